@@ -1,0 +1,61 @@
+# Every target makes the environment it needs first; on a warm checkout that takes no time.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+
+# One kill-and-fault loop: which backend, how many kills, which seed (printed when not given).
+BACKEND ?= hosts
+N ?= 200
+SEED ?=
+
+.PHONY: help install venv venv-gen demo test check bench faults long proto proto-check landed lock format clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+install: venv ## make .venv with everything and `hatoba` in it
+	@echo "ready: $(BIN)/hatoba --help"
+
+venv:
+	@$(PYTHON) tools/build/environment.py .venv dev --project
+
+venv-gen:
+	@$(PYTHON) tools/build/environment.py .venv-gen gen
+
+demo: venv ## train a classifier, kill the server in the middle, look at what came out
+	@$(BIN)/python tools/demo/demo.py
+
+test: venv venv-gen ## everything: stubs, lint, types, all suites, one short round of faults and long
+	@$(BIN)/python tools/build/suite.py test
+
+check: venv ## the quick part: lint, format, types, arrows, unit tests
+	@$(BIN)/python tools/build/suite.py check
+
+bench: venv ## figures with their floors, into build/bench.json
+	@$(BIN)/python tools/bench/bench.py
+
+faults: venv ## kill and fault loops: BACKEND=hosts N=200 SEED=
+	@$(BIN)/python tools/faults/faults.py --backend $(BACKEND) --count $(N) $(if $(SEED),--seed $(SEED))
+
+long: venv ## the tests that take minutes, in full rounds
+	@$(BIN)/pytest -m slow --round full
+
+proto: venv venv-gen ## lint the contract, compare it with the landed one, write stubs and schema
+	@$(BIN)/python tools/build/proto.py generate
+
+proto-check: venv venv-gen
+	@$(BIN)/python tools/build/proto.py check
+
+landed: venv-gen ## make today's contract the one that `buf breaking` compares with
+	@$(PYTHON) tools/build/proto.py landed
+
+lock: venv ## renew locks/*.txt (UPGRADE=1: to the newest that fits)
+	@tools/build/lock.sh
+
+format: venv ## ruff's format and fixes, buf's format
+	@$(BIN)/ruff check --quiet --fix-only . && $(BIN)/ruff format --quiet .
+
+clean: ## remove environments, caches and what was built
+	rm -rf .venv .venv-gen .venv*.lock build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

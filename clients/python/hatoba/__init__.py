@@ -1,0 +1,3 @@
+"""The Python SDK. Importing it needs the standard library only."""
+
+from __future__ import annotations

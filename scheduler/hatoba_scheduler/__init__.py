@@ -1,0 +1,3 @@
+"""The control plane."""
+
+from __future__ import annotations
