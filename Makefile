@@ -42,13 +42,13 @@ long: venv ## the tests that take minutes, in full rounds
 	@$(BIN)/pytest -m slow --round full
 
 proto: venv venv-gen ## lint the contract, compare it with the landed one, write stubs and schema
-	@$(BIN)/python tools/build/proto.py generate
+	@$(BIN)/python tools/build/contract.py generate
 
 proto-check: venv venv-gen
-	@$(BIN)/python tools/build/proto.py check
+	@$(BIN)/python tools/build/contract.py check
 
 landed: venv-gen ## make today's contract the one that `buf breaking` compares with
-	@$(PYTHON) tools/build/proto.py landed
+	@$(PYTHON) tools/build/contract.py landed
 
 lock: venv ## renew locks/*.txt (UPGRADE=1: to the newest that fits)
 	@tools/build/lock.sh
