@@ -1,0 +1,1 @@
+"""Pure: records, transitions, causes, planning. No I/O, no clock, no grpc."""

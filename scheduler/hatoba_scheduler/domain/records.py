@@ -1,0 +1,366 @@
+"""What is remembered: immutable records, one per row.
+
+Times are whole microseconds since 1970 (`Micros`), 0 where they have not happened.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from hatoba_scheduler.domain.ranges import Ranges
+from hatoba_scheduler.domain.states import (
+    STATE_COUNT,
+    AttemptState,
+    CauseCode,
+    Desired,
+    JobState,
+    Origin,
+    Release,
+)
+
+Micros = int
+Counts = tuple[int, ...]
+"""Tasks per state, indexed by the state's number; `STATE_COUNT` long."""
+
+
+def no_counts() -> Counts:
+    """Counts of nothing."""
+    return (0,) * STATE_COUNT
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Why something ended or waits; `message` is one sentence with its figure."""
+
+    code: CauseCode
+    origin: Origin
+    message: str
+    retryable: bool
+    exit_code: int | None = None
+    signal: int | None = None
+    evidence: tuple[tuple[str, str], ...] = ()
+    last_log_lines: tuple[str, ...] = ()
+
+
+class Resources(NamedTuple):
+    """What one task needs or a host has: cores, bytes, whole GPUs, slots."""
+
+    cpus: float = 0.0
+    memory: int = 0
+    gpus: int = 0
+    slots: int = 0
+
+    @property
+    def stated(self) -> bool:
+        """True when a share was asked for; a task that states nothing takes a slot instead."""
+        return bool(self.cpus or self.memory or self.gpus)
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestRef:
+    """A stored file tree: `sha256:` digest, bytes and files in it."""
+
+    digest: str
+    total_bytes: int = 0
+    files: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete saved state of a task, taken by `attempt` at the user's `step`."""
+
+    step: int
+    attempt: int
+    manifest: ManifestRef
+    metrics: tuple[tuple[str, float], ...] = ()
+    create_time: Micros = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Highest use seen of an attempt; GPU use from 0 to 1."""
+
+    cpu_seconds: float = 0.0
+    memory_peak_bytes: int = 0
+    gpu_peak: float = 0.0
+    memory_limit_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a task says it is; `total` 0 when it does not know."""
+
+    done: float
+    total: float
+    message: str
+    time: Micros
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Retries per origin and the back-off between them, in seconds."""
+
+    user: int = 0
+    infrastructure: int = 3
+    preemption: int = 10
+    backoff: float = 1.0
+    max_backoff: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job's row. `unstarted` tasks have no row of their own and share `unstarted_state`."""
+
+    uid: str
+    project: str
+    name: str
+    """NAME-N; empty until the store has numbered it."""
+    queue: str
+    backend: str
+    priority: int
+    size: int
+    max_parallel: int
+    fail_fast: bool
+    resources: Resources
+    retries: RetryPolicy
+    state: JobState
+    desired: Desired
+    version: int
+    settings_version: int
+    """Grows with what UpdateJob changes; the etag is made of it."""
+    unstarted: Ranges
+    unstarted_state: JobState
+    counts: Counts
+    hold: bool
+    blocked_on: tuple[str, ...]
+    """Uids of the jobs it still waits for."""
+    created_by: str
+    create_time: Micros
+    start_time: Micros = 0
+    end_time: Micros = 0
+    cause: Cause | None = None
+    trace_id: str = ""
+    span_id: str = ""
+    """Parent of its attempts' spans, 16 hex digits."""
+    sampled: bool = False
+    rerun_of: str = ""
+    stop_grace: float = 10.0
+    labels: tuple[tuple[str, str], ...] = ()
+    secrets: tuple[str, ...] = ()
+    embedded_only: bool = False
+    """Asks for the caller's interpreter, which only the embedded worker has."""
+    outputs: ManifestRef | None = None
+    restore: Checkpoint | None = None
+    """A checkpoint of another job to begin from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A started task's row."""
+
+    job_uid: str
+    index: int
+    state: JobState
+    version: int
+    attempt: int
+    not_before: Micros = 0
+    user_failures: int = 0
+    infrastructure_failures: int = 0
+    preemptions: int = 0
+    cause: Cause | None = None
+    checkpoint: Checkpoint | None = None
+    outputs: ManifestRef | None = None
+    start_time: Micros = 0
+    end_time: Micros = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One placement's row. `name` is its external name, the same wherever it appears."""
+
+    name: str
+    job_uid: str
+    index: int
+    number: int
+    fence: int
+    backend: str
+    host: str
+    gpus: tuple[str, ...]
+    state: AttemptState
+    version: int
+    release: Release
+    fenced: bool
+    span_id: str
+    create_time: Micros
+    handle: bytes = b""
+    nonce: str = ""
+    intended: AttemptState | None = None
+    """Decided outcome while STOPPING."""
+    unknown_since: Micros = 0
+    claim_time: Micros = 0
+    start_time: Micros = 0
+    end_time: Micros = 0
+    cause: Cause | None = None
+    usage: Usage = Usage()
+    checkpoint: Checkpoint | None = None
+    outputs: ManifestRef | None = None
+    log_sizes: tuple[tuple[str, int], ...] = ()
+    reserved: Resources = Resources()
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of state. `seq` is given by the store; `index` None means the job as a whole."""
+
+    job_uid: str
+    job_seq: int
+    time: Micros
+    index: int | None
+    attempt: int
+    from_state: JobState
+    to_state: JobState
+    job_from: JobState
+    job_to: JobState
+    cause: Cause | None
+    actor: str
+    reason: str
+    project: str = ""
+    job_name: str = ""
+    trace_id: str = ""
+    seq: int = 0
+
+    @property
+    def terminal(self) -> bool:
+        """Nothing more can happen to the task or job it is about."""
+        return self.to_state.terminal and self.from_state is not self.to_state
+
+    @property
+    def job_terminal(self) -> bool:
+        """This is the end of the job."""
+        return self.job_to.terminal and not self.job_from.terminal
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A queue's row; zero limits mean none."""
+
+    project: str
+    name: str
+    version: int
+    created_by: str
+    create_time: Micros
+    weight: float = 1.0
+    max_running: int = 0
+    max_pending: int = 0
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A machine that runs our worker, as remembered between its streams."""
+
+    name: str
+    boot_id: str
+    keeper: str
+    capacity: Resources
+    gpus: tuple[str, ...]
+    labels: tuple[tuple[str, str], ...]
+    secrets: tuple[str, ...]
+    version: str
+    embedded: bool
+    cordoned: bool = False
+    declared_gone: bool = False
+    last_seen: Micros = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A token without its text: only the text's SHA-256 is kept, hex."""
+
+    id: str
+    sha256: str
+    principal: str
+    role: int
+    """Number of `hatoba.v1.Role`."""
+    create_time: Micros
+    expire_time: Micros = 0
+    revoked: bool = False
+    created_by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricPoint:
+    """One logged value; of two with the same (task, key, step) the later attempt's counts."""
+
+    job_uid: str
+    index: int
+    key: str
+    step: int
+    attempt: int
+    value: float
+    time: Micros
+
+
+class TaskWrite(NamedTuple):
+    """A task's row as it shall be, over the version it was decided on (0: it must not exist)."""
+
+    row: Task
+    expected: int
+
+
+class AttemptWrite(NamedTuple):
+    """An attempt's row as it shall be, over the version it was decided on (0: it must not exist)."""
+
+    row: Attempt
+    expected: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is decided about one job: rows as they shall be, and the events that tell of it.
+
+    `expected` is the version of the job's row that it was decided on. Where one guard of it does
+    not hold nothing of it is written: it is Stale.
+    """
+
+    job: Job
+    expected: int
+    tasks: tuple[TaskWrite, ...] = ()
+    attempts: tuple[AttemptWrite, ...] = ()
+    events: tuple[Event, ...] = ()
+
+    def then(self, later: Change) -> Change:
+        """This and a change decided on its outcome, as one.
+
+        Raises ValueError when `later` was not decided on this one's outcome.
+        """
+        if later.expected != self.job.version:
+            raise ValueError(f"decided on version {later.expected}, not on {self.job.version}")
+        return Change(
+            later.job,
+            self.expected,
+            _merge_tasks(self.tasks, later.tasks),
+            _merge_attempts(self.attempts, later.attempts),
+            self.events + later.events,
+        )
+
+
+def _merge_tasks(
+    first: tuple[TaskWrite, ...], later: tuple[TaskWrite, ...]
+) -> tuple[TaskWrite, ...]:
+    merged = {write.row.index: write for write in first}
+    for row, expected in later:
+        known = merged.get(row.index)
+        merged[row.index] = TaskWrite(row, known.expected if known else expected)
+    return tuple(merged.values())
+
+
+def _merge_attempts(
+    first: tuple[AttemptWrite, ...], later: tuple[AttemptWrite, ...]
+) -> tuple[AttemptWrite, ...]:
+    merged = {write.row.name: write for write in first}
+    for row, expected in later:
+        known = merged.get(row.name)
+        merged[row.name] = AttemptWrite(row, known.expected if known else expected)
+    return tuple(merged.values())

@@ -1,0 +1,119 @@
+"""The words for where jobs, tasks and attempts stand.
+
+Numbers equal those of `hatoba.v1`; a unit test holds the two together, since this package may
+not import the stubs.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+
+class JobState(IntEnum):
+    """Where a job or task stands; from SUCCEEDED on nothing follows."""
+
+    QUEUED = 1
+    HELD = 2
+    BLOCKED = 3
+    LAUNCHING = 4
+    WAITING = 5
+    STARTING = 6
+    RUNNING = 7
+    STOPPING = 8
+    SUCCEEDED = 9
+    FAILED = 10
+    CANCELLED = 11
+    TIMED_OUT = 12
+    UPSTREAM_FAILED = 13
+
+    @property
+    def terminal(self) -> bool:
+        """True when nothing can follow."""
+        return self >= JobState.SUCCEEDED
+
+    @property
+    def pending(self) -> bool:
+        """True while no attempt is under way."""
+        return self <= JobState.BLOCKED
+
+
+class AttemptState(IntEnum):
+    """Where one placement stands; from SUCCEEDED on nothing follows."""
+
+    LAUNCHING = 1
+    WAITING = 2
+    STARTING = 3
+    RUNNING = 4
+    STOPPING = 5
+    SUCCEEDED = 6
+    FAILED = 7
+    CANCELLED = 8
+    TIMED_OUT = 9
+    PREEMPTED = 10
+    LOST = 11
+    REFUSED = 12
+
+    @property
+    def terminal(self) -> bool:
+        """True when nothing can follow."""
+        return self >= AttemptState.SUCCEEDED
+
+
+class Desired(IntEnum):
+    """What the owner wants; CANCELLED is never taken back."""
+
+    RUN = 1
+    CANCELLED = 2
+
+
+class Release(IntEnum):
+    """Whether an attempt still holds what was reserved for it."""
+
+    HELD = 1
+    RELEASING = 2
+    RELEASED = 3
+
+
+class Origin(IntEnum):
+    """Whom an ending is laid to; retry budgets are kept per origin."""
+
+    USER = 1
+    INFRASTRUCTURE = 2
+    CAPACITY = 3
+    PREEMPTION = 4
+    POLICY = 5
+    UNKNOWN = 6
+
+
+class CauseCode(IntEnum):
+    """Why something ended or waits: a closed set."""
+
+    EXIT_CODE = 1
+    SIGNAL = 2
+    OUT_OF_MEMORY = 3
+    COMMAND_NOT_FOUND = 4
+    COMMAND_NOT_EXECUTABLE = 5
+    RUN_TIMEOUT = 6
+    ENVIRONMENT_FAILED = 7
+    STAGING_FAILED = 8
+    OUTPUT_FAILED = 9
+    CANCELLED = 10
+    UPSTREAM_FAILED = 11
+    HOST_LOST = 12
+    LOST = 13
+    REFUSED_INVALID = 14
+    REFUSED_DENIED = 15
+    BACKEND_FAILED = 16
+    NO_CAPACITY = 17
+    THROTTLED = 18
+    CONFLICT = 19
+    PREEMPTED = 20
+    SPOT_RECLAIMED = 21
+    SIBLING_FAILED = 22
+    DECLARED_GONE = 23
+    SECRET_MISSING = 24
+    NOT_COMMITTED = 25
+
+
+STATE_COUNT: Final = max(JobState) + 1

@@ -1,0 +1,1 @@
+"""Durable state: one protocol, one folder per database."""

@@ -1,0 +1,263 @@
+"""The Store protocol: what durable state promises, whichever database keeps it.
+
+`tests/conformance` and `hatoba_scheduler.store.conformance` hold every implementation to it.
+Mutating calls return after the commit; what they return is durable. Within one call, and between
+calls that overlap, writes are applied in the order in which the calls were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import NamedTuple, Protocol
+
+from hatoba_scheduler.domain.records import (
+    Attempt,
+    Change,
+    Event,
+    Host,
+    Job,
+    MetricPoint,
+    Micros,
+    Queue,
+    Task,
+    TokenRecord,
+)
+from hatoba_scheduler.domain.states import JobState
+
+
+class RequestKey(NamedTuple):
+    """Scope and hash of an idempotent request; `body_sha256` is of the parsed request."""
+
+    project: str
+    method: str
+    request_id: str
+    body_sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job to be numbered and stored: `base_name` is NAME of NAME-N, `spec` serialised JobSpec.
+
+    `event` is its first event, with `job_name` still empty.
+    """
+
+    job: Job
+    base_name: str
+    spec: bytes
+    event: Event
+    request: RequestKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """Stored now; the job with its name and the position of its first event."""
+
+    job: Job
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The request was carried out before; `resource` is what it made or changed (a uid or name)."""
+
+    resource: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The request id was used before with another body; hashes in hex."""
+
+    stored_sha256: str
+    given_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """Written; positions of its events, in order."""
+
+    seqs: tuple[int, ...]
+
+
+class Stale(Enum):
+    """A guard did not hold: nothing of the change was written. An ordinary outcome."""
+
+    STALE = auto()
+
+
+class JobQuery(NamedTuple):
+    """A parsed list filter; None means any. `terms` are (column, operator, value)."""
+
+    project: str
+    terms: tuple[tuple[str, str, str | int], ...] = ()
+    """Columns: state, queue, base_name, name, created_by, backend, active (0/1), label:KEY;
+    operators `=`, `!=`."""
+
+
+class MetricQuery(NamedTuple):
+    """Which points of a job to read."""
+
+    job_uid: str
+    keys: tuple[str, ...] = ()
+    index: int | None = None
+
+
+class LiveState(NamedTuple):
+    """All that is not over, for recovery: jobs that have not ended or hold resources, with their
+    started tasks and each started task's newest attempt."""
+
+    jobs: list[Job]
+    tasks: list[Task]
+    attempts: list[Attempt]
+
+
+class ServerIdentity(NamedTuple):
+    """Made with the store: identity of the installation and the epoch of this store."""
+
+    cluster_id: str
+    store_epoch: int
+
+
+class Store(Protocol):
+    """Durable state of one installation."""
+
+    @property
+    def identity(self) -> ServerIdentity:
+        """Made when the store was made."""
+        ...
+
+    # -- jobs ---------------------------------------------------------------------------------
+    async def submit(
+        self, items: Sequence[Submission]
+    ) -> list[Submitted | Duplicate | Mismatch]:
+        """Number and store jobs, their first events and request keys, in one transaction.
+
+        Two items of one call with the same request key are one job. An item whose key is known
+        changes nothing. Makes the queue `default` of a project that has none. Raises StorageFull,
+        StorageFailed: then none of them is stored.
+        """
+        ...
+
+    async def apply(self, changes: Sequence[Change]) -> list[Applied | Stale]:
+        """Write decided changes, each all or nothing, in one transaction when none fails.
+
+        Raises StorageFull or StorageFailed when the transaction could not be committed; then no
+        change of the call is written.
+        """
+        ...
+
+    async def job(self, uid: str) -> Job | None:
+        """One job by uid."""
+        ...
+
+    async def job_by_name(self, project: str, name: str) -> Job | None:
+        """One job by NAME-N."""
+        ...
+
+    async def jobs_by_uid(self, uids: Sequence[str]) -> dict[str, Job]:
+        """Those of the jobs that exist."""
+        ...
+
+    async def specs(self, uids: Sequence[str]) -> dict[str, bytes]:
+        """Serialised specs of those jobs that exist."""
+        ...
+
+    async def list_jobs(self, query: JobQuery, after: str, limit: int) -> list[Job]:
+        """Newest first (by uid, which is time-ordered), below the uid `after` (empty: newest)."""
+        ...
+
+    async def count_jobs(self, query: JobQuery) -> dict[JobState, int]:
+        """Jobs per state."""
+        ...
+
+    async def tasks(self, job_uid: str, after_index: int, limit: int) -> list[Task]:
+        """Started tasks by index, above `after_index`."""
+        ...
+
+    async def attempts(
+        self, job_uid: str, index: int | None, after: tuple[int, int], limit: int
+    ) -> list[Attempt]:
+        """Attempts by (index, number), above `after`."""
+        ...
+
+    async def attempt(self, name: str) -> Attempt | None:
+        """One attempt by external name."""
+        ...
+
+    async def live(self) -> LiveState:
+        """All that is not over; for recovery at start."""
+        ...
+
+    async def remember_request(self, key: RequestKey, resource: str) -> Duplicate | Mismatch | None:
+        """Store the key of a mutating call other than submit, or say what it met before."""
+        ...
+
+    async def recall_request(self, key: RequestKey) -> Duplicate | Mismatch | None:
+        """What the key met before, if anything."""
+        ...
+
+    async def forget_requests(self, before: Micros) -> int:
+        """Drop request keys older than this; how many."""
+        ...
+
+    # -- events -------------------------------------------------------------------------------
+    async def events(self, after_seq: int, limit: int, job_uids: Sequence[str] = ()) -> list[Event]:
+        """Events above a position, in order; of these jobs only, when any are named."""
+        ...
+
+    async def event_bounds(self) -> tuple[int, int]:
+        """(oldest kept, newest) positions; (1, 0) when there are none."""
+        ...
+
+    # -- metrics ------------------------------------------------------------------------------
+    async def add_metrics(self, points: Sequence[MetricPoint]) -> None:
+        """Store points; of two with the same (job, index, key, step) that of the later attempt,
+        and within an attempt the later one, stays."""
+        ...
+
+    async def metrics(self, query: MetricQuery) -> list[MetricPoint]:
+        """Points by key, index, step."""
+        ...
+
+    # -- queues, hosts, tokens ------------------------------------------------------------------
+    async def put_queue(self, queue: Queue, expected_version: int) -> Queue | Stale:
+        """Write a queue over this version (0: it must not exist)."""
+        ...
+
+    async def queue(self, project: str, name: str) -> Queue | None:
+        """One queue."""
+        ...
+
+    async def queues(self, project: str | None, after: str, limit: int) -> list[Queue]:
+        """Queues of one project (None: all projects) by name, above `after`."""
+        ...
+
+    async def delete_queue(self, project: str, name: str, expected_version: int) -> bool | Stale:
+        """Remove a queue of this version; False when it has unfinished jobs."""
+        ...
+
+    async def put_host(self, host: Host) -> None:
+        """Write a host's row."""
+        ...
+
+    async def hosts(self) -> list[Host]:
+        """All hosts by name."""
+        ...
+
+    async def put_token(self, token: TokenRecord) -> None:
+        """Write a token's row."""
+        ...
+
+    async def tokens(self) -> list[TokenRecord]:
+        """All tokens by id."""
+        ...
+
+    # -- life -----------------------------------------------------------------------------------
+    def broken(self) -> AsyncIterator[BaseException]:
+        """Yields when the writer can go on no more; the server then stops."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is queued, checkpoint and close."""
+        ...
