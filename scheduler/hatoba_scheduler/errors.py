@@ -141,7 +141,7 @@ class Resource:
 
 
 def shown(value: object) -> str:
-    """A value as an error may show it: on one line, escaped, at most 64 characters and its length."""
+    """A value as an error may show it: one line, escaped, at most 64 characters and its length."""
     raw = value[: SHOWN_CHARACTERS + 1] if isinstance(value, str | bytes) else value
     text = repr(raw)
     if isinstance(value, str | bytes) and len(value) > SHOWN_CHARACTERS:
@@ -293,20 +293,17 @@ def to_status(error: HatobaError, extra: Mapping[str, str] | None = None) -> sta
     Violations that would make the trailers larger than clients accept are counted, not listed.
     """
     status = status_pb2.Status(code=error.grpc_code, message=_clipped(error.message))
-    for detail in _details(error, extra or {}):
-        status.details.append(_packed(detail))
+    status.details.extend(_details(error, extra or {}))
     if error.field_violations:
         room = MAX_DETAIL_BYTES - status.ByteSize()
-        status.details.append(_packed(_bad_request(error.field_violations, room)))
+        status.details.append(_bad_request(error.field_violations, room))
     return status
 
 
-def _details(error: HatobaError, extra: Mapping[str, str]) -> Iterable[Message]:
-    metadata = {key: _clipped(value, 256) for key, value in (error.metadata | dict(extra)).items()}
-    yield error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+def _details(error: HatobaError, extra: Mapping[str, str]) -> Iterable[any_pb2.Any]:
+    yield _info(error, extra)
     if error.resource is not None:
-        name = _clipped(error.resource.name, 256)
-        yield error_details_pb2.ResourceInfo(resource_type=error.resource.type, resource_name=name)
+        yield _resource(error.resource)
     if isinstance(error, FailedPrecondition):
         yield _precondition(error)
     if isinstance(error, ResourceExhausted):
@@ -315,31 +312,44 @@ def _details(error: HatobaError, extra: Mapping[str, str]) -> Iterable[Message]:
         yield _retry(error.retry_after)
 
 
-def _subject(error: HatobaError) -> str:
-    return _clipped(error.resource.name, 256) if error.resource else ""
+def _info(error: HatobaError, extra: Mapping[str, str]) -> any_pb2.Any:
+    metadata = {key: _clipped(value, 256) for key, value in (error.metadata | dict(extra)).items()}
+    return _packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
 
 
-def _precondition(error: HatobaError) -> Message:
+def _resource(resource: Resource) -> any_pb2.Any:
+    return _packed(
+        error_details_pb2.ResourceInfo(
+            resource_type=resource.type, resource_name=_clipped(resource.name, 256)
+        )
+    )
+
+
+def _precondition(error: HatobaError) -> any_pb2.Any:
     failure = error_details_pb2.PreconditionFailure()
     failure.violations.add(
         type=error.reason, subject=_subject(error), description=_clipped(error.message, 256)
     )
-    return failure
+    return _packed(failure)
 
 
-def _quota(error: HatobaError) -> Message:
+def _quota(error: HatobaError) -> any_pb2.Any:
     failure = error_details_pb2.QuotaFailure()
     failure.violations.add(subject=_subject(error), description=_clipped(error.message, 256))
-    return failure
+    return _packed(failure)
 
 
-def _retry(seconds: float) -> Message:
+def _subject(error: HatobaError) -> str:
+    return _clipped(error.resource.name, 256) if error.resource else ""
+
+
+def _retry(seconds: float) -> any_pb2.Any:
     info = error_details_pb2.RetryInfo()
     info.retry_delay.FromNanoseconds(int(seconds * 1e9))
-    return info
+    return _packed(info)
 
 
-def _bad_request(violations: Sequence[FieldViolation], room: int) -> Message:
+def _bad_request(violations: Sequence[FieldViolation], room: int) -> any_pb2.Any:
     request = error_details_pb2.BadRequest()
     for position, violation in enumerate(violations):
         request.field_violations.append(_violation(violation))
@@ -347,7 +357,7 @@ def _bad_request(violations: Sequence[FieldViolation], room: int) -> Message:
             del request.field_violations[-1]
             request.field_violations.add(description=f"and {len(violations) - position} more")
             break
-    return request
+    return _packed(request)
 
 
 def _violation(violation: FieldViolation) -> error_details_pb2.BadRequest.FieldViolation:
