@@ -1,0 +1,183 @@
+"""The backend contract: what a plug-in registers, what it is given, what it must do.
+
+Everything that does I/O is awaited by the core itself, with a deadline, from one event loop. Any
+method may be called again after a time-out or a restart of the core, with the same arguments.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from hatoba.v1 import job_pb2, worker_pb2
+from hatoba_plugins.values import (
+    BackendOptions,
+    Capabilities,
+    FindOutcome,
+    Health,
+    LaunchGroup,
+    LaunchOutcome,
+    LogChunk,
+    Observation,
+    Owned,
+    Problem,
+    Ref,
+    ReleaseOutcome,
+    StopResult,
+    WatchItem,
+)
+
+API_VERSION = 1
+"""Version of this contract; a backend of another one is not loaded."""
+
+
+class Clock(Protocol):
+    """The core's time, so that tests can own it."""
+
+    def time(self) -> float:
+        """Seconds since 1970."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after so many seconds of this clock."""
+        ...
+
+
+class WorkerHub(Protocol):
+    """The scheduler's side of all host workers' streams."""
+
+    def send_launch(self, host: str, launch: worker_pb2.LaunchAttempt) -> bool:
+        """Queue a launch on a host's stream; False when that host is not ready for dispatch."""
+        ...
+
+    def send_stop(self, host: str, name: str, fence: int, grace: float) -> bool:
+        """Queue a stop on a host's stream; False when that host is not connected."""
+        ...
+
+    def holds(self, host: str, name: str) -> bool | None:
+        """Whether a host has the attempt; None while that cannot be known."""
+        ...
+
+    def reachable(self, host: str) -> bool:
+        """Whether its stream is open and its inventory complete."""
+        ...
+
+    def watch(self) -> AsyncIterator[WatchItem]:
+        """Snapshots of all hosts as they change, gaps when a host comes back, ends of attempts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BackendContext:
+    """What the core gives an opened backend."""
+
+    clock: Clock
+    rng: random.Random
+    cluster_id: str
+    store_epoch: int
+    advertise: str
+    """`host:port` under which workers and runners reach the scheduler."""
+    budget: Callable[[str], Awaitable[None]]
+    """Await it with an operation's name before each native call."""
+    secret: Callable[[str], Awaitable[str]]
+    """The backend's own credentials, by name. Raises KeyError."""
+    workers: WorkerHub
+
+
+class JobBackend(Protocol):
+    """Runs jobs to their end. Handles stay valid over restarts of core and backend."""
+
+    async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
+        """Create, or adopt what a former call created, one answer per member; returns at once.
+
+        Idempotent by `name`: a second launch of a name, also after its end, creates nothing.
+        Raising a `BackendError` refuses the whole group; anything else raised is Ambiguous.
+        """
+        ...
+
+    async def observe(self, refs: Sequence[Ref]) -> list[Observation]:
+        """How they are now. Those that cannot be reached come with `reachable` False."""
+        ...
+
+    def watch(self) -> AsyncIterator[WatchItem]:
+        """What changes, from now on: first a snapshot and all live attempts, then Synced.
+
+        After a Gap the core observes everything. It may end; the core then watches anew.
+        """
+        ...
+
+    async def stop(self, refs: Sequence[Ref], grace: float) -> list[StopResult]:
+        """Have them end: politely, after `grace` seconds by force. Idempotent; returns at once.
+
+        A name that was never launched leaves a mark that refuses its late launch.
+        """
+        ...
+
+    async def release(self, refs: Sequence[Ref]) -> list[ReleaseOutcome]:
+        """Let go of what ended. Released only when nothing of it is left."""
+        ...
+
+
+class Backend(Protocol):
+    """One opened instance; a role it lacks is None."""
+
+    @property
+    def jobs(self) -> JobBackend | None:
+        """Its job role."""
+        ...
+
+    def capabilities(self) -> Capabilities:
+        """What this instance can, as values."""
+        ...
+
+    async def health(self) -> Health:
+        """How it is now."""
+        ...
+
+    async def validate(self, spec: job_pb2.JobSpec) -> list[Problem]:
+        """What of this specification can never run here; called at submit, must be quick."""
+        ...
+
+    async def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
+        """Look up by deterministic name, live, never from a cache older than our own last write."""
+        ...
+
+    def list_owned(self, cluster_id: str) -> AsyncIterator[Owned]:
+        """All external objects with our labels, ended ones too."""
+        ...
+
+    def logs(self, ref: Ref, stream: str, offset: int, follow: bool) -> AsyncIterator[LogChunk]:
+        """Logs that the backend itself keeps. Raises Unsupported without that capability."""
+        ...
+
+
+class BackendType(Protocol):
+    """What a plug-in registers."""
+
+    @property
+    def name(self) -> str:
+        """Type name, as in `[backends.X] type`."""
+        ...
+
+    @property
+    def api(self) -> int:
+        """The API_VERSION it was written for."""
+        ...
+
+    @property
+    def options(self) -> type[BackendOptions]:
+        """Its options; checked without opening."""
+        ...
+
+    def open(
+        self, instance: str, options: BackendOptions, ctx: BackendContext
+    ) -> AbstractAsyncContextManager[Backend]:
+        """Open one instance; what it started ends with the context."""
+        ...

@@ -1,0 +1,343 @@
+"""What travels over the seam between core and backend: immutable values.
+
+Times are seconds since 1970 on the core's clock; grace and waits are seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import NamedTuple
+
+from hatoba.v1 import job_pb2
+from hatoba_plugins.errors import BackendError
+
+
+class Phase(IntEnum):
+    """How far an attempt is, as its backend sees it; only ever grows."""
+
+    WAITING = 1
+    """Accepted, no room yet."""
+    STARTING = 2
+    RUNNING = 3
+    ENDED = 4
+    """It ended, and `exit` says how."""
+    GONE = 5
+    """It is proven not to exist, and nobody knows how it ended."""
+
+
+class ExitKind(Enum):
+    """How a command ended."""
+
+    EXITED = "exited"
+    SIGNALED = "signaled"
+    OUT_OF_MEMORY = "out_of_memory"
+    RUN_TIMEOUT = "run_timeout"
+    STOPPED = "stopped"
+    PREEMPTED = "preempted"
+    LOST = "lost"
+    FAILED = "failed"
+    """The backend could not run it; `message` says why."""
+
+
+class Exit(NamedTuple):
+    """An ending: `code` with EXITED, `signal` with SIGNALED."""
+
+    kind: ExitKind
+    code: int = 0
+    signal: int = 0
+    message: str = ""
+
+
+class Share(NamedTuple):
+    """An amount of what tasks use: cores, bytes, whole GPUs, slots."""
+
+    cpus: float = 0.0
+    memory: int = 0
+    gpus: int = 0
+    slots: int = 0
+
+
+class Handle(NamedTuple):
+    """What a backend needs to find an attempt again: kept by the core, opaque to it.
+
+    `version` lets a newer plug-in read what an older one wrote.
+    """
+
+    version: int
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the planner put it: a pool's name (empty: the backend chooses) and exclusive GPU ids."""
+
+    pool: str = ""
+    gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRequest:
+    """One attempt to launch; the same values each time it is asked for.
+
+    `name` is unique for ever and at most 63 characters of `[a-z0-9-]`. `spec.command` has its
+    parameters filled in. `labels` must be put on the external object where there is one.
+    """
+
+    name: str
+    fence: int
+    job: str
+    job_uid: str
+    index: int
+    number: int
+    task_count: int
+    spec: job_pb2.JobSpec
+    placement: Placement
+    traceparent: str
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+class GroupKind(Enum):
+    """What the members of a launch are to each other."""
+
+    SINGLE = "single"
+    GANG = "gang"
+    ARRAY = "array"
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchGroup:
+    """Attempts to launch in one call. SINGLE members have nothing to do with each other."""
+
+    kind: GroupKind
+    members: tuple[LaunchRequest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """It exists; `phase` when the backend already knows."""
+
+    name: str
+    handle: Handle
+    phase: Phase | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Nothing happened for this member, because of `error`."""
+
+    name: str
+    error: BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class Ambiguous:
+    """Perhaps it exists: the core asks `find` until it knows."""
+
+    name: str
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An attempt the core speaks of: by handle when it has one, else by name."""
+
+    name: str
+    fence: int
+    handle: Handle | None
+    pool: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """It exists, or existed and ended."""
+
+    name: str
+    handle: Handle
+    phase: Phase | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """It does not exist, and no call under way can still make it exist."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unsure:
+    """Not known yet; ask again after so many seconds."""
+
+    name: str
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the backend sees of one attempt. `exists`: something of it still holds resources."""
+
+    name: str
+    phase: Phase
+    exists: bool
+    exit: Exit | None = None
+    host: str = ""
+    reachable: bool = True
+    """False: it cannot be reached now; says nothing about how it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A place with room of its own: a host, a node group, a compute environment."""
+
+    name: str
+    total: Share
+    gpu_ids: tuple[str, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    accepting: bool = True
+    """False: cordoned or not connected; what runs there counts on."""
+    embedded: bool = False
+    secrets: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class CapacitySnapshot:
+    """All pools as of now, before what the core itself has placed is subtracted.
+
+    `elastic`: the backend takes more than it has room for and lets it wait.
+    """
+
+    pools: tuple[Pool, ...]
+    elastic: bool
+    as_of: float
+
+
+@dataclass(frozen=True, slots=True)
+class Synced:
+    """The watch has told everything that was so when it began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Something may have been missed (of one pool, or of all): the core observes anew."""
+
+    pool: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StopResult:
+    """A stop was taken note of; `known` False: nothing of that name was there, and none will come."""
+
+    name: str
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """Nothing of it holds resources any more."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """Something still does; ask again after so many seconds."""
+
+    name: str
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """An external object that carries our labels."""
+
+    name: str
+    cluster_id: str
+    job_uid: str
+    index: int
+    number: int
+    handle: Handle
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LogChunk:
+    """A piece of a log that the backend itself keeps."""
+
+    attempt: str
+    stream: str
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How often an operation may be called."""
+
+    per_second: float
+    burst: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What this instance can. Asking for what it lacks is refused at submit, with its name."""
+
+    runner: str = "none"
+    """Where our runner stands: `host`, `pod`, `image` or `none` (not fenced)."""
+    gpus: bool = False
+    images: bool = False
+    requirements: bool = False
+    caller_interpreter: bool = False
+    secrets: bool = False
+    memory_limit: bool = False
+    inputs: bool = False
+    native_arrays: bool = False
+    gangs: bool = False
+    logs: bool = False
+    find_settles_after: float = 0.0
+    """Seconds after which a launch that cannot be found certainly did not happen."""
+    limits: tuple[tuple[str, Rate], ...] = ()
+
+
+class HealthStatus(Enum):
+    """How a backend is."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    UNHEALTHY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """How a backend is, and why, in words."""
+
+    status: HealthStatus
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something in a specification that this backend cannot do: field path, value, remedy."""
+
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackendOptions:
+    """Base of every backend's options. Subclasses are frozen dataclasses with defaults."""
+
+    @classmethod
+    def check(cls, options: dict[str, object]) -> list[Problem]:
+        """Problems of these options as read from a file; none when they are good."""
+        known = cls.__dataclass_fields__
+        return [
+            Problem(name, f"unknown option {name!r}; known are {', '.join(sorted(known)) or 'none'}")
+            for name in options
+            if name not in known
+        ]
+
+
+WatchItem = Observation | CapacitySnapshot | Synced | Gap
+LaunchOutcome = Launched | Refused | Ambiguous
+FindOutcome = Found | Absent | Unsure
+ReleaseOutcome = Released | NotYet
