@@ -4,6 +4,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Processes are started by the hundred here; each would compile its imports again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # One kill-and-fault loop: which backend, how many kills, which seed (printed when not given).
 BACKEND ?= hosts
 N ?= 200

@@ -1,8 +1,8 @@
 """The contract's pipeline: `contract.py generate | check | landed`.
 
-`generate` lints, compares with the landed contract, and writes stubs and the job file's schema where they
-are imported from. `check` does the same into a scratch directory and fails where the committed files
-differ. `landed` records today's contract as the one to stay compatible with.
+`generate` lints, compares with the landed contract, and writes stubs and the job file's schema
+where they are imported from. `check` does the same into a scratch directory and fails where the
+committed files differ. `landed` records today's contract as the one to stay compatible with.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 BUF = ROOT / ".venv-gen" / "bin" / "buf"
 LANDED = ROOT / "proto" / "landed.binpb"
 CLIENT = ROOT / "clients" / "python"
-# Generated directories in the client, and what stands in them by hand.
+# Where generated files stand in the client.
 STUBS = Path("hatoba/v1")
 VENDORED = Path("hatoba/_vendor/buf")
 SCHEMA = Path("hatoba/schema/job.json")
-BY_HAND = {"__init__.py", "py.typed"}
 TOP_LEVEL_BUF = re.compile(r"^(from |import )buf\.", re.MULTILINE)
 
 
@@ -59,9 +58,9 @@ def check() -> int:
     lint()
     with tempfile.TemporaryDirectory() as scratch:
         tree = build(Path(scratch))
-    wrong = sorted(committed() ^ set(tree))
-    wrong += [path for path in sorted(set(tree) & committed()) if (CLIENT / path).read_text() != tree[path]]
-    for path in wrong:
+    there = {path: (CLIENT / path).read_text() for path in committed()}
+    wrong = [path for path in there.keys() | tree.keys() if there.get(path) != tree.get(path)]
+    for path in sorted(wrong):
         print(f"differs from the contract: {(CLIENT / path).relative_to(ROOT)}", file=sys.stderr)
     if wrong:
         print("run `make proto` and commit what it wrote", file=sys.stderr)
@@ -97,7 +96,7 @@ def build(scratch: Path) -> dict[Path, str]:
 
 
 def stubs(made: Path) -> Iterator[tuple[Path, str]]:
-    """The generated modules, moved under `hatoba` so that the wheel has no top-level `buf` package."""
+    """The generated modules, all under `hatoba`: the wheel has no top-level `buf` package."""
     for path in sorted(made.rglob("*_pb2*")):
         if path.name.endswith("_pb2_grpc.pyi") and not path.with_suffix(".py").exists():
             continue
@@ -107,10 +106,11 @@ def stubs(made: Path) -> Iterator[tuple[Path, str]]:
 
 
 def job_file_schema(scratch: Path) -> str | None:
-    """The schema of YAML job files; None, with the reason said, where its generator cannot be built."""
-    if subprocess.run([ROOT / "tools/build/go_tool.sh", "protoc-gen-jsonschema"], cwd=ROOT).returncode:
-        print("the job file's schema stays as it is: its generator could not be built", file=sys.stderr)
-        current = CLIENT / SCHEMA
+    """The schema of YAML job files; the present one where its generator cannot be built."""
+    current = CLIENT / SCHEMA
+    tool = [ROOT / "tools/build/go_tool.sh", "protoc-gen-jsonschema"]
+    if subprocess.run(tool, cwd=ROOT, check=False).returncode:
+        print("the job file's schema stays as it is: no generator", file=sys.stderr)
         return current.read_text() if current.exists() else None
     buf("generate", "--template", "tools/build/buf.gen.jsonschema.yaml", "-o", str(scratch))
     bundle = scratch / "build" / "schema" / "hatoba.v1.JobSpec.schema.bundle.json"
@@ -120,12 +120,12 @@ def job_file_schema(scratch: Path) -> str | None:
 def committed() -> set[Path]:
     """Generated files that are there now, relative to the client."""
     found = [path for top in (STUBS, VENDORED) for path in (CLIENT / top).rglob("*_pb2*")]
-    kept = {p.relative_to(CLIENT) for p in found if p.suffix in {".py", ".pyi"} and p.name not in BY_HAND}
+    kept = {path.relative_to(CLIENT) for path in found if path.suffix in {".py", ".pyi"}}
     return kept | ({SCHEMA} if (CLIENT / SCHEMA).exists() else set())
 
 
 def write_changed(path: Path, text: str) -> None:
-    """Write `path` unless it says the same already: an untouched file keeps its type-checker cache."""
+    """Write `path` unless it says so already: an untouched file keeps its type-checker cache."""
     if path.exists() and path.read_text() == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
 """Make a virtual environment from a lock, once per content: `environment.py DIR LOCK [--project]`.
 
-Standard library only, run by whatever Python the machine has. pip installs uv with its hashes checked,
-uv installs the lock with its hashes checked, and the project itself comes last, editable and without
-dependencies. A stamp in the environment makes the next call return at once.
+Standard library only, run by whatever Python the machine has. pip installs uv, uv installs the
+lock, both with hashes checked, and the project itself comes last, editable and without dependencies.
+A stamp in the environment makes the next call return at once.
 """
 
 from __future__ import annotations
@@ -38,9 +38,12 @@ def main() -> int:
     parser.add_argument("lock", help="the name of a file in locks/, without .txt")
     parser.add_argument("--project", action="store_true", help="install the project, editable, too")
     args = parser.parse_args()
-    if sys.version_info < (3, 11):
-        found = sys.version.split()[0]
-        print(f"Hatoba needs Python 3.11 or newer; {sys.executable} is {found}. Set PYTHON=...", file=sys.stderr)
+    if sys.version_info < (3, 11):  # noqa: UP036 - this is where an older one is told
+        found = f"{sys.executable} is {sys.version.split()[0]}"
+        print(
+            f"Hatoba needs Python 3.11 or newer; {found}. Name one: make PYTHON=...",
+            file=sys.stderr,
+        )
         return 2
     directory = (ROOT / args.directory).absolute()
     lock = ROOT / "locks" / f"{args.lock}.txt"
@@ -48,7 +51,7 @@ def main() -> int:
         try:
             ensure(directory, lock, project=args.project)
         except subprocess.CalledProcessError as failed:
-            print(f"{directory.name}: {failed.cmd[0]} ended with {failed.returncode}", file=sys.stderr)
+            print(f"{directory.name}: {' '.join(failed.cmd)}: {failed.returncode}", file=sys.stderr)
             return failed.returncode
     return 0
 
@@ -69,7 +72,7 @@ def ensure(directory: Path, lock: Path, *, project: bool) -> None:
 
 
 def fingerprint(directory: Path, lock: Path, *, project: bool) -> str:
-    """What the environment depends on, hashed; its place counts, since scripts name their interpreter."""
+    """What the environment depends on, hashed; its place too, since scripts name their interpreter."""
     digest = hashlib.sha256(f"{directory} {sys.version} {sys.base_prefix}".encode())
     for path in [Path(__file__), BOOTSTRAP, lock, *([ROOT / "pyproject.toml"] if project else [])]:
         digest.update(path.read_bytes())
@@ -95,7 +98,8 @@ def install(directory: Path, lock: Path, *, project: bool) -> None:
     pip = [python, "-m", "pip", "--disable-pip-version-check"]
     run([*pip, "install", "--quiet", "--require-hashes", "-r", str(BOOTSTRAP)], os.environ)
     env = os.environ | pip_settings(pip) | {"UV_PYTHON_DOWNLOADS": "never"}
-    run([uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", str(lock)], env)
+    sync = ["--compile-bytecode", "--require-hashes", str(lock)]
+    run([uv, "pip", "sync", "--quiet", "--python", python, *sync], env)
     if project:
         editable = ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
         run([uv, "pip", "install", "--quiet", "--python", python, *editable], env)
@@ -120,7 +124,7 @@ def run(command: list[str], env: os._Environ[str] | dict[str, str]) -> None:
 
 @contextmanager
 def only_one(directory: Path) -> Iterator[None]:
-    """Hold the lock file beside `directory`, so that two `make` calls do not write the same environment."""
+    """Hold the lock file beside `directory`: two `make` calls must not write it at once."""
     with open(directory.with_name(f"{directory.name}.lock"), "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         yield

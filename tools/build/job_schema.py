@@ -6,10 +6,11 @@ Job files use proto field names only, enum values without their prefix, and numb
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]{1,9})?s$", "examples": ["90s", "0.5s"]}
+# camelCase aliases stand in patternProperties
+PROTO_JSON_ONLY = {"$schema", "patternProperties"}
 
 
 def simplify(bundle: str) -> str:
@@ -45,7 +46,7 @@ def tidy(node: Any) -> Any:
         # The first alternative is the natural form; the others are proto JSON's spellings of it.
         rest = {key: value for key, value in node.items() if key != "anyOf"}
         return tidy(node["anyOf"][0] | rest)
-    kept = {key: tidy(value) for key, value in node.items() if key not in {"patternProperties", "$schema"}}
+    kept = {key: tidy(value) for key, value in node.items() if key not in PROTO_JSON_ONLY}
     if "$ref" in kept:
         kept["$ref"] = "#/$defs/" + short(kept["$ref"].removeprefix("#/$defs/"))
     if "enum" in kept:
@@ -55,7 +56,6 @@ def tidy(node: Any) -> Any:
 
 
 def without_prefix(values: list[str]) -> list[str]:
-    """Enum values as people write them: FOO_BAR of an enum FOO is BAR, and FOO_UNSPECIFIED is left out."""
-    prefix = os.path.commonprefix(values)
-    prefix = prefix[: prefix.rfind("_") + 1]
-    return [value.removeprefix(prefix) for value in values if not value.endswith("_UNSPECIFIED")]
+    """Enum values as people write them: BAR for FOO_BAR, and FOO_UNSPECIFIED is left out."""
+    prefix = values[0].removesuffix("UNSPECIFIED")
+    return [value.removeprefix(prefix) for value in values[1:]]

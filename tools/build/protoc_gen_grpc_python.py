@@ -1,6 +1,6 @@
-"""A protoc plugin around the `--grpc_python_out` that grpcio-tools has built in, so that buf can call it.
+"""A protoc plugin around grpcio-tools' built-in `--grpc_python_out`, so that buf can call it.
 
-Reads a CodeGeneratorRequest from stdin and writes a CodeGeneratorResponse to stdout. Runs in `.venv-gen`.
+Reads a CodeGeneratorRequest from stdin, writes a CodeGeneratorResponse to stdout. Runs in `.venv-gen`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,39 @@
+"""What every suite shares: short and full rounds, what needs root, a loop that never blocks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+OURS = ["hatoba", "hatoba_plugins", "hatoba_scheduler", "hatoba_worker"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--round full` is what `make long` asks for; everything else makes do with a short one."""
+    rounds = ["short", "full"]
+    parser.addoption("--round", choices=rounds, default="short", help="how long slow tests go on")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need root say so where there is none, instead of failing."""
+    if os.geteuid() == 0:
+        return
+    for item in items:
+        if "root" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+@pytest.fixture(scope="session")
+def full_round(request: pytest.FixtureRequest) -> bool:
+    """True when a slow test may take its minutes; False asks it for one short round."""
+    return bool(request.config.getoption("--round") == "full")
+
+
+@pytest.fixture(autouse=True)
+def no_blocking_call_on_the_loop() -> Iterator[BlockBuster]:
+    """A blocking call of ours under a running event loop raises BlockingError."""
+    with blockbuster_ctx(OURS) as blockbuster:
+        yield blockbuster

@@ -1,0 +1,100 @@
+"""Run a list of checks to the end: `suite.py check | test`.
+
+A failing step does not hide the others. At the end stands what each took and, last, the closing
+line of the test runner.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = ROOT / ".venv" / "bin"
+CLOSING = ROOT / "build" / "closing-line"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One program to run; `runner` marks the one whose closing line is the suite's."""
+
+    name: str
+    command: list[str]
+    runner: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a step: its exit status, how long it took in seconds, and its last line."""
+
+    step: Step
+    status: int
+    seconds: float
+    last_line: str
+
+
+def program(name: str, *arguments: str) -> list[str]:
+    """A program of the environment with its arguments."""
+    return [str(BIN / name), *arguments]
+
+
+STATIC = [
+    Step("lint", program("ruff", "check", ".")),
+    Step("format", program("ruff", "format", "--check", ".")),
+    Step("types", program("mypy")),
+    Step("arrows", program("lint-imports")),
+]
+SUITES = {
+    "check": [*STATIC, Step("unit tests", program("pytest", "-q", "tests/unit"), runner=True)],
+    "test": [
+        Step("contract", program("python", "tools/build/contract.py", "check")),
+        *STATIC,
+        Step("faults", program("python", "tools/faults/faults.py", "--count", "40")),
+        Step("tests", program("pytest"), runner=True),
+    ],
+}
+
+
+def main() -> int:
+    """Run one suite; the exit status is that of its first failing step."""
+    if len(sys.argv) != 2 or sys.argv[1] not in SUITES:
+        print(f"usage: suite.py {'|'.join(SUITES)}", file=sys.stderr)
+        return 2
+    results = [run(step) for step in SUITES[sys.argv[1]]]
+    report(results)
+    return next((result.status for result in results if result.status), 0)
+
+
+def run(step: Step) -> Result:
+    """Run one step with its output passed on as it comes."""
+    print(f"== {step.name}: {' '.join(step.command[1:])}", flush=True)
+    began = time.monotonic()
+    last_line = ""
+    with subprocess.Popen(
+        step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout or ():
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            last_line = line.strip() or last_line
+    return Result(step, process.returncode, time.monotonic() - began, last_line)
+
+
+def report(results: list[Result]) -> None:
+    """Say how each step ended, and the runner's closing line last."""
+    print("== steps")
+    for result in results:
+        outcome = "ok" if result.status == 0 else f"FAILED ({result.status})"
+        print(f"{result.step.name:12} {result.seconds:7.1f} s  {outcome}")
+    for result in results:
+        if result.step.runner:
+            CLOSING.parent.mkdir(exist_ok=True)
+            CLOSING.write_text(result.last_line + "\n")
+            print(result.last_line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
