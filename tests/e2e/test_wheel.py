@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import zipfile
@@ -35,8 +34,8 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's wheel, built from this checkout without fetching anything."""
     out = tmp_path_factory.mktemp("wheel")
-    run(BIN / "uv", "build", "--wheel", "--offline", "--no-build-isolation", "--out-dir", out,
-        "--python", sys.executable, ROOT)  # fmt: skip
+    build = [BIN / "uv", "build", "--wheel", "--offline", "--no-build-isolation"]
+    run(*build, "--python", sys.executable, "--out-dir", out, ROOT)
     (built,) = out.glob("hatoba-*.whl")
     return built
 
@@ -56,18 +55,10 @@ def base_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("base") / "venv"
     uv, python = BIN / "uv", home / "bin" / "python"
     run(uv, "venv", "--python", sys.executable, home)
-    # `make install` filled uv's cache with these very versions, so this fetches only where it was emptied.
-    run(
-        uv,
-        "pip",
-        "install",
-        "--python",
-        python,
-        "--require-hashes",
-        "-r",
-        ROOT / "locks" / "base.txt",
-    )
-    run(uv, "pip", "install", "--python", python, "--no-deps", wheel)
+    install = [uv, "pip", "install", "--python", python]
+    # The same versions as in the dev lock, so uv's cache has them.
+    run(*install, "--require-hashes", "-r", ROOT / "locks" / "base.txt")
+    run(*install, "--no-deps", wheel)
     return python
 
 
@@ -80,7 +71,8 @@ def test_it_holds_our_packages_and_no_other(unpacked: Path) -> None:
 
 
 def test_inside_a_job_the_standard_library_is_enough(unpacked: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(unpacked)!r}); import hatoba; print(hatoba.current_job())"
+    path = f"import sys; sys.path.insert(0, {str(unpacked)!r})"
+    code = f"{path}; import hatoba; print(hatoba.current_job())"
     assert run(sys.executable, "-I", "-S", "-c", code) != ""
 
 
@@ -89,10 +81,9 @@ def test_every_stub_imports_with_the_base_dependencies(base_python: Path, unpack
     names = [".".join(path.relative_to(unpacked).with_suffix("").parts) for path in stubs]
     assert len(names) > 10
     imports = "\n".join(f"import {name}" for name in names)
-    top = "import sys; print('buf' in sys.modules, hasattr(sys, 'real_prefix'))"
-    assert run(base_python, "-I", "-W", "error", "-c", f"{imports}\n{top}").split()[0] == "False"
+    code = f"{imports}\nimport sys; print('buf' in sys.modules)"
+    assert run(base_python, "-I", "-W", "error", "-c", code).strip() == "False"
 
 
 def test_the_command_starts_with_the_base_dependencies(base_python: Path) -> None:
     assert "Usage" in run(base_python.parent / "hatoba", "--help")
-    assert shutil.which("hatoba", path=str(base_python.parent)) is not None

@@ -108,7 +108,7 @@ def stubs(made: Path) -> Iterator[tuple[Path, str]]:
 def job_file_schema(scratch: Path) -> str | None:
     """The schema of YAML job files; the present one where its generator cannot be built."""
     current = CLIENT / SCHEMA
-    tool = [ROOT / "tools/build/go_tool.sh", "protoc-gen-jsonschema"]
+    tool = [str(ROOT / "tools/build/go_tool.sh"), "protoc-gen-jsonschema"]
     if subprocess.run(tool, cwd=ROOT, check=False).returncode:
         print("the job file's schema stays as it is: no generator", file=sys.stderr)
         return current.read_text() if current.exists() else None

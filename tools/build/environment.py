@@ -1,7 +1,7 @@
 """Make a virtual environment from a lock, once per content: `environment.py DIR LOCK [--project]`.
 
 Standard library only, run by whatever Python the machine has. pip installs uv, uv installs the
-lock, both with hashes checked, and the project itself comes last, editable and without dependencies.
+lock, both with hashes checked; the project itself comes last, editable, without dependencies.
 A stamp in the environment makes the next call return at once.
 """
 
@@ -72,7 +72,7 @@ def ensure(directory: Path, lock: Path, *, project: bool) -> None:
 
 
 def fingerprint(directory: Path, lock: Path, *, project: bool) -> str:
-    """What the environment depends on, hashed; its place too, since scripts name their interpreter."""
+    """All that the environment depends on, hashed; its place too, since scripts name it."""
     digest = hashlib.sha256(f"{directory} {sys.version} {sys.base_prefix}".encode())
     for path in [Path(__file__), BOOTSTRAP, lock, *([ROOT / "pyproject.toml"] if project else [])]:
         digest.update(path.read_bytes())

@@ -1,6 +1,7 @@
 """A protoc plugin around grpcio-tools' built-in `--grpc_python_out`, so that buf can call it.
 
-Reads a CodeGeneratorRequest from stdin, writes a CodeGeneratorResponse to stdout. Runs in `.venv-gen`.
+Reads a CodeGeneratorRequest from stdin, writes a CodeGeneratorResponse to stdout, and runs in
+`.venv-gen`.
 """
 
 from __future__ import annotations

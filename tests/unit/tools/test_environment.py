@@ -16,9 +16,7 @@ def pip_that_lists(tmp_path: Path, listing: str) -> list[str]:
     return [sys.executable, str(script)]
 
 
-def test_an_index_given_to_pip_is_given_to_uv(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_pip_was_told_uv_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in environment.PIP_TO_UV.values():
         monkeypatch.delenv(name, raising=False)
     listing = "global.index-url='mirror'\n:env:.find-links='\\n/a\\n/b'\nglobal.timeout='9'"

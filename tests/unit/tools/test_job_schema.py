@@ -46,9 +46,7 @@ def simplified() -> dict[str, Any]:
     [{"max_size": 3}, {"mode": "COPY"}, {"timeout": "1.5s"}],
     ids=["number", "enum", "duration"],
 )
-def test_a_job_file_as_people_write_it_is_valid(
-    simplified: dict[str, Any], job: dict[str, Any]
-) -> None:
+def test_what_people_write_is_valid(simplified: dict[str, Any], job: dict[str, Any]) -> None:
     assert list(jsonschema.Draft202012Validator(simplified).iter_errors(job)) == []
 
 
