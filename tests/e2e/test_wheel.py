@@ -34,7 +34,7 @@ def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's wheel, built from this checkout without fetching anything."""
     out = tmp_path_factory.mktemp("wheel")
-    build = [BIN / "uv", "build", "--wheel", "--offline", "--no-build-isolation"]
+    build: list[str | Path] = [BIN / "uv", "build", "--wheel", "--offline", "--no-build-isolation"]
     run(*build, "--python", sys.executable, "--out-dir", out, ROOT)
     (built,) = out.glob("hatoba-*.whl")
     return built
@@ -55,7 +55,7 @@ def base_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("base") / "venv"
     uv, python = BIN / "uv", home / "bin" / "python"
     run(uv, "venv", "--python", sys.executable, home)
-    install = [uv, "pip", "install", "--python", python]
+    install: list[str | Path] = [uv, "pip", "install", "--python", python]
     # The same versions as in the dev lock, so uv's cache has them.
     run(*install, "--require-hashes", "-r", ROOT / "locks" / "base.txt")
     run(*install, "--no-deps", wheel)

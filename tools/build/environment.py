@@ -2,7 +2,7 @@
 
 Standard library only, run by whatever Python the machine has. pip installs uv, uv installs the
 lock, both with hashes checked; the project itself comes last, editable, without dependencies.
-A stamp in the environment makes the next call return at once.
+Stamps in the environment make the next call return at once.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import argparse
 import ast
 import fcntl
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,69 +42,112 @@ def main() -> int:
     args = parser.parse_args()
     if sys.version_info < (3, 11):  # noqa: UP036 - this is where an older one is told
         found = f"{sys.executable} is {sys.version.split()[0]}"
-        print(
-            f"Hatoba needs Python 3.11 or newer; {found}. Name one: make PYTHON=...",
-            file=sys.stderr,
-        )
+        print(f"Hatoba needs Python 3.11 or newer; {found}. PYTHON=... names one.", file=sys.stderr)
         return 2
-    directory = (ROOT / args.directory).absolute()
-    lock = ROOT / "locks" / f"{args.lock}.txt"
-    with only_one(directory):
+    environment = Environment((ROOT / args.directory).absolute(), args.lock)
+    with only_one(environment.directory):
         try:
-            ensure(directory, lock, project=args.project)
+            ensure(environment, environment.stages(project=args.project))
         except subprocess.CalledProcessError as failed:
-            print(f"{directory.name}: {' '.join(failed.cmd)}: {failed.returncode}", file=sys.stderr)
+            print(f"{' '.join(failed.cmd)}: exit status {failed.returncode}", file=sys.stderr)
             return failed.returncode
     return 0
 
 
-def ensure(directory: Path, lock: Path, *, project: bool) -> None:
-    """Bring `directory` to what `lock` says; nothing is done where its stamp matches."""
-    stamp = directory / ".stamp"
-    wanted = fingerprint(directory, lock, project=project)
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return
-    began = time.monotonic()
-    print(f"{directory.name}: Python {sys.version.split()[0]}, locks/{lock.name}", flush=True)
-    stamp.unlink(missing_ok=True)
-    create(directory)
-    install(directory, lock, project=project)
-    stamp.write_text(wanted)
-    print(f"{directory.name}: ready after {time.monotonic() - began:.1f} s", flush=True)
+@dataclass(frozen=True)
+class Stage:
+    """One step of an environment: what it depends on, and how it is done."""
+
+    name: str
+    inputs: bytes
+    act: Callable[[], None]
 
 
-def fingerprint(directory: Path, lock: Path, *, project: bool) -> str:
-    """All that the environment depends on, hashed; its place too, since scripts name it."""
-    digest = hashlib.sha256(f"{directory} {sys.version} {sys.base_prefix}".encode())
-    for path in [Path(__file__), BOOTSTRAP, lock, *([ROOT / "pyproject.toml"] if project else [])]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment and the lock it follows."""
+
+    directory: Path
+    lock: str
+
+    @property
+    def python(self) -> str:
+        """Its interpreter."""
+        return str(self.directory / "bin" / "python")
+
+    @property
+    def requirements(self) -> Path:
+        """The lock's file."""
+        return ROOT / "locks" / f"{self.lock}.txt"
+
+    def stages(self, *, project: bool) -> list[Stage]:
+        """All steps, in order; a step that has to be done again brings the later ones with it."""
+        # Its place counts: installed scripts name their interpreter.
+        base = f"{self.directory} {sys.version} {sys.base_prefix}".encode()
+        stages = [
+            Stage("interpreter", base, self.create),
+            Stage("uv", BOOTSTRAP.read_bytes(), self.install_uv),
+            Stage("lock", self.requirements.read_bytes(), self.install_lock),
+        ]
+        return [*stages, Stage("project", packaging(), self.install_project)] if project else stages
+
+    def create(self) -> None:
+        """Make it anew, with pip."""
+        venv.create(self.directory, clear=True, with_pip=True)
+
+    def install_uv(self) -> None:
+        """pip installs uv, hashes checked."""
+        run([*self.pip(), "install", "--quiet", "--require-hashes", "-r", str(BOOTSTRAP)], {})
+
+    def install_lock(self) -> None:
+        """uv brings the environment to the lock, hashes checked; what is not in it goes."""
+        self.uv("sync", "--compile-bytecode", "--require-hashes", str(self.requirements))
+
+    def install_project(self) -> None:
+        """The project itself, editable; its dependencies came from the lock."""
+        self.uv("install", "--no-deps", "--no-build-isolation", "--editable", str(ROOT))
+
+    def pip(self) -> list[str]:
+        """How its pip is called."""
+        return [self.python, "-m", "pip", "--disable-pip-version-check"]
+
+    def uv(self, command: str, *arguments: str) -> None:
+        """Run one of uv's pip commands on it, with what this machine's pip is set up for."""
+        program = str(self.directory / "bin" / "uv")
+        settings = pip_settings(self.pip()) | {"UV_PYTHON_DOWNLOADS": "never"}
+        run([program, "pip", command, "--quiet", "--python", self.python, *arguments], settings)
 
 
-def create(directory: Path) -> None:
-    """Make the environment anew, unless a usable one of this very interpreter is there."""
-    python = directory / "bin" / "python"
-    marker = directory / "pyvenv.cfg"
-    same = f"{directory} {sys.version}"
-    made_by = directory / ".made-by"
-    if made_by.is_file() and made_by.read_text() == same and python.exists() and marker.is_file():
-        return
-    venv.create(directory, clear=True, with_pip=True)
-    made_by.write_text(same)
+def ensure(environment: Environment, stages: list[Stage]) -> None:
+    """Do the first stage whose inputs changed since it was done, and all after it."""
+    stamps = environment.directory / ".stamps"
+    digests = {stage.name: hashlib.sha256(stage.inputs).hexdigest() for stage in stages}
+    name, began, stale = environment.directory.name, time.monotonic(), False
+    for stage in stages:
+        stamp = stamps / stage.name
+        if not stale and stamp.is_file() and stamp.read_text() == digests[stage.name]:
+            continue
+        if not stale:
+            print(f"{name}: Python {sys.version.split()[0]}, {environment.lock}.txt", flush=True)
+        stale = True
+        stamp.unlink(missing_ok=True)
+        stage.act()
+        stamps.mkdir(exist_ok=True)
+        stamp.write_text(digests[stage.name])
+    if stale:
+        print(
+            f"{environment.directory.name}: ready after {time.monotonic() - began:.1f} s",
+            flush=True,
+        )
 
 
-def install(directory: Path, lock: Path, *, project: bool) -> None:
-    """pip brings uv, uv brings the lock, and the project comes without dependencies."""
-    python = str(directory / "bin" / "python")
-    uv = str(directory / "bin" / "uv")
-    pip = [python, "-m", "pip", "--disable-pip-version-check"]
-    run([*pip, "install", "--quiet", "--require-hashes", "-r", str(BOOTSTRAP)], os.environ)
-    env = os.environ | pip_settings(pip) | {"UV_PYTHON_DOWNLOADS": "never"}
-    sync = ["--compile-bytecode", "--require-hashes", str(lock)]
-    run([uv, "pip", "sync", "--quiet", "--python", python, *sync], env)
-    if project:
-        editable = ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
-        run([uv, "pip", "install", "--quiet", "--python", python, *editable], env)
+def packaging() -> bytes:
+    """What an editable install depends on; a tool's settings are no part of it."""
+    import tomllib  # not in the older Pythons that main() turns away
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    hatch = settings["tool"]["hatch"]
+    return json.dumps([settings["build-system"], settings["project"], hatch]).encode()
 
 
 def pip_settings(pip: list[str]) -> dict[str, str]:
@@ -117,9 +162,9 @@ def pip_settings(pip: list[str]) -> dict[str, str]:
     return found
 
 
-def run(command: list[str], env: os._Environ[str] | dict[str, str]) -> None:
+def run(command: list[str], settings: dict[str, str]) -> None:
     """Run one command; a failure raises CalledProcessError."""
-    subprocess.run(command, check=True, env=dict(env), cwd=ROOT)
+    subprocess.run(command, check=True, env=os.environ | settings, cwd=ROOT)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import environment
@@ -29,11 +31,53 @@ def test_what_uv_was_told_itself_stays(tmp_path: Path, monkeypatch: pytest.Monke
     assert environment.pip_settings(pip_that_lists(tmp_path, "global.index-url='mirror'")) == {}
 
 
-def test_the_stamp_follows_the_lock_and_the_place(tmp_path: Path) -> None:
-    lock = tmp_path / "lock.txt"
-    lock.write_text("a==1")
-    first = environment.fingerprint(tmp_path / "venv", lock, project=False)
-    assert environment.fingerprint(tmp_path / "venv", lock, project=False) == first
-    assert environment.fingerprint(tmp_path / "moved", lock, project=False) != first
-    lock.write_text("a==2")
-    assert environment.fingerprint(tmp_path / "venv", lock, project=False) != first
+class Recorded:
+    """Stages that only write down that they were done."""
+
+    def __init__(self, directory: Path) -> None:
+        self.done: list[str] = []
+        self.environment = environment.Environment(directory, "dev")
+        directory.mkdir()
+
+    def ensure(self, **inputs: str) -> list[str]:
+        """What is done for these inputs, by stage in order."""
+        self.done.clear()
+        stages = [
+            environment.Stage(name, text.encode(), partial(self.done.append, name))
+            for name, text in inputs.items()
+        ]
+        environment.ensure(self.environment, stages)
+        return self.done.copy()
+
+
+def test_a_warm_environment_is_left_alone(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path / "venv")
+    assert recorded.ensure(interpreter="3.11", lock="a==1", project="p") == [
+        "interpreter",
+        "lock",
+        "project",
+    ]
+    assert recorded.ensure(interpreter="3.11", lock="a==1", project="p") == []
+
+
+def test_a_changed_stage_is_done_again_with_all_after_it(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path / "venv")
+    recorded.ensure(interpreter="3.11", lock="a==1", project="p")
+    assert recorded.ensure(interpreter="3.11", lock="a==2", project="p") == ["lock", "project"]
+    assert recorded.ensure(interpreter="3.11", lock="a==2", project="q") == ["project"]
+
+
+def test_a_failed_stage_is_tried_again(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise subprocess.CalledProcessError(1, ["uv"])
+
+    recorded = Recorded(tmp_path / "venv")
+    recorded.ensure(lock="a==1")
+    with pytest.raises(subprocess.CalledProcessError):
+        environment.ensure(recorded.environment, [environment.Stage("lock", b"a==2", fail)])
+    assert recorded.ensure(lock="a==1") == ["lock"]
+
+
+def test_a_tools_setting_is_no_reason_to_install_again() -> None:
+    assert b"hatoba.backends" in environment.packaging()
+    assert b"root_packages" not in environment.packaging()
