@@ -5,6 +5,7 @@ Times are whole microseconds since 1970 (`Micros`), 0 where they have not happen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -303,14 +304,14 @@ class MetricPoint:
 
 
 class TaskWrite(NamedTuple):
-    """A task's row as it shall be, over the version it was decided on (0: it must not exist)."""
+    """A task's row as it shall be, over the version it was decided on (0: none)."""
 
     row: Task
     expected: int
 
 
 class AttemptWrite(NamedTuple):
-    """An attempt's row as it shall be, over the version it was decided on (0: it must not exist)."""
+    """An attempt's row as it shall be, over the version it was decided on (0: none)."""
 
     row: Attempt
     expected: int
@@ -330,37 +331,33 @@ class Change:
     attempts: tuple[AttemptWrite, ...] = ()
     events: tuple[Event, ...] = ()
 
-    def then(self, later: Change) -> Change:
-        """This and a change decided on its outcome, as one.
 
-        Raises ValueError when `later` was not decided on this one's outcome.
-        """
-        if later.expected != self.job.version:
-            raise ValueError(f"decided on version {later.expected}, not on {self.job.version}")
-        return Change(
-            later.job,
-            self.expected,
-            _merge_tasks(self.tasks, later.tasks),
-            _merge_attempts(self.attempts, later.attempts),
-            self.events + later.events,
-        )
+def combined(changes: Sequence[Change]) -> Change:
+    """Changes of one job, each decided on the outcome of the one before, as one.
 
-
-def _merge_tasks(
-    first: tuple[TaskWrite, ...], later: tuple[TaskWrite, ...]
-) -> tuple[TaskWrite, ...]:
-    merged = {write.row.index: write for write in first}
-    for row, expected in later:
-        known = merged.get(row.index)
-        merged[row.index] = TaskWrite(row, known.expected if known else expected)
-    return tuple(merged.values())
-
-
-def _merge_attempts(
-    first: tuple[AttemptWrite, ...], later: tuple[AttemptWrite, ...]
-) -> tuple[AttemptWrite, ...]:
-    merged = {write.row.name: write for write in first}
-    for row, expected in later:
-        known = merged.get(row.name)
-        merged[row.name] = AttemptWrite(row, known.expected if known else expected)
-    return tuple(merged.values())
+    Raises ValueError when one was not decided on the outcome of the one before.
+    """
+    if len(changes) == 1:
+        return changes[0]
+    tasks: dict[int, TaskWrite] = {}
+    attempts: dict[str, AttemptWrite] = {}
+    events: list[Event] = []
+    version = changes[0].expected
+    for change in changes:
+        if change.expected != version:
+            raise ValueError(f"decided on version {change.expected}, not on {version}")
+        version = change.job.version
+        for task, expected in change.tasks:
+            known = tasks.get(task.index)
+            tasks[task.index] = TaskWrite(task, known.expected if known else expected)
+        for attempt, expected in change.attempts:
+            before = attempts.get(attempt.name)
+            attempts[attempt.name] = AttemptWrite(attempt, before.expected if before else expected)
+        events.extend(change.events)
+    return Change(
+        changes[-1].job,
+        changes[0].expected,
+        tuple(tasks.values()),
+        tuple(attempts.values()),
+        tuple(events),
+    )

@@ -1,0 +1,211 @@
+"""What endings mean: from how a command ended to a cause with origin and retry advice."""
+
+from __future__ import annotations
+
+import signal as signals
+from enum import Enum
+from typing import NamedTuple
+
+from hatoba_scheduler.domain.records import Cause, Usage
+from hatoba_scheduler.domain.states import AttemptState, CauseCode, Origin
+
+_USER = Origin.USER
+_INFRA = Origin.INFRASTRUCTURE
+
+
+class ExitKind(Enum):
+    """How a command ended, as its runner or backend saw it."""
+
+    EXITED = 1
+    SIGNALED = 2
+    OUT_OF_MEMORY = 3
+    NOT_FOUND = 4
+    NOT_EXECUTABLE = 5
+    RUN_TIMEOUT = 6
+    STOPPED = 7
+    ENVIRONMENT_FAILED = 8
+    STAGING_FAILED = 9
+    OUTPUT_FAILED = 10
+    SECRET_MISSING = 11
+    LOST = 12
+    PREEMPTED = 13
+    BACKEND_FAILED = 14
+
+
+class Ending(NamedTuple):
+    """How an attempt ended; `code` with EXITED, `signal` with SIGNALED."""
+
+    kind: ExitKind
+    code: int = 0
+    signal: int = 0
+    message: str = ""
+    last_log_lines: tuple[str, ...] = ()
+    usage: Usage = Usage()
+
+    @property
+    def good(self) -> bool:
+        """The command said that all went well."""
+        return self.kind is ExitKind.EXITED and self.code == 0
+
+
+class _Verdict(NamedTuple):
+    code: CauseCode
+    origin: Origin
+    state: AttemptState
+    retryable: bool
+    sentence: str
+
+
+_FAILED = AttemptState.FAILED
+_VERDICTS: dict[ExitKind, _Verdict] = {
+    ExitKind.EXITED: _Verdict(
+        CauseCode.EXIT_CODE, _USER, _FAILED, True, "The command ended with exit code {code}."
+    ),
+    ExitKind.SIGNALED: _Verdict(
+        CauseCode.SIGNAL, _USER, _FAILED, True, "The command was ended by signal {signal}."
+    ),
+    ExitKind.OUT_OF_MEMORY: _Verdict(
+        CauseCode.OUT_OF_MEMORY,
+        _USER,
+        _FAILED,
+        True,
+        "The command used more memory than its limit (highest seen: {peak}).",
+    ),
+    ExitKind.NOT_FOUND: _Verdict(
+        CauseCode.COMMAND_NOT_FOUND, _USER, _FAILED, False, "The command was not found."
+    ),
+    ExitKind.NOT_EXECUTABLE: _Verdict(
+        CauseCode.COMMAND_NOT_EXECUTABLE, _USER, _FAILED, False, "The command is not executable."
+    ),
+    ExitKind.RUN_TIMEOUT: _Verdict(
+        CauseCode.RUN_TIMEOUT,
+        _USER,
+        AttemptState.TIMED_OUT,
+        False,
+        "The command ran longer than its timeout.",
+    ),
+    ExitKind.STOPPED: _Verdict(
+        CauseCode.PREEMPTED,
+        Origin.PREEMPTION,
+        AttemptState.PREEMPTED,
+        True,
+        "The command was stopped and nobody had cancelled it.",
+    ),
+    ExitKind.ENVIRONMENT_FAILED: _Verdict(
+        CauseCode.ENVIRONMENT_FAILED, _USER, _FAILED, False, "The environment could not be built."
+    ),
+    ExitKind.STAGING_FAILED: _Verdict(
+        CauseCode.STAGING_FAILED, _INFRA, _FAILED, True, "Code or inputs could not be brought in."
+    ),
+    ExitKind.OUTPUT_FAILED: _Verdict(
+        CauseCode.OUTPUT_FAILED, _INFRA, _FAILED, True, "Outputs could not be brought out."
+    ),
+    ExitKind.SECRET_MISSING: _Verdict(
+        CauseCode.SECRET_MISSING, _USER, _FAILED, False, "A secret is not known where it ran."
+    ),
+    ExitKind.LOST: _Verdict(
+        CauseCode.LOST,
+        _INFRA,
+        AttemptState.LOST,
+        True,
+        "It is gone, and nobody saw how it ended.",
+    ),
+    ExitKind.PREEMPTED: _Verdict(
+        CauseCode.SPOT_RECLAIMED,
+        Origin.PREEMPTION,
+        AttemptState.PREEMPTED,
+        True,
+        "The provider took its capacity back.",
+    ),
+    ExitKind.BACKEND_FAILED: _Verdict(
+        CauseCode.BACKEND_FAILED, _INFRA, _FAILED, True, "The backend could not run it."
+    ),
+}
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL (9)` for 9; the bare number where it has no name."""
+    try:
+        return f"{signals.Signals(number).name} ({number})"
+    except ValueError:
+        return str(number)
+
+
+def human_bytes(count: int) -> str:
+    """`1.5 GiB` for 1610612736; `unknown` for 0."""
+    if count <= 0:
+        return "unknown"
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
+
+
+def judge(ending: Ending) -> tuple[AttemptState, Cause | None]:
+    """The state an ending leads to and its cause; None for a good one."""
+    if ending.good:
+        return AttemptState.SUCCEEDED, None
+    verdict = _VERDICTS[ending.kind]
+    sentence = verdict.sentence.format(
+        code=ending.code,
+        signal=signal_name(ending.signal),
+        peak=human_bytes(ending.usage.memory_peak_bytes),
+    )
+    message = f"{sentence} {ending.message}".strip() if ending.message else sentence
+    return verdict.state, Cause(
+        verdict.code,
+        verdict.origin,
+        message,
+        verdict.retryable,
+        exit_code=ending.code if ending.kind is ExitKind.EXITED else None,
+        signal=ending.signal if ending.kind is ExitKind.SIGNALED else None,
+        evidence=_evidence(ending.usage),
+        last_log_lines=ending.last_log_lines,
+    )
+
+
+def _evidence(usage: Usage) -> tuple[tuple[str, str], ...]:
+    facts = []
+    if usage.memory_peak_bytes:
+        facts.append(("memory_peak_bytes", str(usage.memory_peak_bytes)))
+    if usage.memory_limit_by:
+        facts.append(("memory_limit_by", usage.memory_limit_by))
+    return tuple(facts)
+
+
+def cancelled(actor: str, reason: str) -> Cause:
+    """Somebody ended it."""
+    why = f": {reason}" if reason else ""
+    return Cause(CauseCode.CANCELLED, Origin.POLICY, f"Cancelled by {actor}{why}.", False)
+
+
+def upstream_failed(name: str, state: str) -> Cause:
+    """A job it depends on did not succeed."""
+    return Cause(
+        CauseCode.UPSTREAM_FAILED,
+        Origin.POLICY,
+        f"{name}, which it depends on, ended {state}.",
+        False,
+    )
+
+
+def sibling_failed(index: int) -> Cause:
+    """A task of the same array failed and the array fails fast."""
+    return Cause(
+        CauseCode.SIBLING_FAILED,
+        Origin.POLICY,
+        f"Task {index} failed and the array was submitted with fail_fast.",
+        False,
+    )
+
+
+def refused(code: CauseCode, origin: Origin, message: str) -> Cause:
+    """The backend refused it; nothing ran."""
+    return Cause(code, origin, message, False)
+
+
+def lost(message: str, code: CauseCode = CauseCode.LOST) -> Cause:
+    """It is proven gone without an outcome."""
+    return Cause(code, Origin.INFRASTRUCTURE, message, True)

@@ -1,0 +1,190 @@
+"""Which task goes where, next: pure, incremental, in slices.
+
+Jobs wait in classes of equal needs, per queue. A class that does not fit is skipped until room it
+could use appears, so what waits costs nothing; within a queue higher priority goes first, then age.
+Between queues the one that uses least for its weight goes first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hatoba_scheduler.domain.capacity import Capacity, Needs, Place
+
+QueueKey = tuple[str, str]
+"""(project, queue name)."""
+
+
+class Waiter(NamedTuple):
+    """A job with tasks to start, in the order in which they go: lowest first."""
+
+    rank: int
+    """Negated priority."""
+    age: str
+    """The job's uid, which is time-ordered."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A waiting job: the tasks of it that may start, lowest index first."""
+
+    uid: str
+    queue: QueueKey
+    needs: Needs
+    priority: int
+    ready: list[int] = field(default_factory=list)
+    """Started tasks that wait for a retry and may go now; a heap."""
+    fresh: Iterator[int] | None = None
+    """Tasks that never started, ascending."""
+    room: int = 1 << 30
+    """How many more may run at once (max_parallel)."""
+    gone: bool = False
+
+    def next_index(self) -> int | None:
+        """Take the next task; None when there is none or no more may run at once."""
+        if self.room <= 0:
+            return None
+        index = heapq.heappop(self.ready) if self.ready else next(self.fresh or iter(()), None)
+        if index is not None:
+            self.room -= 1
+        return index
+
+
+class Assignment(NamedTuple):
+    """One task and its place."""
+
+    uid: str
+    index: int
+    needs: Needs
+    place: Place
+
+
+@dataclass(slots=True)
+class QueueShare:
+    """A queue's settings and what runs of it."""
+
+    weight: float = 1.0
+    max_running: int = 0
+    running: int = 0
+
+    @property
+    def full(self) -> bool:
+        """No more of it may run now."""
+        return bool(self.max_running) and self.running >= self.max_running
+
+    @property
+    def load(self) -> float:
+        """Running tasks for its weight; the lowest goes first."""
+        return self.running / (self.weight or 1e-9)
+
+
+class Planner:
+    """What waits, and the next assignments of it. Owned by one loop."""
+
+    def __init__(self, capacity: Capacity) -> None:
+        self._capacity = capacity
+        self._entries: dict[str, Entry] = {}
+        self._classes: dict[QueueKey, dict[Needs, list[tuple[Waiter, Entry]]]] = {}
+        self._queues: dict[QueueKey, QueueShare] = {}
+        self._stuck: set[Needs] = set()
+
+    def share(self, key: QueueKey) -> QueueShare:
+        """A queue's settings and use, to read and to set."""
+        return self._queues.setdefault(key, QueueShare())
+
+    def put(self, entry: Entry) -> None:
+        """Add a waiting job, or replace what was known of it."""
+        self.remove(entry.uid)
+        self._entries[entry.uid] = entry
+        heap = self._classes.setdefault(entry.queue, {}).setdefault(entry.needs, [])
+        heapq.heappush(heap, (Waiter(-entry.priority, entry.uid), entry))
+
+    def get(self, uid: str) -> Entry | None:
+        """A waiting job's entry."""
+        return self._entries.get(uid)
+
+    def remove(self, uid: str) -> None:
+        """Forget a job: it is over, held, or nothing of it waits any more."""
+        entry = self._entries.pop(uid, None)
+        if entry is not None:
+            entry.gone = True
+
+    def room_changed(self) -> None:
+        """Something became free or was added: what did not fit may fit now."""
+        self._stuck.clear()
+
+    def plan(self, limit: int) -> list[Assignment]:
+        """At most `limit` assignments; their places are not held yet by anybody.
+
+        The caller holds each place before it plans again. Fewer than `limit`: nothing more fits.
+        """
+        out: list[Assignment] = []
+        while len(out) < limit:
+            assignment = self._next()
+            if assignment is None:
+                break
+            self._capacity.hold(
+                assignment.needs.backend,
+                assignment.place.pool,
+                planned_name(assignment.uid, assignment.index),
+                (assignment.needs.resources, assignment.place),
+            )
+            out.append(assignment)
+        return out
+
+    def _next(self) -> Assignment | None:
+        for key in sorted(self._classes, key=lambda key: (self.share(key).load, key)):
+            share = self.share(key)
+            if share.full:
+                continue
+            found = self._next_of(key)
+            if found is not None:
+                share.running += 1
+                return found
+        return None
+
+    def _next_of(self, key: QueueKey) -> Assignment | None:
+        classes = self._classes[key]
+        for needs in sorted(self._open(key), key=lambda needs: classes[needs][0][0]):
+            place = self._capacity.place(needs)
+            if place is None:
+                self._stuck.add(needs)
+                continue
+            found = self._take(classes[needs], place)
+            if found is not None:
+                return found
+        return None
+
+    def _open(self, key: QueueKey) -> list[Needs]:
+        """Classes of a queue that may fit, each with a live head."""
+        classes = self._classes[key]
+        out = []
+        for needs in list(classes):
+            heap = classes[needs]
+            while heap and heap[0][1].gone:
+                heapq.heappop(heap)
+            if not heap:
+                del classes[needs]
+            elif needs not in self._stuck:
+                out.append(needs)
+        return out
+
+    def _take(self, heap: list[tuple[Waiter, Entry]], place: Place) -> Assignment | None:
+        while heap:
+            entry = heap[0][1]
+            index = None if entry.gone else entry.next_index()
+            if index is not None:
+                return Assignment(entry.uid, index, entry.needs, place)
+            heapq.heappop(heap)
+            if not entry.gone:
+                self._entries.pop(entry.uid, None)
+                entry.gone = True
+        return None
+
+
+def planned_name(uid: str, index: int) -> str:
+    """Under what a place is held from its planning until the attempt has a name."""
+    return f"plan:{uid}:{index}"

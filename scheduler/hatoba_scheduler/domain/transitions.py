@@ -1,0 +1,694 @@
+"""The one transition table, and a named constructor for each legal change.
+
+Every constructor is pure: it takes rows as they are and returns the `Change` to write, or `None`
+when nothing changes. What a stale observer says changes nothing; what is illegal raises
+`IllegalTransition`, which is a bug of ours and never an answer to anybody's input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.records import (
+    Attempt,
+    AttemptWrite,
+    Cause,
+    Change,
+    Checkpoint,
+    Counts,
+    Event,
+    Job,
+    ManifestRef,
+    Micros,
+    Resources,
+    RetryPolicy,
+    Task,
+    TaskWrite,
+    Usage,
+    combined,
+    no_counts,
+)
+from hatoba_scheduler.domain.states import AttemptState, Desired, JobState, Origin, Release
+
+_J = JobState
+_ENDS = frozenset({_J.SUCCEEDED, _J.FAILED, _J.CANCELLED, _J.TIMED_OUT})
+
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    _J.QUEUED: frozenset({_J.HELD, _J.LAUNCHING, _J.CANCELLED}),
+    _J.HELD: frozenset({_J.QUEUED, _J.BLOCKED, _J.CANCELLED, _J.UPSTREAM_FAILED}),
+    _J.BLOCKED: frozenset({_J.QUEUED, _J.HELD, _J.CANCELLED, _J.UPSTREAM_FAILED}),
+    _J.LAUNCHING: frozenset({_J.QUEUED, _J.WAITING, _J.STARTING, _J.RUNNING, _J.STOPPING}) | _ENDS,
+    _J.WAITING: frozenset({_J.QUEUED, _J.STARTING, _J.RUNNING, _J.STOPPING}) | _ENDS,
+    _J.STARTING: frozenset({_J.QUEUED, _J.RUNNING, _J.STOPPING}) | _ENDS,
+    _J.RUNNING: frozenset({_J.QUEUED, _J.STOPPING}) | _ENDS,
+    _J.STOPPING: frozenset({_J.QUEUED}) | _ENDS,
+    _J.SUCCEEDED: frozenset(),
+    _J.FAILED: frozenset(),
+    _J.CANCELLED: frozenset(),
+    _J.TIMED_OUT: frozenset(),
+    _J.UPSTREAM_FAILED: frozenset(),
+}
+"""From each state of a task to those that may follow it."""
+
+ATTEMPT_OF: dict[AttemptState, JobState] = {
+    AttemptState.LAUNCHING: _J.LAUNCHING,
+    AttemptState.WAITING: _J.WAITING,
+    AttemptState.STARTING: _J.STARTING,
+    AttemptState.RUNNING: _J.RUNNING,
+    AttemptState.STOPPING: _J.STOPPING,
+    AttemptState.SUCCEEDED: _J.SUCCEEDED,
+    AttemptState.FAILED: _J.FAILED,
+    AttemptState.CANCELLED: _J.CANCELLED,
+    AttemptState.TIMED_OUT: _J.TIMED_OUT,
+    AttemptState.PREEMPTED: _J.FAILED,
+    AttemptState.LOST: _J.FAILED,
+    AttemptState.REFUSED: _J.FAILED,
+}
+"""The task's state that goes with an attempt's, when nothing follows the attempt."""
+
+SYSTEM = "system"
+
+
+class IllegalTransition(Exception):
+    """A bug of ours: a change that the table does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Now:
+    """When something is decided, and by whom."""
+
+    time: Micros
+    actor: str = SYSTEM
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The rows that a decision about one task is made on."""
+
+    job: Job
+    task: Task
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A job's rows as far as they are kept in memory: tasks under way and their newest attempts."""
+
+    job: Job
+    tasks: Mapping[int, Task]
+    attempts: Mapping[int, Attempt]
+
+    def view(self, index: int) -> View | None:
+        """The rows about one task; None when it is not under way."""
+        task = self.tasks.get(index)
+        attempt = self.attempts.get(index)
+        return View(self.job, task, attempt) if task and attempt else None
+
+
+def derive_state(
+    size: int, desired: Desired, counts: Counts, started: bool, waiting: JobState
+) -> JobState:
+    """A job's state from its tasks' counts.
+
+    A single task's state is its job's. Of an array: RUNNING once one ran; over when all are; then
+    SUCCEEDED if all did, else CANCELLED if that was desired, else FAILED, TIMED_OUT,
+    UPSTREAM_FAILED or CANCELLED, the first that any task is.
+    """
+    if size == 1:
+        return JobState(next(n for n, count in enumerate(counts) if count))
+    ended = sum(counts[_J.SUCCEEDED :])
+    if ended < size:
+        return _derive_live(counts, started, waiting)
+    if counts[_J.SUCCEEDED] == size:
+        return _J.SUCCEEDED
+    if desired is Desired.CANCELLED:
+        return _J.CANCELLED
+    order = (_J.FAILED, _J.TIMED_OUT, _J.UPSTREAM_FAILED, _J.CANCELLED)
+    return next(state for state in order if counts[state])
+
+
+def _derive_live(counts: Counts, started: bool, waiting: JobState) -> JobState:
+    if started or counts[_J.RUNNING]:
+        return _J.RUNNING
+    for state in (_J.STOPPING, _J.STARTING, _J.WAITING, _J.LAUNCHING):
+        if counts[state]:
+            return state
+    return _J.QUEUED if counts[_J.QUEUED] else waiting
+
+
+def initial_counts(size: int, state: JobState) -> Counts:
+    """All tasks of a new job, in its first state."""
+    counts = list(no_counts())
+    counts[state] = size
+    return tuple(counts)
+
+
+def first_state(hold: bool, blocked_on: tuple[str, ...]) -> JobState:
+    """Where a job that has not started waits."""
+    if hold:
+        return _J.HELD
+    return _J.BLOCKED if blocked_on else _J.QUEUED
+
+
+def submitted(job: Job, now: Now) -> Event:
+    """The first event of a new job."""
+    return Event(
+        job_uid=job.uid,
+        job_seq=job.version,
+        time=now.time,
+        index=None,
+        attempt=0,
+        from_state=job.state,
+        to_state=job.state,
+        job_from=job.state,
+        job_to=job.state,
+        cause=None,
+        actor=now.actor,
+        reason="submit",
+        project=job.project,
+        job_name=job.name,
+        trace_id=job.trace_id,
+    )
+
+
+# -- moving one task --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """One task's step: its row before (None: it has none yet) and after, and what to tell of it."""
+
+    before: Task | None
+    after: Task
+    reason: str
+    cause: Cause | None = None
+
+
+def _moved(job: Job, move: _Move, now: Now, attempts: tuple[AttemptWrite, ...] = ()) -> Change:
+    """The change that a task's step makes to its job."""
+    old = move.before.state if move.before else job.unstarted_state
+    new = move.after.state
+    if new not in TRANSITIONS[old]:
+        raise IllegalTransition(f"{job.name}[{move.after.index}]: {old.name} to {new.name}")
+    counts = list(job.counts)
+    counts[old] -= 1
+    counts[new] += 1
+    unstarted = job.unstarted if move.before else job.unstarted.without(move.after.index)
+    running = new is _J.RUNNING
+    after = _settled(
+        replace(
+            job,
+            version=job.version + 1,
+            counts=tuple(counts),
+            unstarted=unstarted,
+            start_time=job.start_time or (now.time if running else 0),
+            cause=job.cause or (move.cause if new.terminal else None),
+        ),
+        now,
+        move.after.outputs,
+    )
+    event = _event(job, after, now, move)
+    expected = move.before.version if move.before else 0
+    return Change(after, job.version, (TaskWrite(move.after, expected),), attempts, (event,))
+
+
+def _settled(job: Job, now: Now, outputs: ManifestRef | None) -> Job:
+    """The job with its state derived, and its end recorded when this was it.
+
+    Its cause is noted with the first of its tasks that ends badly, or with the cancel.
+    """
+    state = derive_state(
+        job.size, job.desired, job.counts, bool(job.start_time), job.unstarted_state
+    )
+    if not state.terminal:
+        return replace(job, state=state)
+    return replace(
+        job,
+        state=state,
+        end_time=now.time,
+        cause=None if state is _J.SUCCEEDED else job.cause,
+        outputs=outputs if job.size == 1 and state is _J.SUCCEEDED else None,
+    )
+
+
+def _event(before: Job, after: Job, now: Now, move: _Move) -> Event:
+    old = move.before.state if move.before else before.unstarted_state
+    return Event(
+        job_uid=after.uid,
+        job_seq=after.version,
+        time=now.time,
+        index=move.after.index,
+        attempt=move.after.attempt,
+        from_state=old,
+        to_state=move.after.state,
+        job_from=before.state,
+        job_to=after.state,
+        cause=move.cause,
+        actor=now.actor,
+        reason=move.reason,
+        project=after.project,
+        job_name=after.name,
+        trace_id=after.trace_id,
+    )
+
+
+def _stepped(view: View, state: AttemptState, reason: str, now: Now, **fields: object) -> Change:
+    """An attempt and its task one step on, neither of them over."""
+    attempt = replace(view.attempt, state=state, version=view.attempt.version + 1, **fields)  # type: ignore[arg-type]
+    start = now.time if state is AttemptState.RUNNING else 0
+    task = replace(
+        view.task,
+        state=ATTEMPT_OF[state],
+        version=view.task.version + 1,
+        start_time=start or view.task.start_time,
+    )
+    write = AttemptWrite(attempt, view.attempt.version)
+    return _moved(view.job, _Move(view.task, task, reason), now, (write,))
+
+
+def _noted(view: View, attempt: Attempt, task: Task | None = None) -> Change:
+    """A change of an attempt's or task's facts that is no transition: no event tells of it."""
+    attempt = replace(attempt, version=view.attempt.version + 1)
+    tasks: tuple[TaskWrite, ...] = ()
+    if task is not None:
+        tasks = (TaskWrite(replace(task, version=view.task.version + 1), view.task.version),)
+    return Change(view.job, view.job.version, tasks, (AttemptWrite(attempt, view.attempt.version),))
+
+
+# -- launching --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What is decided about a launch: the new attempt's name, place and identity."""
+
+    index: int
+    name: str
+    backend: str
+    host: str
+    gpus: tuple[str, ...]
+    reserved: Resources
+    fenced: bool
+    span_id: str
+
+
+def launch(rows: Rows, intent: Intent, now: Now) -> Change | None:
+    """QUEUED -> LAUNCHING: the intent, committed before the backend hears of it.
+
+    None when the task cannot be launched now: it moved, or its last attempt is not released.
+    """
+    job = rows.job
+    task = rows.tasks.get(intent.index)
+    last = rows.attempts.get(intent.index)
+    if job.desired is not Desired.RUN or job.hold:
+        return None
+    if not _launchable(job, task, last, intent.index):
+        return None
+    number = task.attempt + 1 if task else 1
+    after = (
+        replace(
+            task,
+            state=_J.LAUNCHING,
+            version=task.version + 1,
+            attempt=number,
+            not_before=0,
+            cause=None,
+        )
+        if task
+        else Task(job.uid, intent.index, _J.LAUNCHING, 1, number, checkpoint=job.restore)
+    )
+    attempt = Attempt(
+        name=intent.name,
+        job_uid=job.uid,
+        index=intent.index,
+        number=number,
+        fence=number,
+        backend=intent.backend,
+        host=intent.host,
+        gpus=intent.gpus,
+        state=AttemptState.LAUNCHING,
+        version=1,
+        release=Release.HELD,
+        fenced=intent.fenced,
+        span_id=intent.span_id,
+        create_time=now.time,
+        reserved=intent.reserved,
+    )
+    return _moved(job, _Move(task, after, "launch"), now, (AttemptWrite(attempt, 0),))
+
+
+def _launchable(job: Job, task: Task | None, last: Attempt | None, index: int) -> bool:
+    if task is None:
+        return job.unstarted_state is _J.QUEUED and index in job.unstarted
+    released = last is None or last.release is Release.RELEASED
+    return task.state is _J.QUEUED and released
+
+
+def launched(view: View, handle: bytes) -> Change | None:
+    """The backend has it: its handle is kept before anything else depends on it."""
+    if view.attempt.handle == handle or view.attempt.state.terminal:
+        return None
+    return _noted(view, replace(view.attempt, handle=handle))
+
+
+def waiting(view: View, now: Now) -> Change | None:
+    """LAUNCHING -> WAITING: the backend accepted it and has no room yet."""
+    if view.attempt.state is not AttemptState.LAUNCHING:
+        return None
+    return _stepped(view, AttemptState.WAITING, "wait", now)
+
+
+def starting(view: View, now: Now) -> Change | None:
+    """LAUNCHING or WAITING -> STARTING, told by a backend without our runner."""
+    if view.attempt.state > AttemptState.WAITING:
+        return None
+    return _stepped(view, AttemptState.STARTING, "start", now)
+
+
+def claimed(view: View, nonce: str, now: Now) -> Change:
+    """LAUNCHING or WAITING -> STARTING: a runner holds the claim.
+
+    The caller has checked that the attempt may be claimed (`control.runners`).
+    """
+    return _stepped(view, AttemptState.STARTING, "claim", now, nonce=nonce, claim_time=now.time)
+
+
+def running(view: View, start: Micros, limit_by: str, now: Now) -> Change | None:
+    """LAUNCHING, WAITING or STARTING -> RUNNING: the user's code began."""
+    if view.attempt.state >= AttemptState.RUNNING:
+        return None
+    usage = replace(view.attempt.usage, memory_limit_by=limit_by)
+    return _stepped(view, AttemptState.RUNNING, "run", now, start_time=start, usage=usage)
+
+
+# -- stopping and ending ----------------------------------------------------------------------
+
+
+def stopping(view: View, intended: AttemptState, cause: Cause | None, now: Now) -> Change | None:
+    """Any live state -> STOPPING, with the outcome it is stopped for; once is enough."""
+    if view.attempt.state >= AttemptState.STOPPING:
+        return None
+    return _stepped(view, AttemptState.STOPPING, "stop", now, intended=intended, cause=cause)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended: `wait` is the back-off in seconds before another, if one follows."""
+
+    state: AttemptState
+    cause: Cause | None
+    wait: float = 0.0
+    end: Micros = 0
+    usage: Usage | None = None
+    outputs: ManifestRef | None = None
+    log_sizes: tuple[tuple[str, int], ...] = ()
+    gone: bool = False
+    charged: bool = True
+    """False: nobody's budget pays (no capacity, throttled)."""
+
+
+def ended(view: View, outcome: Outcome, now: Now) -> Change | None:
+    """A live attempt -> its outcome; the task follows it, or is QUEUED again when a budget pays.
+
+    None when the attempt has ended already: what comes later is history.
+    """
+    if view.attempt.state.terminal:
+        return None
+    outcome = _as_intended(view, outcome)
+    attempt = replace(
+        view.attempt,
+        state=outcome.state,
+        version=view.attempt.version + 1,
+        cause=outcome.cause,
+        end_time=outcome.end or now.time,
+        release=Release.RELEASED if outcome.gone else Release.RELEASING,
+        usage=_usage(view.attempt.usage, outcome.usage),
+        outputs=outcome.outputs,
+        log_sizes=outcome.log_sizes,
+        unknown_since=0,
+    )
+    task = _after_attempt(view, outcome, now)
+    reason = "retry" if task.state is _J.QUEUED else "end"
+    move = _Move(view.task, task, reason, outcome.cause)
+    return _moved(view.job, move, now, (AttemptWrite(attempt, view.attempt.version),))
+
+
+def _usage(known: Usage, told: Usage | None) -> Usage:
+    if told is None:
+        return known
+    return replace(told, memory_limit_by=told.memory_limit_by or known.memory_limit_by)
+
+
+def _as_intended(view: View, outcome: Outcome) -> Outcome:
+    """An attempt that ended because we stopped it has the outcome it was stopped for.
+
+    One that succeeded before the stop reached it has succeeded.
+    """
+    intended = view.attempt.intended
+    if intended is None or outcome.state is AttemptState.SUCCEEDED:
+        return outcome
+    return replace(outcome, state=intended, cause=view.attempt.cause or outcome.cause)
+
+
+def _after_attempt(view: View, outcome: Outcome, now: Now) -> Task:
+    task = _charged(view.task, outcome)
+    task = replace(task, version=task.version + 1, cause=outcome.cause)
+    if may_retry(view, outcome):
+        wait = round(outcome.wait * 1_000_000)
+        return replace(task, state=_J.QUEUED, not_before=now.time + wait if wait else 0)
+    state = ATTEMPT_OF[outcome.state]
+    if view.job.desired is Desired.CANCELLED and state is not _J.SUCCEEDED:
+        state = _J.CANCELLED
+    return replace(task, state=state, end_time=outcome.end or now.time, outputs=outcome.outputs)
+
+
+def _charged(task: Task, outcome: Outcome) -> Task:
+    if outcome.cause is None or not outcome.charged:
+        return task
+    if outcome.cause.origin is Origin.USER:
+        return replace(task, user_failures=task.user_failures + 1)
+    if outcome.cause.origin is Origin.PREEMPTION:
+        return replace(task, preemptions=task.preemptions + 1)
+    return replace(task, infrastructure_failures=task.infrastructure_failures + 1)
+
+
+def may_retry(view: View, outcome: Outcome) -> bool:
+    """Whether another attempt follows: it can help, nobody cancelled, and a budget pays."""
+    cause = outcome.cause
+    if cause is None or outcome.state is AttemptState.CANCELLED:
+        return False
+    if view.job.desired is not Desired.RUN:
+        return False
+    if not outcome.charged:
+        return True
+    return cause.retryable and _spent(view.task, cause.origin) < _budget(
+        view.job.retries, cause.origin
+    )
+
+
+def _spent(task: Task, origin: Origin) -> int:
+    if origin is Origin.USER:
+        return task.user_failures
+    return task.preemptions if origin is Origin.PREEMPTION else task.infrastructure_failures
+
+
+def _budget(policy: RetryPolicy, origin: Origin) -> int:
+    if origin is Origin.USER:
+        return policy.user
+    return policy.preemption if origin is Origin.PREEMPTION else policy.infrastructure
+
+
+def released(view: View) -> Change | None:
+    """Nothing of an ended attempt is left: what it held is free, and another may follow."""
+    if view.attempt.release is Release.RELEASED or not view.attempt.state.terminal:
+        return None
+    return _noted(view, replace(view.attempt, release=Release.RELEASED))
+
+
+def reachability(view: View, reachable: bool, now: Now) -> Change | None:
+    """It can, or cannot, be reached: an attribute that ends nothing."""
+    since = view.attempt.unknown_since
+    if view.attempt.state.terminal or reachable == (since == 0):
+        return None
+    return _noted(view, replace(view.attempt, unknown_since=0 if reachable else now.time))
+
+
+def used(view: View, usage: Usage) -> Change | None:
+    """Higher use was seen."""
+    if view.attempt.state.terminal or usage == view.attempt.usage:
+        return None
+    return _noted(view, replace(view.attempt, usage=_usage(view.attempt.usage, usage)))
+
+
+def checkpointed(view: View, checkpoint: Checkpoint) -> Change | None:
+    """A complete checkpoint: the next attempt begins there; preemptions count anew."""
+    known = view.attempt.checkpoint
+    if view.attempt.state.terminal or (known is not None and known.step >= checkpoint.step):
+        return None
+    task = replace(view.task, checkpoint=checkpoint, preemptions=0)
+    return _noted(view, replace(view.attempt, checkpoint=checkpoint), task)
+
+
+# -- the job as a whole -------------------------------------------------------------------------
+
+
+def _job_moved(
+    before: Job, after: Job, reason: str, now: Now, cause: Cause | None = None
+) -> Change:
+    """A change of the job as a whole; its unstarted tasks go where it says."""
+    if after.unstarted_state is not before.unstarted_state:
+        _check_unstarted(before, after)
+        counts = list(after.counts)
+        moved = len(before.unstarted)
+        counts[before.unstarted_state] -= moved
+        counts[after.unstarted_state] += moved
+        after = replace(after, counts=tuple(counts))
+    after = replace(after, version=before.version + 1, cause=after.cause or cause)
+    after = _settled(after, now, None)
+    event = Event(
+        job_uid=after.uid,
+        job_seq=after.version,
+        time=now.time,
+        index=None,
+        attempt=0,
+        from_state=before.state,
+        to_state=after.state,
+        job_from=before.state,
+        job_to=after.state,
+        cause=cause,
+        actor=now.actor,
+        reason=reason,
+        project=after.project,
+        job_name=after.name,
+        trace_id=after.trace_id,
+    )
+    return Change(after, before.version, events=(event,))
+
+
+def _check_unstarted(before: Job, after: Job) -> None:
+    if before.unstarted and after.unstarted_state not in TRANSITIONS[before.unstarted_state]:
+        raise IllegalTransition(
+            f"{before.name}: {before.unstarted_state.name} to {after.unstarted_state.name}"
+        )
+
+
+def cancel(rows: Rows, cause: Cause, now: Now) -> Change | None:
+    """The owner wants it ended: durable, never taken back.
+
+    What has not started is CANCELLED at once, what waits for a retry too; live attempts are
+    STOPPING until they have ended. None when the job is over or being cancelled already.
+    """
+    job = rows.job
+    if job.state.terminal or job.desired is Desired.CANCELLED:
+        return None
+    after = replace(job, desired=Desired.CANCELLED, cause=cause)
+    if job.unstarted:
+        after = replace(after, unstarted_state=_J.CANCELLED)
+    change = _job_moved(job, after, "cancel", now, cause)
+    return _cancel_started(rows, change, cause, now)
+
+
+def fail_fast(rows: Rows, index: int, now: Now) -> Change | None:
+    """A task failed and its array fails fast: the rest is cancelled."""
+    job = rows.job
+    if job.state.terminal or not job.fail_fast:
+        return None
+    cause = causes.sibling_failed(index)
+    live = any(not task.state.terminal for task in rows.tasks.values())
+    if not live and job.unstarted_state.terminal:
+        return None
+    after = replace(job, unstarted_state=_J.CANCELLED) if _waiting_tasks(job) else job
+    change = _job_moved(job, after, "fail_fast", now, cause)
+    return _cancel_started(rows, change, cause, now)
+
+
+def _waiting_tasks(job: Job) -> bool:
+    return bool(job.unstarted) and not job.unstarted_state.terminal
+
+
+def _cancel_started(rows: Rows, change: Change, cause: Cause, now: Now) -> Change:
+    steps = [change]
+    for index in sorted(rows.tasks):
+        task, attempt = rows.tasks[index], rows.attempts[index]
+        if task.state.terminal:
+            continue
+        view = View(steps[-1].job, task, attempt)
+        step = (
+            _cancel_waiting(view, cause, now)
+            if task.state.pending
+            else stopping(view, AttemptState.CANCELLED, cause, now)
+        )
+        if step is not None:
+            steps.append(step)
+    return combined(steps)
+
+
+def _cancel_waiting(view: View, cause: Cause, now: Now) -> Change:
+    task = replace(
+        view.task,
+        state=_J.CANCELLED,
+        version=view.task.version + 1,
+        cause=cause,
+        end_time=now.time,
+        not_before=0,
+    )
+    return _moved(view.job, _Move(view.task, task, "cancel", cause), now)
+
+
+def hold(rows: Rows, held: bool, now: Now) -> Change | None:
+    """Keep back, or let go, what has not started. None when that changes nothing."""
+    job = rows.job
+    if job.hold == held or job.state.terminal:
+        return None
+    after = replace(job, hold=held, settings_version=job.settings_version + 1)
+    if _waiting_tasks(job):
+        after = replace(after, unstarted_state=first_state(held, job.blocked_on))
+    return _job_moved(job, after, "hold" if held else "release", now)
+
+
+def upstream_succeeded(rows: Rows, uid: str, now: Now) -> Change | None:
+    """One of the jobs it waits for succeeded; with the last of them it is QUEUED."""
+    job = rows.job
+    if uid not in job.blocked_on or job.state.terminal:
+        return None
+    rest = tuple(known for known in job.blocked_on if known != uid)
+    after = replace(job, blocked_on=rest)
+    if job.unstarted_state is _J.BLOCKED and not rest:
+        after = replace(after, unstarted_state=_J.QUEUED)
+    return _job_moved(job, after, "unblock", now)
+
+
+def upstream_failed(rows: Rows, name: str, state: JobState, now: Now) -> Change | None:
+    """One of the jobs it waits for did not succeed: neither will this one."""
+    job = rows.job
+    if job.state.terminal or not job.unstarted:
+        return None
+    cause = causes.upstream_failed(name, state.name)
+    after = replace(job, unstarted_state=_J.UPSTREAM_FAILED)
+    return _job_moved(job, after, "upstream_failed", now, cause)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an owner may change of a job that is not over; None: leave it."""
+
+    priority: int | None = None
+    queue: str | None = None
+    labels: tuple[tuple[str, str], ...] | None = None
+
+
+def updated(rows: Rows, settings: Settings, now: Now) -> Change | None:
+    """New priority, queue or labels."""
+    job = rows.job
+    after = replace(
+        job,
+        priority=job.priority if settings.priority is None else settings.priority,
+        queue=job.queue if settings.queue is None else settings.queue,
+        labels=job.labels if settings.labels is None else settings.labels,
+    )
+    if after == job or job.state.terminal:
+        return None
+    after = replace(after, settings_version=job.settings_version + 1)
+    return _job_moved(job, after, "update", now)
