@@ -41,12 +41,11 @@ class PoolRoom:
 
     def free(self) -> Resources:
         """What is left; never below nothing, though a shrunken pool may be overfull."""
-        return Resources(*(max(0, t - u) for t, u in zip(self.total, self.used, strict=True)))
+        return self.total.minus(self.used)
 
     def fits(self, needs: Needs) -> bool:
         """Whether a task of these needs could start here now."""
-        want, free = needs.resources, self.free()
-        return self.suits(needs) and all(w <= f + 1e-9 for w, f in zip(want, free, strict=True))
+        return self.suits(needs) and needs.resources.within(self.free())
 
     def suits(self, needs: Needs) -> bool:
         """Whether it could start here if nothing else did."""
@@ -66,16 +65,14 @@ class PoolRoom:
         if name in self.held:
             return
         self.held[name] = (amount, gpus)
-        self.used = Resources(*(u + a for u, a in zip(self.used, amount, strict=True)))
+        self.used = self.used.plus(amount)
 
     def let_go(self, name: str) -> bool:
         """Give back what an attempt held; False when it held nothing here."""
         found = self.held.pop(name, None)
         if found is None:
             return False
-        self.used = Resources(*(u - a for u, a in zip(self.used, found[0], strict=True)))
-        if not self.held:
-            self.used = Resources()
+        self.used = self.used.minus(found[0]) if self.held else Resources()
         return True
 
 
@@ -132,23 +129,20 @@ class Capacity:
         suited = [pool for pool in pools if pool.suits(needs)]
         if not suited:
             return f"Needs {want} and {_special(needs)}; no connected host has that."
-        if not any(_could_ever(pool, needs) for pool in suited):
+        if not any(needs.resources.within(pool.total) for pool in suited):
             largest = max(suited, key=lambda pool: pool.total)
             return (
                 f"Needs {want}; that is more than any host has "
                 f"(the largest, {largest.name}, has {describe(largest.total)})."
             )
         roomiest = max(suited, key=lambda pool: pool.free())
-        return f"Needs {want}; free now on {roomiest.name}: {describe_free(roomiest, needs.resources)}."
+        free = describe_free(roomiest, needs.resources)
+        return f"Needs {want}; free now on {roomiest.name}: {free}."
 
 
 def _roomier(one: PoolRoom, other: PoolRoom) -> bool:
     a, b = one.free(), other.free()
     return (a.cpus, a.slots, other.name) > (b.cpus, b.slots, one.name)
-
-
-def _could_ever(pool: PoolRoom, needs: Needs) -> bool:
-    return all(w <= t + 1e-9 for w, t in zip(needs.resources, pool.total, strict=True))
 
 
 def _special(needs: Needs) -> str:

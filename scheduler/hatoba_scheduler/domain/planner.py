@@ -57,7 +57,7 @@ class Assignment(NamedTuple):
     """One task and its place."""
 
     uid: str
-    index: int
+    task: int
     needs: Needs
     place: Place
 
@@ -129,7 +129,7 @@ class Planner:
             self._capacity.hold(
                 assignment.needs.backend,
                 assignment.place.pool,
-                planned_name(assignment.uid, assignment.index),
+                planned_name(assignment.uid, assignment.task),
                 (assignment.needs.resources, assignment.place),
             )
             out.append(assignment)

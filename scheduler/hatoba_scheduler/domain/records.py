@@ -57,6 +57,33 @@ class Resources(NamedTuple):
         """True when a share was asked for; a task that states nothing takes a slot instead."""
         return bool(self.cpus or self.memory or self.gpus)
 
+    def plus(self, other: Resources) -> Resources:
+        """Both together."""
+        return Resources(
+            self.cpus + other.cpus,
+            self.memory + other.memory,
+            self.gpus + other.gpus,
+            self.slots + other.slots,
+        )
+
+    def minus(self, other: Resources) -> Resources:
+        """What is left of this without the other, never below nothing."""
+        return Resources(
+            max(0.0, self.cpus - other.cpus),
+            max(0, self.memory - other.memory),
+            max(0, self.gpus - other.gpus),
+            max(0, self.slots - other.slots),
+        )
+
+    def within(self, other: Resources) -> bool:
+        """Whether this is no more than the other."""
+        return (
+            self.cpus <= other.cpus + 1e-9
+            and self.memory <= other.memory
+            and self.gpus <= other.gpus
+            and self.slots <= other.slots
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ManifestRef:
