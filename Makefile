@@ -56,8 +56,9 @@ landed: venv-gen ## make today's contract the one that `buf breaking` compares w
 lock: venv ## renew locks/*.txt (UPGRADE=1: to the newest that fits)
 	@tools/build/lock.sh
 
-format: venv ## ruff's format and fixes, buf's format
+format: venv venv-gen ## ruff's fixes and format, buf's format
 	@$(BIN)/ruff check --quiet --fix-only . && $(BIN)/ruff format --quiet .
+	@.venv-gen/bin/buf format --write proto --path proto/hatoba
 
 clean: ## remove environments, caches and what was built
 	rm -rf .venv .venv-gen .venv*.lock build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
