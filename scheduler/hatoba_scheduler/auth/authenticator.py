@@ -1,0 +1,135 @@
+"""Tells who calls from the token they present, and ends the streams of those who lost theirs."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from hatoba_scheduler.auth import tokens
+from hatoba_scheduler.auth.roles import Role
+from hatoba_scheduler.domain.records import Micros, TokenRecord
+from hatoba_scheduler.errors import NotFound, Reason, Resource, Unauthenticated
+
+_SCHEME = "bearer "
+
+
+class TokenStore(Protocol):
+    """What the authenticator needs of durable state; both calls are durable when they return."""
+
+    async def tokens(self) -> list[TokenRecord]:
+        """All tokens, revoked and expired ones too."""
+        ...
+
+    async def put_token(self, token: TokenRecord) -> None:
+        """Write a token's row, over an older one of the same id."""
+        ...
+
+
+class Authenticator:
+    """Holds all tokens in memory; `clock` gives microseconds since 1970."""
+
+    def __init__(self, store: TokenStore, clock: Callable[[], Micros]) -> None:
+        self._store = store
+        self._clock = clock
+        self._records: dict[str, TokenRecord] = {}
+        self._watchers: dict[str, set[Callable[[], None]]] = {}
+
+    async def load(self) -> None:
+        """Read every token from the store; before the first call is answered."""
+        self._records = {record.id: record for record in await self._store.tokens()}
+
+    @property
+    def records(self) -> Sequence[TokenRecord]:
+        """All tokens by id, without their texts."""
+        return [self._records[identity] for identity in sorted(self._records)]
+
+    def authenticate(self, authorization: str | None) -> TokenRecord:
+        """The token of an `authorization` header; Unauthenticated says what is wrong with it."""
+        if not authorization:
+            raise _refused(Reason.TOKEN_MISSING, "no token", "send `authorization: Bearer TOKEN`")
+        if authorization[: len(_SCHEME)].lower() != _SCHEME:
+            raise _malformed()
+        text = authorization[len(_SCHEME) :].strip()
+        identity = tokens.token_id(text)
+        if identity is None:
+            raise _malformed()
+        record = self._records.get(identity)
+        if record is None or not hmac.compare_digest(record.sha256, tokens.digest(text)):
+            raise _refused(
+                Reason.TOKEN_UNKNOWN, "this server does not know the token", "check its address"
+            )
+        self.verify(record)
+        return record
+
+    def verify(self, record: TokenRecord) -> None:
+        """Raise Unauthenticated unless the token is still good now."""
+        current = self._records.get(record.id, record)
+        if current.revoked:
+            raise _refused(Reason.TOKEN_REVOKED, "the token was revoked", "ask for a new one")
+        if current.expire_time and current.expire_time <= self._clock():
+            raise _refused(Reason.TOKEN_EXPIRED, "the token has expired", "ask for a new one")
+
+    def seconds_left(self, record: TokenRecord) -> float | None:
+        """Time until the token expires; None: it does not."""
+        if not record.expire_time:
+            return None
+        return max(0.0, (record.expire_time - self._clock()) / 1e6)
+
+    async def create(
+        self, principal: str, role: Role, *, ttl: Micros = 0, created_by: str = ""
+    ) -> tuple[TokenRecord, str]:
+        """Make and store a token; the text is in the result and nowhere else. `ttl` 0: no end."""
+        identity, text = tokens.mint()
+        now = self._clock()
+        record = TokenRecord(
+            id=identity,
+            sha256=tokens.digest(text),
+            principal=principal,
+            role=role,
+            create_time=now,
+            expire_time=now + ttl if ttl else 0,
+            created_by=created_by,
+        )
+        await self._store.put_token(record)
+        self._records[identity] = record
+        return record, text
+
+    async def revoke(self, identity: str) -> TokenRecord:
+        """End a token and the streams opened with it; twice is the same as once."""
+        record = self._records.get(identity)
+        if record is None:
+            raise NotFound(f"no token {identity}", resource=Resource("token", f"tokens/{identity}"))
+        if record.revoked:
+            return record
+        revoked = replace(record, revoked=True)
+        await self._store.put_token(revoked)
+        self._records[identity] = revoked
+        for notify in tuple(self._watchers.get(identity, ())):
+            notify()
+        return revoked
+
+    def on_revoked(self, identity: str, notify: Callable[[], None]) -> Callable[[], None]:
+        """Call `notify` once this token is revoked; the result takes that back."""
+        watchers = self._watchers.setdefault(identity, set())
+        watchers.add(notify)
+
+        def forget() -> None:
+            watchers.discard(notify)
+            if not watchers and self._watchers.get(identity) is watchers:
+                del self._watchers[identity]
+
+        return forget
+
+
+def _refused(reason: Reason, what: str, remedy: str) -> Unauthenticated:
+    return Unauthenticated(f"{what}; {remedy}", reason=reason)
+
+
+def _malformed() -> Unauthenticated:
+    return _refused(
+        Reason.TOKEN_MALFORMED,
+        "the authorization header holds no token of ours",
+        "send `authorization: Bearer hb_...`, the text of a token file alone",
+    )

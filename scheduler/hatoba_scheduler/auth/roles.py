@@ -1,0 +1,96 @@
+"""Which role may call which method. A method without an entry is for administrators alone."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Role(enum.IntEnum):
+    """What a token may do; the numbers are those of `hatoba.v1.Role`."""
+
+    ADMIN = 1
+    USER = 2
+    VIEWER = 3
+    WORKER = 4
+
+
+Access = frozenset[Role]
+
+OPEN: Access = frozenset()
+"""Needs no token."""
+READ: Access = frozenset({Role.VIEWER, Role.USER, Role.ADMIN})
+WRITE: Access = frozenset({Role.USER, Role.ADMIN})
+OPERATE: Access = frozenset({Role.ADMIN})
+HOST: Access = frozenset({Role.WORKER, Role.ADMIN})
+
+_SERVICES: dict[str, dict[str, Access]] = {
+    "hatoba.v1.JobService": {
+        "SubmitJob": WRITE,
+        "SubmitJobs": WRITE,
+        "GetJob": READ,
+        "ListJobs": READ,
+        "CountJobs": READ,
+        "ListTasks": READ,
+        "ListAttempts": READ,
+        "WatchJobs": READ,
+        "CancelJobs": WRITE,
+        "UpdateJob": WRITE,
+        "RerunJob": WRITE,
+        "TailLogs": READ,
+        "QueryMetrics": READ,
+        "GetJobTrace": READ,
+    },
+    "hatoba.v1.QueueService": {
+        "CreateQueue": OPERATE,
+        "GetQueue": READ,
+        "ListQueues": READ,
+        "UpdateQueue": OPERATE,
+        "DeleteQueue": OPERATE,
+        "GetQueueUsage": READ,
+    },
+    "hatoba.v1.ArtifactService": {
+        "FindMissingChunks": WRITE | HOST,
+        "UploadChunks": WRITE | HOST,
+        "DownloadChunks": READ | HOST,
+        "CreateManifest": WRITE | HOST,
+        "GetManifest": READ | HOST,
+    },
+    "hatoba.v1.RunnerService": {
+        "ClaimAttempt": HOST,
+        "Heartbeat": HOST,
+        "PushLogs": HOST,
+        "ReportMetrics": HOST,
+        "CommitCheckpoint": HOST,
+        "CommitAttempt": HOST,
+    },
+    "hatoba.v1.WorkerService": {
+        "Connect": HOST,
+        "ListHosts": READ,
+        "GetHost": READ,
+        "CordonHost": OPERATE,
+        "DeclareHostGone": OPERATE,
+    },
+    "hatoba.v1.AdminService": {
+        "ListBackends": READ,
+        "GetServerStatus": READ | HOST,
+        "CreateToken": OPERATE,
+        "ListTokens": OPERATE,
+        "RevokeToken": OPERATE,
+        "PushSpans": READ | HOST,
+    },
+    "grpc.health.v1.Health": {"Check": OPEN, "List": OPEN, "Watch": OPEN},
+    "grpc.reflection.v1alpha.ServerReflection": {"ServerReflectionInfo": READ},
+    "grpc.reflection.v1.ServerReflection": {"ServerReflectionInfo": READ},
+}
+
+METHOD_ACCESS: dict[str, Access] = {
+    f"/{service}/{method}": access
+    for service, methods in _SERVICES.items()
+    for method, access in methods.items()
+}
+"""Roles that may call a method, by full method name. An administrator may call all of them."""
+
+
+def may_change(access: Access) -> bool:
+    """Whether methods of this access change anything; reading is what a viewer may do."""
+    return Role.VIEWER not in access and access != OPEN
