@@ -71,7 +71,7 @@ def check() -> int:
 
 def landed() -> int:
     """Record the contract without its comments, as the next `buf breaking` compares with it."""
-    buf("build", "proto", "--exclude-source-info", "-o", str(LANDED))
+    image(LANDED)
     print(f"wrote {LANDED.relative_to(ROOT)}")
     return 0
 
@@ -81,7 +81,15 @@ def lint() -> None:
     buf("lint")
     buf("format", "--diff", "--exit-code", "proto", "--path", "proto/hatoba")
     if LANDED.exists():
-        buf("breaking", "proto", "--against", str(LANDED))
+        with tempfile.TemporaryDirectory() as scratch:
+            now = Path(scratch) / "now.binpb"
+            image(now)
+            buf("breaking", str(now), "--against", str(LANDED))
+
+
+def image(path: Path) -> None:
+    """Write the whole contract to `path` as one image: a workspace is one image per module."""
+    buf("build", "--exclude-source-info", "-o", str(path))
 
 
 def build(scratch: Path) -> dict[Path, str]:
