@@ -1,0 +1,88 @@
+"""From a stored intent to what a backend is asked: always the same values for the same attempt."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from google.protobuf import struct_pb2
+
+from hatoba.v1 import job_pb2
+from hatoba_plugins.values import Handle, LaunchRequest, Placement, Ref
+from hatoba_scheduler.domain.naming import job_name
+from hatoba_scheduler.domain.records import Attempt, Job
+
+PLACEHOLDER = re.compile(r"\$\{params\.([A-Za-z_][A-Za-z0-9_.-]*)\}")
+
+
+def param_text(value: struct_pb2.Value) -> str:
+    """A parameter as it appears in a command: whole numbers without a fraction."""
+    kind = value.WhichOneof("kind")
+    if kind == "number_value":
+        number = value.number_value
+        return str(int(number)) if number.is_integer() else repr(number)
+    if kind == "bool_value":
+        return "true" if value.bool_value else "false"
+    return value.string_value
+
+
+def unknown_params(spec: job_pb2.JobSpec) -> list[tuple[int, str]]:
+    """(argument, name) of each placeholder in the command that names no parameter."""
+    return [
+        (position, name)
+        for position, argument in enumerate(spec.command)
+        for name in PLACEHOLDER.findall(argument)
+        if name not in spec.params
+    ]
+
+
+def filled_in(argument: str, params: Mapping[str, struct_pb2.Value]) -> str:
+    """An argument with its placeholders replaced."""
+    if "${" not in argument:
+        return argument
+    return PLACEHOLDER.sub(lambda found: param_text(params[found[1]]), argument)
+
+
+def launch_request(
+    job: Job, attempt: Attempt, spec: job_pb2.JobSpec, cluster_id: str
+) -> LaunchRequest:
+    """What the backend is asked for one attempt."""
+    filled = job_pb2.JobSpec()
+    filled.CopyFrom(spec)
+    filled.command[:] = [filled_in(argument, spec.params) for argument in spec.command]
+    return LaunchRequest(
+        name=attempt.name,
+        fence=attempt.fence,
+        job=job_name(job.project, job.name),
+        job_uid=job.uid,
+        index=attempt.index,
+        number=attempt.number,
+        task_count=job.size,
+        spec=filled,
+        placement=Placement(attempt.host, attempt.gpus),
+        traceparent=f"00-{job.trace_id}-{attempt.span_id}-{'01' if job.sampled else '00'}",
+        labels=(
+            ("cluster_id", cluster_id),
+            ("job_uid", job.uid),
+            ("index", str(attempt.index)),
+            ("number", str(attempt.number)),
+        ),
+    )
+
+
+def encode_handle(handle: Handle) -> bytes:
+    """A handle as it is stored."""
+    return f"{handle.version}:{handle.data}".encode()
+
+
+def decode_handle(stored: bytes) -> Handle | None:
+    """A stored handle; None when there is none yet."""
+    if not stored:
+        return None
+    version, _, data = stored.decode().partition(":")
+    return Handle(int(version), data)
+
+
+def ref_of(attempt: Attempt) -> Ref:
+    """The attempt as a backend is spoken to of it."""
+    return Ref(attempt.name, attempt.fence, decode_handle(attempt.handle), attempt.host)

@@ -1,0 +1,331 @@
+"""The one place where jobs change: decides on rows in memory, commits, then tells.
+
+Decisions are pure functions of a job's rows. All that are asked for while a commit is under way are
+taken together in the next one; each sees the outcome of those before it. Memory, futures and
+listeners move only after the commit. Jobs that are over leave memory once nothing of them is held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import structlog
+
+from hatoba_scheduler.domain.records import (
+    Attempt,
+    Change,
+    Event,
+    Job,
+    Task,
+    combined,
+)
+from hatoba_scheduler.domain.states import Release
+from hatoba_scheduler.domain.transitions import Rows
+from hatoba_scheduler.errors import Unavailable
+from hatoba_scheduler.store.base import (
+    Applied,
+    Duplicate,
+    LiveState,
+    Mismatch,
+    Stale,
+    Store,
+    Submission,
+    Submitted,
+)
+
+Decide = Callable[[Rows], Change | None]
+BATCH = 500
+QUEUE = 20_000
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """One job's committed change, for listeners: `before` is None for a new job."""
+
+    before: Job | None
+    change: Change
+    rows: Rows
+
+
+class Listener(Protocol):
+    """Hears of committed changes, in commit order; must not block and must not raise."""
+
+    def __call__(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
+        """Take note."""
+        ...
+
+
+@dataclass(slots=True)
+class _Live:
+    """A job in memory."""
+
+    job: Job
+    tasks: dict[int, Task] = field(default_factory=dict)
+    attempts: dict[int, Attempt] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Ask:
+    uid: str
+    decide: Decide
+    answer: asyncio.Future[Change | None]
+
+
+@dataclass(slots=True)
+class _Work:
+    """A job's rows within a batch: what is in memory, and over it what the batch decided."""
+
+    live: _Live
+    job: Job
+    tasks: ChainMap[int, Task]
+    attempts: ChainMap[int, Attempt]
+    changes: list[Change] = field(default_factory=list)
+
+    def rows(self) -> Rows:
+        return Rows(self.job, self.tasks, self.attempts)
+
+    def take(self, change: Change) -> None:
+        self.job = change.job
+        for task, _ in change.tasks:
+            self.tasks[task.index] = task
+        for attempt, _ in change.attempts:
+            if attempt.number >= self.tasks[attempt.index].attempt:
+                self.attempts[attempt.index] = attempt
+        self.changes.append(change)
+
+
+class Ledger:
+    """All jobs that are not over, and every change of them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._live: dict[str, _Live] = {}
+        self._names: dict[str, tuple[str, int]] = {}
+        self._asks: list[_Ask] = []
+        self._wake = asyncio.Event()
+        self._listeners: list[Listener] = []
+
+    # -- reading --------------------------------------------------------------------------------
+
+    def rows(self, uid: str) -> Rows | None:
+        """A job's rows while it is in memory; ended jobs that hold nothing are not."""
+        live = self._live.get(uid)
+        return Rows(live.job, live.tasks, live.attempts) if live else None
+
+    def find_attempt(self, name: str) -> tuple[str, int] | None:
+        """(job uid, index) of a task's newest attempt, by external name."""
+        return self._names.get(name)
+
+    def all_rows(self) -> Iterable[Rows]:
+        """Every job in memory; not to be kept over an await."""
+        return (Rows(live.job, live.tasks, live.attempts) for live in self._live.values())
+
+    def active(self) -> int:
+        """Jobs that are not over."""
+        return sum(not live.job.state.terminal for live in self._live.values())
+
+    # -- changing -------------------------------------------------------------------------------
+
+    def listen(self, listener: Listener) -> None:
+        """Tell this listener of every commit from now on."""
+        self._listeners.append(listener)
+
+    async def recover(self) -> LiveState:
+        """Load all that is not over, before the first decision."""
+        state = await self._store.live()
+        for job in state.jobs:
+            self._live[job.uid] = _Live(job)
+        for task in state.tasks:
+            self._live[task.job_uid].tasks[task.index] = task
+        for attempt in state.attempts:
+            self._live[attempt.job_uid].attempts[attempt.index] = attempt
+            self._names[attempt.name] = (attempt.job_uid, attempt.index)
+        for live in list(self._live.values()):
+            self._shrink(live)
+        return state
+
+    async def submit(self, items: Sequence[Submission]) -> list[Submitted | Duplicate | Mismatch]:
+        """Store new jobs; they are in memory, and told of, when this returns."""
+        results = await self._store.submit(items)
+        commits, events = [], []
+        for item, result in zip(items, results, strict=True):
+            if not isinstance(result, Submitted) or result.job.uid in self._live:
+                continue
+            live = self._live[result.job.uid] = _Live(result.job)
+            event = replace(item.event, seq=result.seq, job_name=result.job.name)
+            change = Change(result.job, 0, events=(event,))
+            commits.append(Commit(None, change, Rows(live.job, live.tasks, live.attempts)))
+            events.append(event)
+        self._tell(commits, events)
+        return results
+
+    async def decide(self, uid: str, decide: Decide) -> Change | None:
+        """As `ask`, awaited."""
+        return await self.ask(uid, decide)
+
+    def ask(self, uid: str, decide: Decide) -> asyncio.Future[Change | None]:
+        """Carry out a decision on a job; the future tells what was committed, None for nothing.
+
+        Decisions are taken in the order in which they were asked for. Jobs that are over and hold
+        nothing never change: None. The future raises StorageFull or StorageFailed when the commit
+        failed; then nothing changed. Raises Unavailable at once when too much waits.
+        """
+        if len(self._asks) >= QUEUE:
+            raise Unavailable("too many changes wait to be stored", retry_after=1.0)
+        ask = _Ask(uid, decide, asyncio.get_running_loop().create_future())
+        self._asks.append(ask)
+        self._wake.set()
+        return ask.answer
+
+    async def run(self) -> None:
+        """Commit batch after batch, until cancelled; then what was asked for fails."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._asks:
+                    batch, self._asks = self._asks[:BATCH], self._asks[BATCH:]
+                    await self._commit(batch)
+        finally:
+            for ask in self._asks:
+                _fail(ask, Unavailable("the server is stopping", retry_after=1.0))
+            self._asks = []
+
+    async def _commit(self, batch: Sequence[_Ask]) -> None:
+        works, answers = self._decide_all(batch)
+        changed = [work for work in works.values() if work.changes]
+        changes = [combined(work.changes) for work in changed]
+        try:
+            results = await self._store.apply(changes) if changes else []
+        except asyncio.CancelledError:
+            for ask in batch:
+                _fail(ask, Unavailable("the server is stopping", retry_after=1.0))
+            raise
+        except Exception as error:  # noqa: BLE001 - told to everybody who asked
+            log.error("commit.failed", error=str(error), asks=len(batch))
+            for ask in batch:
+                _fail(ask, error)
+            return
+        await self._settle(changed, changes, results)
+        stale = {
+            work.job.uid
+            for work, result in zip(changed, results, strict=True)
+            if not isinstance(result, Applied)
+        }
+        self._answer(batch, answers, stale)
+
+    def _decide_all(self, batch: Sequence[_Ask]) -> tuple[dict[str, _Work], list[Change | None]]:
+        works: dict[str, _Work] = {}
+        answers: list[Change | None] = []
+        for ask in batch:
+            live = self._live.get(ask.uid)
+            if live is None:
+                answers.append(None)
+                continue
+            work = works.get(ask.uid)
+            if work is None:
+                work = works[ask.uid] = _Work(
+                    live, live.job, ChainMap({}, live.tasks), ChainMap({}, live.attempts)
+                )
+            answers.append(self._decide_one(ask, work))
+        return works, answers
+
+    def _decide_one(self, ask: _Ask, work: _Work) -> Change | None:
+        try:
+            change = ask.decide(work.rows())
+        except Exception as error:  # a bug in one decision must not take the others with it
+            log.exception("decision.failed", job=work.job.name)
+            _fail(ask, error)
+            return None
+        if change is not None:
+            work.take(change)
+        return change
+
+    async def _settle(
+        self,
+        works: Sequence[_Work],
+        changes: Sequence[Change],
+        results: Sequence[Applied | Stale],
+    ) -> None:
+        commits: list[Commit] = []
+        events: list[Event] = []
+        for work, change, result in zip(works, changes, results, strict=True):
+            if not isinstance(result, Applied):
+                await self._reload(work.job.uid)
+                continue
+            told = tuple(
+                replace(event, seq=seq)
+                for event, seq in zip(change.events, result.seqs, strict=True)
+            )
+            before = work.live.job
+            self._take_over(work)
+            rows = Rows(work.job, work.tasks, work.attempts)
+            commits.append(Commit(before, replace(change, events=told), rows))
+            events.extend(told)
+        events.sort(key=lambda event: event.seq)
+        self._tell(commits, events)
+        for work in works:
+            self._shrink(work.live)
+
+    def _take_over(self, work: _Work) -> None:
+        live = work.live
+        live.job = work.job
+        live.tasks.update(work.tasks.maps[0])
+        for index, attempt in work.attempts.maps[0].items():
+            former = live.attempts.get(index)
+            if former is not None and former.name != attempt.name:
+                self._names.pop(former.name, None)
+            live.attempts[index] = attempt
+            self._names[attempt.name] = (attempt.job_uid, index)
+
+    def _shrink(self, live: _Live) -> None:
+        """Forget tasks that are over and hold nothing, and the job with the last of them."""
+        for index in [i for i, task in live.tasks.items() if task.state.terminal]:
+            attempt = live.attempts.get(index)
+            if attempt is None or attempt.release is Release.RELEASED:
+                del live.tasks[index]
+                live.attempts.pop(index, None)
+                if attempt is not None:
+                    self._names.pop(attempt.name, None)
+        if live.job.state.terminal and not live.tasks:
+            self._live.pop(live.job.uid, None)
+
+    async def _reload(self, uid: str) -> None:
+        """Somebody else wrote this job: what memory held is replaced by what is stored."""
+        log.warning("change.stale", job=uid)
+        state = await self._store.live()
+        live = self._live.get(uid)
+        found = [job for job in state.jobs if job.uid == uid]
+        if live is None or not found:
+            self._live.pop(uid, None)
+            return
+        live.job = found[0]
+        live.tasks = {t.index: t for t in state.tasks if t.job_uid == uid}
+        live.attempts = {a.index: a for a in state.attempts if a.job_uid == uid}
+
+    def _answer(
+        self, batch: Sequence[_Ask], answers: Sequence[Change | None], stale: set[str]
+    ) -> None:
+        for ask, answer in zip(batch, answers, strict=True):
+            if ask.uid in stale and answer is not None:
+                self._asks.append(ask)
+                self._wake.set()
+            elif not ask.answer.done():
+                ask.answer.set_result(answer)
+
+    def _tell(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
+        if not commits:
+            return
+        for listener in self._listeners:
+            listener(commits, events)
+
+
+def _fail(ask: _Ask, error: BaseException) -> None:
+    if not ask.answer.done():
+        ask.answer.set_exception(error)

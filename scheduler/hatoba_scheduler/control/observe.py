@@ -1,0 +1,163 @@
+"""What a backend says, as decisions: observations and refusals through the transition table."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+from hatoba_plugins import errors
+from hatoba_plugins.values import Exit, Handle, Observation, Phase
+from hatoba_plugins.values import ExitKind as Told
+from hatoba_scheduler.control.launches import encode_handle
+from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.causes import Ending, ExitKind
+from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Cause, Change, Job, Task
+from hatoba_scheduler.domain.states import AttemptState, CauseCode, Origin
+from hatoba_scheduler.domain.transitions import (
+    Now,
+    Outcome,
+    Rows,
+    View,
+    ended,
+    launched,
+    reachability,
+    released,
+    running,
+    starting,
+    waiting,
+)
+
+Step = Callable[[View], Change | None]
+
+_KINDS: dict[Told, ExitKind] = {
+    Told.EXITED: ExitKind.EXITED,
+    Told.SIGNALED: ExitKind.SIGNALED,
+    Told.OUT_OF_MEMORY: ExitKind.OUT_OF_MEMORY,
+    Told.RUN_TIMEOUT: ExitKind.RUN_TIMEOUT,
+    Told.STOPPED: ExitKind.STOPPED,
+    Told.PREEMPTED: ExitKind.PREEMPTED,
+    Told.LOST: ExitKind.LOST,
+    Told.FAILED: ExitKind.BACKEND_FAILED,
+}
+
+_REFUSALS: dict[type[errors.BackendError], tuple[CauseCode, Origin]] = {
+    errors.Retry: (CauseCode.BACKEND_FAILED, Origin.INFRASTRUCTURE),
+    errors.NoCapacity: (CauseCode.NO_CAPACITY, Origin.CAPACITY),
+    errors.Throttled: (CauseCode.THROTTLED, Origin.CAPACITY),
+    errors.Invalid: (CauseCode.REFUSED_INVALID, Origin.USER),
+    errors.Denied: (CauseCode.REFUSED_DENIED, Origin.POLICY),
+    errors.Fatal: (CauseCode.BACKEND_FAILED, Origin.INFRASTRUCTURE),
+    errors.Conflict: (CauseCode.CONFLICT, Origin.INFRASTRUCTURE),
+    errors.Unsupported: (CauseCode.REFUSED_INVALID, Origin.USER),
+}
+_WAITED_FOR = (errors.Retry, errors.NoCapacity, errors.Throttled)
+CAPACITY_WAIT = 5.0
+
+
+def of_attempt(name: str, step: Step) -> Callable[[Rows], Change | None]:
+    """A decision about one attempt: nothing when it is not its task's newest any more."""
+
+    def decide(rows: Rows) -> Change | None:
+        for index, attempt in rows.attempts.items():
+            if attempt.name == name:
+                view = rows.view(index)
+                return step(view) if view else None
+        return None
+
+    return decide
+
+
+def back_off(job: Job, task: Task, rng: random.Random) -> float:
+    """Seconds until the next attempt: doubling from the policy's first, with full jitter."""
+    failures = task.user_failures + task.infrastructure_failures + task.preemptions
+    ceiling = min(job.retries.max_backoff, job.retries.backoff * 2.0 ** min(failures, 20))
+    return rng.uniform(0, ceiling)
+
+
+def handle_step(handle: Handle, phase: Phase | None, now: Now) -> Step:
+    """It exists: keep its handle, and take its phase when the backend knows one."""
+
+    def step(view: View) -> Change | None:
+        if phase is Phase.WAITING and view.attempt.state is AttemptState.LAUNCHING:
+            return _with_handle(view, waiting(view, now), encode_handle(handle))
+        return launched(view, encode_handle(handle))
+
+    return step
+
+
+def _with_handle(view: View, change: Change | None, handle: bytes) -> Change | None:
+    if change is None:
+        return launched(view, handle)
+    row, expected = change.attempts[0]
+    return replace(change, attempts=(AttemptWrite(replace(row, handle=handle), expected),))
+
+
+def refused_step(error: errors.BackendError, now: Now) -> Step:
+    """The backend refused it: waited for without charge, or over."""
+    code, origin = _REFUSALS.get(type(error), (CauseCode.BACKEND_FAILED, Origin.INFRASTRUCTURE))
+    waited_for = isinstance(error, _WAITED_FOR)
+    cause = causes.refused(code, origin, error.message)
+    outcome = Outcome(
+        AttemptState.REFUSED,
+        cause,
+        wait=(error.after or CAPACITY_WAIT) if waited_for else 0.0,
+        gone=True,
+        charged=not waited_for,
+    )
+    return lambda view: ended(view, outcome, now)
+
+
+def observation_step(seen: Observation, now: Now, rng: random.Random) -> Step:
+    """What the backend sees of an attempt. What is older than what is known changes nothing."""
+
+    def step(view: View) -> Change | None:
+        if not seen.reachable:
+            return reachability(view, reachable=False, now=now)
+        if view.attempt.state.terminal:
+            return None if seen.exists else released(view)
+        if seen.phase >= Phase.ENDED:
+            return _ended(view, seen, now, rng)
+        return _advanced(view, seen, now) or reachability(view, reachable=True, now=now)
+
+    return step
+
+
+def _advanced(view: View, seen: Observation, now: Now) -> Change | None:
+    if seen.phase is Phase.WAITING:
+        return waiting(view, now)
+    if seen.phase is Phase.STARTING:
+        return starting(view, now)
+    return running(view, now.time, "", now)
+
+
+def _ended(view: View, seen: Observation, now: Now, rng: random.Random) -> Change | None:
+    state, cause = _verdict(view.attempt, seen)
+    outcome = Outcome(state, cause, wait=back_off(view.job, view.task, rng), gone=not seen.exists)
+    return ended(view, outcome, now)
+
+
+def _verdict(attempt: Attempt, seen: Observation) -> tuple[AttemptState, Cause | None]:
+    if seen.phase is Phase.GONE or seen.exit is None:
+        return AttemptState.LOST, causes.lost("It is proven gone, and nobody saw how it ended.")
+    ending = ending_of(seen.exit)
+    if ending.good and attempt.fenced:
+        return AttemptState.LOST, causes.lost(
+            "The command exited 0 and its runner never committed.", CauseCode.NOT_COMMITTED
+        )
+    return causes.judge(ending)
+
+
+def ending_of(told: Exit) -> Ending:
+    """A backend's exit in the domain's words."""
+    return Ending(_KINDS[told.kind], told.code, told.signal, told.message)
+
+
+def never_was_step(now: Now) -> Step:
+    """A stop found nothing of that name, and none will come: it ends as it was meant to."""
+
+    def step(view: View) -> Change | None:
+        cause = causes.lost("It was stopped before it existed.")
+        return ended(view, Outcome(AttemptState.LOST, cause, gone=True, charged=False), now)
+
+    return step
