@@ -60,7 +60,7 @@ class Attempt(Owner):
         peak = usage.ru_maxrss * 1024
         if self.group and self.group.oom_kills() > 0:
             self.oom = True
-        if self.limit_by == BY_RLIMIT and code != 0 and peak > self.memory_bytes:
+        if self.limit_by == BY_RLIMIT and code != 0 and self._exceeded(peak):
             self.oom = True
         self.exit = {
             "exit_code": code if code >= 0 else None,
@@ -74,6 +74,11 @@ class Attempt(Owner):
                 "maxrss": peak,
             },
         }
+
+    def _exceeded(self, peak: int) -> bool:
+        # A child's peak begins with ours, whose memory it shared between fork and exec.
+        ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return peak > self.memory_bytes and peak > ours
 
     def _reason(self, code: int) -> str:
         if self.oom and code != 0 and not self.ending:

@@ -20,6 +20,7 @@ class Book:
         self._journal = journal
         self._boot = boot
         self._serial = 0
+        self._changed: dict[str, Attempt] = {}
         self.attempts: dict[str, Attempt] = {}
         self.tombstones: dict[str, None] = {}
         self.supervised: dict[str, Json] = {}
@@ -42,13 +43,22 @@ class Book:
         return [attempt for attempt in self.attempts.values() if not attempt.gone]
 
     def note(self, attempt: Attempt) -> None:
-        """Remember the attempt as it is now."""
+        """Remember the attempt as it is at the next `save`."""
         self._enter(attempt)
+        self._changed[attempt.name] = attempt
+
+    def intend(self, attempt: Attempt) -> None:
+        """Write that the attempt is about to start; raises OSError when that is not on disk.
+
+        If this keeper dies before it can say more, the tag is what its processes are found by.
+        """
         self._journal.add(attempt.record())
+        self._journal.flush()
 
     def bury(self, name: str) -> None:
         """Drop an attempt, or one never seen, and refuse its late spawn from now on."""
         self.attempts.pop(name, None)
+        self._changed.pop(name, None)
         self.tombstones[name] = None
         self._journal.add({"kind": "tombstone", "attempt": name})
         if len(self.tombstones) > MOST_TOMBSTONES:
@@ -66,6 +76,9 @@ class Book:
 
     def save(self) -> None:
         """Write what is new; raises OSError when the disk is full, and keeps it for later."""
+        for attempt in self._changed.values():
+            self._journal.add(attempt.record())
+        self._changed.clear()
         self._journal.flush()
         if self._journal.large:
             self.compact()

@@ -44,6 +44,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.ask:
         sys.stdout.write(json.dumps(ask(data, json.load(sys.stdin))) + "\n")
         return 0
+    # Whatever we were given by accident, our children would inherit.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     ready = _detach() if options.detach else -1
     try:

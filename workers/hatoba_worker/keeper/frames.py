@@ -11,15 +11,21 @@ Json = dict[str, Any]
 PROTOCOL = 1
 MAX_FRAME = 1 << 20
 _HEAD = struct.Struct(">I")
+_to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class FrameError(ValueError):
     """A frame is over `MAX_FRAME` bytes, or is no JSON object; the connection is of no more use."""
 
 
+def to_json(body: Json) -> bytes:
+    """Return `body` as compact JSON."""
+    return _to_json(body).encode()
+
+
 def encode(body: Json) -> bytes:
     """Return `body` as one frame; raises FrameError when it is larger than `MAX_FRAME` bytes."""
-    data = json.dumps(body, separators=(",", ":")).encode()
+    data = to_json(body)
     if len(data) > MAX_FRAME:
         raise FrameError(f"frame of {len(data)} bytes; the limit is {MAX_FRAME}")
     return _HEAD.pack(len(data)) + data

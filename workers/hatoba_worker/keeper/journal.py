@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from hatoba_worker.keeper.frames import Json
+from hatoba_worker.keeper.frames import Json, to_json
 
 COMPACT_ABOVE = 4 << 20
 
@@ -72,7 +72,7 @@ class Journal:
 
 
 def _line(record: Json) -> bytes:
-    return json.dumps(record, separators=(",", ":")).encode() + b"\n"
+    return to_json(record) + b"\n"
 
 
 def _parse(line: bytes) -> Json | None:

@@ -299,10 +299,8 @@ class Keeper:
             self._watch.add(attempt)
 
     def _intend(self, attempt: Attempt) -> None:
-        # On disk before the process is there: a keeper that dies in between leaves a tag to find.
-        self._book.note(attempt)
         try:
-            self._book.save()
+            self._book.intend(attempt)
         except OSError as error:
             raise LaunchError(error.errno or 0, OTHER, f"journal: {error}") from error
 
