@@ -94,9 +94,9 @@ class House:
         self.data = data
         self.pid = 0
 
-    async def start(self) -> None:
+    async def start(self, *options: str) -> None:
         """Start a keeper, unless one serves."""
-        await asyncio.to_thread(ensure_keeper, self.data)
+        await asyncio.to_thread(ensure_keeper, self.data, options=options)
         self.pid = int((self.data / "keeper.lock").read_text())
 
     async def kill(self) -> None:

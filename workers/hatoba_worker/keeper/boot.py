@@ -38,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, required=True, help="data directory")
     parser.add_argument("--detach", action="store_true", help="return when it serves")
     parser.add_argument("--release", default="", help="version to tell clients")
+    parser.add_argument("--no-cgroups", action="store_true", help="limit memory without them")
     parser.add_argument("--ask", action="store_true", help="send the JSON list of stdin instead")
     options = parser.parse_args(arguments)
     data: Path = options.data.resolve()
@@ -53,10 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     except HeldError as error:
         sys.stderr.write(f"hatoba keeper: {error}\n")
         return HELD
-    try:
-        _serve(data, options.release, ready)
-    finally:
-        os.close(lock)
+    _serve(data, options, ready, lock)
     return 0
 
 
@@ -100,10 +98,11 @@ def _redirect(data: Path) -> None:
     os.close(log)
 
 
-def _serve(data: Path, release: str, ready: int) -> None:
+def _serve(data: Path, options: argparse.Namespace, ready: int, lock: int) -> None:
     _prepare()
-    identity = _identity(release)
-    keeper = Keeper(identity, data_key(data), Book(Journal(data / JOURNAL), identity["boot_id"]))
+    identity = _identity(options.release)
+    book = Book(Journal(data / JOURNAL), identity["boot_id"])
+    keeper = Keeper(identity, data_key(data), book, use_groups=not options.no_cgroups)
     service = Service(listen(data), keeper.handle)
     service.wake_by(_wake_on_signals(keeper))
     keeper.recover()
@@ -116,9 +115,11 @@ def _serve(data: Path, release: str, ready: int) -> None:
         keeper.run(service)
     finally:
         keeper.close()
-        service.close()
         for name in (SOCKET, READY):
             (data / name).unlink(missing_ok=True)
+        # Before the connections: who sees them close may start our successor.
+        os.close(lock)
+        service.close()
 
 
 def _prepare() -> None:

@@ -48,7 +48,7 @@ _HUNT_AT_START = 2.0
 class Keeper:
     """Spawns, watches, ends and remembers the attempts of one data directory."""
 
-    def __init__(self, identity: Json, key: str, book: Book) -> None:
+    def __init__(self, identity: Json, key: str, book: Book, *, use_groups: bool) -> None:
         self._identity = identity
         self._key = key
         self._book = book
@@ -61,7 +61,7 @@ class Keeper:
         self._remnants: set[Owner] = set()
         self._events: list[Json] = []
         self._groups: cgroups.MemoryGroups | None = None
-        self._groups_sought = False
+        self._groups_sought = not use_groups
         self._closing = False
         self._asked_to_end = False
         self._stray_hunt = False
