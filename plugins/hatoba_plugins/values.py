@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_origin, get_type_hints
 
 from hatoba.v1 import job_pb2
 from hatoba_plugins.errors import BackendError
@@ -70,7 +70,7 @@ class Handle(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the planner put it: a pool's name (empty: the backend chooses) and exclusive GPU ids."""
+    """Where the planner put it: a pool's name (empty: any) and exclusive GPU ids."""
 
     pool: str = ""
     gpus: tuple[str, ...] = ()
@@ -225,7 +225,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class StopResult:
-    """A stop was taken note of; `known` False: nothing of that name was there, and none will come."""
+    """A stop was taken note of; `known` False: nothing of it was there, nor ever will be."""
 
     name: str
     known: bool
@@ -328,13 +328,27 @@ class BackendOptions:
 
     @classmethod
     def check(cls, options: dict[str, object]) -> list[Problem]:
-        """Problems of these options as read from a file; none when they are good."""
-        known = cls.__dataclass_fields__
+        """Problems of these options as read from a file; none when they are good.
+
+        Unknown names and values of another type; a subclass adds what else it asks of them.
+        """
+        types = get_type_hints(cls)
         return [
-            Problem(name, f"unknown option {name!r}; known are {', '.join(sorted(known)) or 'none'}")
-            for name in options
-            if name not in known
+            Problem(name, problem)
+            for name, value in options.items()
+            if (problem := _option_problem(name, value, types))
         ]
+
+
+def _option_problem(name: str, value: object, types: dict[str, Any]) -> str:
+    if name not in types:
+        return f"unknown option {name!r}; known are {', '.join(sorted(types)) or 'none'}"
+    wanted = get_origin(types[name]) or types[name]
+    accepted = int | float if wanted is float else wanted
+    # True is an int to Python, and never what somebody meant by one.
+    if isinstance(value, accepted) and isinstance(value, bool) == (wanted is bool):
+        return ""
+    return f"must be {wanted.__name__}, not {type(value).__name__}"
 
 
 WatchItem = Observation | CapacitySnapshot | Synced | Gap

@@ -1,0 +1,353 @@
+"""A backend that does nothing, instantly: what is launched has ended. For benchmarks and trials.
+
+Its objects live in this process. Handles say all there is to know of an attempt, so one that an
+earlier process launched is still answered for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import astuple, dataclass, field
+from typing import NamedTuple
+
+from hatoba.v1 import job_pb2
+from hatoba_plugins.backend import API_VERSION, Backend, BackendContext, BackendType, Clock
+from hatoba_plugins.checks import lacking, out_of_range, require_kind
+from hatoba_plugins.errors import Conflict, Fatal, Unsupported
+from hatoba_plugins.feed import Feed
+from hatoba_plugins.spec import hookimpl
+from hatoba_plugins.values import (
+    Absent,
+    BackendOptions,
+    Capabilities,
+    CapacitySnapshot,
+    Exit,
+    ExitKind,
+    FindOutcome,
+    Found,
+    Handle,
+    Health,
+    HealthStatus,
+    Launched,
+    LaunchGroup,
+    LaunchOutcome,
+    LaunchRequest,
+    LogChunk,
+    NotYet,
+    Observation,
+    Owned,
+    Phase,
+    Pool,
+    Problem,
+    Ref,
+    Refused,
+    Released,
+    ReleaseOutcome,
+    Share,
+    StopResult,
+    WatchItem,
+)
+
+HANDLE_VERSION = 1
+_MARKS = 100_000
+"""Names of released and of stopped attempts that are remembered, to refuse a late launch."""
+
+_FITS_ALL = Share(cpus=2.0**40, memory=2**60, gpus=0, slots=0)
+"""Nothing is used, so any number of cores and bytes fits."""
+
+
+@dataclass(frozen=True)
+class NullOptions(BackendOptions):
+    """`slots`: how many at once. Each attempt ends with `exit_code` after `delay` seconds."""
+
+    slots: int = 10_000
+    exit_code: int = 0
+    delay: float = 0.0
+
+    @classmethod
+    def check(cls, options: dict[str, object]) -> list[Problem]:
+        """Problems of these options."""
+        return [
+            *super().check(options),
+            *out_of_range(options, "slots", 1, 1_000_000),
+            *out_of_range(options, "exit_code", 0, 255),
+            *out_of_range(options, "delay", 0.0, 86_400.0),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """Whose attempt it is."""
+
+    cluster_id: str
+    job_uid: str
+    index: int
+    number: int
+
+
+class _Object(NamedTuple):
+    """An attempt: whose it is, when it ends, how. `ends_at` 0: it has ended."""
+
+    name: str
+    identity: _Identity
+    ends_at: float
+    exit: Exit
+    handle: Handle
+
+    @property
+    def ended(self) -> bool:
+        """Whether it is over."""
+        return self.ends_at == 0.0
+
+    @property
+    def phase(self) -> Phase:
+        """How far it is."""
+        return Phase.ENDED if self.ended else Phase.RUNNING
+
+    def owned(self) -> Owned:
+        """What is listed of it."""
+        own = self.identity
+        return Owned(
+            self.name, own.cluster_id, own.job_uid, own.index, own.number, self.handle, self.ended
+        )
+
+    def observation(self) -> Observation:
+        """What is seen of it."""
+        return Observation(self.name, self.phase, True, self.exit if self.ended else None)
+
+
+@dataclass
+class NullWorld:
+    """Where the objects of an instance are; it outlives closing and opening the backend."""
+
+    objects: dict[str, _Object] = field(default_factory=dict)
+    marks: OrderedDict[str, str] = field(default_factory=OrderedDict)
+
+    def mark(self, name: str, why: str) -> None:
+        """Remember that a name is used up; the oldest marks are forgotten."""
+        self.marks[name] = why
+        if len(self.marks) > _MARKS:
+            self.marks.popitem(last=False)
+
+    def recall(self, ref: Ref, now: float) -> _Object | None:
+        """The object of a reference; one of an earlier process is made anew from its handle."""
+        known = self.objects.get(ref.name)
+        if known or ref.handle is None:
+            return known
+        recalled = _from_handle(ref.name, ref.handle, now)
+        if ref.name not in self.marks:
+            self.objects[ref.name] = recalled
+        return recalled
+
+
+class NullJobs:
+    """Its job role."""
+
+    def __init__(
+        self, options: NullOptions, world: NullWorld, clock: Clock, cluster_id: str
+    ) -> None:
+        self._options = options
+        self._world = world
+        self._clock = clock
+        self._cluster_id = cluster_id
+        self._feed = Feed(limit=max(10_000, 2 * options.slots))
+        self._exit = Exit(ExitKind.EXITED, options.exit_code)
+        running = [object for object in world.objects.values() if not object.ended]
+        self._running = deque(sorted(running, key=lambda object: object.ends_at))
+        self._work = asyncio.Event()
+
+    async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
+        """Each member exists at once, and has ended unless there is a delay."""
+        require_kind(group, CAPABILITIES)
+        ended: list[_Object] = []
+        outcomes = [self._launch(member, ended) for member in group.members]
+        self._feed.publish(object.observation() for object in ended)
+        return outcomes
+
+    def _launch(self, request: LaunchRequest, ended: list[_Object]) -> LaunchOutcome:
+        name = request.name
+        identity = _Identity(self._cluster_id, request.job_uid, request.index, request.number)
+        known = self._world.objects.get(name)
+        if known is None:
+            if name in self._world.marks:
+                return Refused(name, Fatal(f"{name} was {self._world.marks[name]}"))
+            known = self._create(name, identity, ended)
+        elif known.identity != identity:
+            evidence = f"it belongs to {known.identity}"
+            return Refused(name, Conflict(f"{name} exists", evidence=evidence))
+        return Launched(name, known.handle, known.phase)
+
+    def _create(self, name: str, identity: _Identity, ended: list[_Object]) -> _Object:
+        delay = self._options.delay
+        ends_at = self._clock.time() + delay if delay else 0.0
+        handle = _to_handle(identity, ends_at, self._exit)
+        created = _Object(name, identity, ends_at, self._exit, handle)
+        self._world.objects[name] = created
+        if created.ended:
+            ended.append(created)
+        else:
+            self._running.append(created)
+            self._work.set()
+        return created
+
+    async def observe(self, refs: Sequence[Ref]) -> list[Observation]:
+        """How they are now."""
+        return [self._observe(ref) for ref in refs]
+
+    def _observe(self, ref: Ref) -> Observation:
+        known = self._world.recall(ref, self._clock.time())
+        if known is None:
+            return Observation(ref.name, Phase.GONE, exists=False)
+        seen = known.observation()
+        if ref.name in self._world.objects:
+            return seen
+        return Observation(seen.name, seen.phase, False, seen.exit)
+
+    def watch(self) -> AsyncIterator[WatchItem]:
+        """Room, everything not released, Synced, then every end."""
+        return self._feed.watch(self._now)
+
+    def _now(self) -> Iterable[WatchItem]:
+        pool = Pool("null", _FITS_ALL._replace(slots=self._options.slots))
+        yield CapacitySnapshot((pool,), elastic=True, as_of=self._clock.time())
+        for known in self._world.objects.values():
+            yield known.observation()
+
+    async def stop(self, refs: Sequence[Ref], grace: float) -> list[StopResult]:
+        """What still waits for its delay ends now; nothing needs the grace."""
+        return [self._stop(ref) for ref in refs]
+
+    def _stop(self, ref: Ref) -> StopResult:
+        known = self._world.recall(ref, self._clock.time())
+        if known is None:
+            self._world.mark(ref.name, "stopped before it was launched")
+            return StopResult(ref.name, known=False)
+        if not known.ended:
+            self._end(known._replace(exit=Exit(ExitKind.STOPPED)))
+        return StopResult(ref.name, known=True)
+
+    async def release(self, refs: Sequence[Ref]) -> list[ReleaseOutcome]:
+        """Forget what ended; only that its name is used up is remembered."""
+        return [self._release(ref) for ref in refs]
+
+    def _release(self, ref: Ref) -> ReleaseOutcome:
+        known = self._world.recall(ref, self._clock.time())
+        if known and not known.ended:
+            return NotYet(ref.name, after=max(0.0, known.ends_at - self._clock.time()))
+        if known:
+            self._world.objects.pop(ref.name, None)
+            self._world.mark(ref.name, "released")
+        return Released(ref.name)
+
+    def _end(self, known: _Object) -> None:
+        ended = known._replace(ends_at=0.0)
+        self._world.objects[known.name] = ended
+        self._feed.publish([ended.observation()])
+
+    async def end_what_is_due(self) -> None:
+        """Runs while the instance is open. The delay is one for all, so first in, first out."""
+        while True:
+            while self._running:
+                await self._end_first(self._running.popleft())
+            self._work.clear()
+            await self._work.wait()
+
+    async def _end_first(self, first: _Object) -> None:
+        await self._clock.sleep(first.ends_at - self._clock.time())
+        if self._world.objects.get(first.name) is first:
+            self._end(first)
+
+
+CAPABILITIES = Capabilities(caller_interpreter=True, memory_limit=True, inputs=True)
+"""What needs nothing done can be promised; the rest would be a lie."""
+
+
+class NullBackend:
+    """One opened instance."""
+
+    def __init__(self, jobs: NullJobs, world: NullWorld, clock: Clock) -> None:
+        self.jobs = jobs
+        self._world = world
+        self._clock = clock
+
+    def capabilities(self) -> Capabilities:
+        """What it can."""
+        return CAPABILITIES
+
+    async def health(self) -> Health:
+        """Always well."""
+        return Health(HealthStatus.HEALTHY)
+
+    async def validate(self, spec: job_pb2.JobSpec) -> list[Problem]:
+        """What it lacks."""
+        return lacking(spec, CAPABILITIES)
+
+    async def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
+        """Whether they were launched; known at once."""
+        return [self._find(ref) for ref in refs]
+
+    def _find(self, ref: Ref) -> FindOutcome:
+        known = self._world.recall(ref, self._clock.time())
+        return Found(ref.name, known.handle, known.phase) if known else Absent(ref.name)
+
+    async def list_owned(self, cluster_id: str) -> AsyncIterator[Owned]:
+        """Everything not released."""
+        for known in list(self._world.objects.values()):
+            if known.identity.cluster_id == cluster_id:
+                yield known.owned()
+
+    def logs(self, ref: Ref, stream: str, offset: int, follow: bool) -> AsyncIterator[LogChunk]:
+        """It has none."""
+        raise Unsupported("logs")
+
+
+class NullType:
+    """The type `null`; worlds are kept per instance, so that it can be closed and opened again."""
+
+    name = "null"
+    api = API_VERSION
+    options: type[BackendOptions] = NullOptions
+
+    def __init__(self) -> None:
+        self._worlds: dict[str, NullWorld] = {}
+
+    @asynccontextmanager
+    async def open(
+        self, instance: str, options: BackendOptions, ctx: BackendContext
+    ) -> AsyncIterator[Backend]:
+        """Open one instance."""
+        if not isinstance(options, NullOptions):
+            raise TypeError(f"null is opened with NullOptions, not {type(options).__name__}")
+        world = self._worlds.setdefault(instance, NullWorld())
+        jobs = NullJobs(options, world, ctx.clock, ctx.cluster_id)
+        async with asyncio.TaskGroup() as tasks:
+            ends = tasks.create_task(jobs.end_what_is_due(), name=f"{instance}-ends")
+            try:
+                yield NullBackend(jobs, world, ctx.clock)
+            finally:
+                ends.cancel()
+
+
+def _to_handle(identity: _Identity, ends_at: float, exit: Exit) -> Handle:
+    return Handle(HANDLE_VERSION, json.dumps([*astuple(identity), ends_at, exit.code]))
+
+
+def _from_handle(name: str, handle: Handle, now: float) -> _Object:
+    """What an earlier process launched; its time has run on meanwhile."""
+    *identity, ends_at, code = json.loads(handle.data)
+    left = ends_at if ends_at > now else 0.0
+    return _Object(name, _Identity(*identity), left, Exit(ExitKind.EXITED, code), handle)
+
+
+class _Plugin:
+    @hookimpl
+    def hatoba_backend_types(self) -> list[BackendType]:
+        """The type `null`."""
+        return [NullType()]
+
+
+plugin = _Plugin()

@@ -1,0 +1,74 @@
+"""Checks that every backend needs: what a specification asks for against what an instance can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from hatoba.v1 import job_pb2
+from hatoba_plugins.errors import Unsupported
+from hatoba_plugins.values import Capabilities, GroupKind, LaunchGroup, Problem
+
+
+class _Ability(NamedTuple):
+    """A field that asks for an optional ability."""
+
+    field: str
+    capability: str
+    asked: Callable[[job_pb2.JobSpec], bool]
+    remedy: str
+
+
+_ABILITIES = (
+    _Ability("resources.gpus", "gpus", lambda s: s.resources.gpus > 0, "ask for no GPUs"),
+    _Ability(
+        "resources.memory_bytes",
+        "memory_limit",
+        lambda s: s.resources.memory_bytes > 0,
+        "leave the memory limit out",
+    ),
+    _Ability("environment.image", "images", lambda s: bool(s.environment.image), "use no image"),
+    _Ability(
+        "environment.requirements",
+        "requirements",
+        lambda s: bool(s.environment.requirements),
+        "use no requirements",
+    ),
+    _Ability(
+        "environment.caller_interpreter",
+        "caller_interpreter",
+        lambda s: bool(s.environment.caller_interpreter),
+        "name an interpreter or requirements instead",
+    ),
+    _Ability("secrets", "secrets", lambda s: bool(s.secrets), "use no secrets"),
+    _Ability("code", "inputs", lambda s: s.HasField("code"), "send no working directory"),
+    _Ability("inputs", "inputs", lambda s: bool(s.inputs), "use no inputs"),
+)
+
+
+def lacking(spec: job_pb2.JobSpec, capabilities: Capabilities) -> list[Problem]:
+    """One problem for each thing that is asked for and that the instance has not."""
+    return [
+        Problem(
+            ability.field,
+            f"this backend has no {ability.capability}; {ability.remedy}, or use another backend",
+        )
+        for ability in _ABILITIES
+        if ability.asked(spec) and not getattr(capabilities, ability.capability)
+    ]
+
+
+def require_kind(group: LaunchGroup, capabilities: Capabilities) -> None:
+    """Raise Unsupported when the instance cannot launch this kind of group."""
+    if group.kind is GroupKind.GANG and not capabilities.gangs:
+        raise Unsupported("gangs")
+    if group.kind is GroupKind.ARRAY and not capabilities.native_arrays:
+        raise Unsupported("native_arrays")
+
+
+def out_of_range(options: dict[str, object], name: str, least: float, most: float) -> list[Problem]:
+    """A problem when a number among the options lies outside of its bounds."""
+    value = options.get(name)
+    if not isinstance(value, int | float) or least <= value <= most:
+        return []
+    return [Problem(name, f"{value} is not between {least:g} and {most:g}")]
