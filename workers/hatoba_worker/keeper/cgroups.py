@@ -21,13 +21,17 @@ class MemoryGroup:
     def create(self, limit: int) -> None:
         """Make the group with a limit in bytes; raises OSError where that is not allowed."""
         self.path.mkdir()
+        required, *optional = self.settings(limit).items()
+        _put(self.path / required[0], required[1])
+        for name, value in optional:
+            _put_if_there(self.path / name, value)
+
+    def settings(self, limit: int) -> dict[str, int]:
+        """Return the files that hold the limit, the indispensable one first."""
         limit = max(limit, SMALLEST_LIMIT)
         if self.version == 2:
-            _put(self.path / "memory.max", limit)
-            _put_if_there(self.path / "memory.swap.max", 0)
-        else:
-            _put(self.path / "memory.limit_in_bytes", limit)
-            _put_if_there(self.path / "memory.memsw.limit_in_bytes", limit)
+            return {"memory.max": limit, "memory.swap.max": 0}
+        return {"memory.limit_in_bytes": limit, "memory.memsw.limit_in_bytes": limit}
 
     def enter(self) -> None:
         """Move the calling process, and so its next children, into the group."""

@@ -17,14 +17,18 @@ COMPACT_ABOVE = 4 << 20
 
 
 class Journal:
-    """An append-only file of records, replaced as a whole when it is compacted."""
+    """An append-only file of records, replaced as a whole when it is compacted.
 
-    def __init__(self, path: Path) -> None:
+    It is `large` above `compact_above` bytes, and above four times what compaction left.
+    """
+
+    def __init__(self, path: Path, compact_above: int = COMPACT_ABOVE) -> None:
         self._path = path
         self._pending = b""
         self._handle = -1
         self.size = 0
-        self.compact_above = COMPACT_ABOVE
+        self._compact_above = compact_above
+        self._enough = compact_above
 
     def read(self) -> list[Json]:
         """Return the records on disk; lines that a death tore are left out."""
@@ -52,7 +56,7 @@ class Journal:
         self._handle = handle
         self._pending = b""
         self.size = len(data)
-        self.compact_above = max(COMPACT_ABOVE, 4 * self.size)
+        self._enough = max(self._compact_above, 4 * self.size)
 
     def add(self, record: Json) -> None:
         """Take a record to be written by the next `flush`."""
@@ -68,7 +72,7 @@ class Journal:
     @property
     def large(self) -> bool:
         """True when it is time to compact."""
-        return self.size > self.compact_above
+        return self.size > self._enough
 
 
 def _line(record: Json) -> bytes:
