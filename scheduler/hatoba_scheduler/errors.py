@@ -314,7 +314,9 @@ def _details(error: HatobaError, extra: Mapping[str, str]) -> Iterable[any_pb2.A
 
 def _info(error: HatobaError, extra: Mapping[str, str]) -> any_pb2.Any:
     metadata = {key: _clipped(value, 256) for key, value in (error.metadata | dict(extra)).items()}
-    return _packed(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
+    return _packed(
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata)
+    )
 
 
 def _resource(resource: Resource) -> any_pb2.Any:

@@ -66,10 +66,15 @@ class Authenticator:
     def verify(self, record: TokenRecord) -> None:
         """Raise Unauthenticated unless the token is still good now."""
         current = self._records.get(record.id, record)
-        if current.revoked:
-            raise _refused(Reason.TOKEN_REVOKED, "the token was revoked", "ask for a new one")
-        if current.expire_time and current.expire_time <= self._clock():
-            raise _refused(Reason.TOKEN_EXPIRED, "the token has expired", "ask for a new one")
+        expired = current.expire_time and current.expire_time <= self._clock()
+        if current.revoked or expired:
+            raise self.ended(record)
+
+    def ended(self, record: TokenRecord) -> Unauthenticated:
+        """The error for a token that was good once."""
+        if self._records.get(record.id, record).revoked:
+            return _refused(Reason.TOKEN_REVOKED, "the token was revoked", "ask for a new one")
+        return _refused(Reason.TOKEN_EXPIRED, "the token has expired", "ask for a new one")
 
     def seconds_left(self, record: TokenRecord) -> float | None:
         """Time until the token expires; None: it does not."""

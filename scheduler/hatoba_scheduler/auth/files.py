@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from pathlib import Path
@@ -65,9 +66,9 @@ async def ensure_token_files(authenticator: Authenticator, directory: Path) -> N
     """
     for name, role in TOKEN_FILES.items():
         path = directory / name
-        if not _still_good(authenticator, path, role):
+        if not await asyncio.to_thread(_still_good, authenticator, path, role):
             _, text = await authenticator.create(path.stem, role, created_by="system")
-            write_secret(path, text.encode() + b"\n")
+            await asyncio.to_thread(write_secret, path, text.encode() + b"\n")
 
 
 def _still_good(authenticator: Authenticator, path: Path, role: Role) -> bool:

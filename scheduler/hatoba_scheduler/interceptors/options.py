@@ -1,0 +1,29 @@
+"""Arguments for grpc.aio.server; clients, workers and (later) devices share one port."""
+
+from __future__ import annotations
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_CONCURRENT_CALLS = 2_000
+# Messages up to this many times the limit are read, so that the refusal can say what to do.
+HARD_LIMIT_FACTOR = 4
+
+
+def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str, int]]:
+    """Channel arguments; `max_message_bytes` is the limit that Front enforces on each message."""
+    return [
+        # Without this a second server binds the same port and takes half of the calls, silently.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", max_message_bytes * HARD_LIMIT_FACTOR),
+        ("grpc.max_send_message_length", max_message_bytes * HARD_LIMIT_FACTOR),
+        ("grpc.max_metadata_size", 16 * 1024),
+        ("grpc.max_concurrent_streams", 100),
+        # A dead path shows in 80 s, not in the 2 hours that are the default.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # Agents ping every 45 s; the default of 300 s would answer them with GOAWAY.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 2),
+        # Workers keep a stream for days; only idle connections are closed.
+        ("grpc.max_connection_idle_ms", 300_000),
+    ]
