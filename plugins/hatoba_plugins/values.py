@@ -16,6 +16,8 @@ from hatoba_plugins.errors import BackendError
 class Phase(IntEnum):
     """How far an attempt is, as its backend sees it; only ever grows."""
 
+    EXISTS = 0
+    """It is there; no more is known."""
     WAITING = 1
     """Accepted, no room yet."""
     STARTING = 2

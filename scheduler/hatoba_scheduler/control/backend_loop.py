@@ -42,6 +42,7 @@ from hatoba_scheduler.control.ledger import Commit, Ledger
 from hatoba_scheduler.control.observe import (
     Step,
     handle_step,
+    never_arrived,
     never_was_step,
     observation_step,
     of_attempt,
@@ -189,7 +190,7 @@ class BackendLoop:
         where = self._ctx.ledger.find_attempt(name)
         if where is None:
             return None
-        return self._ctx.ledger.ask(where[0], of_attempt(name, step))
+        return self._ctx.ledger.ask(where[0], of_attempt(where[1], name, step))
 
     async def _settle(self, asked: Iterable[asyncio.Future[Any] | None]) -> None:
         futures = [future for future in asked if future is not None]
@@ -304,6 +305,10 @@ class BackendLoop:
             await self._observe_all(item.pool)
 
     def _seen(self, seen: Observation) -> asyncio.Future[Any] | None:
+        for _, attempt in self._current([seen.name]):
+            if never_arrived(attempt, seen):
+                self._launches.add(seen.name)
+                return None
         return self._ask(seen.name, observation_step(seen, self._now(), self._ctx.rng))
 
     async def _observe_loop(self) -> None:
@@ -322,6 +327,8 @@ class BackendLoop:
             and attempt.handle
             and not attempt.state.terminal
         ]
+        for _, attempt in self._current(names):
+            self._note(attempt)
         for start in range(0, len(names), GROUP):
             refs = [ref_of(attempt) for _, attempt in self._current(names[start : start + GROUP])]
             async with asyncio.timeout(CALL_DEADLINE):

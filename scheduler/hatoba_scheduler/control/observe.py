@@ -55,15 +55,12 @@ _WAITED_FOR = (errors.Retry, errors.NoCapacity, errors.Throttled)
 CAPACITY_WAIT = 5.0
 
 
-def of_attempt(name: str, step: Step) -> Callable[[Rows], Change | None]:
+def of_attempt(index: int, name: str, step: Step) -> Callable[[Rows], Change | None]:
     """A decision about one attempt: nothing when it is not its task's newest any more."""
 
     def decide(rows: Rows) -> Change | None:
-        for index, attempt in rows.attempts.items():
-            if attempt.name == name:
-                view = rows.view(index)
-                return step(view) if view else None
-        return None
+        view = rows.view(index)
+        return step(view) if view and view.attempt.name == name else None
 
     return decide
 
@@ -124,6 +121,8 @@ def observation_step(seen: Observation, now: Now, rng: random.Random) -> Step:
 
 
 def _advanced(view: View, seen: Observation, now: Now) -> Change | None:
+    if seen.phase is Phase.EXISTS:
+        return None
     if seen.phase is Phase.WAITING:
         return waiting(view, now)
     if seen.phase is Phase.STARTING:
@@ -138,9 +137,7 @@ def _ended(view: View, seen: Observation, now: Now, rng: random.Random) -> Chang
 
 
 def _verdict(attempt: Attempt, seen: Observation) -> tuple[AttemptState, Cause | None]:
-    if seen.phase is Phase.GONE or seen.exit is None:
-        return AttemptState.LOST, causes.lost("It is proven gone, and nobody saw how it ended.")
-    ending = ending_of(seen.exit)
+    ending = ending_of(seen.exit) if seen.exit else Ending(ExitKind.LOST)
     if ending.good and attempt.fenced:
         return AttemptState.LOST, causes.lost(
             "The command exited 0 and its runner never committed.", CauseCode.NOT_COMMITTED
@@ -151,6 +148,12 @@ def _verdict(attempt: Attempt, seen: Observation) -> tuple[AttemptState, Cause |
 def ending_of(told: Exit) -> Ending:
     """A backend's exit in the domain's words."""
     return Ending(_KINDS[told.kind], told.code, told.signal, told.message)
+
+
+def never_arrived(attempt: Attempt, seen: Observation) -> bool:
+    """A launch that nothing claimed and that is not there: it may be launched again as it is."""
+    unclaimed = attempt.state is AttemptState.LAUNCHING and not attempt.nonce
+    return attempt.fenced and unclaimed and seen.phase is Phase.GONE
 
 
 def never_was_step(now: Now) -> Step:

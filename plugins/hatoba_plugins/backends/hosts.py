@@ -1,0 +1,224 @@
+"""`hosts`: processes on Linux machines that run our worker, reached through the worker hub.
+
+The hub is the transport; this module says what a job backend says. An attempt's handle is the host
+it was sent to: everything else is in the host's own journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from hatoba.v1 import job_pb2, worker_pb2
+from hatoba_plugins.backend import API_VERSION, BackendContext, BackendType, WorkerHub
+from hatoba_plugins.errors import NoCapacity, Unsupported
+from hatoba_plugins.spec import hookimpl
+from hatoba_plugins.values import (
+    Absent,
+    BackendOptions,
+    Capabilities,
+    Exit,
+    ExitKind,
+    FindOutcome,
+    Found,
+    Handle,
+    Health,
+    HealthStatus,
+    Launched,
+    LaunchGroup,
+    LaunchOutcome,
+    LaunchRequest,
+    LogChunk,
+    NotYet,
+    Observation,
+    Owned,
+    Phase,
+    Problem,
+    Ref,
+    Refused,
+    Released,
+    ReleaseOutcome,
+    StopResult,
+    Unsure,
+    WatchItem,
+)
+
+HANDLE_VERSION = 1
+ASK_AGAIN = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class HostsOptions(BackendOptions):
+    """Hosts bring their own settings; there are none here."""
+
+
+class HostsBackend:
+    """Runs jobs on the hosts that are connected to this scheduler."""
+
+    def __init__(self, hub: WorkerHub) -> None:
+        self._hub = hub
+
+    @property
+    def jobs(self) -> HostsBackend:
+        """Its job role: itself."""
+        return self
+
+    def capabilities(self) -> Capabilities:
+        """What every host can."""
+        return Capabilities(
+            runner="host",
+            gpus=True,
+            requirements=True,
+            caller_interpreter=True,
+            secrets=True,
+            memory_limit=True,
+            inputs=True,
+        )
+
+    async def health(self) -> Health:
+        """Healthy while the scheduler is; that no host is connected is a matter of capacity."""
+        return Health(HealthStatus.HEALTHY)
+
+    async def validate(self, spec: job_pb2.JobSpec) -> list[Problem]:
+        """Images need a container engine, which hosts do not drive yet."""
+        problems = []
+        if spec.environment.image:
+            problems.append(
+                Problem("environment.image", "hosts run processes only; leave the image out")
+            )
+        if len(spec.backend_options.fields):
+            problems.append(Problem("backend_options", "hosts take no options; leave them out"))
+        return problems
+
+    async def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
+        """What the hosts' inventories say; Unsure of a host that is not connected."""
+        return [self._find(ref) for ref in refs]
+
+    def _find(self, ref: Ref) -> FindOutcome:
+        host = _host_of(ref)
+        held = self._hub.holds(host, ref.name)
+        if held is None:
+            return Unsure(ref.name, ASK_AGAIN)
+        return Found(ref.name, Handle(HANDLE_VERSION, host)) if held else Absent(ref.name)
+
+    async def list_owned(self, cluster_id: str) -> AsyncIterator[Owned]:
+        """Hosts tell their inventories by themselves; nothing else exists outside."""
+        del cluster_id
+        nothing: tuple[Owned, ...] = ()
+        for owned in nothing:
+            yield owned
+
+    def logs(self, ref: Ref, stream: str, offset: int, follow: bool) -> AsyncIterator[LogChunk]:
+        """Workers push logs to the scheduler. Raises Unsupported."""
+        del ref, stream, offset, follow
+        raise Unsupported("logs of its own")
+
+    async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
+        """Send each member to the host it was planned for; hosts ignore a name they know."""
+        return [self._launch(member) for member in group.members]
+
+    def _launch(self, member: LaunchRequest) -> LaunchOutcome:
+        host = member.placement.pool
+        if self._hub.send_launch(host, launch_message(member)):
+            return Launched(member.name, Handle(HANDLE_VERSION, host))
+        return Refused(member.name, NoCapacity(f"host {host!r} is not connected", after=1.0))
+
+    async def observe(self, refs: Sequence[Ref]) -> list[Observation]:
+        """Hosts report by themselves; this says which are reachable, and what they lack."""
+        return [self._observe(ref) for ref in refs]
+
+    def _observe(self, ref: Ref) -> Observation:
+        host = _host_of(ref)
+        held = self._hub.holds(host, ref.name)
+        if held is None:
+            return Observation(ref.name, Phase.EXISTS, exists=True, host=host, reachable=False)
+        if held:
+            return Observation(ref.name, Phase.EXISTS, exists=True, host=host)
+        lost = Exit(ExitKind.LOST, message=f"Host {host!r} has nothing of it.")
+        return Observation(ref.name, Phase.GONE, exists=False, exit=lost, host=host)
+
+    def watch(self) -> AsyncIterator[WatchItem]:
+        """The hub's own watch."""
+        return self._hub.watch()
+
+    async def stop(self, refs: Sequence[Ref], grace: float) -> list[StopResult]:
+        """Tell the hosts; one that is away is told again later, for it may still run there."""
+        return [self._stop(ref, grace) for ref in refs]
+
+    def _stop(self, ref: Ref, grace: float) -> StopResult:
+        """A host that does not hold it is told too: a launch still under way is then refused."""
+        host = _host_of(ref)
+        known = self._hub.holds(host, ref.name) is not False
+        self._hub.send_stop(host, ref.name, ref.fence, grace)
+        return StopResult(ref.name, known)
+
+    async def release(self, refs: Sequence[Ref]) -> list[ReleaseOutcome]:
+        """Released when the host, connected, has nothing of it."""
+        return [self._release(ref) for ref in refs]
+
+    def _release(self, ref: Ref) -> ReleaseOutcome:
+        if self._hub.holds(_host_of(ref), ref.name) is False:
+            return Released(ref.name)
+        return NotYet(ref.name, ASK_AGAIN)
+
+
+def _host_of(ref: Ref) -> str:
+    return ref.handle.data if ref.handle else ref.pool
+
+
+def launch_message(member: LaunchRequest) -> worker_pb2.LaunchAttempt:
+    """What a host is sent for an attempt; always the same bytes for the same attempt."""
+    spec = member.spec
+    message = worker_pb2.LaunchAttempt(
+        attempt=member.name,
+        fence=member.fence,
+        job=member.job,
+        index=member.index,
+        number=member.number,
+        command=spec.command,
+        env=spec.env,
+        secrets=spec.secrets,
+        environment=spec.environment,
+        resources=spec.resources,
+        gpus=member.placement.gpus,
+        inputs=spec.inputs,
+        traceparent=member.traceparent,
+        task_count=member.task_count,
+    )
+    for key, value in spec.params.items():
+        message.params[key].CopyFrom(value)
+    message.stop_grace.CopyFrom(spec.stop_grace)
+    if spec.HasField("timeout"):
+        message.timeout.CopyFrom(spec.timeout)
+    if spec.HasField("code"):
+        message.code.CopyFrom(spec.code)
+    return message
+
+
+class HostsType:
+    """The type as it is registered."""
+
+    name = "hosts"
+    api = API_VERSION
+    options: type[BackendOptions] = HostsOptions
+
+    @asynccontextmanager
+    async def open(
+        self, instance: str, options: BackendOptions, ctx: BackendContext
+    ) -> AsyncIterator[HostsBackend]:
+        """Open on the core's hub; nothing is started."""
+        del instance, options
+        yield HostsBackend(ctx.workers)
+
+
+class HostsPlugin:
+    """Registers `hosts`."""
+
+    @hookimpl
+    def hatoba_backend_types(self) -> list[BackendType]:
+        """The one type."""
+        return [HostsType()]
+
+
+plugin = HostsPlugin()

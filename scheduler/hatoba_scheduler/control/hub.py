@@ -1,0 +1,282 @@
+"""The server's side of all host workers' streams.
+
+A stream is believed once its hello was good and its inventory complete; then launches may go to it.
+Each host has at most one stream: a newer one ends the older. What a host holds follows from its
+inventory and from what was sent since, so "does it have this attempt" has an answer whenever it is
+connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from hatoba.v1 import worker_pb2
+from hatoba_plugins.backend import Clock
+from hatoba_plugins.values import (
+    CapacitySnapshot,
+    Gap,
+    Pool,
+    Share,
+    Synced,
+    WatchItem,
+)
+from hatoba_scheduler.domain.records import Host, Resources
+from hatoba_scheduler.errors import FailedPrecondition, NotFound, Reason
+from hatoba_scheduler.store.base import Store
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL = 1
+BATCH = 100
+OUT_LIMIT = 20_000
+WATCH_LIMIT = 10_000
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """One open stream of one host."""
+
+    hello: worker_pb2.WorkerHello
+    out: list[worker_pb2.ServerItem] = field(default_factory=list)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    held: set[str] = field(default_factory=set)
+    ready: bool = False
+    closed: bool = False
+
+    def send(self, item: worker_pb2.ServerItem) -> bool:
+        """Queue an item; False when the stream is over or its peer does not read."""
+        if self.closed or len(self.out) >= OUT_LIMIT:
+            return False
+        self.out.append(item)
+        self.wake.set()
+        return True
+
+    def close(self) -> None:
+        """End the stream once what is queued was sent."""
+        self.closed = True
+        self.wake.set()
+
+    async def responses(self) -> AsyncIterator[worker_pb2.WorkerServiceConnectResponse]:
+        """What is queued, in messages of at most `BATCH` items, until the session is closed."""
+        while True:
+            await self.wake.wait()
+            self.wake.clear()
+            while self.out:
+                batch, self.out = self.out[:BATCH], self.out[BATCH:]
+                yield worker_pb2.WorkerServiceConnectResponse(items=batch)
+            if self.closed:
+                return
+
+
+class Hub:
+    """All hosts, connected or remembered. Implements `hatoba_plugins.backend.WorkerHub`."""
+
+    def __init__(self, store: Store, clock: Clock, version: str) -> None:
+        self._store = store
+        self._clock = clock
+        self._version = version
+        self._hosts: dict[str, Host] = {}
+        self._sessions: dict[str, Session] = {}
+        self._watchers: set[asyncio.Queue[WatchItem]] = set()
+
+    async def recover(self) -> None:
+        """Load the hosts that were known before."""
+        self._hosts = {host.name: host for host in await self._store.hosts()}
+
+    # -- the worker's stream --------------------------------------------------------------------
+
+    async def open(self, hello: worker_pb2.WorkerHello) -> Session:
+        """Begin a stream. Raises FailedPrecondition for a foreign or too new worker."""
+        self._check(hello)
+        former = self._sessions.pop(hello.host, None)
+        if former is not None:
+            former.close()
+        known = self._hosts.get(hello.host)
+        host = _host(hello, known, round(self._clock.time() * 1e6))
+        await self._store.put_host(host)
+        self._hosts[host.name] = host
+        session = self._sessions[hello.host] = Session(hello)
+        welcome = worker_pb2.WorkerWelcome(
+            cluster_id=self._store.identity.cluster_id, version=self._version
+        )
+        session.send(worker_pb2.ServerItem(welcome=welcome))
+        log.info("host.connected", host=hello.host, incarnation=hello.incarnation)
+        return session
+
+    def _check(self, hello: worker_pb2.WorkerHello) -> None:
+        if hello.protocol != PROTOCOL:
+            raise FailedPrecondition(
+                f"worker protocol {hello.protocol} is not spoken here, {PROTOCOL} is; "
+                f"install hatoba {self._version} on the host",
+                reason=Reason.VERSION_UNSUPPORTED,
+            )
+        ours = self._store.identity.cluster_id
+        if hello.cluster_id and hello.cluster_id != ours:
+            raise FailedPrecondition(
+                f"this worker belongs to installation {hello.cluster_id}, this server is {ours}; "
+                "give the worker a data directory of its own",
+                reason=Reason.CLUSTER_MISMATCH,
+            )
+
+    def inventory_complete(self, session: Session) -> None:
+        """The host has named all it holds: it may be sent work, and is observed anew."""
+        if self._sessions.get(session.hello.host) is not session:
+            return
+        session.ready = True
+        self._publish(self.snapshot())
+        self._publish(Gap(session.hello.host))
+
+    def is_current(self, session: Session) -> bool:
+        """Whether this is the host's newest stream; items of an older one are dropped."""
+        return self._sessions.get(session.hello.host) is session
+
+    async def left(self, session: Session) -> None:
+        """A stream ended; its host is remembered."""
+        session.close()
+        if self._sessions.get(session.hello.host) is not session:
+            return
+        del self._sessions[session.hello.host]
+        host = replace(self._hosts[session.hello.host], last_seen=round(self._clock.time() * 1e6))
+        self._hosts[host.name] = host
+        log.info("host.left", host=host.name)
+        self._publish(self.snapshot())
+        self._publish(Gap(host.name))
+        await self._store.put_host(host)
+
+    def close(self) -> None:
+        """Tell all workers that the server goes away, and end their streams."""
+        for session in self._sessions.values():
+            going = worker_pb2.ServerGoingAway()
+            going.after.FromMilliseconds(500)
+            session.send(worker_pb2.ServerItem(going_away=going))
+            session.close()
+
+    # -- what backends use ----------------------------------------------------------------------
+
+    def send_launch(self, host: str, launch: worker_pb2.LaunchAttempt) -> bool:
+        """Queue a launch on a host's stream; False when that host is not ready for dispatch."""
+        session = self._sessions.get(host)
+        if session is None or not session.ready:
+            return False
+        if not session.send(worker_pb2.ServerItem(launch=launch)):
+            return False
+        session.held.add(launch.attempt)
+        return True
+
+    def send_stop(self, host: str, name: str, fence: int, grace: float) -> bool:
+        """Queue a stop on a host's stream; False when that host is not connected."""
+        session = self._sessions.get(host)
+        if session is None or not session.ready:
+            return False
+        stop = worker_pb2.StopAttempt(attempt=name, fence=fence)
+        stop.grace.FromMilliseconds(round(grace * 1000))
+        return session.send(worker_pb2.ServerItem(stop=stop))
+
+    def holds(self, host: str, name: str) -> bool | None:
+        """Whether a host has the attempt; None while that cannot be known."""
+        known = self._hosts.get(host)
+        if known is not None and known.declared_gone:
+            return False
+        session = self._sessions.get(host)
+        if session is None or not session.ready:
+            return None
+        return name in session.held
+
+    def reachable(self, host: str) -> bool:
+        """Whether its stream is open and its inventory complete."""
+        session = self._sessions.get(host)
+        return session is not None and session.ready
+
+    def dropped(self, session: Session, name: str) -> None:
+        """The host has been told to forget an attempt, or said that nothing of it is left."""
+        session.held.discard(name)
+
+    async def watch(self) -> AsyncIterator[WatchItem]:
+        """Snapshots of all hosts as they change, gaps when a host comes or goes."""
+        queue: asyncio.Queue[WatchItem] = asyncio.Queue(WATCH_LIMIT)
+        self._watchers.add(queue)
+        try:
+            yield self.snapshot()
+            yield Synced()
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.discard(queue)
+
+    def _publish(self, item: WatchItem) -> None:
+        for queue in self._watchers:
+            if queue.full():
+                while not queue.empty():
+                    queue.get_nowait()
+                queue.put_nowait(self.snapshot())
+                queue.put_nowait(Gap())
+            queue.put_nowait(item)
+
+    def snapshot(self) -> CapacitySnapshot:
+        """All hosts as pools."""
+        pools = tuple(self._pool(host) for host in self._hosts.values())
+        return CapacitySnapshot(pools, elastic=False, as_of=self._clock.time())
+
+    def _pool(self, host: Host) -> Pool:
+        accepting = self.reachable(host.name) and not host.cordoned and not host.declared_gone
+        return Pool(
+            host.name,
+            Share(*host.capacity),
+            host.gpus,
+            host.labels,
+            accepting,
+            host.embedded,
+            frozenset(host.secrets),
+        )
+
+    # -- what operators use ---------------------------------------------------------------------
+
+    def hosts(self) -> list[Host]:
+        """All hosts by name."""
+        return [host for _, host in sorted(self._hosts.items())]
+
+    def host(self, name: str) -> Host:
+        """One host. Raises NotFound."""
+        found = self._hosts.get(name)
+        if found is None:
+            raise NotFound(f"no host {name!r}; `hatoba hosts list` names those there are")
+        return found
+
+    async def cordon(self, name: str, cordoned: bool) -> Host:
+        """Keep new work away from a host, or let it come again."""
+        host = replace(self.host(name), cordoned=cordoned)
+        return await self._changed(host)
+
+    async def declare_gone(self, name: str) -> Host:
+        """Evidence that a host is gone for good. Raises FailedPrecondition while connected."""
+        host = self.host(name)
+        if name in self._sessions:
+            raise FailedPrecondition(f"host {name!r} is connected; stop its worker first")
+        return await self._changed(replace(host, declared_gone=True))
+
+    async def _changed(self, host: Host) -> Host:
+        await self._store.put_host(host)
+        self._hosts[host.name] = host
+        self._publish(self.snapshot())
+        self._publish(Gap(host.name))
+        return host
+
+
+def _host(hello: worker_pb2.WorkerHello, known: Host | None, now: int) -> Host:
+    return Host(
+        name=hello.host,
+        boot_id=hello.boot_id,
+        keeper=hello.keeper,
+        capacity=Resources(hello.cpus, hello.memory_bytes, len(hello.gpus), hello.slots),
+        gpus=tuple(hello.gpus),
+        labels=tuple(sorted(hello.labels.items())),
+        secrets=tuple(sorted(hello.secrets)),
+        version=hello.version,
+        embedded=hello.embedded,
+        cordoned=known.cordoned if known else False,
+        last_seen=now,
+    )

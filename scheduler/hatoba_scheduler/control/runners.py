@@ -1,0 +1,275 @@
+"""The desk at which runners claim, report and commit, whichever way their words arrive.
+
+Everything is fenced: what the current attempt did not say is history and changes nothing.
+Answers come as futures, so that a worker's stream is not held up by one commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import TypeVar
+
+from hatoba.v1 import runner_pb2, worker_pb2
+from hatoba_plugins.backend import Clock
+from hatoba_scheduler.control.ledger import Ledger
+from hatoba_scheduler.control.observe import Step, back_off, of_attempt
+from hatoba_scheduler.convert import (
+    checkpoint_to_proto,
+    manifest_of,
+    micros,
+    progress_of,
+    usage_of,
+)
+from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.causes import Ending, ExitKind
+from hatoba_scheduler.domain.records import (
+    Attempt,
+    Change,
+    Checkpoint,
+    Progress,
+)
+from hatoba_scheduler.domain.states import AttemptState, Desired
+from hatoba_scheduler.domain.transitions import (
+    Now,
+    Outcome,
+    View,
+    checkpointed,
+    claimed,
+    ended,
+    released,
+    running,
+    used,
+)
+from hatoba_scheduler.store.base import Store
+
+GRANTED = runner_pb2.CLAIM_VERDICT_GRANTED
+DUPLICATE = runner_pb2.CLAIM_VERDICT_DUPLICATE
+SUPERSEDED = runner_pb2.CLAIM_VERDICT_SUPERSEDED
+CANCELLED = runner_pb2.CLAIM_VERDICT_CANCELLED
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class RunnerDesk:
+    """Claims, reports and commits of attempts."""
+
+    def __init__(self, ledger: Ledger, store: Store, clock: Clock, rng: random.Random) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._clock = clock
+        self._rng = rng
+        self._progress: dict[tuple[str, int], Progress] = {}
+
+    def _now(self) -> Now:
+        return Now(round(self._clock.time() * 1e6), "runner")
+
+    def _ask(self, name: str, step: Step) -> asyncio.Future[Change | None]:
+        where = self._ledger.find_attempt(name)
+        if where is None:
+            nothing: asyncio.Future[Change | None] = asyncio.get_running_loop().create_future()
+            nothing.set_result(None)
+            return nothing
+        return self._ledger.ask(where[0], of_attempt(where[1], name, step))
+
+    def current(self, name: str, fence: int) -> Attempt | None:
+        """The attempt, when it is its task's newest, has this fence and is not over."""
+        where = self._ledger.find_attempt(name)
+        rows = self._ledger.rows(where[0]) if where else None
+        attempt = rows.attempts.get(where[1]) if rows and where else None
+        if attempt is None or attempt.fence != fence or attempt.state.terminal:
+            return None
+        return attempt
+
+    def progress(self, job_uid: str, index: int) -> Progress | None:
+        """The newest progress that a task told of; lost with a restart, told again soon."""
+        return self._progress.get((job_uid, index))
+
+    def forget(self, job_uid: str, index: int) -> None:
+        """A task is over: its progress is of no use any more."""
+        self._progress.pop((job_uid, index), None)
+
+    # -- claim ----------------------------------------------------------------------------------
+
+    def claim(
+        self, request: runner_pb2.ClaimAttemptRequest
+    ) -> asyncio.Future[runner_pb2.ClaimAttemptResponse]:
+        """Grant the attempt to one nonce; the same nonce gets the same answer."""
+        reply = runner_pb2.ClaimAttemptResponse(attempt=request.attempt, verdict=SUPERSEDED)
+        now = self._now()
+
+        def step(view: View) -> Change | None:
+            reply.verdict = verdict(view, request.fence, request.nonce)
+            if reply.verdict == GRANTED and view.task.checkpoint is not None:
+                reply.checkpoint.CopyFrom(checkpoint_to_proto(view.task.checkpoint))
+            if reply.verdict != GRANTED or view.attempt.nonce:
+                return None
+            return claimed(view, request.nonce, now)
+
+        return _then(self._ask(request.attempt, step), lambda _: reply)
+
+    # -- reports --------------------------------------------------------------------------------
+
+    def started(self, told: worker_pb2.AttemptStarted) -> asyncio.Future[bool]:
+        """The user's code began."""
+        now = self._now()
+        start = micros(told.time) or now.time
+
+        def step(view: View) -> Change | None:
+            if view.attempt.fence != told.fence:
+                return None
+            return running(view, start, told.memory_limit_by, now)
+
+        return _then(self._ask(told.attempt, step), lambda change: change is not None)
+
+    def heartbeat(
+        self, request: runner_pb2.HeartbeatRequest
+    ) -> asyncio.Future[runner_pb2.HeartbeatResponse]:
+        """Keep progress and highest use; answer what is wanted."""
+        order = runner_pb2.HeartbeatResponse(attempt=request.attempt)
+        order.order = runner_pb2.RUNNER_ORDER_STOP
+        usage = usage_of(request.usage) if request.HasField("usage") else None
+
+        def step(view: View) -> Change | None:
+            if view.attempt.fence != request.fence or view.attempt.state.terminal:
+                return None
+            if request.HasField("progress"):
+                key = (view.job.uid, view.task.index)
+                self._progress[key] = progress_of(request.progress)
+            if view.attempt.state is not AttemptState.STOPPING:
+                order.order = runner_pb2.RUNNER_ORDER_RUN
+            order.grace.FromMilliseconds(round(view.job.stop_grace * 1000))
+            return used(view, usage) if usage else None
+
+        return _then(self._ask(request.attempt, step), lambda _: order)
+
+    def checkpoint(
+        self, request: runner_pb2.CommitCheckpointRequest
+    ) -> asyncio.Future[runner_pb2.CommitCheckpointResponse]:
+        """Record a complete checkpoint of the current attempt."""
+        reply = runner_pb2.CommitCheckpointResponse(attempt=request.attempt, step=request.step)
+        now = self._now()
+
+        def step(view: View) -> Change | None:
+            reply.accepted = _current(view, request.fence)
+            if not reply.accepted:
+                return None
+            return checkpointed(
+                view,
+                Checkpoint(
+                    request.step,
+                    view.attempt.number,
+                    manifest_of(request.manifest),
+                    tuple(sorted(request.metrics.items())),
+                    now.time,
+                ),
+            )
+
+        return _then(self._ask(request.attempt, step), lambda _: reply)
+
+    def commit(
+        self, request: runner_pb2.CommitAttemptRequest
+    ) -> asyncio.Future[runner_pb2.CommitAttemptResponse]:
+        """Decide how the attempt ended; the first commit of the granted nonce counts."""
+        reply = runner_pb2.CommitAttemptResponse(attempt=request.attempt)
+        now = self._now()
+
+        def step(view: View) -> Change | None:
+            reply.accepted = view.attempt.fence == request.fence and _owns(view, request.nonce)
+            if not reply.accepted or view.attempt.state.terminal:
+                return None
+            return ended(view, self._outcome(view, request), now)
+
+        return _then(self._ask(request.attempt, step), lambda _: reply)
+
+    async def late_commit(
+        self, request: runner_pb2.CommitAttemptRequest
+    ) -> runner_pb2.CommitAttemptResponse:
+        """The answer to a commit of an attempt that left memory: what is stored decides."""
+        attempt = await self._store.attempt(request.attempt)
+        accepted = (
+            attempt is not None
+            and attempt.fence == request.fence
+            and attempt.nonce == request.nonce
+            and attempt.state.terminal
+        )
+        return runner_pb2.CommitAttemptResponse(attempt=request.attempt, accepted=accepted)
+
+    def known(self, name: str) -> bool:
+        """Whether the attempt is its task's newest and in memory."""
+        return self._ledger.find_attempt(name) is not None
+
+    def _outcome(self, view: View, request: runner_pb2.CommitAttemptRequest) -> Outcome:
+        usage = usage_of(request.usage)
+        ending = Ending(
+            ExitKind(request.kind),
+            request.exit_code,
+            request.signal,
+            request.message,
+            tuple(request.last_log_lines),
+            usage,
+        )
+        state, cause = causes.judge(ending)
+        return Outcome(
+            state,
+            cause,
+            wait=back_off(view.job, view.task, self._rng),
+            end=micros(request.end_time),
+            usage=usage,
+            outputs=manifest_of(request.outputs) if request.outputs.digest else None,
+            log_sizes=tuple(sorted(request.log_sizes.items())),
+            gone=request.gone,
+        )
+
+    def gone(self, told: worker_pb2.AttemptGone) -> asyncio.Future[bool]:
+        """Nothing of it is left: it is released; one that never ran ends as it was meant to."""
+        now = self._now()
+
+        def step(view: View) -> Change | None:
+            if view.attempt.fence != told.fence:
+                return None
+            if view.attempt.state.terminal:
+                return released(view)
+            cause = causes.lost("Its host has nothing of it.")
+            return ended(view, Outcome(AttemptState.LOST, cause, gone=True), now)
+
+        return _then(self._ask(told.attempt, step), lambda change: change is not None)
+
+
+def verdict(view: View, fence: int, nonce: str) -> runner_pb2.ClaimVerdict.ValueType:
+    """Whether this nonce may run this attempt."""
+    attempt = view.attempt
+    if attempt.fence != fence or attempt.state.terminal:
+        return SUPERSEDED
+    if attempt.nonce:
+        return GRANTED if attempt.nonce == nonce else DUPLICATE
+    if view.job.desired is not Desired.RUN or attempt.state is AttemptState.STOPPING:
+        return CANCELLED
+    return GRANTED
+
+
+def _current(view: View, fence: int) -> bool:
+    return view.attempt.fence == fence and not view.attempt.state.terminal
+
+
+def _owns(view: View, nonce: str) -> bool:
+    """An unclaimed attempt may be given up by anybody who has its fence."""
+    return not view.attempt.nonce or view.attempt.nonce == nonce
+
+
+def _then(future: asyncio.Future[T], use: Callable[[T], R]) -> asyncio.Future[R]:
+    """A future of what `use` makes of another's result; failures pass through."""
+    out: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+
+    def settle(done: asyncio.Future[T]) -> None:
+        if out.done():
+            return
+        error = asyncio.CancelledError() if done.cancelled() else done.exception()
+        if error is not None:
+            out.set_exception(error)
+        else:
+            out.set_result(use(done.result()))
+
+    future.add_done_callback(settle)
+    return out
