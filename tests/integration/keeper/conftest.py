@@ -36,6 +36,13 @@ def runs(pid: int) -> bool:
     return known is not None and not known.dead
 
 
+def working_directory(pid: int) -> str:
+    """Return the directory `pid` works in, or nothing when it is gone."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/cwd")
+    return ""
+
+
 class Watcher:
     """A client that watches, and remembers every event."""
 
@@ -163,16 +170,20 @@ class House:
         """Return whether `pid` is a process that still runs."""
         return await asyncio.to_thread(runs, pid)
 
-    async def marked(self) -> list[int]:
-        """Return the running processes that carry this house's mark."""
-        return await asyncio.to_thread(self._marked)
+    async def left(self) -> list[int]:
+        """Return the running processes that carry this house's mark or stand in its directory."""
+        return await asyncio.to_thread(self._left)
 
-    def _marked(self) -> list[int]:
+    def _left(self) -> list[int]:
         key = data_key(self.data)
         return [
             each.pid
             for each in procfs.everyone().values()
-            if not each.dead and procfs.environment(each.pid).get(KEEPER_MARK) == key
+            if not each.dead
+            and (
+                procfs.environment(each.pid).get(KEEPER_MARK) == key
+                or working_directory(each.pid) == str(self.data)
+            )
         ]
 
     async def close(self) -> None:
@@ -194,7 +205,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     await place.start()
     yield place
     await place.close()
-    assert await place.marked() == []
+    assert await place.left() == []
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from hatoba_worker.keeper import boot, procfs
 from hatoba_worker.keeper.client import KeeperClient, KeeperGone, KeeperRefused
 from hatoba_worker.keeper.ensure import KeeperStartError, ensure_keeper
+from hatoba_worker.keeper.frames import FrameBuffer, Json, encode
 from hatoba_worker.keeper.messages import AttemptStatus
 
 if TYPE_CHECKING:
@@ -218,6 +219,19 @@ async def test_garbage_ends_its_connection_and_no_other(
 
     assert await loop.sock_recv(raw, 100) == b""
     assert (await watcher.client.hello()).pid == house.pid
+
+
+async def test_a_reply_comes_before_the_events_it_began(house: House, raw: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    spawns = [house.spawn(f"n{number}", "/bin/true").command() for number in range(100)]
+
+    await loop.sock_sendall(raw, encode({"id": 1, "commands": [{"op": "watch"}, *spawns]}))
+
+    buffer, frames = FrameBuffer(), list[Json]()
+    while sum(len(frame.get("events", ())) for frame in frames) < 100:
+        frames += buffer.feed(await loop.sock_recv(raw, 1 << 16))
+    assert len(frames[0]["replies"]) == 101
+    assert all("events" in frame for frame in frames[1:])
 
 
 async def test_a_malformed_command_is_answered_and_changes_nothing(house: House) -> None:

@@ -100,6 +100,7 @@ async def test_an_orphan_that_shows_no_mark_at_all_is_killed_and_reported(
 
     assert "sleep 0.01" in stray.command
     # Whose it was nobody can tell, so nobody is called gone before it is.
+    assert not (await watcher.exited("a")).gone
     await watcher.gone("a")
     assert not await house.alive(stray.pid)
 
@@ -126,7 +127,7 @@ async def test_a_process_that_forks_for_ever_is_caught(house: House, watcher: Wa
     await watcher.client.stop("a", grace=0)
 
     await watcher.gone("a")
-    assert await house.marked() == []
+    assert await house.left() == []
 
 
 async def test_kill_ends_all_at_once(house: House, watcher: Watcher) -> None:
@@ -139,7 +140,7 @@ async def test_kill_ends_all_at_once(house: House, watcher: Watcher) -> None:
     assert end.exit.signal == signal.SIGKILL
     assert end.exit.reason == "killed_by_us"
     await watcher.gone("a")
-    assert await house.marked() == []
+    assert await house.left() == []
 
 
 async def test_a_stopped_process_hears_the_stop(house: House, watcher: Watcher) -> None:
