@@ -224,10 +224,10 @@ class MockWorld:
         if known.loser_unseen:
             known.loser_unseen = False
             return _loser(known)
-        exists = not known.deleted
-        return Observation(
-            known.name, known.phase, exists, known.exit, reachable=self._reaches(known)
-        )
+        if not self._reaches(known):
+            phase = min(known.phase, Phase.RUNNING)
+            return Observation(known.name, phase, exists=True, reachable=False)
+        return _seen(known)
 
     # -- opening --------------------------------------------------------------------------------
 
@@ -411,8 +411,7 @@ class MockWorld:
     def _tell(self, known: MockObject) -> None:
         visible = self._visible(known.name) is not None
         if visible and self._reaches(known) and not self._muted:
-            exists = not known.deleted
-            self._feed.publish([Observation(known.name, known.phase, exists, known.exit)])
+            self._feed.publish([_seen(known)])
 
     def _everything(self) -> list[Observation]:
         names = self._population.objects
@@ -515,6 +514,10 @@ class MockWorld:
 
     async def _until(self, when: float) -> None:
         await self._clock.sleep(max(0.0, when - self._clock.time()))
+
+
+def _seen(known: MockObject) -> Observation:
+    return Observation(known.name, known.phase, not known.deleted, known.exit)
 
 
 def _loser(known: MockObject) -> Observation:
