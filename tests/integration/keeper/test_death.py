@@ -240,6 +240,11 @@ async def test_a_malformed_command_is_answered_and_changes_nothing(house: House)
         {"op": "spawn", "attempt": "a"},
         {"op": "spawn", "attempt": "b", "argv": ["true"], "env": 1, "cwd": "/", "stdout": "x"},
         {"op": "stop", "attempt": "a", "grace": "long"},
+        {"op": "stop", "attempt": "a", "grace": float("nan")},
+        {"op": "stop", "attempt": "a", "grace": -1},
+        {"op": "kill", "attempt": ""},
+        {"op": "kill", "attempt": "x" * 301},
+        {"op": "kill", "attempt": ["a"]},
         "nonsense",
         {"op": "list"},
     ]
@@ -248,7 +253,7 @@ async def test_a_malformed_command_is_answered_and_changes_nothing(house: House)
 
     assert code == 0
     *refused, inventory = json.loads(out)
-    assert [each["error"] for each in refused] == ["bad_request"] * 5
+    assert [each["error"] for each in refused] == ["bad_request"] * 10
     assert inventory["attempts"] == []
 
 

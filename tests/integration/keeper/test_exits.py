@@ -77,7 +77,7 @@ async def test_what_cannot_start_says_why(house: House, watcher: Watcher) -> Non
         "other",
         "other",
     ]
-    [*_, d, _, _, _] = replies
+    d = replies[3]
     assert isinstance(d, SpawnFailed)
     assert "interpreter" in d.message
     inventory = await watcher.client.list()

@@ -130,7 +130,7 @@ def failure(attempt: str, error: LaunchError) -> Json:
         "attempt": attempt,
         "errno": error.number,
         "kind": error.kind,
-        "message": str(error),
+        "message": str(error)[:500],
     }
 
 

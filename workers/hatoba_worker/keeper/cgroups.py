@@ -105,6 +105,9 @@ class GroupsV2:
     so the keeper moves itself to a leaf beside its attempts."""
 
     def __init__(self, home: Path, key: str) -> None:
+        if home.parent.name == f"hatoba-{key}":
+            # Our starter was itself born in the leaf of our predecessor.
+            home = home.parent.parent
         self._home = home
         self._base = home / f"hatoba-{key}"
         self._leaf = self._base / "keeper"

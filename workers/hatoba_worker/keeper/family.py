@@ -61,6 +61,8 @@ class Family:
         self._adopted: dict[int, Owner] = {}
         self._owners: dict[int, Owner] = {}
         self.strays: dict[int, procfs.Stat] = {}
+        self._children = procfs.OwnChildren()
+        self._blind = False
 
     def add(self, owner: Owner) -> None:
         """Know the owner and its main process, which has just been started."""
@@ -90,11 +92,14 @@ class Family:
         A zombie is taken in too: until it is reaped, children of its own may still be coming.
         """
         strays: list[procfs.Stat] = []
-        for pid in procfs.children(os.getpid()):
+        self._blind = False
+        for pid in self._children.read():
             if pid in self._mains or pid in self._adopted or pid in self.strays:
                 continue
             known = procfs.stat(pid)
             if known is None:
+                # It is there, but no file can be opened now: nobody is gone before we see again.
+                self._blind = True
                 continue
             owner = self._owner_of(known)
             if owner is None:
@@ -118,7 +123,7 @@ class Family:
 
     def is_gone(self, owner: Owner) -> bool:
         """Return whether nothing of `owner` is left; exact right after `reap` and `adopt`."""
-        if owner.running or owner.adopted:
+        if owner.running or owner.adopted or self._blind:
             return False
         if owner.group and owner.group.members():
             return False

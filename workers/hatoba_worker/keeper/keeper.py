@@ -17,6 +17,7 @@ from hatoba_worker.keeper.attempts import (
     BY_NOTHING,
     BY_RLIMIT,
     KILLED_BY_US,
+    LINGER,
     OOM,
     STOP,
     Attempt,
@@ -39,7 +40,8 @@ from hatoba_worker.keeper.supervisor import GRACE, Supervised, Supervisor
 from hatoba_worker.keeper.timers import Timers
 from hatoba_worker.keeper.watch import MemoryWatch
 
-PAGE = 1000
+PAGE = 500
+LONGEST_NAME = 300
 _AGAIN = 0.05
 _HUNT_AGAIN = 0.5
 _HUNT_AT_START = 2.0
@@ -85,6 +87,9 @@ class Keeper:
     def recover(self) -> None:
         """End what an earlier keeper left, for up to 2 s; the rest is hunted while we serve."""
         self._remnants |= set(self._book.load())
+        for attempt in self._book.attempts.values():
+            if attempt.gone and attempt.group:
+                attempt.group.remove()
         configs = list(self._book.supervised.values())
         self._remnants |= {_former(config) for config in configs if config["pid"]}
         until = time.monotonic() + _HUNT_AT_START
@@ -255,7 +260,7 @@ class Keeper:
         return {**self._identity, "protocol": PROTOCOL}
 
     def _spawn(self, _peer: Peer, command: Json) -> Json:
-        name: str = command["attempt"]
+        name = _name(command)
         known = self._book.attempts.get(name)
         if known:
             return known.answer(known=True)
@@ -276,7 +281,7 @@ class Keeper:
         limits = command.get("limits") or {}
         argv, cwd, logs = command["argv"], command["cwd"], (command["stdout"], command["stderr"])
         env = {**command["env"], MARK: attempt.name, KEEPER_MARK: self._key}
-        attempt.linger_grace = float(command.get("linger_grace", attempt.linger_grace))
+        attempt.linger_grace = _seconds(command.get("linger_grace", LINGER))
         attempt.started_at = time.time()
         soft = _soft_limits(limits)
         self._limit_memory(attempt, soft, int(limits.get("memory_bytes") or 0))
@@ -331,10 +336,10 @@ class Keeper:
 
     def _stop(self, _peer: Peer, command: Json) -> Json:
         number = signal.Signals(command.get("signal", signal.SIGTERM))
-        grace = float(command.get("grace", 10.0))
-        attempt = self._book.attempts.get(command["attempt"])
+        grace = _seconds(command.get("grace", 10.0))
+        attempt = self._book.attempts.get(_name(command))
         if attempt is None:
-            self._book.bury(str(command["attempt"]))
+            self._book.bury(_name(command))
             return {"ok": True, "state": "tombstone"}
         if attempt.over or attempt in self._remnants:
             return {"ok": True, "state": "ended"}
@@ -343,9 +348,9 @@ class Keeper:
         return {"ok": True, "state": "stopping"}
 
     def _kill(self, _peer: Peer, command: Json) -> Json:
-        attempt = self._book.attempts.get(command["attempt"])
+        attempt = self._book.attempts.get(_name(command))
         if attempt is None:
-            self._book.bury(str(command["attempt"]))
+            self._book.bury(_name(command))
             return {"ok": True, "state": "tombstone"}
         if attempt.over or attempt in self._remnants:
             return {"ok": True, "state": "ended"}
@@ -403,19 +408,20 @@ class Keeper:
         return self._supervisor.supervise(config)
 
     def _unsupervise(self, _peer: Peer, command: Json) -> Json:
-        return self._supervisor.unsupervise(command["name"], float(command.get("grace", GRACE)))
+        return self._supervisor.unsupervise(command["name"], _seconds(command.get("grace", GRACE)))
 
     def _restart(self, _peer: Peer, command: Json) -> Json:
         return self._supervisor.restart(command["name"])
 
     def _shutdown(self, _peer: Peer, command: Json) -> Json:
         stop_attempts = bool(command.get("stop_attempts", False))
+        grace = _seconds(command.get("grace", 10.0))
         busy = self._busy()
         if busy and not stop_attempts:
             return {"error": "busy", "message": f"{busy} attempts still have processes"}
         for name in list(self._book.supervised):
             self._book.unsupervise(name)
-        self._close_down(stop_attempts=stop_attempts, grace=float(command.get("grace", 10.0)))
+        self._close_down(stop_attempts=stop_attempts, grace=grace)
         return {"ok": True}
 
     def _busy(self) -> int:
@@ -441,6 +447,20 @@ def _exited(attempt: Attempt) -> Json:
     view = attempt.view()
     body = {key: view[key] for key in ("attempt", "pid", "started_at", "limit_by", "gone")}
     return {"event": "exited", **body, **(attempt.exit or {})}
+
+
+def _name(command: Json) -> str:
+    name = command["attempt"]
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        raise ValueError(f"an attempt's name has 1 to {LONGEST_NAME} characters")
+    return name
+
+
+def _seconds(value: float) -> float:
+    seconds = float(value)
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"{value} is no number of seconds")
+    return seconds
 
 
 def _soft_limits(limits: Json) -> dict[int, int]:

@@ -60,7 +60,7 @@ def launch(
             stdout, stderr = (stack.enter_context(_log(path)) for path in logs)
             with _taken(soft):
                 pid = _popen(argv, env, cwd, stdout, stderr)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise LaunchError(errno.EINVAL, OTHER, str(error)) from error
     except MemoryError as error:
         raise LaunchError(errno.ENOMEM, OTHER, "out of memory") from error

@@ -117,7 +117,7 @@ class Service:
         self._listener.close()
 
     def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+        with contextlib.suppress(OSError):
             sock, _ = self._listener.accept()
             sock.setblocking(False)
             self._peers[sock.fileno()] = Peer(sock)
