@@ -22,6 +22,8 @@ from hatoba_scheduler.domain.states import Desired, JobState, Release
 from hatoba_scheduler.domain.transitions import Intent, Now, Rows, launch
 
 SLICE = 100
+FAILED_PAUSE = 1.0
+"""Seconds until intents are tried again after the store did not take some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,7 @@ class Dispatcher:
         self._sites: dict[str, Site] = {}
         self._wake = asyncio.Event()
         self._later: list[tuple[float, str]] = []
+        self._timed: set[tuple[float, str]] = set()
         self._planned: set[tuple[str, int]] = set()
         self._charged: dict[str, QueueKey] = {}
         ledger.listen(self.on_commit)
@@ -135,9 +138,14 @@ class Dispatcher:
         if fresh:
             entry.fresh = (i for i in job.unstarted if (job.uid, i) not in self._planned)
         if job.max_parallel:
-            planned = sum(uid == job.uid for uid, _ in self._planned)
-            entry.room = job.max_parallel - live - planned
+            entry.room = job.max_parallel - live - self._planned_of(rows)
         self._planner.put(entry)
+
+    def _planned_of(self, rows: Rows) -> int:
+        """Tasks of a job whose launch is decided and not committed yet."""
+        indices = [index for uid, index in self._planned if uid == rows.job.uid]
+        tasks = [rows.tasks.get(index) for index in indices]
+        return sum(task is None or task.state is JobState.QUEUED for task in tasks)
 
     def _ready(self, rows: Rows) -> tuple[list[int], int]:
         """(started tasks that may go again now, tasks under way)."""
@@ -152,11 +160,16 @@ class Dispatcher:
             if attempt is not None and attempt.release is not Release.RELEASED:
                 continue
             if task.not_before / 1e6 > now:
-                heapq.heappush(self._later, (task.not_before / 1e6, rows.job.uid))
+                self._call_back((task.not_before / 1e6, rows.job.uid))
             elif (rows.job.uid, index) not in self._planned:
                 ready.append(index)
         heapq.heapify(ready)
         return ready, live
+
+    def _call_back(self, when: tuple[float, str]) -> None:
+        if when not in self._timed:
+            self._timed.add(when)
+            heapq.heappush(self._later, when)
 
     # -- the loops ------------------------------------------------------------------------------
 
@@ -166,7 +179,8 @@ class Dispatcher:
             await self._wake.wait()
             self._wake.clear()
             while assignments := self._planner.plan(SLICE):
-                await self._commit(assignments)
+                if not await self._commit(assignments):
+                    await self._clock.sleep(FAILED_PAUSE)
 
     async def run_timer(self) -> None:
         """Bring back what waited for a back-off, when its time has come."""
@@ -174,13 +188,15 @@ class Dispatcher:
             await self._clock.sleep(0.1 if self._later else 0.5)
             now = self._clock.time()
             while self._later and self._later[0][0] <= now:
-                _, uid = heapq.heappop(self._later)
-                rows = self._ledger.rows(uid)
+                due = heapq.heappop(self._later)
+                self._timed.discard(due)
+                rows = self._ledger.rows(due[1])
                 if rows is not None:
                     self._refresh(rows)
                     self._wake.set()
 
-    async def _commit(self, assignments: Sequence[Assignment]) -> None:
+    async def _commit(self, assignments: Sequence[Assignment]) -> bool:
+        """False when the store did not take all of them."""
         asked = []
         for assignment in assignments:
             self._planned.add((assignment.uid, assignment.task))
@@ -195,10 +211,11 @@ class Dispatcher:
             )
             if isinstance(answer, Change):
                 attempt = _new_attempt(answer, assignment.task)
-                self._hold(attempt, _key(answer.job))
+                self._hold(attempt, assignment.queue)
                 self._sites[attempt.backend].launch(attempt)
             else:
                 self._undo(assignment, answer)
+        return not any(isinstance(answer, BaseException) for answer in answers)
 
     def _decision(self, assignment: Assignment) -> Callable[[Rows], Change | None]:
         site = self._sites.get(assignment.needs.backend)
@@ -222,11 +239,10 @@ class Dispatcher:
         return decide
 
     def _undo(self, assignment: Assignment, answer: object) -> None:
+        self._planner.share(assignment.queue).running -= 1
         rows = self._ledger.rows(assignment.uid)
-        if rows is not None:
-            self._planner.share(_key(rows.job)).running -= 1
-            if isinstance(answer, BaseException):
-                self._refresh(rows)
+        if rows is not None and isinstance(answer, BaseException):
+            self._refresh(rows)
         self._planner.room_changed()
 
 

@@ -37,18 +37,15 @@ class Followers:
         self._clock = clock
         self._waiting: dict[str, set[str]] = defaultdict(set)
         self._todo: deque[_Todo] = deque()
+        self._doubtful: set[str] = set()
         self._wake = asyncio.Event()
         ledger.listen(self.on_commit)
 
-    async def recover(self) -> None:
+    def recover(self) -> None:
         """Take in who waits for whom; ends that were not carried on before a crash are now."""
         for rows in self._ledger.all_rows():
             self._note_waiting(rows.job)
-        for uid in list(self._waiting):
-            if self._ledger.rows(uid) is None:
-                job = await self._store.job(uid)
-                if job is not None and job.state.terminal:
-                    self._carry(job)
+        self._wake.set()
 
     def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
         """Take in committed changes; a listener of the ledger."""
@@ -57,7 +54,7 @@ class Followers:
                 self._note_waiting(commit.change.job)
         for event in events:
             self._note_event(event)
-        if self._todo:
+        if self._todo or self._doubtful:
             self._wake.set()
 
     def _note_event(self, event: Event) -> None:
@@ -72,6 +69,10 @@ class Followers:
     def _note_waiting(self, job: Job) -> None:
         for uid in job.blocked_on:
             self._waiting[uid].add(job.uid)
+            upstream = self._ledger.rows(uid)
+            if upstream is None or upstream.job.state.terminal:
+                # It ended between the dependant's admission and its commit, or before a crash.
+                self._doubtful.add(uid)
 
     def _carry(self, ended: Job) -> None:
         for uid in self._waiting.pop(ended.uid, ()):
@@ -91,9 +92,16 @@ class Followers:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            await self._check_doubtful()
             while self._todo:
                 step = [self._todo.popleft() for _ in range(min(STEP, len(self._todo)))]
                 asked = [self._ledger.ask(uid, decide) for uid, decide in step]
                 for answer in await asyncio.gather(*asked, return_exceptions=True):
                     if isinstance(answer, BaseException):
                         log.error("follow.failed", error=repr(answer))
+
+    async def _check_doubtful(self) -> None:
+        while self._doubtful:
+            job = await self._store.job(self._doubtful.pop())
+            if job is not None and job.state.terminal:
+                self._carry(job)

@@ -11,7 +11,7 @@ import asyncio
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
@@ -38,6 +38,7 @@ from hatoba_scheduler.store.base import (
 )
 
 Decide = Callable[[Rows], Change | None]
+SubmitResult = Submitted | Duplicate | Mismatch
 BATCH = 500
 QUEUE = 20_000
 
@@ -91,6 +92,8 @@ class _Work:
         return Rows(self.job, self.tasks, self.attempts)
 
     def take(self, change: Change) -> None:
+        if (change.job.uid, change.expected) != (self.job.uid, self.job.version):
+            raise ValueError(f"not decided on version {self.job.version} of {self.job.name}")
         self.job = change.job
         for task, _ in change.tasks:
             self.tasks[task.index] = task
@@ -110,6 +113,9 @@ class Ledger:
         self._asks: list[_Ask] = []
         self._wake = asyncio.Event()
         self._listeners: list[Listener] = []
+        self._submits = asyncio.TaskGroup()
+        self._running = asyncio.Event()
+        self._stopped = False
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -150,9 +156,35 @@ class Ledger:
             self._shrink(live)
         return state
 
-    async def submit(self, items: Sequence[Submission]) -> list[Submitted | Duplicate | Mismatch]:
-        """Store new jobs; they are in memory, and told of, when this returns."""
-        results = await self._store.submit(items)
+    async def submit(self, items: Sequence[Submission]) -> list[SubmitResult]:
+        """Store new jobs; they are in memory, and told of, when this returns.
+
+        Once begun it is carried through, whatever becomes of the caller. Raises StorageFull,
+        StorageFailed, Unavailable.
+        """
+        await self._running.wait()
+        if self._stopped:
+            raise _stopping()
+        answer: asyncio.Future[list[SubmitResult]] = asyncio.get_running_loop().create_future()
+        self._submits.create_task(self._submit(items, answer), name="submit")
+        return await answer
+
+    async def _submit(
+        self, items: Sequence[Submission], answer: asyncio.Future[list[SubmitResult]]
+    ) -> None:
+        try:
+            results = await self._store.submit(items)
+        except asyncio.CancelledError:
+            _fail(answer, _stopping())
+            raise
+        except Exception as error:  # noqa: BLE001 - told to who asked
+            _fail(answer, error)
+            return
+        self._take_in(items, results)
+        if not answer.done():
+            answer.set_result(results)
+
+    def _take_in(self, items: Sequence[Submission], results: Sequence[SubmitResult]) -> None:
         commits, events = [], []
         for item, result in zip(items, results, strict=True):
             if not isinstance(result, Submitted) or result.job.uid in self._live:
@@ -163,7 +195,6 @@ class Ledger:
             commits.append(Commit(None, change, Rows(live.job, live.tasks, live.attempts)))
             events.append(event)
         self._tell(commits, events)
-        return results
 
     async def decide(self, uid: str, decide: Decide) -> Change | None:
         """As `ask`, awaited."""
@@ -174,11 +205,13 @@ class Ledger:
 
         Decisions are taken in the order in which they were asked for. Jobs that are over and hold
         nothing never change: None. The future raises StorageFull or StorageFailed when the commit
-        failed; then nothing changed. Raises Unavailable at once when too much waits.
+        failed, and Unavailable when too much waits or the server stops; then nothing changed.
         """
-        if len(self._asks) >= QUEUE:
-            raise Unavailable("too many changes wait to be stored", retry_after=1.0)
         ask = _Ask(uid, decide, asyncio.get_running_loop().create_future())
+        if self._stopped or len(self._asks) >= QUEUE:
+            busy = Unavailable("too many changes wait to be stored", retry_after=1.0)
+            _fail(ask.answer, _stopping() if self._stopped else busy)
+            return ask.answer
         self._asks.append(ask)
         self._wake.set()
         return ask.answer
@@ -186,16 +219,24 @@ class Ledger:
     async def run(self) -> None:
         """Commit batch after batch, until cancelled; then what was asked for fails."""
         try:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                while self._asks:
-                    batch, self._asks = self._asks[:BATCH], self._asks[BATCH:]
-                    await self._commit(batch)
+            async with self._submits:
+                self._running.set()
+                try:
+                    await self._commit_all()
+                finally:
+                    self._stopped = True
         finally:
             for ask in self._asks:
-                _fail(ask, Unavailable("the server is stopping", retry_after=1.0))
+                _fail(ask.answer, _stopping())
             self._asks = []
+
+    async def _commit_all(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._asks:
+                batch, self._asks = self._asks[:BATCH], self._asks[BATCH:]
+                await self._commit(batch)
 
     async def _commit(self, batch: Sequence[_Ask]) -> None:
         works, answers = self._decide_all(batch)
@@ -205,12 +246,12 @@ class Ledger:
             results = await self._store.apply(changes) if changes else []
         except asyncio.CancelledError:
             for ask in batch:
-                _fail(ask, Unavailable("the server is stopping", retry_after=1.0))
+                _fail(ask.answer, _stopping())
             raise
         except Exception as error:  # noqa: BLE001 - told to everybody who asked
             log.error("commit.failed", error=str(error), asks=len(batch))
             for ask in batch:
-                _fail(ask, error)
+                _fail(ask.answer, error)
             return
         await self._settle(changed, changes, results)
         stale = {
@@ -239,12 +280,12 @@ class Ledger:
     def _decide_one(self, ask: _Ask, work: _Work) -> Change | None:
         try:
             change = ask.decide(work.rows())
+            if change is not None:
+                work.take(change)
         except Exception as error:  # a bug in one decision must not take the others with it
             log.exception("decision.failed", job=work.job.name)
-            _fail(ask, error)
+            _fail(ask.answer, error)
             return None
-        if change is not None:
-            work.take(change)
         return change
 
     async def _settle(
@@ -302,21 +343,26 @@ class Ledger:
         state = await self._store.live()
         live = self._live.get(uid)
         found = [job for job in state.jobs if job.uid == uid]
+        for attempt in live.attempts.values() if live else ():
+            self._names.pop(attempt.name, None)
         if live is None or not found:
             self._live.pop(uid, None)
             return
         live.job = found[0]
         live.tasks = {t.index: t for t in state.tasks if t.job_uid == uid}
         live.attempts = {a.index: a for a in state.attempts if a.job_uid == uid}
+        self._names |= {a.name: (uid, index) for index, a in live.attempts.items()}
 
     def _answer(
         self, batch: Sequence[_Ask], answers: Sequence[Change | None], stale: set[str]
     ) -> None:
         for ask, answer in zip(batch, answers, strict=True):
-            if ask.uid in stale and answer is not None:
+            if ask.answer.done():
+                continue
+            if ask.uid in stale:
                 self._asks.append(ask)
                 self._wake.set()
-            elif not ask.answer.done():
+            else:
                 ask.answer.set_result(answer)
 
     def _tell(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
@@ -326,6 +372,10 @@ class Ledger:
             listener(commits, events)
 
 
-def _fail(ask: _Ask, error: BaseException) -> None:
-    if not ask.answer.done():
-        ask.answer.set_exception(error)
+def _fail(answer: asyncio.Future[Any], error: BaseException) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the server is stopping", retry_after=1.0)

@@ -1,4 +1,4 @@
-"""Metric points on their way to the store: gathered for a moment, written together, acknowledged."""
+"""Metric points on their way to the store: gathered, written together, acknowledged."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ Between queues the one that uses least for its weight goes first.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -25,6 +26,8 @@ class Waiter(NamedTuple):
     """Negated priority."""
     age: str
     """The job's uid, which is time-ordered."""
+    number: int
+    """Grows with every entry, so that two entries of one job never tie."""
 
 
 @dataclass(slots=True)
@@ -43,6 +46,11 @@ class Entry:
     """How many more may run at once (max_parallel)."""
     gone: bool = False
 
+    def same_turn(self, other: Entry) -> bool:
+        """Whether the other would wait at the same place of the same line."""
+        mine = (self.queue, self.needs, self.priority)
+        return mine == (other.queue, other.needs, other.priority)
+
     def next_index(self) -> int | None:
         """Take the next task; None when there is none or no more may run at once."""
         if self.room <= 0:
@@ -58,6 +66,7 @@ class Assignment(NamedTuple):
 
     uid: str
     task: int
+    queue: QueueKey
     needs: Needs
     place: Place
 
@@ -90,6 +99,7 @@ class Planner:
         self._classes: dict[QueueKey, dict[Needs, list[tuple[Waiter, Entry]]]] = {}
         self._queues: dict[QueueKey, QueueShare] = {}
         self._stuck: set[Needs] = set()
+        self._numbers = itertools.count()
 
     def share(self, key: QueueKey) -> QueueShare:
         """A queue's settings and use, to read and to set."""
@@ -97,10 +107,15 @@ class Planner:
 
     def put(self, entry: Entry) -> None:
         """Add a waiting job, or replace what was known of it."""
+        known = self._entries.get(entry.uid)
+        if known is not None and known.same_turn(entry):
+            known.ready, known.fresh, known.room = entry.ready, entry.fresh, entry.room
+            return
         self.remove(entry.uid)
         self._entries[entry.uid] = entry
         heap = self._classes.setdefault(entry.queue, {}).setdefault(entry.needs, [])
-        heapq.heappush(heap, (Waiter(-entry.priority, entry.uid), entry))
+        waiter = Waiter(-entry.priority, entry.uid, next(self._numbers))
+        heapq.heappush(heap, (waiter, entry))
 
     def get(self, uid: str) -> Entry | None:
         """A waiting job's entry."""
@@ -117,9 +132,9 @@ class Planner:
         self._stuck.clear()
 
     def plan(self, limit: int) -> list[Assignment]:
-        """At most `limit` assignments; their places are not held yet by anybody.
+        """At most `limit` assignments; fewer: nothing more fits.
 
-        The caller holds each place before it plans again. Fewer than `limit`: nothing more fits.
+        Each place is held under `planned_name` until the caller lets go of it.
         """
         out: list[Assignment] = []
         while len(out) < limit:
@@ -177,7 +192,7 @@ class Planner:
             entry = heap[0][1]
             index = None if entry.gone else entry.next_index()
             if index is not None:
-                return Assignment(entry.uid, index, entry.needs, place)
+                return Assignment(entry.uid, index, entry.queue, entry.needs, place)
             heapq.heappop(heap)
             if not entry.gone:
                 self._entries.pop(entry.uid, None)

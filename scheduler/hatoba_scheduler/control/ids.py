@@ -1,0 +1,27 @@
+"""Identities: time-ordered uids, and ids of traces and spans."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+
+
+class UidMaker:
+    """Makes UUIDv7s (RFC 9562) that strictly grow within a process.
+
+    Within one millisecond the 12 bits after the version count on; a full count borrows from the
+    next millisecond.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last = 0
+
+    def __call__(self) -> str:
+        """A new uid."""
+        stamp = max(int(self._clock() * 1000) << 12, self._last + 1)
+        self._last = stamp
+        millis, count = stamp >> 12, stamp & 0xFFF
+        tail = (0b10 << 62) | secrets.randbits(62)
+        digits = f"{millis:012x}7{count:03x}{tail:016x}"
+        return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))

@@ -1,0 +1,123 @@
+"""From a checked specification to the rows of a new job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from google.protobuf.duration_pb2 import Duration
+
+from hatoba.v1 import job_pb2
+from hatoba_scheduler.convert import pairs
+from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, DEFAULT_QUEUE
+from hatoba_scheduler.domain.ranges import Ranges
+from hatoba_scheduler.domain.records import Checkpoint, Job, Resources, RetryPolicy
+from hatoba_scheduler.domain.states import Desired, JobState
+from hatoba_scheduler.domain.transitions import Now, first_state, initial_counts, submitted
+from hatoba_scheduler.store.base import RequestKey, Submission
+from hatoba_scheduler.telemetry.tracing import SpanContext
+
+STOP_GRACE = 10.0
+_POLICY = RetryPolicy()
+
+
+class Caller(NamedTuple):
+    """Who submits, in which project, below which span."""
+
+    principal: str
+    project: str
+    trace: SpanContext
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a job follows from: jobs it waits for (uids), the job it repeats, where it begins."""
+
+    blocked_on: tuple[str, ...] = ()
+    rerun_of: str = ""
+    restore: Checkpoint | None = None
+
+
+def with_defaults(spec: job_pb2.JobSpec, default_backend: str) -> None:
+    """Fill in what was left out; the spec is stored like this."""
+    spec.queue = spec.queue or DEFAULT_QUEUE
+    spec.backend = spec.backend or default_backend
+    if not spec.HasField("stop_grace"):
+        spec.stop_grace.seconds = int(STOP_GRACE)
+
+
+def seconds(duration: Duration) -> float:
+    """A duration in seconds."""
+    return float(duration.seconds) + duration.nanos / 1e9
+
+
+def retry_policy(told: job_pb2.JobSpec) -> RetryPolicy:
+    """The policy of a job, defaults filled in."""
+    retries = told.retries
+    return RetryPolicy(
+        retries.user if retries.HasField("user") else _POLICY.user,
+        retries.infrastructure if retries.HasField("infrastructure") else _POLICY.infrastructure,
+        retries.preemption if retries.HasField("preemption") else _POLICY.preemption,
+        seconds(retries.backoff) if retries.HasField("backoff") else _POLICY.backoff,
+        seconds(retries.max_backoff) if retries.HasField("max_backoff") else _POLICY.max_backoff,
+    )
+
+
+class JobMaker:
+    """Makes new jobs' rows. `uid` gives a new time-ordered uid."""
+
+    def __init__(self, uid: Callable[[], str], default_backend: str) -> None:
+        self._uid = uid
+        self._default_backend = default_backend
+
+    def submission(
+        self,
+        spec: job_pb2.JobSpec,
+        caller: Caller,
+        origin: Origin,
+        now: Now,
+        request: RequestKey | None,
+    ) -> Submission:
+        """The rows of a new job; fills the spec's defaults in."""
+        with_defaults(spec, self._default_backend)
+        job = self._job(spec, caller, origin, now)
+        return Submission(job, spec.name, spec.SerializeToString(), submitted(job, now), request)
+
+    def _job(self, spec: job_pb2.JobSpec, caller: Caller, origin: Origin, now: Now) -> Job:
+        size = spec.array.size or 1
+        state = first_state(spec.hold, origin.blocked_on)
+        wanted = spec.resources
+        return Job(
+            uid=self._uid(),
+            project=caller.project or DEFAULT_PROJECT,
+            name="",
+            queue=spec.queue,
+            backend=spec.backend,
+            priority=spec.priority,
+            size=size,
+            max_parallel=spec.array.max_parallel,
+            fail_fast=spec.array.fail_fast,
+            resources=Resources(wanted.cpus, wanted.memory_bytes, wanted.gpus),
+            retries=retry_policy(spec) if spec.HasField("retries") else _POLICY,
+            state=JobState(state),
+            desired=Desired.RUN,
+            version=1,
+            settings_version=1,
+            unstarted=Ranges.upto(size),
+            unstarted_state=state,
+            counts=initial_counts(size, state),
+            hold=spec.hold,
+            blocked_on=origin.blocked_on,
+            created_by=caller.principal,
+            create_time=now.time,
+            trace_id=caller.trace.trace_id,
+            span_id=caller.trace.span_id,
+            sampled=caller.trace.sampled,
+            rerun_of=origin.rerun_of,
+            stop_grace=seconds(spec.stop_grace),
+            labels=pairs(spec.labels.items()),
+            secrets=tuple(sorted(secret.name for secret in spec.secrets)),
+            embedded_only=bool(spec.environment.caller_interpreter) and not spec.environment.python,
+            restore=origin.restore,
+        )

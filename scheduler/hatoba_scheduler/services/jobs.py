@@ -1,0 +1,629 @@
+"""JobService: submits, follows and ends jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from hatoba.v1 import job_pb2, job_pb2_grpc
+from hatoba_plugins.backend import Clock
+from hatoba_scheduler.control.admission import Grounds, problems
+from hatoba_scheduler.control.dispatch import Dispatcher
+from hatoba_scheduler.control.events import EventLog
+from hatoba_scheduler.control.ledger import Ledger
+from hatoba_scheduler.control.logs import STREAMS, LogStore
+from hatoba_scheduler.control.runners import RunnerDesk
+from hatoba_scheduler.control.specs import SpecCache
+from hatoba_scheduler.control.submit import Caller, JobMaker, Origin
+from hatoba_scheduler.convert import (
+    attempt_to_proto,
+    etag,
+    job_to_proto,
+    pairs,
+    progress_to_proto,
+    state_to_proto,
+    task_to_proto,
+    unstarted_to_proto,
+)
+from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.filters import FilterError, Term, parse_filter
+from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, JobRef, job_name, parse_job
+from hatoba_scheduler.domain.records import Cause, Change, Job, Task
+from hatoba_scheduler.domain.states import Desired, JobState
+from hatoba_scheduler.domain.transitions import (
+    Now,
+    Rows,
+    Settings,
+    cancel,
+    hold,
+    updated,
+)
+from hatoba_scheduler.errors import (
+    Aborted,
+    FailedPrecondition,
+    FieldViolation,
+    HatobaError,
+    InvalidArgument,
+    NotFound,
+    Reason,
+    Resource,
+    ResourceExhausted,
+    shown,
+)
+from hatoba_scheduler.interceptors.context import CallContext, current_call
+from hatoba_scheduler.services.metrics_query import query_metrics
+from hatoba_scheduler.services.paging import Pager, page_size
+from hatoba_scheduler.services.requests import (
+    DEDUPLICATED,
+    mismatch,
+    remember,
+    request_key,
+    seen_before,
+)
+from hatoba_scheduler.services.tail import LogTail
+from hatoba_scheduler.services.watch import Watcher
+from hatoba_scheduler.store.base import (
+    Duplicate,
+    JobQuery,
+    Mismatch,
+    Store,
+    Submission,
+    Submitted,
+)
+from hatoba_scheduler.telemetry.trace_store import TraceStore
+from hatoba_scheduler.validation import violations
+
+Context = grpc.aio.ServicerContext[Any, Any]
+ManifestKnown = Callable[[str], bool]
+MASKABLE = ("priority", "queue", "hold", "labels")
+
+
+@dataclass(frozen=True, slots=True)
+class JobParts:
+    """What the job service stands on."""
+
+    store: Store
+    ledger: Ledger
+    specs: SpecCache
+    maker: JobMaker
+    events: EventLog
+    dispatcher: Dispatcher
+    desk: RunnerDesk
+    logs: LogStore
+    traces: TraceStore
+    pager: Pager
+    clock: Clock
+    grounds: Callable[[], Grounds]
+    manifest_known: Callable[[str], Any]
+    """Awaitable: whether a manifest of this digest is stored."""
+    stopping: asyncio.Event
+    """Set when the server begins to stop: streams end."""
+
+
+class JobServicer(job_pb2_grpc.JobServiceServicer):
+    """See proto/hatoba/v1/job.proto."""
+
+    def __init__(self, parts: JobParts) -> None:
+        self._parts = parts
+        self._store = parts.store
+        self._ledger = parts.ledger
+
+    def _now(self) -> Now:
+        return Now(round(self._parts.clock.time() * 1e6), current_call().principal or "system")
+
+    # -- submit ---------------------------------------------------------------------------------
+
+    async def SubmitJob(self, request: job_pb2.SubmitJobRequest, context: Context) -> job_pb2.Job:
+        """Accept one job durably."""
+        key = request_key(request.project, "SubmitJob", request.request_id, request)
+        submission = await self._admitted(request.spec, request.project, Origin(), key)
+        if request.validate_only:
+            return job_to_proto(submission.job, request.spec)
+        return await self._submit(submission, request.spec)
+
+    async def _submit(self, submission: Submission, spec: job_pb2.JobSpec) -> job_pb2.Job:
+        self._parts.specs.put(submission.job.uid, submission.spec)
+        result = (await self._ledger.submit([submission]))[0]
+        if isinstance(result, Submitted):
+            return job_to_proto(result.job, spec)
+        self._parts.specs.drop(submission.job.uid)
+        if isinstance(result, Mismatch):
+            assert submission.request is not None
+            raise mismatch(submission.request.request_id, result)
+        current_call().trailers.append(DEDUPLICATED)
+        return await self._message(await self._by_uid(result.resource))
+
+    async def _admitted(
+        self, spec: job_pb2.JobSpec, project: str, origin: Origin, key: Any
+    ) -> Submission:
+        call = current_call()
+        project = project or DEFAULT_PROJECT
+        found = problems(spec, project, self._parts.grounds())
+        if found:
+            raise InvalidArgument.of(found)
+        await self._check_backend(spec)
+        await self._check_manifests(spec)
+        if spec.after_ok:
+            blocked_on = await self._dependencies(spec.after_ok)
+            origin = Origin(blocked_on, origin.rerun_of, origin.restore)
+        self._check_room(project, spec.queue)
+        return self._parts.maker.submission(spec, _caller(call, project), origin, self._now(), key)
+
+    async def _check_backend(self, spec: job_pb2.JobSpec) -> None:
+        grounds = self._parts.grounds()
+        backend = grounds.backends[spec.backend or grounds.default_backend]
+        found = await backend.validate(spec)
+        if found:
+            raise InvalidArgument.of(
+                FieldViolation(f"spec.{one.field}", one.message, "backend.refuses") for one in found
+            )
+
+    async def _check_manifests(self, spec: job_pb2.JobSpec) -> None:
+        named = [("spec.code", spec.code.digest)] if spec.code.digest else []
+        named += [
+            (f"spec.inputs[{position}].manifest", one.manifest.digest)
+            for position, one in enumerate(spec.inputs)
+        ]
+        for field, digest in named:
+            if not digest or not await self._parts.manifest_known(digest):
+                raise InvalidArgument.field(
+                    field,
+                    "names a manifest that is not stored",
+                    value=digest,
+                    remedy="upload it with ArtifactService first",
+                    rule="manifest.unknown",
+                )
+
+    async def _dependencies(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Uids of those that have not succeeded yet, in order."""
+        waiting = []
+        for position, name in enumerate(names):
+            try:
+                job = await self._find(name)
+            except HatobaError as error:
+                raise InvalidArgument.field(
+                    f"spec.after_ok[{position}]",
+                    "names no job that there is",
+                    value=name,
+                    remedy="a job can wait only for jobs submitted before it",
+                    rule="after_ok.unknown",
+                ) from error
+            if job.state.terminal and job.state is not JobState.SUCCEEDED:
+                raise FailedPrecondition(
+                    f"spec.after_ok[{position}]: {job.name} ended {job.state.name}, "
+                    "so this job could never run; rerun that one first"
+                )
+            if job.state is not JobState.SUCCEEDED:
+                waiting.append(job.uid)
+        return tuple(dict.fromkeys(waiting))
+
+    def _check_room(self, project: str, name: str) -> None:
+        queue = self._parts.grounds().queues.get(project, name or "default")
+        if not queue.max_pending:
+            return
+        pending = sum(
+            rows.job.queue == queue.name
+            and rows.job.project == project
+            and not rows.job.state.terminal
+            for rows in self._ledger.all_rows()
+        )
+        if pending >= queue.max_pending:
+            raise ResourceExhausted(
+                f"queue {queue.name!r} holds {pending} unfinished jobs, "
+                f"its limit is {queue.max_pending}; wait, or raise max_pending"
+            )
+
+    async def SubmitJobs(
+        self, request: job_pb2.SubmitJobsRequest, context: Context
+    ) -> job_pb2.SubmitJobsResponse:
+        """Accept many jobs; each item succeeds or fails on its own."""
+        results = [job_pb2.SubmitJobsResult() for _ in request.items]
+        places: list[int] = []
+        submissions: list[Submission] = []
+        for place, item in enumerate(request.items):
+            try:
+                submissions.append(await self._item(item, request.project))
+                places.append(place)
+            except HatobaError as error:
+                results[place].code = error.grpc_code
+                results[place].message = error.message
+        if submissions:
+            await self._submit_all(submissions, [results[place] for place in places])
+        return job_pb2.SubmitJobsResponse(results=results)
+
+    async def _item(self, item: job_pb2.SubmitJobsItem, project: str) -> Submission:
+        found = violations(item.spec, "spec")
+        if found:
+            raise InvalidArgument.of(found)
+        _check_request_id(item.request_id)
+        key = request_key(project, "SubmitJobs", item.request_id, item)
+        return await self._admitted(item.spec, project, Origin(), key)
+
+    async def _submit_all(
+        self, submissions: Sequence[Submission], results: Sequence[job_pb2.SubmitJobsResult]
+    ) -> None:
+        for submission in submissions:
+            self._parts.specs.put(submission.job.uid, submission.spec)
+        met = await self._ledger.submit(submissions)
+        for submission, outcome, result in zip(submissions, met, results, strict=True):
+            if isinstance(outcome, Submitted):
+                result.name = job_name(outcome.job.project, outcome.job.name)
+                result.uid = outcome.job.uid
+                continue
+            self._parts.specs.drop(submission.job.uid)
+            if isinstance(outcome, Duplicate):
+                job = await self._by_uid(outcome.resource)
+                result.name, result.uid = job_name(job.project, job.name), job.uid
+                result.deduplicated = True
+            elif submission.request is not None:
+                error = mismatch(submission.request.request_id, outcome)
+                result.code, result.message = error.grpc_code, error.message
+
+    async def RerunJob(self, request: job_pb2.RerunJobRequest, context: Context) -> job_pb2.Job:
+        """A new job from an old one."""
+        old = await self._find(request.job)
+        key = request_key(old.project, "RerunJob", request.request_id, request)
+        spec = (await self._parts.specs.get([old.uid]))[old.uid]
+        for name, value in request.params.items():
+            spec.params[name].CopyFrom(value)
+        spec.env.update(request.env)
+        del spec.after_ok[:]
+        spec.hold = False
+        found = violations(spec, "spec")
+        if found:
+            raise InvalidArgument.of(found)
+        restore = await self._newest_checkpoint(old) if request.from_checkpoint else None
+        origin = Origin(rerun_of=job_name(old.project, old.name), restore=restore)
+        submission = await self._admitted(spec, old.project, origin, key)
+        return await self._submit(submission, spec)
+
+    async def _newest_checkpoint(self, job: Job) -> Any:
+        if job.size != 1:
+            raise InvalidArgument.field(
+                "from_checkpoint", "is for jobs of one task", remedy="leave it out", value=True
+            )
+        tasks = await self._store.tasks(job.uid, -1, 1)
+        if not tasks or tasks[0].checkpoint is None:
+            raise FailedPrecondition(
+                f"{job.name} has no checkpoint to begin from; leave from_checkpoint out"
+            )
+        return tasks[0].checkpoint
+
+    # -- read -----------------------------------------------------------------------------------
+
+    async def _find(self, text: str) -> Job:
+        """The job that somebody named. Raises NotFound, InvalidArgument."""
+        ref = parse_job(text)
+        if ref is None:
+            raise InvalidArgument.field(
+                "name",
+                "must be projects/P/jobs/NAME-N, NAME-N or a uid",
+                value=text,
+                remedy="`hatoba jobs list` shows the names",
+                rule="job.name",
+            )
+        job = await self._lookup(ref)
+        if job is None:
+            raise NotFound(
+                f"there is no job {shown(text)}; `hatoba jobs list` shows those there are",
+                resource=Resource("job", text),
+            )
+        return job
+
+    async def _lookup(self, ref: JobRef) -> Job | None:
+        if ref.uid:
+            rows = self._ledger.rows(ref.uid)
+            return rows.job if rows else await self._store.job(ref.uid)
+        return await self._store.job_by_name(ref.project, ref.name)
+
+    async def _by_uid(self, uid: str) -> Job:
+        job = await self._lookup(JobRef(uid, "", ""))
+        if job is None:
+            raise NotFound(f"there is no job {uid}")
+        return job
+
+    async def _message(self, job: Job) -> job_pb2.Job:
+        return (await self._messages([job]))[0]
+
+    async def _messages(self, jobs: Sequence[Job]) -> list[job_pb2.Job]:
+        specs = await self._parts.specs.get([job.uid for job in jobs])
+        return [self._dressed(job, specs.get(job.uid)) for job in jobs]
+
+    def _dressed(self, job: Job, spec: job_pb2.JobSpec | None) -> job_pb2.Job:
+        message = job_to_proto(job, spec)
+        message.waiting_reason = self._waiting_reason(job)
+        if job.state is JobState.RUNNING:
+            self._put_progress(job, message)
+        return message
+
+    def _put_progress(self, job: Job, message: job_pb2.Job) -> None:
+        rows = self._ledger.rows(job.uid)
+        for index in sorted(rows.tasks) if rows else ():
+            progress = self._parts.desk.progress(job.uid, index)
+            if progress is not None:
+                message.progress.CopyFrom(progress_to_proto(progress))
+                return
+
+    def _waiting_reason(self, job: Job) -> str:
+        if job.state is JobState.HELD:
+            return f"Held by its owner; `hatoba jobs release {job.name}` lets it go."
+        if job.state is JobState.BLOCKED:
+            names = [
+                rows.job.name
+                for uid in job.blocked_on
+                if (rows := self._ledger.rows(uid)) is not None
+            ]
+            return f"Waits for {', '.join(names) or 'jobs that just ended'} to succeed."
+        if job.state is not JobState.QUEUED:
+            return ""
+        return self._backing_off(job) or self._parts.dispatcher.why_waiting(job)
+
+    def _backing_off(self, job: Job) -> str:
+        rows = self._ledger.rows(job.uid)
+        for task in rows.tasks.values() if rows else ():
+            left = task.not_before / 1e6 - self._parts.clock.time()
+            if task.state is JobState.QUEUED and left > 0:
+                why = task.cause.message if task.cause else ""
+                return f"Attempt {task.attempt + 1} starts in {left:.0f} s. {why}".strip()
+        return ""
+
+    async def GetJob(self, request: job_pb2.GetJobRequest, context: Context) -> job_pb2.Job:
+        """One job."""
+        return await self._message(await self._find(request.name))
+
+    async def ListJobs(
+        self, request: job_pb2.ListJobsRequest, context: Context
+    ) -> job_pb2.ListJobsResponse:
+        """Jobs, newest first."""
+        query = _query(request.project, request.filter)
+        scope = f"jobs:{query!r}"
+        after = self._parts.pager.position(scope, request.page_token)
+        size = page_size(request.page_size)
+        jobs = await self._store.list_jobs(query, after, size)
+        reply = job_pb2.ListJobsResponse(jobs=await self._messages(jobs))
+        if len(jobs) == size:
+            reply.next_page_token = self._parts.pager.token(scope, jobs[-1].uid)
+        return reply
+
+    async def CountJobs(
+        self, request: job_pb2.CountJobsRequest, context: Context
+    ) -> job_pb2.CountJobsResponse:
+        """Jobs per state."""
+        counts = await self._store.count_jobs(_query(request.project, request.filter))
+        return job_pb2.CountJobsResponse(
+            by_state={state.name: count for state, count in counts.items() if count},
+            total=sum(counts.values()),
+        )
+
+    async def ListTasks(
+        self, request: job_pb2.ListTasksRequest, context: Context
+    ) -> job_pb2.ListTasksResponse:
+        """The tasks of a job, by index."""
+        job = await self._find(request.job)
+        scope = f"tasks:{job.uid}"
+        after = int(self._parts.pager.position(scope, request.page_token) or -1)
+        size = page_size(request.page_size)
+        started = {t.index: t for t in await self._store.tasks(job.uid, after, size)}
+        indices = range(after + 1, min(job.size, after + 1 + size))
+        tasks = [self._task(job, index, started.get(index)) for index in indices]
+        reply = job_pb2.ListTasksResponse(tasks=tasks)
+        if after + 1 + size < job.size:
+            reply.next_page_token = self._parts.pager.token(scope, str(after + size))
+        return reply
+
+    def _task(self, job: Job, index: int, task: Task | None) -> job_pb2.Task:
+        if task is None:
+            return unstarted_to_proto(job, index)
+        return task_to_proto(job, task, self._parts.desk.progress(job.uid, index))
+
+    async def ListAttempts(
+        self, request: job_pb2.ListAttemptsRequest, context: Context
+    ) -> job_pb2.ListAttemptsResponse:
+        """The attempts of a job or task."""
+        job = await self._find(request.job)
+        index = request.index if request.HasField("index") else None
+        scope = f"attempts:{job.uid}:{index}"
+        place = self._parts.pager.position(scope, request.page_token) or "-1,0"
+        task, _, number = place.partition(",")
+        size = page_size(request.page_size)
+        found = await self._store.attempts(job.uid, index, (int(task), int(number)), size)
+        reply = job_pb2.ListAttemptsResponse(
+            attempts=[attempt_to_proto(job, attempt) for attempt in found]
+        )
+        if len(found) == size:
+            last = found[-1]
+            reply.next_page_token = self._parts.pager.token(scope, f"{last.index},{last.number}")
+        return reply
+
+    # -- streams and series -----------------------------------------------------------------------
+
+    async def WatchJobs(
+        self, request: job_pb2.WatchJobsRequest, context: Context
+    ) -> AsyncIterator[job_pb2.WatchJobsResponse]:
+        """Events from a cursor on."""
+        jobs = [await self._find(name) for name in request.jobs]
+        watcher = Watcher(self._parts.events, self._store, self._parts.stopping)
+        async for response in watcher.watch(request, jobs):
+            yield response
+
+    async def TailLogs(
+        self, request: job_pb2.TailLogsRequest, context: Context
+    ) -> AsyncIterator[job_pb2.TailLogsResponse]:
+        """What a task wrote."""
+        if request.offset and request.stream not in STREAMS:
+            raise InvalidArgument.field(
+                "offset",
+                "needs a stream to count in",
+                value=request.offset,
+                remedy="name the stream, or start at 0",
+            )
+        job = await self._find(request.job)
+        tail = LogTail(self._store, self._ledger, self._parts.logs, self._parts.stopping)
+        async for response in tail.tail(job, request):
+            yield response
+
+    async def QueryMetrics(
+        self, request: job_pb2.QueryMetricsRequest, context: Context
+    ) -> job_pb2.QueryMetricsResponse:
+        """Logged metrics as series."""
+        return await query_metrics(self._store, await self._find(request.job), request)
+
+    async def GetJobTrace(
+        self, request: job_pb2.GetJobTraceRequest, context: Context
+    ) -> job_pb2.GetJobTraceResponse:
+        """The kept spans of a job's trace."""
+        job = await self._find(request.job)
+        spans = await self._parts.traces.trace(job.trace_id)
+        if not spans:
+            raise NotFound(f"no spans of {job.name} are kept; its trace id is {job.trace_id}")
+        return job_pb2.GetJobTraceResponse(
+            spans=sorted(spans, key=lambda span: (span.start_unix_nanos, -span.end_unix_nanos))
+        )
+
+    # -- change -----------------------------------------------------------------------------------
+
+    async def CancelJobs(
+        self, request: job_pb2.CancelJobsRequest, context: Context
+    ) -> job_pb2.CancelJobsResponse:
+        """Want jobs ended."""
+        key = request_key(request.project, "CancelJobs", request.request_id, request)
+        await seen_before(self._store, key)
+        jobs = await self._to_cancel(request)
+        now = self._now()
+        cause = causes.cancelled(now.actor, request.reason)
+        reply = job_pb2.CancelJobsResponse(
+            results=[await self._cancel(job, cause, now) for job in jobs]
+        )
+        await remember(self._store, key, "")
+        return reply
+
+    async def _to_cancel(self, request: job_pb2.CancelJobsRequest) -> list[Job]:
+        if request.jobs:
+            return [await self._find(name) for name in request.jobs]
+        if not request.filter:
+            raise InvalidArgument.field("jobs", "name at least one job, or give a filter")
+        query = _query(request.project, request.filter)
+        active = JobQuery(query.project, (*query.terms, Term("active", "=", 1)))
+        return await self._store.list_jobs(active, "", 1000)
+
+    async def _cancel(self, job: Job, cause: Cause, now: Now) -> job_pb2.CancelResult:
+        before = self._ledger.rows(job.uid)
+        ended = job.state.terminal or before is None or before.job.state.terminal
+        result = job_pb2.CancelResult(job=job_name(job.project, job.name))
+        if not ended:
+            await self._ledger.decide(job.uid, lambda rows: cancel(rows, cause, now))
+        after = await self._by_uid(job.uid)
+        result.state = state_to_proto(after.state)
+        if ended:
+            result.outcome = job_pb2.CANCEL_OUTCOME_ALREADY_TERMINAL
+        elif after.state.terminal:
+            cancelled = after.desired is Desired.CANCELLED
+            result.outcome = (
+                job_pb2.CANCEL_OUTCOME_CANCELLED
+                if cancelled
+                else job_pb2.CANCEL_OUTCOME_ALREADY_TERMINAL
+            )
+        else:
+            result.outcome = job_pb2.CANCEL_OUTCOME_CANCELLING
+            result.why = self._still_stopping(after)
+        return result
+
+    def _still_stopping(self, job: Job) -> str:
+        rows = self._ledger.rows(job.uid)
+        for attempt in rows.attempts.values() if rows else ():
+            if attempt.unknown_since:
+                return f"host {attempt.host or attempt.backend!r} cannot be reached"
+        count = sum(not task.state.terminal for task in rows.tasks.values()) if rows else 0
+        return f"{count} running task(s) have {job.stop_grace:g} s to stop"
+
+    async def UpdateJob(self, request: job_pb2.UpdateJobRequest, context: Context) -> job_pb2.Job:
+        """Change priority, queue, labels or hold."""
+        paths = list(request.update_mask.paths)
+        _check_mask(paths)
+        job = await self._find(request.name)
+        key = request_key(job.project, "UpdateJob", request.request_id, request)
+        if await seen_before(self._store, key) is not None:
+            return await self._message(job)
+        if "queue" in paths and not self._parts.grounds().queues.known(job.project, request.queue):
+            self._parts.grounds().queues.get(job.project, request.queue)
+        await self._update(job, request, paths)
+        await remember(self._store, key, job.uid)
+        return await self._message(await self._by_uid(job.uid))
+
+    async def _update(
+        self, job: Job, request: job_pb2.UpdateJobRequest, paths: Sequence[str]
+    ) -> None:
+        now = self._now()
+        if self._ledger.rows(job.uid) is None:
+            raise _ended(job)
+        if "hold" in paths and len(paths) > 1:
+            raise InvalidArgument.field(
+                "update_mask", "must have `hold` alone", value=",".join(paths)
+            )
+        settings = Settings(
+            priority=request.priority if "priority" in paths else None,
+            queue=request.queue if "queue" in paths else None,
+            labels=pairs(request.labels.items()) if "labels" in paths else None,
+        )
+
+        def decide(rows: Rows) -> Change | None:
+            if rows.job.state.terminal:
+                raise _ended(rows.job)
+            if request.etag and request.etag != etag(rows.job):
+                raise Aborted(
+                    f"{rows.job.name} was changed since it was read "
+                    f"(etag {etag(rows.job)}, not {request.etag}); read it again and retry"
+                )
+            if "hold" in paths:
+                return hold(rows, request.hold, now)
+            return updated(rows, settings, now)
+
+        await self._ledger.decide(job.uid, decide)
+
+
+def _ended(job: Job) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"{job.name} has ended {job.state.name} and cannot be changed; "
+        f"`hatoba jobs rerun {job.name}` makes a new one",
+        reason=Reason.WRONG_STATE,
+    )
+
+
+def _caller(call: CallContext, project: str) -> Caller:
+    return Caller(call.principal, project, call.trace)
+
+
+def _check_request_id(request_id: str) -> None:
+    if len(request_id) > 128 or not all("!" <= letter <= "~" for letter in request_id):
+        raise InvalidArgument.field(
+            "request_id",
+            "must be 1 to 128 printable ASCII characters without spaces",
+            value=request_id,
+            remedy="send a UUID",
+        )
+
+
+def _check_mask(paths: Sequence[str]) -> None:
+    if not paths:
+        raise InvalidArgument.field(
+            "update_mask", f"must name at least one of {', '.join(MASKABLE)}"
+        )
+    for path in paths:
+        if path not in MASKABLE:
+            raise InvalidArgument.field(
+                "update_mask",
+                f"may name {', '.join(MASKABLE)}",
+                value=path,
+                remedy="name only these",
+            )
+
+
+def _query(project: str, text: str) -> JobQuery:
+    try:
+        return JobQuery(project or DEFAULT_PROJECT, parse_filter(text))
+    except FilterError as error:
+        raise InvalidArgument(f"filter: {error}", reason=Reason.INVALID_FILTER) from error

@@ -1,0 +1,111 @@
+"""One reader of logs: what is stored, and with follow what comes, to the attempt's recorded end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from hatoba.v1 import job_pb2
+from hatoba_scheduler.control.ledger import Ledger
+from hatoba_scheduler.control.logs import STREAMS, LogStore
+from hatoba_scheduler.domain.records import Attempt, Job
+from hatoba_scheduler.errors import NotFound
+from hatoba_scheduler.store.base import Store
+
+Response = job_pb2.TailLogsResponse
+LOOK_AGAIN = 1.0
+
+
+class LogTail:
+    """Answers one TailLogs call."""
+
+    def __init__(
+        self, store: Store, ledger: Ledger, logs: LogStore, stopping: asyncio.Event
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._logs = logs
+        self._stopping = stopping
+
+    async def tail(self, job: Job, request: job_pb2.TailLogsRequest) -> AsyncIterator[Response]:
+        """Pieces in order of each stream; `end` when the attempt's end was reached."""
+        if request.index >= job.size:
+            raise NotFound(f"{job.name} has tasks 0 to {job.size - 1}, not {request.index}")
+        attempt = await self._attempt(job, request)
+        while attempt is None and request.follow and not self._stopping.is_set():
+            if await self._job_ended(job):
+                break
+            await self._wait(f"{job.uid}:{request.index}", LOOK_AGAIN)
+            attempt = await self._attempt(job, request)
+        if attempt is None:
+            yield Response(end=True)
+            return
+        async for response in self._tail_attempt(attempt, request):
+            yield response
+
+    async def _job_ended(self, job: Job) -> bool:
+        now = await self._store.job(job.uid)
+        return now is None or now.state.terminal
+
+    async def _attempt(self, job: Job, request: job_pb2.TailLogsRequest) -> Attempt | None:
+        after = (request.index, max(0, request.attempt - 1))
+        found = await self._store.attempts(job.uid, request.index, after, 1000)
+        if not request.attempt:
+            return found[-1] if found else None
+        if not found or found[0].number != request.attempt:
+            raise NotFound(f"{job.name}[{request.index}] has no attempt {request.attempt}")
+        return found[0]
+
+    async def _tail_attempt(
+        self, attempt: Attempt, request: job_pb2.TailLogsRequest
+    ) -> AsyncIterator[Response]:
+        streams = [request.stream] if request.stream else list(STREAMS)
+        at = dict.fromkeys(streams, request.offset)
+        if request.tail_lines:
+            for stream in streams:
+                at[stream] = await self._logs.tail_offset(attempt, stream, request.tail_lines)
+        while True:
+            grown = self._logs.growth(attempt.name)
+            attempt = await self._store.attempt(attempt.name) or attempt
+            for stream in streams:
+                async for response in self._read(attempt, stream, at):
+                    yield response
+            if attempt.state.terminal and self._complete(attempt, at):
+                yield Response(attempt=attempt.number, end=True)
+                return
+            if not request.follow:
+                return
+            if self._stopping.is_set():
+                return
+            await self._wait_grown(grown)
+
+    def _complete(self, attempt: Attempt, at: dict[str, int]) -> bool:
+        final = dict(attempt.log_sizes)
+        return all(offset >= final.get(stream, 0) for stream, offset in at.items())
+
+    async def _read(
+        self, attempt: Attempt, stream: str, at: dict[str, int]
+    ) -> AsyncIterator[Response]:
+        while (piece := await self._logs.read(attempt, stream, at[stream])) is not None:
+            yield Response(
+                attempt=attempt.number,
+                stream=stream,
+                offset=piece.offset,
+                data=piece.data,
+                gap_bytes=piece.gap,
+            )
+            at[stream] = piece.offset + len(piece.data) + piece.gap
+
+    async def _wait(self, key: str, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._logs.growth(key).wait()
+        except TimeoutError:
+            return
+
+    async def _wait_grown(self, grown: asyncio.Event) -> None:
+        try:
+            async with asyncio.timeout(LOOK_AGAIN):
+                await grown.wait()
+        except TimeoutError:
+            return

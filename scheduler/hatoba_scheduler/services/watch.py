@@ -1,0 +1,99 @@
+"""One watcher of events: pulls from the log by position, at its own pace."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from hatoba.v1 import job_pb2
+from hatoba_scheduler.control.events import EventLog
+from hatoba_scheduler.convert import event_to_proto
+from hatoba_scheduler.domain.naming import DEFAULT_PROJECT
+from hatoba_scheduler.domain.records import Event, Job
+from hatoba_scheduler.errors import InvalidArgument, Reason
+from hatoba_scheduler.store.base import Store
+
+HEARTBEAT = 10.0
+Response = job_pb2.WatchJobsResponse
+
+
+class Watcher:
+    """Answers one WatchJobs call. A cursor is `EPOCH.SEQ`, or `0` for the oldest kept event."""
+
+    def __init__(self, events: EventLog, store: Store, stopping: asyncio.Event) -> None:
+        self._events = events
+        self._store = store
+        self._stopping = stopping
+
+    def _cursor(self, seq: int) -> str:
+        return f"{self._store.identity.store_epoch}.{seq}"
+
+    async def watch(
+        self, request: job_pb2.WatchJobsRequest, jobs: Sequence[Job]
+    ) -> AsyncIterator[Response]:
+        """Events after the cursor, then new ones, until every watched job has ended."""
+        after, oldest = await self._begin(request.cursor)
+        if after + 1 < oldest:
+            resync = Response.Resync(oldest_cursor=self._cursor(oldest - 1))
+            yield Response(cursor=self._cursor(oldest - 1), resync=resync)
+            return
+        wanted = {job.uid for job in jobs}
+        open_jobs = {job.uid for job in jobs if not job.state.terminal}
+        caught_up_at = self._events.newest
+        while True:
+            page = await self._events.read(after)
+            for event in page:
+                after = event.seq
+                if self._relevant(event, request, wanted):
+                    yield Response(cursor=self._cursor(after), event=event_to_proto(event))
+                if event.job_terminal:
+                    open_jobs.discard(event.job_uid)
+            reason = self._over(bool(wanted), open_jobs, after >= caught_up_at)
+            if reason and not page:
+                yield Response(cursor=self._cursor(after), end=Response.End(reason=reason))
+                return
+            if not page and not await self._more(after):
+                yield Response(cursor=self._cursor(after), heartbeat=Response.Heartbeat())
+
+    async def _begin(self, cursor: str) -> tuple[int, int]:
+        """(position to begin after, oldest kept position)."""
+        oldest, _ = await self._store.event_bounds()
+        if not cursor:
+            return self._events.newest, oldest
+        if cursor == "0":
+            return oldest - 1, oldest
+        epoch, _, seq = cursor.partition(".")
+        if not (epoch.isdecimal() and seq.isdecimal()) or int(seq) > self._events.newest:
+            raise InvalidArgument(
+                f"cursor {cursor!r} is not one of this server's; start with an empty one",
+                reason=Reason.INVALID_CURSOR,
+            )
+        if int(epoch) != self._store.identity.store_epoch:
+            return -1, oldest
+        return int(seq), oldest
+
+    def _relevant(self, event: Event, request: job_pb2.WatchJobsRequest, wanted: set[str]) -> bool:
+        if wanted:
+            chosen = event.job_uid in wanted
+        else:
+            chosen = event.project == (request.project or DEFAULT_PROJECT)
+        moved = event.job_from is not event.job_to or event.reason == "submit"
+        return chosen and (moved or not request.jobs_only)
+
+    def _over(self, named: bool, open_jobs: set[str], caught_up: bool) -> str:
+        if self._stopping.is_set():
+            return "shutdown"
+        return "terminal" if named and not open_jobs and caught_up else ""
+
+    async def _more(self, after: int) -> bool:
+        """Wait for an event or the server's stop; False after a heartbeat's time without any."""
+        try:
+            async with asyncio.timeout(HEARTBEAT), asyncio.TaskGroup() as group:
+                stop = group.create_task(self._stopping.wait(), name="watch:stop")
+                grown = group.create_task(self._events.wait_beyond(after), name="watch:grown")
+                await asyncio.wait((stop, grown), return_when=asyncio.FIRST_COMPLETED)
+                stop.cancel()
+                grown.cancel()
+        except TimeoutError:
+            return False
+        return True
