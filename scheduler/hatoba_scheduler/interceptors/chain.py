@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
@@ -41,14 +41,15 @@ from hatoba_scheduler.telemetry.tracing import (
     parse_traceparent,
 )
 
+if TYPE_CHECKING:
+    from hatoba_scheduler.interceptors.types import Context, Handler
+
 MIN_SECONDS_LEFT = 0.05
 REQUEST_ID = "x-request-id"
 _UNKNOWN = "other"
 _NO_TRACE = SpanContext("0" * 32, "0" * 16, sampled=False)
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
-Handler = grpc.RpcMethodHandler[Any, Any]
-Context = grpc.aio.ServicerContext[Any, Any]
 Behaviour = Callable[[Any, Any], Any]
 
 

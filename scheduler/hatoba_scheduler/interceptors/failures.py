@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from typing import Any
+from typing import TYPE_CHECKING
 
-import grpc
 import structlog
 
 from hatoba_scheduler.errors import (
@@ -19,7 +18,8 @@ from hatoba_scheduler.errors import (
 )
 from hatoba_scheduler.interceptors.context import CallContext
 
-Context = grpc.aio.ServicerContext[Any, Any]
+if TYPE_CHECKING:
+    from hatoba_scheduler.interceptors.types import Context
 
 # grpc ends a call at its deadline by its own clock, a little before or after ours.
 _CLOCK_SLACK_SECONDS = 0.01
@@ -29,11 +29,10 @@ _log = structlog.get_logger("hatoba.calls")
 
 def as_error(failure: BaseException, call: CallContext, context: Context) -> HatobaError:
     """The error that the caller gets for whatever a handler raised."""
-    if isinstance(failure, HatobaError) and not isinstance(failure, Internal):
-        return failure
     if isinstance(failure, asyncio.CancelledError):
         return _ended(context)
-    return _only_error(failure) or _bug(failure, call)
+    error = _only_error(failure)
+    return _bug(failure, call) if error is None or isinstance(error, Internal) else error
 
 
 async def abort(error: HatobaError, call: CallContext, context: Context) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
+from collections import deque
+from collections.abc import Iterator
 from typing import TextIO
 
 import structlog
@@ -11,6 +14,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from hatoba_scheduler.interceptors.context import call_or_none
 
+_FRAMES = 40
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING}
 
 
@@ -47,7 +51,7 @@ def _shared() -> list[Processor]:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
+        _exception,
     ]
 
 
@@ -58,3 +62,25 @@ def _call_ids(logger: WrappedLogger, method: str, event: EventDict) -> EventDict
         event.setdefault("span_id", call.trace.span_id)
         event.setdefault("request_id", call.request_id)
     return event
+
+
+def _exception(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Name the frames without their source: reading source files would block the event loop."""
+    given = event.pop("exc_info", None)
+    error = sys.exc_info()[1] if given is True else given
+    error = error[1] if isinstance(error, tuple) else error
+    if isinstance(error, BaseException):
+        event["exception"] = list(_told(error))
+    return event
+
+
+def _told(error: BaseException) -> Iterator[str]:
+    yield f"{type(error).__name__}: {error}"
+    for frame, line in deque(traceback.walk_tb(error.__traceback__), maxlen=_FRAMES):
+        yield f"  {frame.f_code.co_filename}:{line} {frame.f_code.co_qualname}"
+    for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        yield from _told(inner)
+    before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    if before is not None:
+        yield "after"
+        yield from _told(before)

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from random import Random
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from hatoba.v1 import job_pb2
 
@@ -84,12 +84,8 @@ class FinishedSpan(NamedTuple):
         )
 
 
-class SpanSink(Protocol):
-    """Takes finished spans; must return at once and never raise."""
-
-    def __call__(self, span: FinishedSpan) -> None:
-        """Take one span, or drop it and count that."""
-        ...
+SpanSink = Callable[[FinishedSpan], None]
+"""Takes finished spans; must return at once and never raise."""
 
 
 class RateSampler:
