@@ -6,7 +6,9 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from hatoba_worker.keeper.messages import Exited
+import pytest
+
+from hatoba_worker.keeper.messages import Exited, Stray
 
 if TYPE_CHECKING:
     from tests.integration.keeper.conftest import House, Watcher
@@ -87,7 +89,7 @@ async def test_a_grandchild_with_a_cleared_environment_is_still_known(
     assert not end.gone
     await watcher.gone("a")
     assert not await house.alive(await house.pid_printed("a"))
-    assert not [event for event in watcher.seen if type(event).__name__ == "Stray"]
+    assert not [event for event in watcher.seen if isinstance(event, Stray)]
 
 
 async def test_an_orphan_that_shows_no_mark_at_all_is_killed_and_reported(
@@ -103,6 +105,40 @@ async def test_an_orphan_that_shows_no_mark_at_all_is_killed_and_reported(
     assert not (await watcher.exited("a")).gone
     await watcher.gone("a")
     assert not await house.alive(stray.pid)
+
+
+# A child without the tag, told apart by the one thing it keeps; the main process waits for `go`.
+UNTAGGED = """
+import os, resource, sys, time
+keeps = sys.argv[1]
+if os.fork() == 0:
+    if keeps != "session":
+        os.setsid()
+    resource.setrlimit(resource.RLIMIT_RTTIME, (-1, -1))
+    env = dict(os.environ) if keeps == "mark" else {}
+    script = "echo $$; trap '' TERM HUP; while :; do sleep 0.01; done"
+    os.execve("/bin/sh", ["sh", "-c", script], env)
+while not os.path.exists(os.environ["HOUSE"] + "/go"):
+    time.sleep(0.005)
+"""
+
+
+@pytest.mark.parametrize("keeps", ["mark", "session", "place in the tree"])
+async def test_a_child_without_the_tag_is_told_apart_by_what_it_keeps(
+    house: House, watcher: Watcher, keeps: str
+) -> None:
+    spawn = house.spawn("a", sys.executable, "-c", UNTAGGED, keeps, linger_grace=0.05)
+    await watcher.client.spawn_many([spawn])
+    child = await house.pid_printed("a")
+    if keeps == "place in the tree":
+        await watcher.client.sample(["a"])
+
+    (house.data / "go").write_text("")
+
+    assert not (await watcher.exited("a")).gone
+    await watcher.gone("a")
+    assert not await house.alive(child)
+    assert not [event for event in watcher.seen if isinstance(event, Stray)]
 
 
 FORKING = """
