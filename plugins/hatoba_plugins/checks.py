@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from google.protobuf import struct_pb2
+
 from hatoba.v1 import job_pb2
 from hatoba_plugins.errors import Unsupported
 from hatoba_plugins.values import Capabilities, GroupKind, LaunchGroup, Problem
@@ -56,6 +58,24 @@ def lacking(spec: job_pb2.JobSpec, capabilities: Capabilities) -> list[Problem]:
         for ability in _ABILITIES
         if ability.asked(spec) and not getattr(capabilities, ability.capability)
     ]
+
+
+def own_options(spec: job_pb2.JobSpec, key: str) -> dict[str, object]:
+    """`backend_options.KEY` of a specification: numbers, texts, booleans; what else is None.
+
+    Empty where there is none. ValueError when it is no mapping.
+    """
+    fields = spec.backend_options.fields
+    if key not in fields:
+        return {}
+    if fields[key].WhichOneof("kind") != "struct_value":
+        raise ValueError("must be a mapping")
+    return {name: _scalar(value) for name, value in fields[key].struct_value.fields.items()}
+
+
+def _scalar(value: struct_pb2.Value) -> object:
+    kind = value.WhichOneof("kind") or "null_value"
+    return getattr(value, kind) if kind in ("number_value", "string_value", "bool_value") else None
 
 
 def require_kind(group: LaunchGroup, capabilities: Capabilities) -> None:

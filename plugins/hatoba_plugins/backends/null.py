@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import astuple, dataclass, field
 from typing import NamedTuple
 
 from hatoba.v1 import job_pb2
 from hatoba_plugins.backend import API_VERSION, Backend, BackendContext, BackendType, Clock
-from hatoba_plugins.checks import lacking, out_of_range, require_kind
+from hatoba_plugins.checks import lacking, out_of_range, own_options, require_kind
 from hatoba_plugins.errors import Conflict, Fatal, Unsupported
 from hatoba_plugins.feed import Feed
 from hatoba_plugins.spec import hookimpl
@@ -52,6 +52,9 @@ from hatoba_plugins.values import (
     WatchItem,
 )
 
+KEY = "null"
+"""A specification's `backend_options.null` may give its own `delay` and `exit_code`."""
+
 HANDLE_VERSION = 1
 _MARKS = 100_000
 """Names of released and of stopped attempts that are remembered, to refuse a late launch."""
@@ -71,8 +74,12 @@ class NullOptions(BackendOptions):
     @classmethod
     def check(cls, options: dict[str, object]) -> list[Problem]:
         """Problems of these options."""
+        return [*super().check(options), *cls.in_bounds(options)]
+
+    @staticmethod
+    def in_bounds(options: dict[str, object]) -> list[Problem]:
+        """Problems of those that are numbers."""
         return [
-            *super().check(options),
             *out_of_range(options, "slots", 1, 1_000_000),
             *out_of_range(options, "exit_code", 0, 255),
             *out_of_range(options, "delay", 0.0, 86_400.0),
@@ -148,17 +155,21 @@ class NullJobs:
     """Its job role."""
 
     def __init__(
-        self, options: NullOptions, world: NullWorld, clock: Clock, cluster_id: str
+        self,
+        options: NullOptions,
+        world: NullWorld,
+        ctx: BackendContext,
+        tasks: asyncio.TaskGroup,
     ) -> None:
         self._options = options
         self._world = world
-        self._clock = clock
-        self._cluster_id = cluster_id
+        self._clock = ctx.clock
+        self._cluster_id = ctx.cluster_id
         self._feed = Feed(limit=max(10_000, 2 * options.slots))
-        self._exit = Exit(ExitKind.EXITED, options.exit_code)
-        running = [object for object in world.objects.values() if not object.ended]
-        self._running = deque(sorted(running, key=lambda object: object.ends_at))
-        self._work = asyncio.Event()
+        self._tasks = tasks
+        self._lives: set[asyncio.Task[None]] = set()
+        for known in world.objects.values():
+            self._begin(known)
 
     async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
         """Each member exists at once, and has ended unless there is a delay."""
@@ -175,24 +186,39 @@ class NullJobs:
         if known is None:
             if name in self._world.marks:
                 return Refused(name, Fatal(f"{name} was {self._world.marks[name]}"))
-            known = self._create(name, identity, ended)
+            known = self._create(request, identity, ended)
         elif known.identity != identity:
             evidence = f"it belongs to {known.identity}"
             return Refused(name, Conflict(f"{name} exists", evidence=evidence))
         return Launched(name, known.handle, known.phase)
 
-    def _create(self, name: str, identity: _Identity, ended: list[_Object]) -> _Object:
-        delay = self._options.delay
+    def _create(self, request: LaunchRequest, identity: _Identity, ended: list[_Object]) -> _Object:
+        delay, code = self._options.delay, self._options.exit_code
+        if KEY in request.spec.backend_options.fields:
+            given = request.spec.backend_options.fields[KEY].struct_value.fields
+            delay = given["delay"].number_value if "delay" in given else delay
+            code = int(given["exit_code"].number_value) if "exit_code" in given else code
+        end = Exit(ExitKind.EXITED, code)
         ends_at = self._clock.time() + delay if delay else 0.0
-        handle = _to_handle(identity, ends_at, self._exit)
-        created = _Object(name, identity, ends_at, self._exit, handle)
-        self._world.objects[name] = created
+        handle = _to_handle(identity, ends_at, end)
+        created = _Object(request.name, identity, ends_at, end, handle)
+        self._world.objects[request.name] = created
         if created.ended:
             ended.append(created)
-        else:
-            self._running.append(created)
-            self._work.set()
+        self._begin(created)
         return created
+
+    def _begin(self, known: _Object) -> None:
+        if not known.ended:
+            life = self._tasks.create_task(self._end_later(known), name=f"null-{known.name}")
+            self._lives.add(life)
+            life.add_done_callback(self._lives.discard)
+
+    def close(self) -> None:
+        """Wait for no delay any more."""
+        self._feed.end()
+        for life in self._lives:
+            life.cancel()
 
     async def observe(self, refs: Sequence[Ref]) -> list[Observation]:
         """How they are now."""
@@ -248,18 +274,10 @@ class NullJobs:
         self._world.objects[known.name] = ended
         self._feed.publish([ended.observation()])
 
-    async def end_what_is_due(self) -> None:
-        """Runs while the instance is open. The delay is one for all, so first in, first out."""
-        while True:
-            while self._running:
-                await self._end_first(self._running.popleft())
-            self._work.clear()
-            await self._work.wait()
-
-    async def _end_first(self, first: _Object) -> None:
-        await self._clock.sleep(first.ends_at - self._clock.time())
-        if self._world.objects.get(first.name) is first:
-            self._end(first)
+    async def _end_later(self, known: _Object) -> None:
+        await self._clock.sleep(known.ends_at - self._clock.time())
+        if self._world.objects.get(known.name) is known:
+            self._end(known)
 
 
 CAPABILITIES = Capabilities(caller_interpreter=True, memory_limit=True, inputs=True)
@@ -284,7 +302,7 @@ class NullBackend:
 
     async def validate(self, spec: job_pb2.JobSpec) -> list[Problem]:
         """What it lacks."""
-        return lacking(spec, CAPABILITIES)
+        return [*lacking(spec, CAPABILITIES), *_own_problems(spec)]
 
     async def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
         """Whether they were launched; known at once."""
@@ -323,13 +341,31 @@ class NullType:
         if not isinstance(options, NullOptions):
             raise TypeError(f"null is opened with NullOptions, not {type(options).__name__}")
         world = self._worlds.setdefault(instance, NullWorld())
-        jobs = NullJobs(options, world, ctx.clock, ctx.cluster_id)
-        async with asyncio.TaskGroup() as tasks:
-            ends = tasks.create_task(jobs.end_what_is_due(), name=f"{instance}-ends")
-            try:
-                yield NullBackend(jobs, world, ctx.clock)
-            finally:
-                ends.cancel()
+        async with AsyncExitStack() as stack:
+            tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            jobs = NullJobs(options, world, ctx, tasks)
+            stack.callback(jobs.close)
+            yield NullBackend(jobs, world, ctx.clock)
+
+
+def _own_problems(spec: job_pb2.JobSpec) -> list[Problem]:
+    try:
+        given = own_options(spec, KEY)
+    except ValueError as error:
+        return [Problem(f"backend_options.{KEY}", str(error))]
+    return [
+        Problem(f"backend_options.{KEY}.{name}", problem)
+        for name, value in given.items()
+        if (problem := _own_problem(name, value))
+    ]
+
+
+def _own_problem(name: str, value: object) -> str:
+    if name not in ("delay", "exit_code"):
+        return "unknown; known are delay, exit_code"
+    if not isinstance(value, float) or (name == "exit_code" and not value.is_integer()):
+        return "must be seconds" if name == "delay" else "must be a whole number"
+    return "".join(problem.message for problem in NullOptions.in_bounds({name: value}))
 
 
 def _to_handle(identity: _Identity, ends_at: float, exit: Exit) -> Handle:

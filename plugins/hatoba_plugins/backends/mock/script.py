@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from enum import Enum
+from math import isfinite
 from typing import get_type_hints
-
-from google.protobuf.json_format import MessageToDict
 
 from hatoba.v1 import job_pb2
 from hatoba_plugins import errors
+from hatoba_plugins.checks import own_options
 from hatoba_plugins.values import Exit, ExitKind, Problem
 
 KEY = "mock"
@@ -111,25 +111,20 @@ def script_of(spec: job_pb2.JobSpec) -> Script:
     if problems:
         raise ValueError(f"{problems[0].field}: {problems[0].message}")
     types = get_type_hints(Script)
-    return Script(**{name: types[name](value) for name, value in _given(spec).items()})
+    return Script(**{name: types[name](value) for name, value in own_options(spec, KEY).items()})
 
 
 def script_problems(spec: job_pb2.JobSpec) -> list[Problem]:
     """What is wrong with the script in a specification."""
-    if KEY not in spec.backend_options.fields:
-        return []
-    if spec.backend_options.fields[KEY].WhichOneof("kind") != "struct_value":
-        return [Problem(f"backend_options.{KEY}", "must be a mapping")]
+    try:
+        given = own_options(spec, KEY)
+    except ValueError as error:
+        return [Problem(f"backend_options.{KEY}", str(error))]
     return [
         Problem(f"backend_options.{KEY}.{name}", problem)
-        for name, value in _given(spec).items()
+        for name, value in given.items()
         if (problem := _problem(name, value))
     ]
-
-
-def _given(spec: job_pb2.JobSpec) -> dict[str, object]:
-    given = MessageToDict(spec.backend_options).get(KEY, {})
-    return dict(given) if isinstance(given, dict) else {}
 
 
 def _problem(name: str, value: object) -> str:
@@ -138,8 +133,10 @@ def _problem(name: str, value: object) -> str:
         known = ", ".join(field.name for field in fields(Script))
         return f"unknown; known are {known}"
     if wanted in (int, float):
-        good = isinstance(value, float) and value >= 0 and (wanted is float or value.is_integer())
-        return "" if good else f"must be {'a whole number' if wanted is int else 'seconds'} >= 0"
+        good = isinstance(value, float) and isfinite(value) and value >= 0
+        whole = wanted is float or (isinstance(value, float) and value.is_integer())
+        words = "a whole number" if wanted is int else "seconds"
+        return "" if good and whole else f"must be {words}, 0 or more"
     if not isinstance(value, wanted):
         return "must be true or false" if wanted is bool else "must be text"
     choices = _CHOICES.get(name, [value])
