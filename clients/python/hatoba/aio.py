@@ -1,0 +1,354 @@
+"""The asynchronous client: submit jobs, follow them, read what they left behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import Self, Unpack
+
+from google.protobuf.message import Message
+
+from hatoba import packing, settings
+from hatoba.embedded import start_embedded
+from hatoba.errors import DeadlineExceeded, InvalidSpec, NotFound, Unavailable
+from hatoba.following import (
+    FROM_THE_OLDEST,
+    TERMINAL,
+    LogPiece,
+    LogQuery,
+    Resync,
+    WatchQuery,
+    read_logs,
+    silent,
+    watch_events,
+)
+from hatoba.options import Parcel, SubmitOptions, build_parcel, set_param
+from hatoba.settings import Choice, Server
+from hatoba.tracing import Tracer
+from hatoba.transport import CALL_SECONDS, R, Timing, Transport
+from hatoba.v1 import common_pb2, job_pb2
+
+SUBMIT_SECONDS = 60.0
+MAX_BATCH = 1000
+
+
+class AsyncClient:
+    """A connection to one server, open inside `async with`.
+
+    The server is looked up as the CLI does: the arguments, `HATOBA_ADDRESS`, the context in use,
+    else the embedded server, which is started when it does not run. `notify` gets a line when
+    something is worth telling people, for example that the server is away. Every call raises a
+    HatobaError.
+    """
+
+    def __init__(
+        self,
+        address: str = "",
+        *,
+        token_file: str = "",
+        context: str = "",
+        project: str = "",
+        locate: Callable[[], Server] | None = None,
+        notify: Callable[[str], None] = silent,
+        tracer: Tracer | None = None,
+        timing: Timing | None = None,
+    ) -> None:
+        choice = Choice(address=address, token_file=token_file, context=context)
+        self.notify = notify
+        self.transport = Transport(
+            locate or (lambda: locate_server(choice, notify)), tracer=tracer, timing=timing
+        )
+        self._project = project
+
+    async def __aenter__(self) -> Self:
+        await self.transport.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.transport.__aexit__(kind, error, trace)
+
+    @property
+    def server(self) -> Server:
+        """The server that is talked to."""
+        return self.transport.server
+
+    @property
+    def project(self) -> str:
+        """The project of calls that name none."""
+        return self._project or self.server.project or settings.DEFAULT_PROJECT
+
+    async def call(self, request: Message, reply: type[R], *, timeout: float = CALL_SECONDS) -> R:
+        """Make the one call that takes this kind of request; see Transport.call."""
+        return await self.transport.call(request, reply, timeout=timeout)
+
+    async def submit(
+        self,
+        command: Sequence[str] | str = (),
+        *,
+        script: str | Path = "",
+        request_id: str = "",
+        **options: Unpack[SubmitOptions],
+    ) -> AsyncJob:
+        """Submit a command, or a Python `script`, with the current directory as its code.
+
+        When this returns, the job survives a crash of the server. With a `request_id` of your own,
+        submitting again returns the same job.
+        """
+        if bool(command) == bool(script):
+            raise InvalidSpec("say either a command or a script")
+        parcel = build_parcel(["python", str(script)] if script else command, options)
+        return await self.submit_parcel(parcel, request_id=request_id)
+
+    async def submit_parcel(self, parcel: Parcel, *, request_id: str = "") -> AsyncJob:
+        """Pack and send what a parcel names, then submit its specification."""
+        with self.transport.tracer.span("hatoba submit"):
+            await packing.bring(self, parcel)
+            request = job_pb2.SubmitJobRequest(
+                project=self.project, spec=parcel.spec, request_id=request_id
+            )
+            job = await self.call(request, job_pb2.Job, timeout=SUBMIT_SECONDS)
+        self.transport.flush_spans()
+        await asyncio.to_thread(self._remember, job)
+        return AsyncJob(self, job)
+
+    async def check(self, parcel: Parcel) -> job_pb2.Job:
+        """Let the server check a specification without storing anything."""
+        request = job_pb2.SubmitJobRequest(
+            project=self.project, spec=parcel.spec, validate_only=True
+        )
+        return await self.call(request, job_pb2.Job)
+
+    async def job(self, name: str) -> AsyncJob:
+        """A job by name (`digits-42`) or uid."""
+        return AsyncJob(self, await self.get(name))
+
+    async def get(self, name: str) -> job_pb2.Job:
+        """A job's record by name or uid."""
+        return await self.call(job_pb2.GetJobRequest(name=self.job_name(name)), job_pb2.Job)
+
+    async def jobs(self, filter: str = "", *, limit: int = 100) -> list[job_pb2.Job]:
+        """The newest jobs that match, at most `limit`."""
+        found: list[job_pb2.Job] = []
+        request = job_pb2.ListJobsRequest(project=self.project, filter=filter)
+        while len(found) < limit:
+            request.page_size = min(limit - len(found), 1000)
+            page = await self.call(request, job_pb2.ListJobsResponse)
+            found.extend(page.jobs)
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                break
+        return found
+
+    async def latest_job(self) -> job_pb2.Job:
+        """This user's newest job; everybody's newest before they submitted any. Raises NotFound."""
+        memory = await asyncio.to_thread(settings.recall, self.server.key)
+        mine = f"created_by = {memory.principal}" if memory.principal else ""
+        found = await self.jobs(mine, limit=1) or (mine and await self.jobs(limit=1))
+        if not found:
+            raise NotFound(
+                "there are no jobs yet", remedy="run one: `hatoba run -- python train.py`"
+            )
+        return found[0]
+
+    async def cancel(
+        self, *jobs: str, filter: str = "", reason: str = ""
+    ) -> list[job_pb2.CancelResult]:
+        """Want jobs ended; each result says whether it is over, was over, or what is waited for."""
+        request = job_pb2.CancelJobsRequest(project=self.project, filter=filter, reason=reason)
+        request.jobs.extend(self.job_name(name) for name in jobs)
+        return list((await self.call(request, job_pb2.CancelJobsResponse)).results)
+
+    def events(
+        self, *jobs: str, cursor: str = "", jobs_only: bool = False
+    ) -> AsyncGenerator[common_pb2.Event | Resync, None]:
+        """Events from a cursor on (empty: from now, `0`: from the oldest), each once and in order.
+
+        With jobs named it ends when all of them have. Broken connections are taken up again.
+        """
+        names = [self.job_name(name) for name in jobs]
+        query = WatchQuery(names, self.project, cursor, jobs_only)
+        return watch_events(self.transport, query, self.notify)
+
+    def logs(self, query: LogQuery) -> AsyncGenerator[LogPiece, None]:
+        """The log of one attempt, each byte once; broken connections are taken up again."""
+        return read_logs(self.transport, query, self.notify)
+
+    def job_name(self, name: str) -> str:
+        """A job's full name, where a short one would be looked for in another project."""
+        if "/" in name or self.project == settings.DEFAULT_PROJECT or _looks_like_uid(name):
+            return name
+        return f"projects/{self.project}/jobs/{name}"
+
+    def _remember(self, job: job_pb2.Job) -> None:
+        settings.remember(self.server.key, settings.Memory(job.created_by, job.name))
+
+
+class AsyncJob:
+    """A submitted job. `record` is what was last read of it."""
+
+    def __init__(self, client: AsyncClient, record: job_pb2.Job) -> None:
+        self.client = client
+        self.record = record
+
+    @property
+    def name(self) -> str:
+        """NAME-N."""
+        return short_name(self.record.name)
+
+    @property
+    def state(self) -> str:
+        """The state as last read, for example `RUNNING`."""
+        return state_name(self.record.state)
+
+    async def refresh(self) -> job_pb2.Job:
+        """Read the record anew."""
+        self.record = await self.client.get(self.record.name)
+        return self.record
+
+    async def wait(self, timeout: float | None = None) -> job_pb2.Job:
+        """The record once the job has ended; raises DeadlineExceeded after `timeout` seconds.
+
+        Servers and connections may go and come back meanwhile.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._ended()
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{self.name} has not ended after {timeout} s", remedy="wait again"
+            ) from None
+
+    async def _ended(self) -> job_pb2.Job:
+        name = self.record.name
+        async with aclosing(
+            self.client.events(name, cursor=FROM_THE_OLDEST, jobs_only=True)
+        ) as events:
+            async for event in events:
+                if isinstance(event, Resync) and (await self.refresh()).state in TERMINAL:
+                    return self.record
+        return await self.settled()
+
+    async def settled(self) -> job_pb2.Job:
+        """The record, asked for until the server is there."""
+        while True:
+            try:
+                return await self.refresh()
+            except Unavailable:
+                await self.client.transport.pause(1.0)
+
+    async def logs(
+        self,
+        *,
+        follow: bool = False,
+        stream: str = "",
+        index: int = 0,
+        attempt: int = 0,
+        tail: int = 0,
+    ) -> AsyncGenerator[LogPiece, None]:
+        """What a task's attempt (0: the last one) wrote; with `follow` to its end."""
+        query = LogQuery(self.record.name, index, attempt, stream, tail, follow)
+        async with aclosing(self.client.logs(query)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def metrics(
+        self, *keys: str, index: int | None = None
+    ) -> dict[str, list[tuple[int, float]]]:
+        """Logged values as (step, value) by key; keys of an array's tasks are `key[index]`."""
+        series = await self.series(*keys, index=index)
+        tasks = {one.index for one in series}
+        return {
+            one.key if len(tasks) < 2 else f"{one.key}[{one.index}]": [
+                (p.step, p.value) for p in one.points
+            ]
+            for one in series
+        }
+
+    async def series(self, *keys: str, index: int | None = None) -> list[job_pb2.MetricSeries]:
+        """Logged values with their times and attempts."""
+        request = job_pb2.QueryMetricsRequest(job=self.record.name, keys=keys, index=index)
+        return list((await self.client.call(request, job_pb2.QueryMetricsResponse)).series)
+
+    async def cancel(self, reason: str = "") -> job_pb2.CancelResult:
+        """Want the job ended. Asking again is the same as asking once."""
+        return (await self.client.cancel(self.record.name, reason=reason))[0]
+
+    async def outputs(self, directory: str | Path, *, index: int | None = None) -> Path:
+        """Fetch the job's outputs, or one task's, into a directory. Raises NotFound when there are
+        none.
+        """
+        ref = await self._outputs_ref(index)
+        if not ref.digest:
+            raise NotFound(
+                f"{self.name} has no outputs",
+                remedy="a job keeps what it writes to its outputs directory",
+            )
+        await packing.fetch(self.client, ref, Path(directory))
+        return Path(directory)
+
+    async def _outputs_ref(self, index: int | None) -> common_pb2.ManifestRef:
+        record = await self.refresh()
+        if index is None and record.counts.total < 2:
+            return record.outputs
+        return (await self.task(index or 0)).outputs
+
+    async def task(self, index: int) -> job_pb2.Task:
+        """One task of the job; raises NotFound for an index it does not have."""
+        request = job_pb2.ListTasksRequest(job=self.record.name, page_size=1000)
+        while True:
+            page = await self.client.call(request, job_pb2.ListTasksResponse)
+            for task in page.tasks:
+                if task.index == index:
+                    return task
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                raise NotFound(f"{self.name} has no task {index}")
+
+    async def rerun(
+        self,
+        *,
+        params: Mapping[str, float | bool | str] | None = None,
+        env: Mapping[str, str] | None = None,
+        from_checkpoint: bool = False,
+    ) -> AsyncJob:
+        """A new job like this one, with some parameters and variables replaced."""
+        overrides = job_pb2.JobSpec()
+        for name, value in (params or {}).items():
+            set_param(overrides, name, value)
+        request = job_pb2.RerunJobRequest(
+            job=self.record.name, params=overrides.params, env=env, from_checkpoint=from_checkpoint
+        )
+        return AsyncJob(self.client, await self.client.call(request, job_pb2.Job))
+
+
+def locate_server(choice: Choice, say: Callable[[str], None]) -> Server:
+    """The server that is meant; an embedded one that does not run is started. Blocks."""
+    return settings.find_server(choice) or start_embedded(settings.data_dir(), say)
+
+
+def short_name(name: str) -> str:
+    """The last part of a resource name."""
+    return name.rpartition("/")[2]
+
+
+def state_name(state: common_pb2.JobState.ValueType) -> str:
+    """A state without its prefix."""
+    return common_pb2.JobState.Name(state).removeprefix("JOB_STATE_")
+
+
+def batches(items: Iterable[job_pb2.SubmitJobsItem]) -> list[list[job_pb2.SubmitJobsItem]]:
+    """Items in parts that one call may carry."""
+    every = list(items)
+    return [every[start : start + MAX_BATCH] for start in range(0, len(every), MAX_BATCH)]
+
+
+def _looks_like_uid(name: str) -> bool:
+    return len(name) == 36 and name.count("-") == 4

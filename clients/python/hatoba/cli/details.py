@@ -1,0 +1,117 @@
+"""The rows of the screen of one job. Pure: records in, names and values out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from hatoba.aio import short_name
+from hatoba.cli.output import between, moment
+from hatoba.cli.words import WAITING, failure_rows, needs, waiting_rows
+from hatoba.following import TERMINAL
+from hatoba.plain import to_plain
+from hatoba.units import say_bytes, say_seconds
+from hatoba.v1 import common_pb2, job_pb2
+
+Rows = list[tuple[str, str]]
+SHOWN_ATTEMPTS = 5
+
+
+def job_rows(job: job_pb2.Job, attempts: Sequence[job_pb2.Attempt], *, wide: bool = False) -> Rows:
+    """What the screen of one job says, the most wanted first."""
+    rows: Rows = []
+    if job.state in WAITING:
+        rows += waiting_rows(job)
+    elif job.state in TERMINAL and job.state != common_pb2.JOB_STATE_SUCCEEDED:
+        rows += failure_rows(job)
+    else:
+        rows += _going(job)
+    rows += [
+        ("command", shlex.join(job.spec.command)),
+        ("params", _params(job)),
+        ("tasks", _tasks(job)),
+    ]
+    rows += [("attempts", _attempts(attempts)), ("outputs", _outputs(job))]
+    rows.append(("submitted", f"{moment(job.create_time)} by {job.created_by or 'somebody'}"))
+    return rows + (_wide(job) if wide else [])
+
+
+def _going(job: job_pb2.Job) -> Rows:
+    told = job.progress
+    share = f"{told.done:g} of {told.total:g} ({told.done / told.total:.0%})" if told.total else ""
+    return [
+        ("progress", f"{share} {told.message}".strip()),
+        ("asked for", needs(job.spec.resources)),
+    ]
+
+
+def _params(job: job_pb2.Job) -> str:
+    values = to_plain(job.spec).get("params", {})
+    return " ".join(f"{name}={param_text(value)}" for name, value in sorted(values.items()))
+
+
+def param_text(value: object) -> str:
+    """A parameter as it is written on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _tasks(job: job_pb2.Job) -> str:
+    if job.counts.total < 2:
+        return ""
+    states = ", ".join(f"{count} {state}" for state, count in sorted(job.counts.by_state.items()))
+    return f"{job.counts.total}: {states}"
+
+
+def _attempts(attempts: Sequence[job_pb2.Attempt]) -> str:
+    lines = [attempt_line(attempt) for attempt in attempts[-SHOWN_ATTEMPTS:]]
+    if len(attempts) > SHOWN_ATTEMPTS:
+        lines.insert(0, f"({len(attempts) - SHOWN_ATTEMPTS} more before)")
+    return "\n".join(lines)
+
+
+def attempt_line(attempt: job_pb2.Attempt) -> str:
+    """One attempt in a line: where it ran, how it ended, what it used."""
+    state = common_pb2.AttemptState.Name(attempt.state).removeprefix("ATTEMPT_STATE_")
+    parts = [f"{attempt.number} {state}"]
+    if attempt.index:
+        parts[0] = f"[{attempt.index}] {parts[0]}"
+    if attempt.host or attempt.backend:
+        parts.append(f"on {short_name(attempt.host) or attempt.backend}")
+    parts.append(between(attempt.start_time, attempt.end_time))
+    parts.append(usage_text(attempt.usage))
+    if attempt.unknown_since.seconds:
+        parts.append(f"not reachable since {moment(attempt.unknown_since)}")
+    return "  ".join(part for part in parts if part)
+
+
+def usage_text(usage: job_pb2.Usage) -> str:
+    """The highest use in words: `peak 210 MiB, 12s of cpu`."""
+    parts = [f"peak {say_bytes(usage.memory_peak_bytes)}"] if usage.memory_peak_bytes else []
+    if usage.cpu_seconds:
+        parts.append(f"{say_seconds(usage.cpu_seconds)} of cpu")
+    if usage.memory_limit_by:
+        parts.append(f"memory held by {usage.memory_limit_by}")
+    return ", ".join(parts)
+
+
+def _outputs(job: job_pb2.Job) -> str:
+    if not job.outputs.digest:
+        return ""
+    size = say_bytes(job.outputs.total_bytes)
+    return f"{job.outputs.files} files, {size}; hatoba jobs outputs {short_name(job.name)} DIR"
+
+
+def _wide(job: job_pb2.Job) -> Rows:
+    source = " ".join(f"{name}={value}" for name, value in sorted(job.spec.source.items()))
+    labels = " ".join(f"{name}={value}" for name, value in sorted(job.spec.labels.items()))
+    return [
+        ("uid", job.uid),
+        ("backend", job.spec.backend),
+        ("labels", labels),
+        ("source", source),
+        ("rerun of", short_name(job.rerun_of)),
+        ("trace", job.trace_id),
+        ("etag", job.etag),
+    ]

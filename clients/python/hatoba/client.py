@@ -1,0 +1,223 @@
+"""The synchronous client: the same calls, on an event loop of its own thread, so it works in
+notebooks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack
+
+from hatoba.aio import AsyncClient, AsyncJob
+from hatoba.following import LogPiece, Resync, silent
+from hatoba.options import SubmitOptions
+from hatoba.v1 import common_pb2, job_pb2
+
+T = TypeVar("T")
+
+
+class Client:
+    """A connection to one server; see AsyncClient for how it is found. `close` it, or use
+    `with`.
+    """
+
+    def __init__(
+        self,
+        address: str = "",
+        *,
+        token_file: str = "",
+        context: str = "",
+        project: str = "",
+        notify: Callable[[str], None] = silent,
+    ) -> None:
+        self._client = AsyncClient(
+            address, token_file=token_file, context=context, project=project, notify=notify
+        )
+        self._loop = _LoopThread(self._client)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection and end the thread; twice is the same as once."""
+        self._loop.close()
+
+    def submit(
+        self,
+        command: Sequence[str] | str = (),
+        *,
+        script: str | Path = "",
+        request_id: str = "",
+        **options: Unpack[SubmitOptions],
+    ) -> Job:
+        """See AsyncClient.submit."""
+        job = self._client.submit(command, script=script, request_id=request_id, **options)
+        return Job(self._loop, self._loop.run(job))
+
+    def job(self, name: str) -> Job:
+        """A job by name (`digits-42`) or uid."""
+        return Job(self._loop, self._loop.run(self._client.job(name)))
+
+    def jobs(self, filter: str = "", *, limit: int = 100) -> list[Job]:
+        """The newest jobs that match, at most `limit`."""
+        found = self._loop.run(self._client.jobs(filter, limit=limit))
+        return [Job(self._loop, AsyncJob(self._client, record)) for record in found]
+
+    def events(
+        self, *jobs: str, cursor: str = "", jobs_only: bool = False
+    ) -> Iterator[common_pb2.Event | Resync]:
+        """See AsyncClient.events."""
+        return self._loop.iterate(self._client.events(*jobs, cursor=cursor, jobs_only=jobs_only))
+
+
+class Job:
+    """A submitted job."""
+
+    def __init__(self, loop: _LoopThread, job: AsyncJob) -> None:
+        self._loop = loop
+        self._job = job
+
+    def __repr__(self) -> str:
+        return f"<hatoba.Job {self.name} {self._job.state}>"
+
+    @property
+    def name(self) -> str:
+        """NAME-N."""
+        return self._job.name
+
+    @property
+    def record(self) -> job_pb2.Job:
+        """Everything the server knows about it, read now."""
+        return self._loop.run(self._job.refresh())
+
+    @property
+    def state(self) -> str:
+        """Its state now, for example `RUNNING`."""
+        self._loop.run(self._job.refresh())
+        return self._job.state
+
+    def wait(self, timeout: float | None = None) -> job_pb2.Job:
+        """See AsyncJob.wait. Ctrl-C ends the waiting, not the job."""
+        return self._loop.run(self._job.wait(timeout))
+
+    def logs(
+        self,
+        *,
+        follow: bool = False,
+        stream: str = "",
+        index: int = 0,
+        attempt: int = 0,
+        tail: int = 0,
+    ) -> Iterator[LogPiece]:
+        """See AsyncJob.logs."""
+        return self._loop.iterate(
+            self._job.logs(follow=follow, stream=stream, index=index, attempt=attempt, tail=tail)
+        )
+
+    def metrics(self, *keys: str, index: int | None = None) -> dict[str, list[tuple[int, float]]]:
+        """See AsyncJob.metrics."""
+        return self._loop.run(self._job.metrics(*keys, index=index))
+
+    def cancel(self, reason: str = "") -> job_pb2.CancelResult:
+        """See AsyncJob.cancel."""
+        return self._loop.run(self._job.cancel(reason))
+
+    def outputs(self, directory: str | Path, *, index: int | None = None) -> Path:
+        """See AsyncJob.outputs."""
+        return self._loop.run(self._job.outputs(directory, index=index))
+
+    def rerun(
+        self,
+        *,
+        params: Mapping[str, float | bool | str] | None = None,
+        env: Mapping[str, str] | None = None,
+        from_checkpoint: bool = False,
+    ) -> Job:
+        """See AsyncJob.rerun."""
+        job = self._job.rerun(params=params, env=env, from_checkpoint=from_checkpoint)
+        return Job(self._loop, self._loop.run(job))
+
+
+def submit(
+    command: Sequence[str] | str = (), *, script: str | Path = "", **options: Unpack[SubmitOptions]
+) -> Job:
+    """Submit to the server that is found without saying anything; see AsyncClient.submit."""
+    return _default_client().submit(command, script=script, **options)
+
+
+@lru_cache(maxsize=1)
+def _default_client() -> Client:
+    client = Client()
+    atexit.register(client.close)
+    return client
+
+
+class _LoopThread:
+    """An event loop on a thread, with a client open in it from start to close."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._ready: Future[asyncio.AbstractEventLoop] = Future()
+        self._stop: asyncio.Event | None = None
+        self._thread = threading.Thread(target=self._serve, name="hatoba-client", daemon=True)
+        self._thread.start()
+        self._loop = self._ready.result()
+
+    def _serve(self) -> None:
+        try:
+            asyncio.run(self._open())
+        except BaseException as error:  # noqa: BLE001 - whoever waits for the loop gets it
+            if not self._ready.done():
+                self._ready.set_exception(error)
+
+    async def _open(self) -> None:
+        self._stop = asyncio.Event()
+        async with self._client:
+            self._ready.set_result(asyncio.get_running_loop())
+            await self._stop.wait()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine; an interrupt of the waiting thread cancels it."""
+        if not self._thread.is_alive():
+            work.close()
+            raise RuntimeError("the client is closed")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """An asynchronous iterator's items, closed when the reader leaves."""
+
+        async def advance() -> list[T]:
+            return [item] if (item := await anext(items, None)) is not None else []
+
+        try:
+            while item := self.run(advance()):
+                yield item[0]
+        finally:
+            self.run(items.aclose())
+
+    def close(self) -> None:
+        """Close the client and end the thread."""
+        if self._thread.is_alive() and self._stop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
