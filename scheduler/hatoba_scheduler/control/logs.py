@@ -10,12 +10,14 @@ import asyncio
 import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
-from hatoba_scheduler.domain.records import Attempt
+from hatoba_scheduler.control.ledger import Commit
+from hatoba_scheduler.domain.records import Attempt, Event
 from hatoba_scheduler.errors import OutOfRange, Reason, ResourceExhausted
 
 STREAMS = ("build", "stdout", "stderr")
@@ -47,7 +49,7 @@ class LogStore:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._streams: OrderedDict[tuple[str, str], _Stream] = OrderedDict()
-        self._grown: dict[str, asyncio.Event] = {}
+        self._grown: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
 
     def _stream(self, attempt: Attempt, stream: str) -> _Stream:
@@ -110,8 +112,21 @@ class LogStore:
             event.set()
 
     def growth(self, name: str) -> asyncio.Event:
-        """Set at the attempt's next growth or end; take it before reading."""
-        return self._grown.setdefault(name, asyncio.Event())
+        """Set at the attempt's next growth or end; take it before reading, and hold it."""
+        found = self._grown.get(name)
+        if found is None:
+            found = self._grown[name] = asyncio.Event()
+        return found
+
+    def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
+        """Wake those who wait for an attempt to begin or to end; a listener of the ledger."""
+        del events
+        for commit in commits:
+            for attempt, _ in commit.change.attempts:
+                self.poke(attempt.name)
+                self.poke(f"{attempt.job_uid}:{attempt.index}")
+            if commit.change.job.state.terminal:
+                self.poke(f"{commit.change.job.uid}:0")
 
     def forget(self, name: str) -> None:
         """An attempt is over and its log complete: what is kept in memory for it goes."""

@@ -663,7 +663,7 @@ def upstream_succeeded(rows: Rows, uid: str, now: Now) -> Change | None:
 def upstream_failed(rows: Rows, name: str, state: JobState, now: Now) -> Change | None:
     """One of the jobs it waits for did not succeed: neither will this one."""
     job = rows.job
-    if job.state.terminal or not job.unstarted:
+    if not job.blocked_on or job.state.terminal:
         return None
     cause = causes.upstream_failed(name, state.name)
     after = replace(job, unstarted_state=_J.UPSTREAM_FAILED)

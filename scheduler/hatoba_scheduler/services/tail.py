@@ -31,17 +31,22 @@ class LogTail:
         """Pieces in order of each stream; `end` when the attempt's end was reached."""
         if request.index >= job.size:
             raise NotFound(f"{job.name} has tasks 0 to {job.size - 1}, not {request.index}")
-        attempt = await self._attempt(job, request)
-        while attempt is None and request.follow and not self._stopping.is_set():
-            if await self._job_ended(job):
-                break
-            await self._wait(f"{job.uid}:{request.index}", LOOK_AGAIN)
-            attempt = await self._attempt(job, request)
+        attempt = await self._begun(job, request)
         if attempt is None:
             yield Response(end=True)
             return
         async for response in self._tail_attempt(attempt, request):
             yield response
+
+    async def _begun(self, job: Job, request: job_pb2.TailLogsRequest) -> Attempt | None:
+        """The attempt; with follow, once there is one; None when there will be none."""
+        while True:
+            grown = self._logs.growth(f"{job.uid}:{request.index}")
+            attempt = await self._attempt(job, request)
+            over = not request.follow or self._stopping.is_set() or await self._job_ended(job)
+            if attempt is not None or over:
+                return attempt
+            await _wait(grown)
 
     async def _job_ended(self, job: Job) -> bool:
         now = await self._store.job(job.uid)
@@ -77,7 +82,7 @@ class LogTail:
                 return
             if self._stopping.is_set():
                 return
-            await self._wait_grown(grown)
+            await _wait(grown)
 
     def _complete(self, attempt: Attempt, at: dict[str, int]) -> bool:
         final = dict(attempt.log_sizes)
@@ -96,16 +101,11 @@ class LogTail:
             )
             at[stream] = piece.offset + len(piece.data) + piece.gap
 
-    async def _wait(self, key: str, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._logs.growth(key).wait()
-        except TimeoutError:
-            return
 
-    async def _wait_grown(self, grown: asyncio.Event) -> None:
-        try:
-            async with asyncio.timeout(LOOK_AGAIN):
-                await grown.wait()
-        except TimeoutError:
-            return
+async def _wait(grown: asyncio.Event) -> None:
+    """Until something moved, or for a while."""
+    try:
+        async with asyncio.timeout(LOOK_AGAIN):
+            await grown.wait()
+    except TimeoutError:
+        return

@@ -1,0 +1,111 @@
+"""AdminService: backends, tokens, the server itself, and spans from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+
+from hatoba.v1 import admin_pb2, admin_pb2_grpc
+from hatoba_scheduler.auth.authenticator import Authenticator
+from hatoba_scheduler.auth.roles import Role
+from hatoba_scheduler.convert import set_time
+from hatoba_scheduler.domain.records import TokenRecord
+from hatoba_scheduler.errors import AlreadyExists, Reason
+from hatoba_scheduler.interceptors.context import current_call
+from hatoba_scheduler.services.paging import Pager, page_size
+from hatoba_scheduler.services.requests import request_key
+from hatoba_scheduler.store.base import Store
+from hatoba_scheduler.telemetry.trace_store import TraceStore
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class AdminParts:
+    """What the admin service stands on."""
+
+    store: Store
+    authenticator: Authenticator
+    traces: TraceStore
+    pager: Pager
+    backends: Callable[[], admin_pb2.ListBackendsResponse]
+    status: Callable[[], admin_pb2.ServerStatus]
+
+
+class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
+    """See proto/hatoba/v1/admin.proto."""
+
+    def __init__(self, parts: AdminParts) -> None:
+        self._parts = parts
+
+    async def ListBackends(
+        self, request: admin_pb2.ListBackendsRequest, context: Context
+    ) -> admin_pb2.ListBackendsResponse:
+        """Opened backends, and plug-ins that failed."""
+        return self._parts.backends()
+
+    async def GetServerStatus(
+        self, request: admin_pb2.GetServerStatusRequest, context: Context
+    ) -> admin_pb2.ServerStatus:
+        """How the server is."""
+        return self._parts.status()
+
+    async def CreateToken(
+        self, request: admin_pb2.CreateTokenRequest, context: Context
+    ) -> admin_pb2.CreateTokenResponse:
+        """Make a token; its text is shown once."""
+        key = request_key("", "CreateToken", request.request_id, request)
+        if key is not None and await self._parts.store.remember_request(key, request.principal):
+            raise AlreadyExists(
+                "this request made a token before, and its text is not kept; "
+                "revoke that one and make another with a new request_id",
+                reason=Reason.SECRET_SHOWN_ONCE,
+            )
+        lifetime = request.ttl.ToMicroseconds() if request.HasField("ttl") else 0
+        record, text = await self._parts.authenticator.create(
+            request.principal, Role(request.role), lifetime, current_call().principal
+        )
+        return admin_pb2.CreateTokenResponse(token=_message(record), secret=text)
+
+    async def ListTokens(
+        self, request: admin_pb2.ListTokensRequest, context: Context
+    ) -> admin_pb2.ListTokensResponse:
+        """Tokens by name, without their texts."""
+        after = self._parts.pager.position("tokens", request.page_token)
+        size = page_size(request.page_size)
+        records = sorted(self._parts.authenticator.records(), key=lambda record: record.id)
+        rest = [record for record in records if record.id > after]
+        reply = admin_pb2.ListTokensResponse(tokens=[_message(one) for one in rest[:size]])
+        if len(rest) > size:
+            reply.next_page_token = self._parts.pager.token("tokens", rest[size - 1].id)
+        return reply
+
+    async def RevokeToken(
+        self, request: admin_pb2.RevokeTokenRequest, context: Context
+    ) -> admin_pb2.Token:
+        """End a token at once."""
+        record = await self._parts.authenticator.revoke(request.name.removeprefix("tokens/"))
+        return _message(record)
+
+    async def PushSpans(
+        self, request: admin_pb2.PushSpansRequest, context: Context
+    ) -> admin_pb2.PushSpansResponse:
+        """Keep spans made by a client."""
+        self._parts.traces.add(request.spans)
+        return admin_pb2.PushSpansResponse()
+
+
+def _message(record: TokenRecord) -> admin_pb2.Token:
+    out = admin_pb2.Token(
+        name=f"tokens/{record.id}",
+        principal=record.principal,
+        role=admin_pb2.Role.ValueType(record.role),
+        revoked=record.revoked,
+        created_by=record.created_by,
+    )
+    set_time(out.create_time, record.create_time)
+    set_time(out.expire_time, record.expire_time)
+    return out

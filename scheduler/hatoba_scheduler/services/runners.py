@@ -1,0 +1,110 @@
+"""RunnerService: the unary calls of runners, and everybody's log stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from hatoba.v1 import runner_pb2, runner_pb2_grpc
+from hatoba_scheduler.control.ledger import Ledger
+from hatoba_scheduler.control.logs import LogStore, Piece
+from hatoba_scheduler.control.metrics import MetricWriter
+from hatoba_scheduler.control.runners import RunnerDesk
+from hatoba_scheduler.domain.records import Attempt
+from hatoba_scheduler.errors import FailedPrecondition, Reason, Unavailable
+from hatoba_scheduler.services.workers import metric_points
+from hatoba_scheduler.store.base import Store
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
+    """See proto/hatoba/v1/runner.proto."""
+
+    def __init__(
+        self,
+        desk: RunnerDesk,
+        ledger: Ledger,
+        store: Store,
+        logs: LogStore,
+        metrics: MetricWriter,
+    ) -> None:
+        self._desk = desk
+        self._ledger = ledger
+        self._store = store
+        self._logs = logs
+        self._metrics = metrics
+
+    async def ClaimAttempt(
+        self, request: runner_pb2.ClaimAttemptRequest, context: Context
+    ) -> runner_pb2.ClaimAttemptResponse:
+        """May it run."""
+        return await self._desk.claim(request)
+
+    async def Heartbeat(
+        self, request: runner_pb2.HeartbeatRequest, context: Context
+    ) -> runner_pb2.HeartbeatResponse:
+        """It lives; what is wanted."""
+        return await self._desk.heartbeat(request)
+
+    async def ReportMetrics(
+        self, request: runner_pb2.ReportMetricsRequest, context: Context
+    ) -> runner_pb2.ReportMetricsResponse:
+        """Add metric points."""
+        attempt = self._desk.current(request.attempt, request.fence)
+        if attempt is None:
+            raise FailedPrecondition(
+                f"attempt {request.attempt} is not current", reason=Reason.NOT_CURRENT
+            )
+        stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        await self._metrics.add(metric_points(attempt, request), stored.set_result)
+        if not await stored:
+            raise Unavailable("the metrics could not be stored; send them again")
+        return runner_pb2.ReportMetricsResponse(
+            attempt=request.attempt, acked_report=request.report
+        )
+
+    async def CommitCheckpoint(
+        self, request: runner_pb2.CommitCheckpointRequest, context: Context
+    ) -> runner_pb2.CommitCheckpointResponse:
+        """Record a checkpoint."""
+        return await self._desk.checkpoint(request)
+
+    async def CommitAttempt(
+        self, request: runner_pb2.CommitAttemptRequest, context: Context
+    ) -> runner_pb2.CommitAttemptResponse:
+        """Decide how it ended."""
+        if not self._desk.known(request.attempt):
+            return await self._desk.late_commit(request)
+        return await self._desk.commit(request)
+
+    async def PushLogs(
+        self,
+        request_iterator: AsyncIterator[runner_pb2.PushLogsRequest],
+        context: Context,
+    ) -> AsyncIterator[runner_pb2.PushLogsResponse]:
+        """Store pieces; acknowledge each."""
+        async for request in request_iterator:
+            yield await self._push(request)
+
+    async def _push(self, request: runner_pb2.PushLogsRequest) -> runner_pb2.PushLogsResponse:
+        attempt = await self._attempt(request.attempt)
+        if attempt is None or attempt.fence != request.fence:
+            return runner_pb2.PushLogsResponse(
+                attempt=request.attempt, stream=request.stream, refused=True
+            )
+        piece = Piece(request.offset, request.data, request.gap_bytes)
+        acked = await self._logs.append(attempt, request.stream, piece)
+        return runner_pb2.PushLogsResponse(
+            attempt=request.attempt, stream=request.stream, acked=acked
+        )
+
+    async def _attempt(self, name: str) -> Attempt | None:
+        where = self._ledger.find_attempt(name)
+        rows = self._ledger.rows(where[0]) if where else None
+        if where is not None and rows is not None:
+            return rows.attempts.get(where[1])
+        return await self._store.attempt(name)

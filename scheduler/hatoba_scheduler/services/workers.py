@@ -1,0 +1,239 @@
+"""WorkerService: the streams of host workers, and what operators do with hosts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import structlog
+
+from hatoba.v1 import runner_pb2, worker_pb2, worker_pb2_grpc
+from hatoba_scheduler.control.hub import Hub, Session
+from hatoba_scheduler.control.ledger import Ledger
+from hatoba_scheduler.control.metrics import MetricWriter
+from hatoba_scheduler.control.runners import RunnerDesk
+from hatoba_scheduler.convert import host_to_proto, micros
+from hatoba_scheduler.domain.records import Attempt, Host, MetricPoint, Resources
+from hatoba_scheduler.domain.states import Release
+from hatoba_scheduler.errors import InvalidArgument
+from hatoba_scheduler.services.paging import Pager, page_size
+from hatoba_scheduler.telemetry.trace_store import TraceStore
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Item = worker_pb2.ServerItem
+log = structlog.get_logger(__name__)
+
+
+class WorkerItems:
+    """Answers what one worker says, item by item."""
+
+    def __init__(
+        self, hub: Hub, desk: RunnerDesk, metrics: MetricWriter, spans: TraceStore
+    ) -> None:
+        self._hub = hub
+        self._desk = desk
+        self._metrics = metrics
+        self._spans = spans
+
+    async def take(self, session: Session, item: worker_pb2.WorkerItem) -> None:
+        """Carry out one item. What it leads to is answered on the session, in its own time."""
+        kind = item.WhichOneof("item")
+        if kind == "claim":
+            self._reply(session, self._desk.claim(item.claim), lambda r: Item(claimed=r))
+        elif kind == "started":
+            self._fails_with(session, self._desk.started(item.started))
+        elif kind == "commit":
+            await self._commit(session, item.commit)
+        elif kind == "gone":
+            self._hub.dropped(session, item.gone.attempt)
+            self._fails_with(session, self._desk.gone(item.gone))
+        elif kind == "heartbeat":
+            self._heartbeat(session, item.heartbeat)
+        elif kind == "checkpoint":
+            answer = self._desk.checkpoint(item.checkpoint)
+            self._reply(session, answer, lambda r: Item(checkpoint_stored=r))
+        elif kind == "metrics":
+            await self._report(session, item.metrics)
+        elif kind == "spans":
+            self._spans.add(item.spans.spans)
+        elif kind == "held":
+            self._held(session, item.held)
+        elif kind == "inventory_complete":
+            self._hub.inventory_complete(session)
+
+    def _held(self, session: Session, held: worker_pb2.HeldAttempt) -> None:
+        session.held.add(held.attempt)
+        attempt = self._desk.current(held.attempt, held.fence)
+        if attempt is None and not self._desk.known(held.attempt):
+            drop = worker_pb2.DropAttempt(attempt=held.attempt)
+            session.send(Item(drop=drop))
+
+    async def _commit(self, session: Session, commit: runner_pb2.CommitAttemptRequest) -> None:
+        if commit.gone:
+            self._hub.dropped(session, commit.attempt)
+        if self._desk.known(commit.attempt):
+            self._reply(session, self._desk.commit(commit), lambda r: Item(committed=r))
+        else:
+            session.send(Item(committed=await self._desk.late_commit(commit)))
+
+    def _heartbeat(self, session: Session, request: runner_pb2.HeartbeatRequest) -> None:
+        def answer(reply: runner_pb2.HeartbeatResponse) -> Item | None:
+            plain = reply.order == runner_pb2.RUNNER_ORDER_RUN
+            return None if plain else Item(order=reply)
+
+        self._reply(session, self._desk.heartbeat(request), answer)
+
+    async def _report(self, session: Session, request: runner_pb2.ReportMetricsRequest) -> None:
+        attempt = self._desk.current(request.attempt, request.fence)
+        reply = runner_pb2.ReportMetricsResponse(
+            attempt=request.attempt, acked_report=request.report
+        )
+        if attempt is None:
+            session.send(Item(metrics_stored=reply))
+            return
+
+        def done(stored: bool) -> None:
+            if stored:
+                session.send(Item(metrics_stored=reply))
+            else:
+                session.close()
+
+        await self._metrics.add(metric_points(attempt, request), done)
+
+    def _reply(
+        self,
+        session: Session,
+        future: asyncio.Future[Any],
+        answer: Callable[[Any], Item | None],
+    ) -> None:
+        def settle(done: asyncio.Future[Any]) -> None:
+            if done.cancelled() or done.exception() is not None:
+                # The worker says it again on its next stream.
+                session.close()
+                return
+            item = answer(done.result())
+            if item is not None:
+                session.send(item)
+
+        future.add_done_callback(settle)
+
+    def _fails_with(self, session: Session, future: asyncio.Future[Any]) -> None:
+        self._reply(session, future, lambda _: None)
+
+
+def metric_points(attempt: Attempt, request: runner_pb2.ReportMetricsRequest) -> list[MetricPoint]:
+    """The records of reported points."""
+    return [
+        MetricPoint(
+            attempt.job_uid,
+            attempt.index,
+            sample.key,
+            sample.step,
+            attempt.number,
+            sample.value,
+            micros(sample.time),
+        )
+        for sample in request.samples
+    ]
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
+    """See proto/hatoba/v1/worker.proto. `tasks` owns the readers of open streams."""
+
+    def __init__(
+        self, hub: Hub, items: WorkerItems, ledger: Ledger, pager: Pager, tasks: asyncio.TaskGroup
+    ) -> None:
+        self._hub = hub
+        self._items = items
+        self._ledger = ledger
+        self._pager = pager
+        self._tasks = tasks
+
+    async def Connect(
+        self,
+        request_iterator: AsyncIterator[worker_pb2.WorkerServiceConnectRequest],
+        context: Context,
+    ) -> AsyncIterator[worker_pb2.WorkerServiceConnectResponse]:
+        """One worker's stream, from hello to its end."""
+        first = await anext(request_iterator, None)
+        if first is None or not first.items or first.items[0].WhichOneof("item") != "hello":
+            raise InvalidArgument("a worker's stream begins with hello")
+        session = await self._hub.open(first.items[0].hello)
+        reader = self._tasks.create_task(
+            self._read(session, first, request_iterator), name=f"worker:{session.hello.host}"
+        )
+        try:
+            async for response in session.responses():
+                yield response
+        finally:
+            reader.cancel()
+            await self._hub.left(session)
+
+    async def _read(
+        self,
+        session: Session,
+        first: worker_pb2.WorkerServiceConnectRequest,
+        requests: AsyncIterator[worker_pb2.WorkerServiceConnectRequest],
+    ) -> None:
+        try:
+            await self._take_all(session, list(first.items)[1:])
+            async for request in requests:
+                await self._take_all(session, request.items)
+        except Exception as error:  # noqa: BLE001 - a broken stream is an ordinary end of a session
+            log.warning("worker.stream.ended", host=session.hello.host, error=repr(error))
+        finally:
+            session.close()
+
+    async def _take_all(self, session: Session, items: Any) -> None:
+        for item in items:
+            if not self._hub.is_current(session):
+                return
+            await self._items.take(session, item)
+
+    # -- operators ------------------------------------------------------------------------------
+
+    def _message(self, host: Host) -> worker_pb2.Host:
+        used, attempts = Resources(), 0
+        for rows in self._ledger.all_rows():
+            for attempt in rows.attempts.values():
+                if attempt.host == host.name and attempt.release is not Release.RELEASED:
+                    used, attempts = used.plus(attempt.reserved), attempts + 1
+        return host_to_proto(host, self._hub.reachable(host.name), (used, attempts))
+
+    async def ListHosts(
+        self, request: worker_pb2.ListHostsRequest, context: Context
+    ) -> worker_pb2.ListHostsResponse:
+        """Hosts by name."""
+        after = self._pager.position("hosts", request.page_token)
+        size = page_size(request.page_size)
+        hosts = [host for host in self._hub.hosts() if host.name > after]
+        reply = worker_pb2.ListHostsResponse(hosts=[self._message(one) for one in hosts[:size]])
+        if len(hosts) > size:
+            reply.next_page_token = self._pager.token("hosts", hosts[size - 1].name)
+        return reply
+
+    async def GetHost(
+        self, request: worker_pb2.GetHostRequest, context: Context
+    ) -> worker_pb2.Host:
+        """One host."""
+        return self._message(self._hub.host(_bare(request.name)))
+
+    async def CordonHost(
+        self, request: worker_pb2.CordonHostRequest, context: Context
+    ) -> worker_pb2.Host:
+        """Keep new work away from a host, or let it come again."""
+        return self._message(await self._hub.cordon(_bare(request.name), request.cordoned))
+
+    async def DeclareHostGone(
+        self, request: worker_pb2.DeclareHostGoneRequest, context: Context
+    ) -> worker_pb2.Host:
+        """Audited evidence that a host is gone for good."""
+        host = await self._hub.declare_gone(_bare(request.name))
+        log.warning("host.declared_gone", host=host.name, reason=request.reason)
+        return self._message(host)
+
+
+def _bare(name: str) -> str:
+    return name.removeprefix("hosts/")
