@@ -85,13 +85,16 @@ async def test_what_cannot_start_says_why(house: House, watcher: Watcher) -> Non
 
 
 async def test_the_process_gets_what_it_was_promised(house: House, watcher: Watcher) -> None:
-    script = "echo $HATOBA_ATTEMPT; pwd; ulimit -n; ulimit -Hn; ulimit -c; cat; ls /proc/self/fd"
+    # The hard limit follows the soft one within the spawn; its reply comes after both.
+    later = "while [ ! -e go ]; do sleep 0.01; done; ulimit -Hn"
+    script = f"echo $HATOBA_ATTEMPT; pwd; ulimit -n; ulimit -c; cat; ls /proc/self/fd; {later}"
     limits = Limits(nofile=123, core=0)
     await watcher.client.spawn_many([house.spawn("a", "/bin/sh", "-c", script, limits=limits)])
+    (house.data / "go").write_text("")
 
     await watcher.exited("a")
 
-    mark, directory, soft, hard, core, *handles = house.out("a").split()
+    mark, directory, soft, core, *handles, hard = house.out("a").split()
     assert mark == "a"
     assert directory == str(house.data)
     assert (soft, hard, core) == ("123", "123", "0")

@@ -164,10 +164,12 @@ async def test_pages_shared_by_forks_count_once(house: House, ungrouped: Watcher
 async def test_the_limit_is_in_force_before_the_first_instruction(
     house: House, ungrouped: Watcher
 ) -> None:
+    script = "ulimit -Sd; while [ ! -e go ]; do sleep 0.01; done; ulimit -Hd"
     limits = Limits(memory_bytes=100 * MIB)
-    spawn = house.spawn("a", "/bin/sh", "-c", "ulimit -Sd; ulimit -Hd", limits=limits)
+    spawn = house.spawn("a", "/bin/sh", "-c", script, limits=limits)
 
     await ungrouped.client.spawn_many([spawn])
+    (house.data / "go").write_text("")
 
     await ungrouped.exited("a")
     [soft, hard] = house.out("a").split()
