@@ -132,7 +132,7 @@ class KeeperClient:
             _good(reply)
 
     async def sample(self, attempts: Sequence[str] | None = None) -> Sequence[Sample]:
-        """Measure these attempts, or all that run; those that are gone are left out."""
+        """Measure these attempts, or all; those that are gone are left out."""
         reply = await self._one(
             {"op": "sample", "attempts": None if attempts is None else list(attempts)}
         )

@@ -384,7 +384,7 @@ class Keeper:
     def _sample(self, _peer: Peer, command: Json) -> Json:
         names = command.get("attempts")
         if names is None:
-            names = [each.name for each in self._book.attempts.values() if each.running]
+            names = [each.name for each in self._book.attempts.values() if not each.gone]
         known = (self._book.attempts.get(name) for name in names)
         return {"samples": [self._measure(each) for each in known if each and not each.gone]}
 
