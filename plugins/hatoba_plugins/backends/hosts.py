@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from hatoba.v1 import job_pb2, worker_pb2
 from hatoba_plugins.backend import API_VERSION, BackendContext, BackendType, WorkerHub
+from hatoba_plugins.checks import lacking, require_kind
 from hatoba_plugins.errors import NoCapacity, Unsupported
 from hatoba_plugins.spec import hookimpl
 from hatoba_plugins.values import (
@@ -82,11 +83,7 @@ class HostsBackend:
 
     async def validate(self, spec: job_pb2.JobSpec) -> list[Problem]:
         """Images need a container engine, which hosts do not drive yet."""
-        problems = []
-        if spec.environment.image:
-            problems.append(
-                Problem("environment.image", "hosts run processes only; leave the image out")
-            )
+        problems = lacking(spec, self.capabilities())
         if len(spec.backend_options.fields):
             problems.append(Problem("backend_options", "hosts take no options; leave them out"))
         return problems
@@ -116,6 +113,7 @@ class HostsBackend:
 
     async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
         """Send each member to the host it was planned for; hosts ignore a name they know."""
+        require_kind(group, self.capabilities())
         return [self._launch(member) for member in group.members]
 
     def _launch(self, member: LaunchRequest) -> LaunchOutcome:

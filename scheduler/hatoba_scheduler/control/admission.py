@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from hatoba.v1 import job_pb2
 from hatoba_plugins.backend import Backend
-from hatoba_plugins.values import Capabilities
 from hatoba_scheduler.control.launches import unknown_params
 from hatoba_scheduler.control.queues import QueueBook
 from hatoba_scheduler.errors import FieldViolation, shown
@@ -37,10 +36,9 @@ def problems(spec: job_pb2.JobSpec, project: str, grounds: Grounds) -> list[Fiel
         *_of_environment(spec),
         *_of_secrets(spec, grounds.secrets),
     ]
-    backend = grounds.backends.get(spec.backend or grounds.default_backend)
-    if backend is None:
-        return [*found, _unknown_backend(spec, grounds)]
-    return [*found, *_of_capabilities(spec, backend.capabilities())]
+    if (spec.backend or grounds.default_backend) not in grounds.backends:
+        found.append(_unknown_backend(spec, grounds))
+    return found
 
 
 def _of_size(spec: job_pb2.JobSpec) -> Iterator[FieldViolation]:
@@ -149,34 +147,4 @@ def _of_secrets(spec: job_pb2.JobSpec, known: frozenset[str]) -> Iterator[FieldV
                 "secret.unknown",
                 shown(secret.name),
                 f"put it into secrets/{secret.name} of the host's data directory, mode 0600",
-            )
-
-
-_ABILITIES = (
-    ("gpus", "spec.resources.gpus", lambda spec: spec.resources.gpus > 0),
-    ("images", "spec.environment.image", lambda spec: bool(spec.environment.image)),
-    (
-        "requirements",
-        "spec.environment.requirements",
-        lambda spec: bool(spec.environment.requirements),
-    ),
-    (
-        "caller_interpreter",
-        "spec.environment.caller_interpreter",
-        lambda spec: bool(spec.environment.caller_interpreter),
-    ),
-    ("secrets", "spec.secrets", lambda spec: bool(spec.secrets)),
-    ("inputs", "spec.inputs", lambda spec: bool(spec.inputs)),
-)
-
-
-def _of_capabilities(spec: job_pb2.JobSpec, can: Capabilities) -> Iterator[FieldViolation]:
-    for ability, field, asked in _ABILITIES:
-        if asked(spec) and not getattr(can, ability):
-            yield FieldViolation(
-                field,
-                f"needs {ability.replace('_', ' ')}, which this backend lacks",
-                "backend.lacks",
-                shown(spec.backend or "default"),
-                "choose another backend or leave it out",
             )

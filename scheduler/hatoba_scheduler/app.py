@@ -1,0 +1,508 @@
+"""Puts the parts together: the only place that knows them all.
+
+Order of start: directory and store, identities, what was unfinished, backends, loops, ports; then
+SERVING. The stop goes backwards: refuse what is new, end streams, finish calls, end loops, close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from hatoba import __version__
+from hatoba.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    artifact_pb2_grpc,
+    job_pb2,
+    job_pb2_grpc,
+    queue_pb2_grpc,
+    runner_pb2_grpc,
+    worker_pb2_grpc,
+)
+from hatoba_plugins.backend import BackendContext
+from hatoba_plugins.budgets import Budgets
+from hatoba_plugins.clock import SystemClock
+from hatoba_scheduler.auth.authenticator import Authenticator
+from hatoba_scheduler.auth.files import ensure_token_files
+from hatoba_scheduler.backends import Backends, open_backends
+from hatoba_scheduler.config import Config
+from hatoba_scheduler.control.admission import Grounds
+from hatoba_scheduler.control.backend_loop import BackendLoop, LoopContext
+from hatoba_scheduler.control.dispatch import Dispatcher, Site
+from hatoba_scheduler.control.events import EventLog
+from hatoba_scheduler.control.followers import Followers
+from hatoba_scheduler.control.hub import Hub
+from hatoba_scheduler.control.ids import UidMaker
+from hatoba_scheduler.control.ledger import Ledger
+from hatoba_scheduler.control.logs import LogStore
+from hatoba_scheduler.control.metrics import MetricWriter
+from hatoba_scheduler.control.queues import QueueBook
+from hatoba_scheduler.control.runners import RunnerDesk
+from hatoba_scheduler.control.spans import AttemptSpans
+from hatoba_scheduler.control.specs import SpecCache
+from hatoba_scheduler.control.submit import JobMaker
+from hatoba_scheduler.convert import set_time
+from hatoba_scheduler.domain.states import Release
+from hatoba_scheduler.interceptors import Admission, CallLimits, Front, Phase, server_options
+from hatoba_scheduler.services.admin import AdminParts, AdminServicer
+from hatoba_scheduler.services.artifacts import ArtifactServicer
+from hatoba_scheduler.services.jobs import JobParts, JobServicer
+from hatoba_scheduler.services.paging import Pager
+from hatoba_scheduler.services.queues import QueueServicer
+from hatoba_scheduler.services.runners import RunnerServicer
+from hatoba_scheduler.services.workers import WorkerItems, WorkerServicer
+from hatoba_scheduler.store.base import Store
+from hatoba_scheduler.store.blobs import ChunkStore
+from hatoba_scheduler.store.sqlite import open_store, tune_interpreter
+from hatoba_scheduler.telemetry.metrics import (
+    ServerMetrics,
+    metrics_app,
+    serve_http,
+    watch_loop_lag,
+)
+from hatoba_scheduler.telemetry.trace_store import TraceStore
+from hatoba_scheduler.telemetry.tracing import RateSampler, Tracer
+from hatoba_scheduler.tls import Transport, prepare
+from hatoba_scheduler.validation import warm
+
+log = structlog.get_logger(__name__)
+
+SERVICES = (
+    "hatoba.v1.JobService",
+    "hatoba.v1.QueueService",
+    "hatoba.v1.ArtifactService",
+    "hatoba.v1.RunnerService",
+    "hatoba.v1.WorkerService",
+    "hatoba.v1.AdminService",
+)
+DRAIN_SECONDS = 5.0
+STOP_SECONDS = 2.0
+REQUESTS_KEPT = 7 * 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """How to serve: where the data is, what the configuration says, whom to tell when ready."""
+
+    data: Path
+    config: Config
+    ready_file: Path | None = None
+    embedded_worker: bool = True
+
+
+@dataclass(slots=True)
+class Core:
+    """The parts that everything else stands on."""
+
+    options: ServeOptions
+    store: Store
+    clock: SystemClock
+    authenticator: Authenticator
+    tracer: Tracer
+    traces: TraceStore
+    metrics: ServerMetrics
+    admission: Admission
+    ledger: Ledger
+    specs: SpecCache
+    events: EventLog
+    dispatcher: Dispatcher
+    hub: Hub
+    desk: RunnerDesk
+    logs: LogStore
+    metric_writer: MetricWriter
+    followers: Followers
+    queues: QueueBook
+    chunks: ChunkStore
+    pager: Pager
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    started: float = field(default_factory=time.time)
+    loops: dict[str, BackendLoop] = field(default_factory=dict)
+
+    def now(self) -> int:
+        """Microseconds since 1970."""
+        return round(self.clock.time() * 1e6)
+
+
+async def serve(options: ServeOptions) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Raises AlreadyRunning for a directory in use, ConfigError, InsecureFile and OSError for a
+    configuration that cannot be served.
+    """
+    tune_interpreter()
+    options.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    transport = prepare(options.config.server, options.data, dt.datetime.now(dt.UTC))
+    async with AsyncExitStack() as stack:
+        core = await _open_core(options, stack)
+        stop = _on_signals(core.stopping)
+        async with asyncio.TaskGroup() as tasks:
+            backends = await _open_backends(core, stack)
+            running = _start_loops(core, backends, tasks)
+            server = await _serve_grpc(core, backends, tasks, transport)
+            http = await stack.enter_async_context(_http(core, transport))
+            _announce(core, transport, server.port, http)
+            if options.embedded_worker:
+                running.append(tasks.create_task(_start_worker(options.data), name="worker"))
+            await stop
+            await _drain(core, server)
+            for task in running:
+                task.cancel()
+
+
+def _on_signals(stopping: asyncio.Event) -> asyncio.Future[None]:
+    """Done at the first SIGTERM or SIGINT; the second ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stop: asyncio.Future[None] = loop.create_future()
+
+    def asked() -> None:
+        if stop.done():
+            os._exit(130)
+        stop.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked)
+    del stopping
+    return stop
+
+
+async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
+    clock = SystemClock()
+    store = await open_store(options.data)
+    stack.push_async_callback(store.close)
+    authenticator = Authenticator(store, lambda: round(clock.time() * 1e6))
+    await authenticator.load()
+    await ensure_token_files(authenticator, options.data)
+    traces = TraceStore(options.data / "traces.db", options.config.limits.kept_spans)
+    stack.push_async_callback(traces.close)
+    tracer = _tracer(options.config, traces, store.identity.cluster_id, stack)
+    ledger = Ledger(store)
+    _, newest = await store.event_bounds()
+    dispatcher = Dispatcher(ledger, clock, store.identity.store_epoch)
+    rng = random.Random()
+    core = Core(
+        options=options,
+        store=store,
+        clock=clock,
+        authenticator=authenticator,
+        tracer=tracer,
+        traces=traces,
+        metrics=ServerMetrics(),
+        admission=Admission(Phase.RECOVERING),
+        ledger=ledger,
+        specs=SpecCache(store),
+        events=EventLog(store, newest),
+        dispatcher=dispatcher,
+        hub=Hub(store, clock, __version__),
+        desk=RunnerDesk(ledger, store, clock, rng),
+        logs=LogStore(options.data / "logs"),
+        metric_writer=MetricWriter(store),
+        followers=Followers(ledger, store, clock),
+        queues=QueueBook(store, dispatcher.set_queue),
+        chunks=ChunkStore(options.data / "blobs"),
+        pager=Pager(hashlib.sha256(store.identity.cluster_id.encode()).digest()),
+    )
+    await _recover(core)
+    return core
+
+
+def _tracer(config: Config, traces: TraceStore, cluster_id: str, stack: AsyncExitStack) -> Tracer:
+    sinks: list[Any] = [traces]
+    if config.server.otlp_endpoint:
+        from hatoba_scheduler.telemetry.otlp import open_sink
+
+        sink = open_sink(config.server.otlp_endpoint, __version__, cluster_id)
+        stack.push_async_callback(asyncio.to_thread, sink.close)
+        sinks.append(sink)
+    sampler = RateSampler(config.server.trace_full_below, config.server.trace_share)
+    return Tracer(sinks, sampler=sampler)
+
+
+async def _recover(core: Core) -> None:
+    """Take up everything that was not over when the last process ended."""
+    await core.ledger.recover()
+    core.ledger.listen(core.events.on_commit)
+    core.ledger.listen(core.logs.on_commit)
+    core.ledger.listen(AttemptSpans(core.tracer).on_commit)
+    await core.hub.recover()
+    await core.queues.recover()
+    core.dispatcher.recover()
+    core.followers.recover()
+    log.info("recovered", active_jobs=core.ledger.active(), last_event=core.events.newest)
+
+
+# -- backends and loops --------------------------------------------------------------------------
+
+
+async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
+    budgets = Budgets(core.clock)
+    server = core.options.config.server
+
+    async def no_secret(name: str) -> str:
+        value = os.environ.get(f"HATOBA_SECRET_{name.upper().replace('-', '_')}")
+        if value is None:
+            raise KeyError(name)
+        return value
+
+    def context(instance: str) -> BackendContext:
+        return BackendContext(
+            clock=core.clock,
+            rng=random.Random(),
+            cluster_id=core.store.identity.cluster_id,
+            store_epoch=core.store.identity.store_epoch,
+            advertise=str(server.advertise or server.listen),
+            budget=budgets.share(instance),
+            secret=no_secret,
+            workers=core.hub,
+        )
+
+    backends = await open_backends(core.options.config, context, stack)
+    loop_context = LoopContext(
+        core.ledger,
+        core.specs,
+        core.clock,
+        random.Random(),
+        core.store.identity.cluster_id,
+        core.dispatcher.describe,
+    )
+    for name, opened in backends.opened.items():
+        if opened.backend.jobs is not None:
+            core.loops[name] = loop = BackendLoop(name, opened.backend, loop_context)
+            fenced = opened.backend.capabilities().runner != "none"
+            core.dispatcher.add_site(name, Site(fenced, loop.launch))
+            loop.recover()
+    return backends
+
+
+def _start_loops(
+    core: Core, backends: Backends, tasks: asyncio.TaskGroup
+) -> list[asyncio.Task[None]]:
+    del backends
+    loops: Mapping[str, Callable[[], Awaitable[None]]] = {
+        "ledger": core.ledger.run,
+        "dispatch": core.dispatcher.run,
+        "dispatch-timer": core.dispatcher.run_timer,
+        "followers": core.followers.run,
+        "metric-writer": core.metric_writer.run,
+        "loop-lag": lambda: watch_loop_lag(core.metrics),
+        "sweep": lambda: _sweep(core),
+        **{f"backend-{name}": loop.run for name, loop in core.loops.items()},
+    }
+    return [tasks.create_task(_own(run), name=name) for name, run in loops.items()]
+
+
+async def _own(run: Callable[[], Awaitable[None]]) -> None:
+    await run()
+
+
+async def _sweep(core: Core) -> None:
+    """Once an hour, forget request keys that are older than a week."""
+    while True:
+        await core.store.forget_requests(core.now() - REQUESTS_KEPT * 1_000_000)
+        await core.clock.sleep(3600)
+
+
+# -- ports ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class GrpcServer:
+    """The listening server, its port, and its health."""
+
+    server: grpc.aio.Server
+    port: int
+    health: health.aio.HealthServicer
+
+
+async def _serve_grpc(
+    core: Core, backends: Backends, tasks: asyncio.TaskGroup, transport: Transport
+) -> GrpcServer:
+    config = core.options.config
+    limits = CallLimits(config.limits.max_message_bytes, config.limits.max_unary_seconds)
+    front = Front(core.authenticator, core.tracer, core.metrics, core.admission, limits=limits)
+    server = grpc.aio.server(
+        interceptors=[front],
+        options=server_options(config.limits.max_message_bytes),
+        maximum_concurrent_rpcs=config.limits.max_concurrent_calls,
+    )
+    _add_services(core, backends, tasks, server)
+    health_servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    if config.server.reflection:
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    port = _bind(server, str(config.server.listen), transport)
+    warm((job_pb2.SubmitJobRequest, job_pb2.JobSpec))
+    await server.start()
+    core.admission.phase = Phase.SERVING
+    for name in ("", *SERVICES):
+        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return GrpcServer(server, port, health_servicer)
+
+
+def _bind(server: grpc.aio.Server, address: str, transport: Transport) -> int:
+    credentials = transport.grpc_credentials()
+    if credentials is None:
+        return server.add_insecure_port(address)
+    return server.add_secure_port(address, credentials)
+
+
+def _add_services(
+    core: Core, backends: Backends, tasks: asyncio.TaskGroup, server: grpc.aio.Server
+) -> None:
+    secrets_known = lambda: frozenset(  # noqa: E731 - a view that is read at each submit
+        secret for host in core.hub.hosts() for secret in host.secrets
+    )
+    instances = {name: opened.backend for name, opened in backends.opened.items()}
+
+    def grounds() -> Grounds:
+        return Grounds(instances, backends.default, core.queues, secrets_known())
+
+    parts = JobParts(
+        store=core.store,
+        ledger=core.ledger,
+        specs=core.specs,
+        maker=JobMaker(UidMaker(core.clock.time), backends.default),
+        events=core.events,
+        dispatcher=core.dispatcher,
+        desk=core.desk,
+        logs=core.logs,
+        traces=core.traces,
+        pager=core.pager,
+        clock=core.clock,
+        grounds=grounds,
+        manifest_known=core.chunks.has_manifest,
+        stopping=core.stopping,
+    )
+    job_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(parts), server)
+    queue_pb2_grpc.add_QueueServiceServicer_to_server(
+        QueueServicer(core.queues, core.store, core.ledger, core.pager, core.now), server
+    )
+    artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(ArtifactServicer(core.chunks), server)
+    items = WorkerItems(core.hub, core.desk, core.metric_writer, core.traces)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(
+        WorkerServicer(core.hub, items, core.ledger, core.pager, tasks), server
+    )
+    runner = RunnerServicer(core.desk, core.ledger, core.store, core.logs, core.metric_writer)
+    runner_pb2_grpc.add_RunnerServiceServicer_to_server(runner, server)
+    admin = AdminParts(
+        core.store,
+        core.authenticator,
+        core.traces,
+        core.pager,
+        lambda: backends.report(core.loops, core.dispatcher.capacity),
+        lambda: _status(core),
+    )
+    admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(admin), server)
+
+
+def _status(core: Core) -> admin_pb2.ServerStatus:
+    held = sum(
+        attempt.release is not Release.RELEASED
+        for rows in core.ledger.all_rows()
+        for attempt in rows.attempts.values()
+    )
+    status = admin_pb2.ServerStatus(
+        cluster_id=core.store.identity.cluster_id,
+        version=__version__,
+        phase=str(core.admission.phase),
+        active_jobs=core.ledger.active(),
+        live_attempts=held,
+        last_event=core.events.newest,
+        data_dir=str(core.options.data),
+        pid=os.getpid(),
+        store_epoch=core.store.identity.store_epoch,
+    )
+    set_time(status.start_time, round(core.started * 1e6))
+    return status
+
+
+def _http(core: Core, transport: Transport) -> Any:
+    listen = core.options.config.server.http_listen
+    authorize = None if listen.loopback else _bearer(core.authenticator)
+    app = metrics_app(core.metrics, authorize)
+    return serve_http(app, listen.host, listen.port, transport.ssl_context())
+
+
+def _bearer(authenticator: Authenticator) -> Callable[[str | None], bool]:
+    from hatoba_scheduler.errors import HatobaError
+
+    def allowed(header: str | None) -> bool:
+        try:
+            authenticator.authenticate(header)
+        except HatobaError:
+            return False
+        return True
+
+    return allowed
+
+
+def _announce(core: Core, transport: Transport, grpc_port: int, http_port: int) -> None:
+    """Write the ready file, whole or not at all, here and where it was asked for."""
+    server = core.options.config.server
+    ready = {
+        "grpc": str(replace(server.listen, port=grpc_port)),
+        "http": str(replace(server.http_listen, port=http_port)),
+        "pid": os.getpid(),
+        "token_file": str(core.options.data / "admin.token"),
+    }
+    if transport.ca_file is not None:
+        ready["ca_file"] = str(transport.ca_file)
+    for path in (core.options.data / "server.json", core.options.ready_file):
+        if path is not None:
+            _write_whole(path, json.dumps(ready) + "\n")
+    log.info("ready", **ready)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    Path(name).replace(path)
+
+
+async def _start_worker(data: Path) -> None:
+    """Have the keeper of this directory run a worker; it lives on when the server does not."""
+    command = [sys.executable, "-m", "hatoba_worker", "embed", "--data", str(data)]
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+        )
+    except OSError as error:
+        log.error("worker.not_started", error=str(error))
+        return
+    if await process.wait() != 0:
+        log.error("worker.not_started", remedy="pip install 'hatoba[worker]'")
+
+
+async def _drain(core: Core, server: GrpcServer) -> None:
+    """Refuse what is new, end streams, finish what was begun; in under ten seconds."""
+    log.info("draining", in_flight=core.admission.in_flight)
+    await server.health.enter_graceful_shutdown()
+    core.stopping.set()
+    core.hub.close()
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            await core.admission.drain()
+    except TimeoutError:
+        log.warning("drain.unfinished", in_flight=core.admission.in_flight)
+    await server.server.stop(STOP_SECONDS)
+    log.info("stopped")

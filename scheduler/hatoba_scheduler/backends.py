@@ -1,0 +1,122 @@
+"""The backends of this server: opened from what is configured and what plug-ins bring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, fields
+
+import structlog
+
+from hatoba.v1 import admin_pb2
+from hatoba_plugins.backend import Backend, BackendContext
+from hatoba_plugins.loader import LoadFailure, RegisteredType, load
+from hatoba_plugins.values import Capabilities
+from hatoba_scheduler.config import BackendConfig, Config
+from hatoba_scheduler.control.backend_loop import BackendLoop
+from hatoba_scheduler.domain.capacity import Capacity, describe_free
+
+log = structlog.get_logger(__name__)
+
+EMBEDDED = {"hosts": BackendConfig("hosts")}
+"""What is opened when nothing is configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One opened instance and where it came from."""
+
+    backend: Backend
+    registered: RegisteredType
+
+
+@dataclass(slots=True)
+class Backends:
+    """All instances by name, the failures, and the one that jobs get when they name none."""
+
+    opened: dict[str, Opened] = field(default_factory=dict)
+    failures: list[LoadFailure] = field(default_factory=list)
+    default: str = ""
+
+    def report(
+        self, loops: Mapping[str, BackendLoop], capacity: Capacity
+    ) -> admin_pb2.ListBackendsResponse:
+        """What operators are shown."""
+        reply = admin_pb2.ListBackendsResponse()
+        for name, opened in sorted(self.opened.items()):
+            health = loops[name].health if name in loops else None
+            reply.backends.add(
+                name=name,
+                type=opened.registered.type.name,
+                health=health.status.value if health else "unhealthy",
+                message=health.message if health else "it has no job role",
+                capabilities=_shown(opened.backend.capabilities()),
+                capacity={
+                    pool.name: describe_free(pool, pool.total) or "nothing"
+                    for pool in capacity.pools(name)
+                },
+                distribution=f"{opened.registered.distribution} {opened.registered.version}",
+                is_default=name == self.default,
+            )
+        for failure in self.failures:
+            reply.failures.add(
+                name=failure.name,
+                reason=failure.reason,
+                remedy=failure.remedy,
+                distribution=failure.distribution,
+            )
+        return reply
+
+
+async def open_backends(
+    config: Config, context: Callable[[str], BackendContext], stack: AsyncExitStack
+) -> Backends:
+    """Open what is configured; what cannot be opened is listed with its reason."""
+    loaded = load()
+    found = Backends(failures=list(loaded.failures))
+    for name, wanted in (config.backends or EMBEDDED).items():
+        failure = await _open(name, wanted, loaded.types, context, found, stack)
+        if failure is not None:
+            log.error("backend.not_opened", backend=name, reason=failure.reason)
+            found.failures.append(failure)
+    found.default = config.defaults.train or next(iter(found.opened), "")
+    return found
+
+
+async def _open(
+    name: str,
+    wanted: BackendConfig,
+    types: Mapping[str, RegisteredType],
+    context: Callable[[str], BackendContext],
+    found: Backends,
+    stack: AsyncExitStack,
+) -> LoadFailure | None:
+    registered = types.get(wanted.type)
+    if registered is None:
+        known = ", ".join(sorted(types))
+        return LoadFailure(
+            name, f"no plug-in brings type {wanted.type!r}", f"known types are {known}", ""
+        )
+    options = dict(wanted.options)
+    problems = registered.type.options.check(options)
+    if problems:
+        reason = "; ".join(f"{one.field}: {one.message}" for one in problems)
+        return LoadFailure(name, reason, "correct hatoba.toml", registered.distribution)
+    try:
+        opening = registered.type.open(name, registered.type.options(**options), context(name))
+        backend = await stack.enter_async_context(opening)
+    except Exception as error:  # noqa: BLE001 - one broken backend stops no other
+        return LoadFailure(name, repr(error), "see the server's log", registered.distribution)
+    found.opened[name] = Opened(backend, registered)
+    return None
+
+
+def _shown(can: Capabilities) -> dict[str, str]:
+    shown = {}
+    for one in fields(can):
+        value = getattr(can, one.name)
+        if isinstance(value, bool):
+            shown[one.name] = "yes" if value else "no"
+        elif isinstance(value, str):
+            shown[one.name] = value
+    return shown
