@@ -25,90 +25,80 @@ MAX_DETAIL_BYTES = 3_072
 
 
 class Reason(enum.StrEnum):
-    """Why a call was refused, for programs. A closed list: names are never reused."""
+    """Why a call was refused, for programs; `meaning` is for people. A closed list: no name is
+    ever given another meaning."""
 
-    INVALID_FIELD = "INVALID_FIELD"
-    """One or more fields of the request break a rule; every one is listed."""
-    INVALID_MESSAGE = "INVALID_MESSAGE"
-    """The request's bytes are not the message that the method takes."""
-    INVALID_FILTER = "INVALID_FILTER"
-    """A filter cannot be parsed or names an unknown field."""
-    INVALID_PAGE_TOKEN = "INVALID_PAGE_TOKEN"
-    """A page token is damaged or belongs to another query."""
-    INVALID_CURSOR = "INVALID_CURSOR"
-    """A watch cursor is damaged or belongs to another installation."""
-    UNKNOWN_BACKEND = "UNKNOWN_BACKEND"
-    """A job names a backend that this server has not opened."""
-    UNSUPPORTED_BY_BACKEND = "UNSUPPORTED_BY_BACKEND"
-    """The backend cannot run what was asked."""
-    DIGEST_MISMATCH = "DIGEST_MISMATCH"
-    """Bytes do not have the digest they were sent under."""
-    RESOURCE_NOT_FOUND = "RESOURCE_NOT_FOUND"
-    """Nothing of that name exists, or it is not yours."""
-    RESOURCE_EXISTS = "RESOURCE_EXISTS"
-    """Something of that name exists already."""
-    IDEMPOTENCY_MISMATCH = "IDEMPOTENCY_MISMATCH"
-    """The request id was used before with another body."""
-    SECRET_SHOWN_ONCE = "SECRET_SHOWN_ONCE"
-    """The call was made before; its secret is not kept and cannot be shown again."""
-    WRONG_STATE = "WRONG_STATE"
-    """The resource's state does not allow the call."""
-    NOT_EMPTY = "NOT_EMPTY"
-    """The resource still holds others and cannot be removed."""
-    NOT_CURRENT = "NOT_CURRENT"
-    """The attempt is not current any more; nothing was recorded."""
-    CHUNKS_MISSING = "CHUNKS_MISSING"
-    """A manifest names chunks that are not stored."""
-    CLUSTER_MISMATCH = "CLUSTER_MISMATCH"
-    """The caller belongs to another installation."""
-    VERSION_UNSUPPORTED = "VERSION_UNSUPPORTED"
-    """The caller's version or protocol is not one this server speaks."""
-    STALE_ETAG = "STALE_ETAG"
-    """The resource changed since it was read; read it again and retry."""
-    CONCURRENT_CHANGE = "CONCURRENT_CHANGE"
-    """Another change came first; retry as it is."""
-    QUOTA_EXCEEDED = "QUOTA_EXCEEDED"
-    """A limit of a queue or of the installation is reached."""
-    STORE_FULL = "STORE_FULL"
-    """The server's disk or database is full."""
-    TOO_MANY_CALLS = "TOO_MANY_CALLS"
-    """The server answers as many calls as it can."""
-    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE"
-    """The message is over the size limit."""
-    STARTING = "STARTING"
-    """The server is recovering and takes no calls yet."""
-    DRAINING = "DRAINING"
-    """The server is about to stop."""
-    STORE_UNAVAILABLE = "STORE_UNAVAILABLE"
-    """The store does not answer."""
-    BACKEND_UNAVAILABLE = "BACKEND_UNAVAILABLE"
-    """The backend does not answer."""
-    STREAM_REPLACED = "STREAM_REPLACED"
-    """A newer stream of the same caller took this one's place."""
-    CURSOR_TOO_OLD = "CURSOR_TOO_OLD"
-    """The log no longer reaches back to the cursor."""
-    OFFSET_OUT_OF_RANGE = "OFFSET_OUT_OF_RANGE"
-    """An offset lies beyond what is stored."""
-    TOKEN_MISSING = "TOKEN_MISSING"
-    """The call carries no token."""
-    TOKEN_MALFORMED = "TOKEN_MALFORMED"
-    """The authorization header is not a token of ours."""
-    TOKEN_UNKNOWN = "TOKEN_UNKNOWN"
-    """This server does not know the token."""
-    TOKEN_EXPIRED = "TOKEN_EXPIRED"
-    """The token's time is over."""
-    TOKEN_REVOKED = "TOKEN_REVOKED"
-    """The token was revoked."""
-    ROLE_INSUFFICIENT = "ROLE_INSUFFICIENT"
-    """The token's role does not allow the method."""
-    DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT"
-    """Too little time was left to begin."""
-    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
-    """The call did not end in the time it had."""
-    UNKNOWN_METHOD = "UNKNOWN_METHOD"
-    """This server has no such method."""
-    BUG = "BUG"
-    """A fault of the server; its log has the error id."""
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Reason:
+        """A reason whose value is its name."""
+        reason = str.__new__(cls, value)
+        reason._value_ = value
+        reason.meaning = meaning
+        return reason
+
+    INVALID_FIELD = (
+        "INVALID_FIELD",
+        "One or more fields of the request break a rule; every one is listed.",
+    )
+    INVALID_MESSAGE = (
+        "INVALID_MESSAGE",
+        "The request's bytes are not the message that the method takes.",
+    )
+    INVALID_FILTER = "INVALID_FILTER", "A filter cannot be parsed or names an unknown field."
+    INVALID_PAGE_TOKEN = (
+        "INVALID_PAGE_TOKEN",
+        "A page token is damaged or belongs to another query.",
+    )
+    INVALID_CURSOR = (
+        "INVALID_CURSOR",
+        "A watch cursor is damaged or belongs to another installation.",
+    )
+    UNKNOWN_BACKEND = "UNKNOWN_BACKEND", "A job names a backend that this server has not opened."
+    UNSUPPORTED_BY_BACKEND = "UNSUPPORTED_BY_BACKEND", "The backend cannot run what was asked."
+    DIGEST_MISMATCH = "DIGEST_MISMATCH", "Bytes do not have the digest they were sent under."
+    RESOURCE_NOT_FOUND = "RESOURCE_NOT_FOUND", "Nothing of that name exists, or it is not yours."
+    RESOURCE_EXISTS = "RESOURCE_EXISTS", "Something of that name exists already."
+    IDEMPOTENCY_MISMATCH = (
+        "IDEMPOTENCY_MISMATCH",
+        "The request id was used before with another body.",
+    )
+    SECRET_SHOWN_ONCE = (
+        "SECRET_SHOWN_ONCE",
+        "The call was made before; its secret is not kept and cannot be shown again.",
+    )
+    WRONG_STATE = "WRONG_STATE", "The resource's state does not allow the call."
+    NOT_EMPTY = "NOT_EMPTY", "The resource still holds others and cannot be removed."
+    NOT_CURRENT = "NOT_CURRENT", "The attempt is not current any more; nothing was recorded."
+    CHUNKS_MISSING = "CHUNKS_MISSING", "A manifest names chunks that are not stored."
+    CLUSTER_MISMATCH = "CLUSTER_MISMATCH", "The caller belongs to another installation."
+    VERSION_UNSUPPORTED = (
+        "VERSION_UNSUPPORTED",
+        "The caller's version or protocol is not one this server speaks.",
+    )
+    STALE_ETAG = "STALE_ETAG", "The resource changed since it was read; read it again and retry."
+    CONCURRENT_CHANGE = "CONCURRENT_CHANGE", "Another change came first; retry as it is."
+    QUOTA_EXCEEDED = "QUOTA_EXCEEDED", "A limit of a queue or of the installation is reached."
+    STORE_FULL = "STORE_FULL", "The server's disk or database is full."
+    TOO_MANY_CALLS = "TOO_MANY_CALLS", "The server answers as many calls as it can."
+    MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE", "The message is over the size limit."
+    STARTING = "STARTING", "The server is recovering and takes no calls yet."
+    DRAINING = "DRAINING", "The server is about to stop."
+    STORE_UNAVAILABLE = "STORE_UNAVAILABLE", "The store does not answer."
+    BACKEND_UNAVAILABLE = "BACKEND_UNAVAILABLE", "The backend does not answer."
+    STREAM_REPLACED = "STREAM_REPLACED", "A newer stream of the same caller took this one's place."
+    CURSOR_TOO_OLD = "CURSOR_TOO_OLD", "The log no longer reaches back to the cursor."
+    OFFSET_OUT_OF_RANGE = "OFFSET_OUT_OF_RANGE", "An offset lies beyond what is stored."
+    TOKEN_MISSING = "TOKEN_MISSING", "The call carries no token."
+    TOKEN_MALFORMED = "TOKEN_MALFORMED", "The authorization header is not a token of ours."
+    TOKEN_UNKNOWN = "TOKEN_UNKNOWN", "This server does not know the token."
+    TOKEN_EXPIRED = "TOKEN_EXPIRED", "The token's time is over."
+    TOKEN_REVOKED = "TOKEN_REVOKED", "The token was revoked."
+    ROLE_INSUFFICIENT = "ROLE_INSUFFICIENT", "The token's role does not allow the method."
+    DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT", "Too little time was left to begin."
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED", "The call did not end in the time it had."
+    UNKNOWN_METHOD = "UNKNOWN_METHOD", "This server has no such method."
+    BUG = "BUG", "A fault of the server; its log has the error id."
 
 
 @dataclass(frozen=True, slots=True)

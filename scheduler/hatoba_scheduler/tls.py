@@ -17,6 +17,7 @@ from pathlib import Path
 
 import grpc
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -131,7 +132,7 @@ def _still_good(
     life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
     if leaf.not_valid_after_utc - now < life / 3:
         return False
-    with contextlib.suppress(ValueError, TypeError):
+    with contextlib.suppress(ValueError, TypeError, InvalidSignature):
         leaf.verify_directly_issued_by(issuer)
         return _alternative_names(leaf) >= set(names)
     return False

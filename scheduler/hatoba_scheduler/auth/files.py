@@ -46,17 +46,22 @@ def write_secret(path: Path, content: bytes) -> None:
 
 def read_secret(path: Path) -> bytes:
     """The content of `path`; InsecureFile if group or others have any right to it."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
-        if not stat.S_ISREG(mode):
-            raise InsecureFile(f"{path} is not a plain file")
-        if mode & _OTHERS:
-            raise InsecureFile(
-                f"{path} may be opened by others (mode {stat.S_IMODE(mode):04o}); "
-                f"run `chmod 600 {path}`"
-            )
-        return file.read(_MAX_BYTES)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        _refuse_open_to_others(path, os.fstat(descriptor).st_mode)
+        return os.read(descriptor, _MAX_BYTES)
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_open_to_others(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise InsecureFile(f"{path} is not a plain file")
+    if mode & _OTHERS:
+        raise InsecureFile(
+            f"{path} may be opened by others (mode {stat.S_IMODE(mode):04o}); "
+            f"run `chmod 600 {path}`"
+        )
 
 
 async def ensure_token_files(authenticator: Authenticator, directory: Path) -> None:

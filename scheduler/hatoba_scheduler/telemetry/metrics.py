@@ -79,8 +79,8 @@ class ServerMetrics:
             observe = self._observers[method, code] = self._durations.labels(method, code).observe
         observe(seconds)
 
-    def watch_drops(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """Show a figure that somebody else counts, read when it is asked for."""
+    def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
+        """Show a figure that somebody else counts; `read` is called from another thread."""
         Gauge(name, description, registry=self.registry).set_function(read)
 
 
@@ -110,7 +110,8 @@ def metrics_app(
     async def show(request: web.Request) -> web.Response:
         if authorize is not None and not authorize(request.headers.get("Authorization")):
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
-        body = generate_latest(metrics.registry)
+        # The process collector reads /proc.
+        body = await asyncio.to_thread(generate_latest, metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application(client_max_size=0)

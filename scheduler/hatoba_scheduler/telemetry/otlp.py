@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -19,6 +20,7 @@ QUEUE_SPANS = 16_384
 BATCH_SPANS = 1_024
 DELAY_MS = 1_000
 TIMEOUT_MS = 10_000
+FLUSH_SECONDS = 3.0
 
 _KINDS: Mapping[str, SpanKind] = MappingProxyType({kind.name.lower(): kind for kind in SpanKind})
 
@@ -28,6 +30,7 @@ class OtlpSink:
 
     def __init__(self, exporter: SpanExporter, resource: Mapping[str, str]) -> None:
         self._resource = Resource(dict(resource))
+        self._exporter = exporter
         self._processor = BatchSpanProcessor(
             exporter,
             max_queue_size=QUEUE_SPANS,
@@ -40,9 +43,15 @@ class OtlpSink:
         """Queue one span."""
         self._processor.on_end(self._readable(span))
 
-    def close(self) -> None:
-        """Send what is queued and end; blocks for seconds, so call it off the event loop."""
-        self._processor.shutdown()  # type: ignore[no-untyped-call]
+    def close(self, seconds: float = FLUSH_SECONDS) -> None:
+        """Send what is queued, for so long at most; blocks, so call it off the event loop."""
+        # The SDK alone would retry a collector that is away for its whole time-out.
+        give_up = threading.Timer(seconds, self._exporter.shutdown)
+        give_up.start()
+        try:
+            self._processor.shutdown()  # type: ignore[no-untyped-call]
+        finally:
+            give_up.cancel()
 
     def _readable(self, span: FinishedSpan) -> ReadableSpan:
         context = _context(span.context.trace_id, span.context.span_id)

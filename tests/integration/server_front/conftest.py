@@ -6,7 +6,7 @@ import asyncio
 import io
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,8 +87,9 @@ class Jobs(job_pb2_grpc.JobServiceServicer):
             yield job_pb2.WatchJobsResponse(cursor="1")
             self._script.entered.set()
             if self._script.stream is not None:
-                async for reply in self._script.stream(request, context):
-                    yield reply
+                async with aclosing(self._script.stream(request, context)) as replies:
+                    async for reply in replies:
+                        yield reply
         finally:
             self._script.left.set()
 

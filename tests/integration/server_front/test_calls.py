@@ -474,6 +474,33 @@ async def test_a_cancelled_stream_is_closed_and_ends_its_span(
     assert front.active(method) == 0
 
 
+async def test_a_generator_abandoned_in_a_write_is_closed_by_the_calls_own_task(
+    front: Harness,
+) -> None:
+    """Left to the garbage collector it would be closed in another task, without its context."""
+    tasks: list[asyncio.Task[Any] | None] = []
+    wrote = asyncio.Event()
+
+    async def flood(request: Any, context: Any) -> Any:
+        tasks.append(asyncio.current_task())
+        try:
+            for number in itertools.count():
+                yield job_pb2.WatchJobsResponse(cursor="x" * 64_000)
+                if number > 2:
+                    wrote.set()
+        finally:
+            tasks.append(asyncio.current_task())
+
+    front.script.stream = flood
+    stream = _open(front, "watch")
+    async with asyncio.timeout(5):
+        await wrote.wait()
+        stream.cancel()
+        await front.script.left.wait()
+    assert len(tasks) == 2
+    assert tasks[0] is tasks[1]
+
+
 @pytest.mark.parametrize("style", ["watch", "tail"])
 async def test_a_stream_that_ends_well_is_ok(front: Harness, style: str) -> None:
     stream = _open(front, style, traceparent=f"00-{'ab' * 16}-{'cd' * 8}-01")

@@ -1,0 +1,69 @@
+"""The table of roles against the contract itself."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+
+import pytest
+from google.protobuf.descriptor import ServiceDescriptor
+
+from hatoba.v1 import admin_pb2
+from hatoba_scheduler.auth.roles import METHOD_ACCESS, OPEN, Role, may_change
+
+FILES = ["admin", "artifact", "job", "queue", "runner", "worker"]
+
+
+def _services() -> Iterator[ServiceDescriptor]:
+    for name in FILES:
+        yield from importlib.import_module(
+            f"hatoba.v1.{name}_pb2"
+        ).DESCRIPTOR.services_by_name.values()
+
+
+def _methods() -> set[str]:
+    return {
+        f"/{service.full_name}/{method.name}"
+        for service in _services()
+        for method in service.methods
+    }
+
+
+def test_every_method_of_the_contract_has_an_entry_and_nothing_else_has() -> None:
+    ours = {name for name in METHOD_ACCESS if name.startswith("/hatoba.")}
+    assert ours == _methods()
+
+
+def test_only_health_is_open() -> None:
+    opened = {name for name, access in METHOD_ACCESS.items() if access == OPEN}
+    assert opened == {f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch")}
+
+
+def test_roles_have_the_contracts_numbers() -> None:
+    assert {f"ROLE_{role.name}": role.value for role in Role} == {
+        name: number for name, number in admin_pb2.Role.items() if number
+    }
+
+
+@pytest.mark.parametrize("method", sorted(set(METHOD_ACCESS) - {""}))
+def test_administrators_may_call_everything_that_needs_a_token(method: str) -> None:
+    access = METHOD_ACCESS[method]
+    assert access == OPEN or Role.ADMIN in access
+
+
+def test_who_may_what_is_as_people_expect() -> None:
+    def allowed(method: str) -> set[str]:
+        return {role.name for role in METHOD_ACCESS[f"/hatoba.v1.{method}"]}
+
+    assert allowed("JobService/SubmitJob") == {"ADMIN", "USER"}
+    assert allowed("JobService/WatchJobs") == {"ADMIN", "USER", "VIEWER"}
+    assert allowed("AdminService/CreateToken") == {"ADMIN"}
+    assert allowed("WorkerService/Connect") == {"ADMIN", "WORKER"}
+    assert allowed("ArtifactService/UploadChunks") == {"ADMIN", "USER", "WORKER"}
+
+
+def test_what_a_viewer_may_do_changes_nothing() -> None:
+    changing = {name for name, access in METHOD_ACCESS.items() if may_change(access)}
+    assert "/hatoba.v1.JobService/CancelJobs" in changing
+    assert "/hatoba.v1.JobService/TailLogs" not in changing
+    assert "/grpc.health.v1.Health/Check" not in changing
