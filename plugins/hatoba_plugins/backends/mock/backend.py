@@ -146,6 +146,10 @@ class _Memory:
         while self.settled_in(oldest := next(iter(self._asked))) <= 0 and oldest != name:
             del self._asked[oldest]
 
+    def settle(self, name: str) -> None:
+        """It was seen; from now on absence is proof."""
+        self._asked[name] = -self._settles_after
+
     def settled_in(self, name: str) -> float:
         """Seconds until it is certain that a name which cannot be seen does not exist."""
         since = self._asked.get(name, self._opened)
@@ -205,6 +209,7 @@ class MockJobs:
 
     def _observation(self, ref: Ref, known: MockObject | None) -> Observation:
         if known is not None:
+            self._memory.settle(ref.name)
             return self._world.observe(known)
         if self._memory.settled_in(ref.name) > 0:
             return Observation(ref.name, Phase.WAITING, exists=True, reachable=False)
@@ -236,6 +241,7 @@ class MockJobs:
         await self._ctx.budget("delete")
         if not await self._world.delete(ref.name):
             return NotYet(ref.name, after=1.0)
+        self._memory.settle(ref.name)
         return Released(ref.name)
 
 

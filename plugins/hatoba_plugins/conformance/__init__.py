@@ -1,0 +1,44 @@
+"""The public conformance kit: what the core relies on, as tests that any backend can run.
+
+A backend's author writes, in a test module of their own, with pytest and pytest-asyncio installed:
+
+    from hatoba_plugins.conformance import JobConformance, JobHarness, ShellHarness
+
+    class TestMyBackend(JobConformance):
+        @pytest.fixture
+        def harness(self, tmp_path: Path) -> JobHarness:
+            return ShellHarness(MyType(), {"option": "value"}, marks=tmp_path / "marks")
+
+`ShellHarness` serves a backend whose commands run on this machine; for another one, derive from
+`BackendHarness` and say which specification succeeds, fails, goes on until it is stopped. With a
+`FaultInjector` the tests of faults run too; those it does not know are skipped, with their names.
+Each test's docstring is a rule of the contract.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite("hatoba_plugins.conformance.jobs")
+
+from hatoba_plugins.conformance.harness import (  # noqa: E402 - the rewriting must come first
+    BackendHarness,
+    Command,
+    FaultInjector,
+    GatedBudget,
+    JobHarness,
+    NoWorkers,
+    ShellHarness,
+)
+from hatoba_plugins.conformance.jobs import JobConformance  # noqa: E402
+
+__all__ = [
+    "BackendHarness",
+    "Command",
+    "FaultInjector",
+    "GatedBudget",
+    "JobConformance",
+    "JobHarness",
+    "NoWorkers",
+    "ShellHarness",
+]
