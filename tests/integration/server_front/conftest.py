@@ -150,6 +150,7 @@ class Harness:
     metrics: ServerMetrics
     spans: asyncio.Queue[FinishedSpan]
     clock: Clock
+    server: grpc.aio.Server
     channel: grpc.aio.Channel
     tokens: dict[Role, str]
     records: dict[Role, TokenRecord]
@@ -280,6 +281,7 @@ async def serving(limits: CallLimits) -> AsyncIterator[Harness]:
                 metrics,
                 spans,
                 clock,
+                server,
                 channel,
                 {role: text for role, (_, text) in made.items()},
                 {role: record for role, (record, _) in made.items()},

@@ -442,16 +442,12 @@ async def test_a_passed_deadline_ends_the_span(front: Harness) -> None:
 
 
 async def test_a_cancelled_call_ends_the_span(front: Harness) -> None:
-    entered = asyncio.Event()
-
-    async def wait(request: Any, context: Any) -> Any:
-        entered.set()
-        await asyncio.Event().wait()
-
-    front.script.unary = wait
-    call = front.jobs.SubmitJob(good_submit(), metadata=front.metadata(), timeout=0.15)
-    async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_cancel_after(call, entered))
+    front.script.unary = _entering(front)
+    metadata = front.metadata()
+    call = front.jobs.SubmitJob(good_submit(), metadata=metadata, timeout=10)
+    async with asyncio.timeout(5):
+        await front.script.entered.wait()
+    call.cancel()
     span = await front.span()
     assert span.attributes["rpc.response.status_code"] == "CANCELLED"
     assert front.calls(SUBMIT, "CANCELLED") == 1
@@ -589,6 +585,28 @@ async def test_draining_waits_for_calls_and_refuses_changes_only(front: Harness)
     assert (refused.reason, call.result().name) == (Reason.DRAINING, "done")
 
 
+@pytest.mark.parametrize("grace", [None, 0.03])
+async def test_stopping_the_server_ends_what_is_open_without_noise(
+    front: Harness, logged: io.StringIO, grace: float | None
+) -> None:
+    front.script.stream = _forever
+    watch = _open(front, "watch")
+    await watch.read()
+    front.script.stream = _never
+    tail = _open(front, "tail")
+    await tail.read()
+    front.script.entered.clear()
+    front.script.unary = _entering(front)
+    call = front.jobs.SubmitJob(good_submit(), metadata=front.metadata())
+    await front.script.entered.wait()
+    await front.server.stop(grace)
+    for ending in (watch.read(), tail.read(), call):
+        failure = await failing(ending)
+        assert failure.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
+    assert front.active(WATCH) == front.active(TAIL) == front.active(SUBMIT) == 0
+    assert not logged.getvalue()
+
+
 async def test_any_exception_has_a_status_of_ours(front: Harness) -> None:
     """No UNKNOWN leaves the server, whatever is raised, in whichever style of handler."""
     raised: list[BaseException] = [
@@ -631,6 +649,14 @@ async def _never(request: Any, context: Any) -> Any:
     await asyncio.Event().wait()
 
 
+def _entering(front: Harness) -> Any:
+    async def enter(request: Any, context: Any) -> Any:
+        front.script.entered.set()
+        await asyncio.Event().wait()
+
+    return enter
+
+
 async def _forever(request: Any, context: Any) -> Any:
     await asyncio.Event().wait()
     yield job_pb2.WatchJobsResponse()
@@ -638,12 +664,6 @@ async def _forever(request: Any, context: Any) -> Any:
 
 async def _job(front: Harness) -> job_pb2.Job:
     return await front.jobs.SubmitJob(good_submit(), metadata=front.metadata(), timeout=10)
-
-
-async def _cancel_after(call: Any, event: asyncio.Event) -> None:
-    async with asyncio.timeout(5):
-        await event.wait()
-    call.cancel()
 
 
 def _open(front: Harness, style: str, **more: str) -> Any:
