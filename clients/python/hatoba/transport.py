@@ -22,6 +22,7 @@ from google.protobuf.message import Message
 
 from hatoba.errors import HatobaError, InvalidSpec, Unavailable, from_rpc
 from hatoba.settings import Server
+from hatoba.streams import open_stream
 from hatoba.tracing import Tracer
 from hatoba.v1 import admin_pb2
 
@@ -152,14 +153,12 @@ class Transport:
             request_serializer=type(request).SerializeToString,
             response_deserializer=reply.FromString,
         )
-        call = method(request, metadata=self.metadata)
         try:
-            async for message in call:
-                yield message
+            async with open_stream(method(request, metadata=self.metadata)) as call:
+                async for message in call:
+                    yield message
         except grpc.aio.AioRpcError as error:
             raise from_rpc(error, self.server.address) from None
-        finally:
-            call.cancel()
 
     async def pause(self, seconds: float) -> None:
         """Wait between half and all of `seconds`, at most 5."""

@@ -30,8 +30,8 @@ MEMORY_UNITS = {
 }
 DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 MEMORY_HELP = (
-    "write a number with KB, MB, GB or TB (powers of 1000) or with Ki, Mi, Gi or Ti (powers of 1024), "
-    "for example 12GB or 4Gi"
+    "write a number with KB, MB, GB or TB (powers of 1000) or with Ki, Mi, Gi or Ti "
+    "(powers of 1024), for example 12GB or 4Gi"
 )
 DURATION_HELP = "write numbers with ms, s, m, h or d, for example 90s, 10m or 1h30m"
 MEMORY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from hatoba.cli.options import LABEL, PARAM, VARIABLE, params_of, unique
 from hatoba.cli.output import age, between, emit, output_option, pairs, table
 from hatoba.cli.root import Group
 from hatoba.cli.session import server_options, with_client
@@ -153,3 +154,232 @@ def show_cancelled(results: Sequence[job_pb2.CancelResult]) -> None:
         outcome = job_pb2.CancelOutcome.Name(result.outcome).removeprefix("CANCEL_OUTCOME_")
         rows.append((short_name(result.job), outcome, state_name(result.state), result.why))
     table(["JOB", "OUTCOME", "STATE", "WAITS FOR"], rows, empty="nothing matches")
+
+
+@jobs.command("submit")
+@click.option(
+    "-f",
+    "--file",
+    "files",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help="Job file, YAML or JSON; several documents are several jobs. `-` reads stdin.",
+)
+@click.option(
+    "-p", "--param", "params", multiple=True, type=PARAM, metavar="K=V", help="Set a parameter."
+)
+@click.option(
+    "--code",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="DIR",
+    help="Directory to bring along. [default: the job file's]",
+)
+@click.option("--no-code", is_flag=True, help="Bring no directory along.")
+@click.option("--check", is_flag=True, help="Let the server check it and submit nothing.")
+@click.option("--follow", is_flag=True, help="Follow the job as `hatoba run` does; for one job.")
+@output_option
+@server_options()
+@click.pass_context
+def submit(ctx: click.Context, /, files: tuple[str, ...], output: str, **said: Any) -> None:
+    """Submit jobs from files. Prints their names."""
+    from hatoba.cli.submitting import Submission, read_files
+
+    documents = read_files(files, params_of(said["params"]), said["code"], no_code=said["no_code"])
+    submission = Submission(documents, output, check=said["check"])
+    if said["follow"] and len(documents) != 1:
+        raise click.UsageError(f"--follow is for one job, and there are {len(documents)}")
+    ctx.exit(submission.follow() if said["follow"] else submission.send())
+
+
+@jobs.command("watch")
+@click.argument("names", nargs=-1, required=True, metavar="JOB...")
+@click.option(
+    "--cursor", default="0", metavar="CURSOR", help="Begin after this event. [default: the oldest]"
+)
+@output_option
+@server_options()
+@click.pass_context
+def watch(ctx: click.Context, /, names: tuple[str, ...], cursor: str, output: str) -> None:
+    """Every change of these jobs until all have ended."""
+    from hatoba.cli.events import stream_events
+
+    ctx.exit(stream_events(names, cursor, output))
+
+
+@jobs.command("rerun")
+@click.argument("job")
+@click.option(
+    "-p",
+    "--param",
+    "params",
+    multiple=True,
+    type=PARAM,
+    metavar="K=V",
+    help="Parameter to set or replace.",
+)
+@click.option(
+    "--env", multiple=True, type=VARIABLE, metavar="K=V", help="Variable to set or replace."
+)
+@click.option("--from-checkpoint", is_flag=True, help="Begin from its newest checkpoint.")
+@output_option
+@server_options()
+def rerun(
+    job: str,
+    params: tuple[tuple[str, str], ...],
+    env: tuple[tuple[str, str], ...],
+    from_checkpoint: bool,
+    output: str,
+) -> None:
+    """Make a new job from an old one; prints its name. The old one stays as it is."""
+
+    async def again(client: AsyncClient) -> job_pb2.Job:
+        old = await client.job(job)
+        new = await old.rerun(
+            params=params_of(params), env=unique(env, "--env"), from_checkpoint=from_checkpoint
+        )
+        return new.record
+
+    show_name(with_client(again), output)
+
+
+def show_name(job: job_pb2.Job, output: str) -> None:
+    """A new job's name alone, so that a script can take it."""
+    from hatoba.aio import short_name
+
+    emit(job, output, lambda: click.echo(short_name(job.name)))
+
+
+@jobs.command("outputs")
+@click.argument("job")
+@click.argument("directory", required=False, metavar="[DIR]")
+@click.option("--index", type=click.IntRange(0), metavar="N", help="Of this task of an array.")
+@server_options()
+def outputs(job: str, directory: str | None, index: int | None) -> None:
+    """Fetch what JOB left in its outputs directory into DIR. [default: ./JOB]"""
+    from pathlib import Path
+
+    async def fetch(client: AsyncClient) -> Path:
+        found = await client.job(job)
+        return await found.outputs(directory or found.name, index=index)
+
+    click.echo(with_client(fetch))
+
+
+@jobs.command("metrics")
+@click.argument("job")
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option("--index", type=click.IntRange(0), metavar="N", help="Of this task of an array.")
+@click.option(
+    "--plot", type=click.Path(dir_okay=False), metavar="FILE.png", help="Draw them into a file."
+)
+@output_option
+@server_options()
+def metrics(
+    job: str, keys: tuple[str, ...], index: int | None, plot: str | None, output: str
+) -> None:
+    """Show what JOB logged by `log_metrics`."""
+    from hatoba.cli.charts import draw, show_series
+    from hatoba.v1 import job_pb2
+
+    async def read(client: AsyncClient) -> list[job_pb2.MetricSeries]:
+        return await (await client.job(job)).series(*keys, index=index)
+
+    series = with_client(read)
+    if plot:
+        draw(series, plot, title=job)
+        click.echo(f"drew {len(series)} metrics into {plot}", err=True)
+        return
+    emit(job_pb2.QueryMetricsResponse(series=series), output, lambda: show_series(series))
+
+
+@jobs.command("compare")
+@click.argument("first", metavar="JOB")
+@click.argument("others", nargs=-1, required=True, metavar="JOB...")
+@server_options()
+def compare(first: str, others: tuple[str, ...]) -> None:
+    """Params, states, durations and metrics of jobs side by side; what differs is marked with *."""
+    from hatoba.cli.comparing import Compared, comparison
+
+    async def read(client: AsyncClient) -> list[Compared]:
+        jobs = [await client.job(name) for name in (first, *others)]
+        return [Compared(job.record, await job.series()) for job in jobs]
+
+    heads, rows = comparison(with_client(read))
+    table(heads, rows)
+
+
+@jobs.command("trace")
+@click.argument("job")
+@output_option
+@server_options()
+def trace(job: str, output: str) -> None:
+    """Draw the trace of JOB: what happened when, in which process."""
+    from hatoba.cli.charts import show_trace
+    from hatoba.v1 import job_pb2
+
+    async def read(client: AsyncClient) -> job_pb2.GetJobTraceResponse:
+        request = job_pb2.GetJobTraceRequest(job=client.job_name(job))
+        return await client.call(request, job_pb2.GetJobTraceResponse)
+
+    reply = with_client(read)
+    emit(reply, output, lambda: show_trace(reply.spans))
+
+
+@jobs.command("hold")
+@click.argument("names", nargs=-1, required=True, metavar="JOB...")
+@server_options()
+def hold(names: tuple[str, ...]) -> None:
+    """Keep jobs back that have not started."""
+    _update_each(names, {"hold": True})
+
+
+@jobs.command("release")
+@click.argument("names", nargs=-1, required=True, metavar="JOB...")
+@server_options()
+def release(names: tuple[str, ...]) -> None:
+    """Let held jobs go."""
+    _update_each(names, {"hold": False})
+
+
+@jobs.command("update")
+@click.argument("job")
+@click.option("--priority", type=click.IntRange(-1000, 1000), metavar="N", help="New priority.")
+@click.option("--queue", metavar="QUEUE", help="New queue.")
+@click.option(
+    "--label", "labels", multiple=True, type=LABEL, metavar="K=V", help="New labels, replacing all."
+)
+@click.option("--etag", metavar="ETAG", help="Only if it is still as read.")
+@server_options()
+def update(
+    job: str,
+    priority: int | None,
+    queue: str | None,
+    labels: tuple[tuple[str, str], ...],
+    etag: str | None,
+) -> None:
+    """Change what can be changed of an unfinished job."""
+    changes: dict[str, Any] = {"priority": priority, "queue": queue}
+    changes["labels"] = unique(labels, "--label") or None
+    said = {name: value for name, value in changes.items() if value is not None}
+    if not said:
+        raise click.UsageError("nothing to change: say --priority, --queue or --label")
+    _update_each((job,), said, etag or "")
+
+
+def _update_each(names: tuple[str, ...], changes: dict[str, Any], etag: str = "") -> None:
+    from google.protobuf.field_mask_pb2 import FieldMask
+
+    from hatoba.v1 import job_pb2
+
+    async def update_all(client: AsyncClient) -> list[job_pb2.Job]:
+        mask = FieldMask(paths=list(changes))
+        requests = [
+            job_pb2.UpdateJobRequest(
+                name=client.job_name(name), update_mask=mask, etag=etag, **changes
+            )
+            for name in names
+        ]
+        return [await client.call(request, job_pb2.Job) for request in requests]
+
+    show_jobs(with_client(update_all))

@@ -41,6 +41,7 @@ ARRAY = Parsed("0-LAST", parse_array)
 PARAM = _pair("a parameter")
 VARIABLE = _pair("an environment variable")
 INPUT = _pair("an input")
+LABEL = _pair("a label")
 
 # In the order in which help lists them.
 JOB_OPTIONS: list[Callable[[Any], Any]] = [
@@ -139,9 +140,7 @@ JOB_OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--after", multiple=True, metavar="JOB", help="Wait until this job has succeeded."
     ),
-    click.option(
-        "--label", "labels", multiple=True, type=_pair("a label"), metavar="K=V", help="Free label."
-    ),
+    click.option("--label", "labels", multiple=True, type=LABEL, metavar="K=V", help="Free label."),
     click.option("--hold", is_flag=True, help="Submit it held, to be released later."),
     click.option(
         "--code",

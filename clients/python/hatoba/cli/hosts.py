@@ -1,0 +1,165 @@
+"""`hatoba hosts ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from hatoba.cli.output import age, emit, output_option, pairs, table
+from hatoba.cli.root import Group
+from hatoba.cli.session import server_options, with_client
+from hatoba.units import say_bytes
+
+if TYPE_CHECKING:
+    from hatoba.aio import AsyncClient
+    from hatoba.v1 import worker_pb2
+
+
+@click.group(cls=Group)
+def hosts() -> None:
+    """Machines that run our worker."""
+
+
+def state_of(host: worker_pb2.Host) -> str:
+    """One word for a host: what matters most about it."""
+    if host.declared_gone:
+        return "GONE"
+    if not host.connected:
+        return "AWAY"
+    return "CORDONED" if host.cordoned else "READY"
+
+
+def room(host: worker_pb2.Host) -> list[str]:
+    """What is free of what there is: cpus, memory, GPUs, places."""
+    held = host.reserved
+    memory = f"{say_bytes(host.memory_bytes - held.memory_bytes)} of {say_bytes(host.memory_bytes)}"
+    cpus = f"{host.cpus - held.cpus:g} of {host.cpus:g}"
+    gpus = f"{len(host.gpus) - held.gpus} of {len(host.gpus)}" if host.gpus else "-"
+    return [cpus, memory, gpus, f"{host.slots - host.slots_used} of {host.slots}"]
+
+
+def show(found: Sequence[worker_pb2.Host]) -> None:
+    """A table of hosts."""
+    from hatoba.aio import short_name
+
+    rows = [
+        [
+            short_name(host.name),
+            state_of(host),
+            *room(host),
+            str(host.attempts),
+            age(host.last_seen),
+        ]
+        for host in found
+    ]
+    heads = [
+        "HOST",
+        "STATE",
+        "CPUS FREE",
+        "MEMORY FREE",
+        "GPUS FREE",
+        "PLACES FREE",
+        "RUNS",
+        "SEEN",
+    ]
+    table(heads, rows, empty="no hosts; add this machine: `hatoba worker start --help`")
+
+
+@hosts.command("list")
+@output_option
+@server_options()
+def list_hosts(output: str) -> None:
+    """List hosts by name, connected or not."""
+    from hatoba.v1 import worker_pb2
+
+    async def read(client: AsyncClient) -> list[worker_pb2.Host]:
+        request = worker_pb2.ListHostsRequest(page_size=1000)
+        found: list[worker_pb2.Host] = []
+        while True:
+            page = await client.call(request, worker_pb2.ListHostsResponse)
+            found.extend(page.hosts)
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return found
+
+    found = with_client(read)
+    emit(worker_pb2.ListHostsResponse(hosts=found), output, lambda: show(found))
+
+
+@hosts.command("get")
+@click.argument("name")
+@output_option
+@server_options()
+def get(name: str, output: str) -> None:
+    """Show one host."""
+    from hatoba.v1 import worker_pb2
+
+    async def read(client: AsyncClient) -> worker_pb2.Host:
+        return await client.call(worker_pb2.GetHostRequest(name=name), worker_pb2.Host)
+
+    host = with_client(read)
+    emit(host, output, lambda: show_host(host))
+
+
+def show_host(host: worker_pb2.Host) -> None:
+    """One host in words."""
+    from hatoba.aio import short_name
+
+    cpus, memory, gpus, places = room(host)
+    labels = " ".join(f"{name}={value}" for name, value in sorted(host.labels.items()))
+    click.echo(f"{short_name(host.name)}  {state_of(host)}")
+    rows = [("cpus free", cpus), ("memory free", memory), ("gpus free", gpus if host.gpus else "")]
+    rows += [("places free", places), ("attempts", str(host.attempts)), ("labels", labels)]
+    pairs([*rows, ("worker", host.version), ("seen", f"{age(host.last_seen)} ago")])
+
+
+def _cordon(name: str, cordoned: bool) -> None:
+    from hatoba.v1 import worker_pb2
+
+    async def change(client: AsyncClient) -> worker_pb2.Host:
+        request = worker_pb2.CordonHostRequest(name=name, cordoned=cordoned)
+        return await client.call(request, worker_pb2.Host)
+
+    show([with_client(change)])
+
+
+@hosts.command("cordon")
+@click.argument("name")
+@server_options()
+def cordon(name: str) -> None:
+    """Keep new work away; what runs there runs on."""
+    _cordon(name, True)
+
+
+@hosts.command("uncordon")
+@click.argument("name")
+@server_options()
+def uncordon(name: str) -> None:
+    """Let work come again."""
+    _cordon(name, False)
+
+
+@hosts.command("declare-gone")
+@click.argument("name")
+@click.option("--reason", required=True, metavar="TEXT", help="Kept in the events.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@server_options()
+def declare_gone(name: str, reason: str, yes: bool) -> None:
+    """Declare that a machine is gone for good: its attempts are lost and may run elsewhere.
+
+    Only do this when nothing of it can still run: two runs of one job would be your doing.
+    """
+    from hatoba.v1 import worker_pb2
+
+    if not yes:
+        click.confirm(
+            f"nothing runs on {name} any more, and never will again?", abort=True, err=True
+        )
+
+    async def declare(client: AsyncClient) -> worker_pb2.Host:
+        request = worker_pb2.DeclareHostGoneRequest(name=name, reason=reason)
+        return await client.call(request, worker_pb2.Host)
+
+    show([with_client(declare)])
