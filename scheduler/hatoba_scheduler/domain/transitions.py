@@ -387,10 +387,22 @@ def running(view: View, start: Micros, limit_by: str, now: Now) -> Change | None
 
 
 def stopping(view: View, intended: AttemptState, cause: Cause | None, now: Now) -> Change | None:
-    """Any live state -> STOPPING, with the outcome it is stopped for; once is enough."""
-    if view.attempt.state >= AttemptState.STOPPING:
+    """Any live state -> STOPPING, with the outcome it is stopped for; once is enough.
+
+    Of what is being stopped already only a cancel changes the intended outcome.
+    """
+    if view.attempt.state is AttemptState.STOPPING:
+        return _stopping_for_good(view, intended, cause)
+    if view.attempt.state.terminal:
         return None
     return _stepped(view, AttemptState.STOPPING, "stop", now, intended=intended, cause=cause)
+
+
+def _stopping_for_good(view: View, intended: AttemptState, cause: Cause | None) -> Change | None:
+    cancels = intended is AttemptState.CANCELLED
+    if not cancels or view.attempt.intended is AttemptState.CANCELLED:
+        return None
+    return _noted(view, replace(view.attempt, intended=intended, cause=cause))
 
 
 @dataclass(frozen=True, slots=True)
@@ -591,17 +603,24 @@ def cancel(rows: Rows, cause: Cause, now: Now) -> Change | None:
 
 
 def fail_fast(rows: Rows, index: int, now: Now) -> Change | None:
-    """A task failed and its array fails fast: the rest is cancelled."""
+    """A task failed and its array fails fast: the rest is cancelled. None when nothing is left."""
     job = rows.job
     if job.state.terminal or not job.fail_fast:
         return None
     cause = causes.sibling_failed(index)
-    live = any(not task.state.terminal for task in rows.tasks.values())
-    if not live and job.unstarted_state.terminal:
+    if not _waiting_tasks(job) and not any(_goes_on(rows, index) for index in rows.tasks):
         return None
     after = replace(job, unstarted_state=_J.CANCELLED) if _waiting_tasks(job) else job
     change = _job_moved(job, after, "fail_fast", now, cause)
     return _cancel_started(rows, change, cause, now)
+
+
+def _goes_on(rows: Rows, index: int) -> bool:
+    """It is not over, and not being cancelled either."""
+    task, attempt = rows.tasks[index], rows.attempts[index]
+    if task.state.terminal:
+        return False
+    return task.state.pending or attempt.intended is not AttemptState.CANCELLED
 
 
 def _waiting_tasks(job: Job) -> bool:

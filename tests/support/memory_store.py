@@ -1,0 +1,122 @@
+"""A Store in memory, as far as the ledger and its followers need one, with faults on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from hatoba_scheduler.domain.records import Attempt, Change, Event, Job, Task
+from hatoba_scheduler.domain.states import Release
+from hatoba_scheduler.store.base import (
+    Applied,
+    Duplicate,
+    LiveState,
+    Mismatch,
+    Stale,
+    Store,
+    Submission,
+    Submitted,
+)
+
+
+@dataclass
+class MemoryStore:
+    """Guards every write as a real store does; nothing of it outlives the test."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    kept_tasks: dict[tuple[str, int], Task] = field(default_factory=dict)
+    kept_attempts: dict[str, Attempt] = field(default_factory=dict)
+    log: list[Event] = field(default_factory=list)
+    kept_specs: dict[str, bytes] = field(default_factory=dict)
+    fail_with: Exception | None = None
+    """Raised by the next writes, until it is taken away."""
+    batches: list[int] = field(default_factory=list)
+    """Sizes of the calls of `apply`."""
+    reads: int = 0
+    """How often specs or events were asked for."""
+
+    def __post_init__(self) -> None:
+        self.open = asyncio.Event()
+        """Cleared: writes wait just before their commit becomes known."""
+        self.open.set()
+        self.reached = asyncio.Event()
+        """Set once a write waits or passed there."""
+
+    def as_store(self) -> Store:
+        """For those who ask for the whole protocol."""
+        return cast(Store, self)
+
+    async def submit(self, items: Sequence[Submission]) -> list[Submitted | Duplicate | Mismatch]:
+        """Number and keep new jobs."""
+        self._fail()
+        results: list[Submitted | Duplicate | Mismatch] = []
+        for item in items:
+            job = replace(item.job, name=f"{item.base_name}-{len(self.jobs) + 1}")
+            self.jobs[job.uid] = job
+            self.kept_specs[job.uid] = item.spec
+            results.append(Submitted(job, self._append(replace(item.event, job_name=job.name))))
+        await self._gate()
+        return results
+
+    async def apply(self, changes: Sequence[Change]) -> list[Applied | Stale]:
+        """Write each change whose guards hold."""
+        self._fail()
+        self.batches.append(len(changes))
+        results = [self._write(change) for change in changes]
+        await self._gate()
+        return results
+
+    async def live(self) -> LiveState:
+        """Jobs that are not over or hold something."""
+        attempts = self._newest()
+        held = {a.job_uid for a in attempts if a.release is not Release.RELEASED}
+        jobs = [j for j in self.jobs.values() if not j.state.terminal or j.uid in held]
+        uids = {job.uid for job in jobs}
+        tasks = [t for t in self.kept_tasks.values() if t.job_uid in uids]
+        return LiveState(jobs, tasks, [a for a in attempts if a.job_uid in uids])
+
+    async def specs(self, uids: Sequence[str]) -> dict[str, bytes]:
+        """Specs of the jobs that exist."""
+        self.reads += 1
+        return {uid: self.kept_specs[uid] for uid in uids if uid in self.kept_specs}
+
+    async def events(self, after_seq: int, limit: int, job_uids: Sequence[str] = ()) -> list[Event]:
+        """A page of the log."""
+        assert not job_uids
+        self.reads += 1
+        return [event for event in self.log if event.seq > after_seq][:limit]
+
+    def _fail(self) -> None:
+        if self.fail_with is not None:
+            raise self.fail_with
+
+    async def _gate(self) -> None:
+        self.reached.set()
+        await self.open.wait()
+
+    def _append(self, event: Event) -> int:
+        seq = len(self.log) + 1
+        self.log.append(replace(event, seq=seq))
+        return seq
+
+    def _write(self, change: Change) -> Applied | Stale:
+        if not self._guards_hold(change):
+            return Stale.STALE
+        self.jobs[change.job.uid] = change.job
+        self.kept_tasks |= {(t.job_uid, t.index): t for t, _ in change.tasks}
+        self.kept_attempts |= {a.name: a for a, _ in change.attempts}
+        return Applied(tuple(self._append(event) for event in change.events))
+
+    def _guards_hold(self, change: Change) -> bool:
+        tasks = [(self.kept_tasks.get((t.job_uid, t.index)), v) for t, v in change.tasks]
+        attempts = [(self.kept_attempts.get(a.name), v) for a, v in change.attempts]
+        rows = [(self.jobs.get(change.job.uid), change.expected), *tasks, *attempts]
+        return all((row.version if row else 0) == version for row, version in rows)
+
+    def _newest(self) -> list[Attempt]:
+        newest: dict[tuple[str, int], Attempt] = {}
+        for attempt in sorted(self.kept_attempts.values(), key=lambda a: a.number):
+            newest[attempt.job_uid, attempt.index] = attempt
+        return list(newest.values())
