@@ -28,7 +28,7 @@ class QueueBook:
         while page := await self._store.queues(None, after, PAGE):
             for queue in page:
                 self._take(queue)
-            after = page[-1].name
+            after = f"{page[-1].project}/{page[-1].name}"
             if len(page) < PAGE:
                 return
 

@@ -95,7 +95,8 @@ class JobQuery(NamedTuple):
     operators `=`, `!=`."""
 
 
-class MetricQuery(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class MetricQuery:
     """Which points of a job to read."""
 
     job_uid: str
@@ -128,9 +129,7 @@ class Store(Protocol):
         ...
 
     # -- jobs ---------------------------------------------------------------------------------
-    async def submit(
-        self, items: Sequence[Submission]
-    ) -> list[Submitted | Duplicate | Mismatch]:
+    async def submit(self, items: Sequence[Submission]) -> list[Submitted | Duplicate | Mismatch]:
         """Number and store jobs, their first events and request keys, in one transaction.
 
         Two items of one call with the same request key are one job. An item whose key is known
@@ -140,10 +139,14 @@ class Store(Protocol):
         ...
 
     async def apply(self, changes: Sequence[Change]) -> list[Applied | Stale]:
-        """Write decided changes, each all or nothing, in one transaction when none fails.
+        """Write decided changes, each all or nothing, in one transaction.
 
-        Raises StorageFull or StorageFailed when the transaction could not be committed; then no
-        change of the call is written.
+        Of a job's row it writes what can change: queue, priority, state, desired, versions,
+        unstarted, counts, hold, blocked_on, times, cause, outputs; the rest was fixed by submit. A
+        row whose version is the expected one is guarded, not written. Raises StorageFull or
+        StorageFailed when the transaction could not be committed and WriteRefused when a row breaks
+        a rule of the schema (a final state left, a second attempt under way); then no change of the
+        call is written.
         """
         ...
 
@@ -230,7 +233,8 @@ class Store(Protocol):
         ...
 
     async def queues(self, project: str | None, after: str, limit: int) -> list[Queue]:
-        """Queues of one project (None: all projects) by name, above `after`."""
+        """Queues of one project by name, above the name `after`; None: those of all projects, by
+        project and name, above `after` = "PROJECT/NAME"."""
         ...
 
     async def delete_queue(self, project: str, name: str, expected_version: int) -> bool | Stale:

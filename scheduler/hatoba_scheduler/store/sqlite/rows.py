@@ -1,0 +1,559 @@
+"""Records as rows and back.
+
+sqlite3 binds exact ints, floats and texts fast and everything else through its adapters, so enums
+and flags become ints here and "none" is empty text, 0 or -1.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from hatoba_scheduler.domain.ranges import Ranges
+from hatoba_scheduler.domain.records import (
+    Attempt,
+    Cause,
+    Checkpoint,
+    Counts,
+    Event,
+    Host,
+    Job,
+    ManifestRef,
+    MetricPoint,
+    Queue,
+    Resources,
+    RetryPolicy,
+    Task,
+    TokenRecord,
+    Usage,
+)
+from hatoba_scheduler.domain.states import (
+    AttemptState,
+    CauseCode,
+    Desired,
+    JobState,
+    Origin,
+    Release,
+)
+from hatoba_scheduler.store.sqlite.statements import Row
+
+_JOB_STATES = {int(state): state for state in JobState}
+_ATTEMPT_STATES = {int(state): state for state in AttemptState}
+_DESIRED = {int(desired): desired for desired in Desired}
+_RELEASES = {int(release): release for release in Release}
+_FLAGS = {0: False, 1: True}
+
+_dump: Callable[[object], str] = json.JSONEncoder(
+    separators=(",", ":"), check_circular=False
+).encode
+_load: Callable[[str], Any] = json.JSONDecoder().decode
+
+
+# -- parts: JSON arrays in a fixed order -------------------------------------------------------
+
+
+def _cause_text(cause: Cause | None) -> str:
+    if cause is None:
+        return ""
+    return _dump(
+        (
+            int(cause.code),
+            int(cause.origin),
+            cause.message,
+            cause.retryable,
+            cause.exit_code,
+            cause.signal,
+            cause.evidence,
+            cause.last_log_lines,
+        )
+    )
+
+
+def _cause(text: str) -> Cause | None:
+    if not text:
+        return None
+    code, origin, message, retryable, exit_code, signal, evidence, lines = _load(text)
+    return Cause(
+        CauseCode(code),
+        Origin(origin),
+        message,
+        retryable,
+        exit_code,
+        signal,
+        _pairs(evidence),
+        tuple(lines),
+    )
+
+
+def _pairs(values: list[list[Any]]) -> tuple[tuple[Any, Any], ...]:
+    return tuple([(key, value) for key, value in values])
+
+
+def _manifest_text(manifest: ManifestRef | None) -> str:
+    if manifest is None:
+        return ""
+    return _dump((manifest.digest, manifest.total_bytes, manifest.files))
+
+
+def _manifest(text: str) -> ManifestRef | None:
+    return ManifestRef(*_load(text)) if text else None
+
+
+def _checkpoint_text(checkpoint: Checkpoint | None) -> str:
+    if checkpoint is None:
+        return ""
+    kept = checkpoint.manifest
+    return _dump(
+        (
+            checkpoint.step,
+            checkpoint.attempt,
+            (kept.digest, kept.total_bytes, kept.files),
+            checkpoint.metrics,
+            checkpoint.create_time,
+        )
+    )
+
+
+def _checkpoint(text: str) -> Checkpoint | None:
+    if not text:
+        return None
+    step, attempt, manifest, metrics, create_time = _load(text)
+    return Checkpoint(step, attempt, ManifestRef(*manifest), _pairs(metrics), create_time)
+
+
+@functools.lru_cache(maxsize=1024)
+def _resources_text(resources: Resources) -> str:
+    return _dump(resources) if any(resources) else ""
+
+
+@functools.lru_cache(maxsize=1024)
+def _resources(text: str) -> Resources:
+    return Resources(*_load(text)) if text else Resources()
+
+
+@functools.lru_cache(maxsize=1024)
+def _retries_text(retries: RetryPolicy) -> str:
+    return _dump(
+        (
+            retries.user,
+            retries.infrastructure,
+            retries.preemption,
+            retries.backoff,
+            retries.max_backoff,
+        )
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _retries(text: str) -> RetryPolicy:
+    return RetryPolicy(*_load(text))
+
+
+@functools.lru_cache(maxsize=4096)
+def _counts_text(counts: Counts) -> str:
+    return _dump(counts)
+
+
+@functools.lru_cache(maxsize=4096)
+def _counts(text: str) -> Counts:
+    return tuple(_load(text))
+
+
+@functools.lru_cache(maxsize=1024)
+def _ranges(text: str) -> Ranges:
+    return Ranges.parse(text)
+
+
+def _ranges_text(ranges: Ranges) -> str:
+    return str(ranges) if ranges.runs else ""
+
+
+_NO_USAGE = Usage()
+
+
+def _usage_text(usage: Usage) -> str:
+    if usage is _NO_USAGE or usage == _NO_USAGE:
+        return ""
+    return _dump(
+        (usage.cpu_seconds, usage.memory_peak_bytes, usage.gpu_peak, usage.memory_limit_by)
+    )
+
+
+def _usage(text: str) -> Usage:
+    return Usage(*_load(text)) if text else _NO_USAGE
+
+
+def _texts(text: str) -> tuple[str, ...]:
+    return tuple(_load(text)) if text else ()
+
+
+def _text_pairs(text: str) -> tuple[tuple[Any, Any], ...]:
+    return _pairs(_load(text)) if text else ()
+
+
+# -- jobs ----------------------------------------------------------------------------------------
+
+
+def new_job_row(job: Job, base_name: str) -> Row:
+    """A job to insert, after its id and number."""
+    return (
+        base_name,
+        job.uid,
+        job.project,
+        job.queue,
+        job.backend,
+        job.priority,
+        job.size,
+        job.max_parallel,
+        1 if job.fail_fast else 0,
+        _resources_text(job.resources),
+        _retries_text(job.retries),
+        int(job.state),
+        int(job.desired),
+        job.version,
+        job.settings_version,
+        _ranges_text(job.unstarted),
+        int(job.unstarted_state),
+        _counts_text(job.counts),
+        1 if job.hold else 0,
+        _dump(job.blocked_on) if job.blocked_on else "",
+        job.created_by,
+        job.create_time,
+        job.start_time,
+        job.end_time,
+        _cause_text(job.cause),
+        job.trace_id,
+        job.span_id,
+        1 if job.sampled else 0,
+        job.rerun_of,
+        job.stop_grace,
+        _dump(job.labels) if job.labels else "",
+        _dump(job.secrets) if job.secrets else "",
+        1 if job.embedded_only else 0,
+        _manifest_text(job.outputs),
+        _checkpoint_text(job.restore),
+    )
+
+
+def job_update_row(job: Job) -> Row:
+    """What may change of a job, after its uid."""
+    return (
+        job.uid,
+        job.queue,
+        job.priority,
+        int(job.state),
+        int(job.desired),
+        job.version,
+        job.settings_version,
+        _ranges_text(job.unstarted),
+        int(job.unstarted_state),
+        _counts_text(job.counts),
+        1 if job.hold else 0,
+        _dump(job.blocked_on) if job.blocked_on else "",
+        job.start_time,
+        job.end_time,
+        _cause_text(job.cause),
+        _manifest_text(job.outputs),
+    )
+
+
+def job_from(row: Row) -> Job:
+    """The job of a row. Raises ValueError or KeyError when it cannot be read."""
+    return Job(
+        row[0],
+        row[1],
+        f"{row[2]}-{row[3]}",
+        row[4],
+        row[5],
+        row[6],
+        row[7],
+        row[8],
+        _FLAGS[row[9]],
+        _resources(row[10]),
+        _retries(row[11]),
+        _JOB_STATES[row[12]],
+        _DESIRED[row[13]],
+        row[14],
+        row[15],
+        _ranges(row[16]),
+        _JOB_STATES[row[17]],
+        _counts(row[18]),
+        _FLAGS[row[19]],
+        _texts(row[20]),
+        row[21],
+        row[22],
+        row[23],
+        row[24],
+        _cause(row[25]),
+        row[26],
+        row[27],
+        _FLAGS[row[28]],
+        row[29],
+        row[30],
+        _text_pairs(row[31]),
+        _texts(row[32]),
+        _FLAGS[row[33]],
+        _manifest(row[34]),
+        _checkpoint(row[35]),
+    )
+
+
+# -- tasks and attempts --------------------------------------------------------------------------
+
+
+def task_row(task: Task) -> Row:
+    """A task to insert or write over."""
+    return (
+        task.job_uid,
+        task.index,
+        int(task.state),
+        task.version,
+        task.attempt,
+        task.not_before,
+        task.user_failures,
+        task.infrastructure_failures,
+        task.preemptions,
+        _cause_text(task.cause),
+        _checkpoint_text(task.checkpoint),
+        _manifest_text(task.outputs),
+        task.start_time,
+        task.end_time,
+    )
+
+
+def task_from(row: Row) -> Task:
+    """The task of a row. Raises ValueError or KeyError when it cannot be read."""
+    return Task(
+        row[0],
+        row[1],
+        _JOB_STATES[row[2]],
+        row[3],
+        row[4],
+        row[5],
+        row[6],
+        row[7],
+        row[8],
+        _cause(row[9]),
+        _checkpoint(row[10]),
+        _manifest(row[11]),
+        row[12],
+        row[13],
+    )
+
+
+def attempt_row(attempt: Attempt) -> Row:
+    """An attempt to insert or write over."""
+    return (
+        attempt.job_uid,
+        attempt.index,
+        attempt.number,
+        attempt.name,
+        attempt.fence,
+        attempt.backend,
+        attempt.host,
+        _dump(attempt.gpus) if attempt.gpus else "",
+        int(attempt.state),
+        attempt.version,
+        int(attempt.release),
+        1 if attempt.fenced else 0,
+        attempt.span_id,
+        attempt.create_time,
+        attempt.handle,
+        attempt.nonce,
+        int(attempt.intended) if attempt.intended else 0,
+        attempt.unknown_since,
+        attempt.claim_time,
+        attempt.start_time,
+        attempt.end_time,
+        _cause_text(attempt.cause),
+        _usage_text(attempt.usage),
+        _checkpoint_text(attempt.checkpoint),
+        _manifest_text(attempt.outputs),
+        _dump(attempt.log_sizes) if attempt.log_sizes else "",
+        _resources_text(attempt.reserved),
+    )
+
+
+def attempt_from(row: Row) -> Attempt:
+    """The attempt of a row. Raises ValueError or KeyError when it cannot be read."""
+    return Attempt(
+        row[0],
+        row[1],
+        row[2],
+        row[3],
+        row[4],
+        row[5],
+        row[6],
+        _texts(row[7]),
+        _ATTEMPT_STATES[row[8]],
+        row[9],
+        _RELEASES[row[10]],
+        _FLAGS[row[11]],
+        row[12],
+        row[13],
+        row[14],
+        row[15],
+        _ATTEMPT_STATES[row[16]] if row[16] else None,
+        row[17],
+        row[18],
+        row[19],
+        row[20],
+        _cause(row[21]),
+        _usage(row[22]),
+        _checkpoint(row[23]),
+        _manifest(row[24]),
+        _text_pairs(row[25]),
+        _resources(row[26]),
+    )
+
+
+# -- events and metrics --------------------------------------------------------------------------
+
+
+def event_row(event: Event) -> Row:
+    """An event to insert, after its position and its job's name."""
+    return (
+        event.job_uid,
+        event.job_seq,
+        event.time,
+        -1 if event.index is None else event.index,
+        event.attempt,
+        int(event.from_state),
+        int(event.to_state),
+        int(event.job_from),
+        int(event.job_to),
+        _cause_text(event.cause),
+        event.actor,
+        event.reason,
+        event.project,
+        event.trace_id,
+    )
+
+
+def event_from(row: Row) -> Event:
+    """The event of a row. Raises ValueError or KeyError when it cannot be read."""
+    return Event(
+        row[2],
+        row[3],
+        row[4],
+        None if row[5] == -1 else row[5],
+        row[6],
+        _JOB_STATES[row[7]],
+        _JOB_STATES[row[8]],
+        _JOB_STATES[row[9]],
+        _JOB_STATES[row[10]],
+        _cause(row[11]),
+        row[12],
+        row[13],
+        row[14],
+        row[1],
+        row[15],
+        row[0],
+    )
+
+
+def metric_row(point: MetricPoint) -> Row:
+    """A point to insert or write over."""
+    value = None if math.isnan(point.value) else point.value
+    return (
+        point.job_uid,
+        point.key,
+        point.index,
+        point.step,
+        point.attempt,
+        value,
+        point.time,
+    )
+
+
+def metric_from(row: Row) -> MetricPoint:
+    """The point of a row."""
+    uid, index, key, step, attempt, value, time = row
+    return MetricPoint(uid, index, key, step, attempt, math.nan if value is None else value, time)
+
+
+# -- queues, hosts, tokens -----------------------------------------------------------------------
+
+
+def queue_row(queue: Queue) -> Row:
+    """A queue to insert or write over."""
+    return (
+        queue.project,
+        queue.name,
+        queue.version,
+        queue.created_by,
+        queue.create_time,
+        queue.weight,
+        queue.max_running,
+        queue.max_pending,
+        _dump(queue.labels) if queue.labels else "",
+    )
+
+
+def queue_from(row: Row) -> Queue:
+    """The queue of a row. Raises ValueError when it cannot be read."""
+    project, name, version, creator, created, weight, running, pending, labels = row
+    return Queue(
+        project, name, version, creator, created, weight, running, pending, _text_pairs(labels)
+    )
+
+
+def host_row(host: Host) -> Row:
+    """A host to insert or write over."""
+    return (
+        host.name,
+        host.boot_id,
+        host.keeper,
+        _resources_text(host.capacity),
+        _dump(host.gpus),
+        _dump(host.labels),
+        _dump(host.secrets),
+        host.version,
+        int(host.embedded),
+        int(host.cordoned),
+        int(host.declared_gone),
+        host.last_seen,
+    )
+
+
+def host_from(row: Row) -> Host:
+    """The host of a row. Raises ValueError or KeyError when it cannot be read."""
+    return Host(
+        row[0],
+        row[1],
+        row[2],
+        _resources(row[3]),
+        _texts(row[4]),
+        _text_pairs(row[5]),
+        _texts(row[6]),
+        row[7],
+        _FLAGS[row[8]],
+        _FLAGS[row[9]],
+        _FLAGS[row[10]],
+        row[11],
+    )
+
+
+def token_row(token: TokenRecord) -> Row:
+    """A token to insert or write over."""
+    return (
+        token.id,
+        token.sha256,
+        token.principal,
+        int(token.role),
+        token.create_time,
+        token.expire_time,
+        int(token.revoked),
+        token.created_by,
+    )
+
+
+def token_from(row: Row) -> TokenRecord:
+    """The token of a row. Raises KeyError when it cannot be read."""
+    identity, sha256, principal, role, created, expires, revoked, creator = row
+    return TokenRecord(
+        identity, sha256, principal, role, created, expires, _FLAGS[revoked], creator
+    )

@@ -1,0 +1,70 @@
+-- What the readers run; `jobs`, `tasks` and so on are heads to which a query adds its conditions.
+
+-- name: jobs
+SELECT uid, project, base_name, number, queue, backend, priority, size, max_parallel, fail_fast,
+    resources, retries, state, desired, version, settings_version, unstarted, unstarted_state,
+    counts, hold, blocked_on, created_by, create_time, start_time, end_time, cause, trace_id,
+    span_id, sampled, rerun_of, stop_grace, labels, secrets, embedded_only, outputs, restore
+FROM jobs;
+
+-- name: live_jobs
+WHERE uid IN (
+    SELECT uid FROM jobs INDEXED BY jobs_live WHERE state < 9
+    UNION
+    SELECT job_uid FROM attempts INDEXED BY attempts_held WHERE release < 3
+)
+ORDER BY uid;
+
+-- name: specs
+SELECT j.uid, s.spec FROM jobs AS j JOIN specs AS s ON s.id = j.id;
+
+-- name: tasks
+SELECT job_uid, idx, state, version, attempt, not_before, user_failures, infrastructure_failures,
+    preemptions, cause, checkpoint, outputs, start_time, end_time
+FROM tasks;
+
+-- name: attempts
+SELECT name, job_uid, idx, number, fence, backend, host, gpus, state, version, release, fenced,
+    span_id, create_time, handle, nonce, intended, unknown_since, claim_time, start_time, end_time,
+    cause, usage, checkpoint, outputs, log_sizes, reserved
+FROM attempts;
+
+-- name: live_rows
+WHERE job_uid IN (
+    SELECT uid FROM jobs INDEXED BY jobs_live WHERE state < 9
+    UNION
+    SELECT job_uid FROM attempts INDEXED BY attempts_held WHERE release < 3
+);
+
+-- name: newest_attempts
+AND number = (
+    SELECT max(b.number) FROM attempts AS b
+    WHERE b.job_uid = attempts.job_uid AND b.idx = attempts.idx
+);
+
+-- name: events
+SELECT seq, job_name, job_uid, job_seq, time, idx, attempt, from_state, to_state, job_from, job_to,
+    cause, actor, reason, project, trace_id
+FROM events;
+
+-- name: event_bounds
+SELECT coalesce((SELECT min(seq) FROM events), 1), coalesce((SELECT max(seq) FROM events), 0);
+
+-- name: request
+SELECT body_sha256, resource FROM requests WHERE project = ? AND method = ? AND request_id = ?;
+
+-- name: metrics
+SELECT job_uid, idx, key, step, attempt, value, time FROM metrics;
+
+-- name: queues
+SELECT project, name, version, created_by, create_time, weight, max_running, max_pending, labels
+FROM queues;
+
+-- name: hosts
+SELECT name, boot_id, keeper, capacity, gpus, labels, secrets, version, embedded, cordoned,
+    declared_gone, last_seen
+FROM hosts ORDER BY name;
+
+-- name: tokens
+SELECT id, sha256, principal, role, create_time, expire_time, revoked, created_by
+FROM tokens ORDER BY id;
