@@ -52,14 +52,9 @@ class Authenticator:
         if authorization[: len(_SCHEME)].lower() != _SCHEME:
             raise _malformed()
         text = authorization[len(_SCHEME) :].strip()
-        identity = tokens.token_id(text)
-        if identity is None:
-            raise _malformed()
-        record = self._records.get(identity)
+        record = self._records.get(tokens.id_part(text))
         if record is None or not hmac.compare_digest(record.sha256, tokens.digest(text)):
-            raise _refused(
-                Reason.TOKEN_UNKNOWN, "this server does not know the token", "check its address"
-            )
+            raise _unknown() if tokens.token_id(text) else _malformed()
         self.verify(record)
         return record
 
@@ -130,6 +125,12 @@ class Authenticator:
 
 def _refused(reason: Reason, what: str, remedy: str) -> Unauthenticated:
     return Unauthenticated(f"{what}; {remedy}", reason=reason)
+
+
+def _unknown() -> Unauthenticated:
+    return _refused(
+        Reason.TOKEN_UNKNOWN, "this server does not know the token", "check token and address"
+    )
 
 
 def _malformed() -> Unauthenticated:
