@@ -129,13 +129,14 @@ class Capacity:
         suited = [pool for pool in pools if pool.suits(needs)]
         if not suited:
             return f"Needs {want} and {_special(needs)}; no connected host has that."
-        if not any(needs.resources.within(pool.total) for pool in suited):
+        able = [pool for pool in suited if needs.resources.within(pool.total)]
+        if not able:
             largest = max(suited, key=lambda pool: pool.total)
             return (
                 f"Needs {want}; that is more than any host has "
                 f"(the largest, {largest.name}, has {describe(largest.total)})."
             )
-        roomiest = max(suited, key=lambda pool: pool.free())
+        roomiest = max(able, key=lambda pool: pool.free())
         free = describe_free(roomiest, needs.resources)
         return f"Needs {want}; free now on {roomiest.name}: {free}."
 
@@ -175,7 +176,8 @@ def describe_free(pool: PoolRoom, wanted: Resources) -> str:
     if wanted.cpus:
         parts.append(f"{free.cpus:g} of {total.cpus:g} cpus")
     if wanted.memory:
-        parts.append(f"{human_bytes(free.memory)} of {human_bytes(total.memory)}")
+        left = human_bytes(free.memory) if free.memory else "0 B"
+        parts.append(f"{left} of {human_bytes(total.memory)}")
     if wanted.gpus:
         parts.append(f"{free.gpus} of {total.gpus} gpus")
     if wanted.slots and not parts:

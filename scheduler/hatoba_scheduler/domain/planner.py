@@ -51,14 +51,16 @@ class Entry:
         mine = (self.queue, self.needs, self.priority)
         return mine == (other.queue, other.needs, other.priority)
 
-    def next_index(self) -> int | None:
-        """Take the next task; None when there is none or no more may run at once."""
-        if self.room <= 0:
-            return None
-        index = heapq.heappop(self.ready) if self.ready else next(self.fresh or iter(()), None)
-        if index is not None:
-            self.room -= 1
-        return index
+    def spent(self) -> bool:
+        """Whether nothing of it may go now: no task waits, or as many run as may."""
+        if not self.ready and self.fresh is not None:
+            self.ready.extend(itertools.islice(self.fresh, 1))
+        return self.room <= 0 or not self.ready
+
+    def take(self) -> int:
+        """The next task of one that is not spent."""
+        self.room -= 1
+        return heapq.heappop(self.ready)
 
 
 class Assignment(NamedTuple):
@@ -165,12 +167,10 @@ class Planner:
         classes = self._classes[key]
         for needs in sorted(self._open(key), key=lambda needs: classes[needs][0][0]):
             place = self._capacity.place(needs)
-            if place is None:
-                self._stuck.add(needs)
-                continue
-            found = self._take(classes[needs], place)
-            if found is not None:
-                return found
+            if place is not None:
+                entry = classes[needs][0][1]
+                return Assignment(entry.uid, entry.take(), key, needs, place)
+            self._stuck.add(needs)
         return None
 
     def _open(self, key: QueueKey) -> list[Needs]:
@@ -179,7 +179,7 @@ class Planner:
         out = []
         for needs in list(classes):
             heap = classes[needs]
-            while heap and heap[0][1].gone:
+            while heap and self._over(heap[0][1]):
                 heapq.heappop(heap)
             if not heap:
                 del classes[needs]
@@ -187,17 +187,10 @@ class Planner:
                 out.append(needs)
         return out
 
-    def _take(self, heap: list[tuple[Waiter, Entry]], place: Place) -> Assignment | None:
-        while heap:
-            entry = heap[0][1]
-            index = None if entry.gone else entry.next_index()
-            if index is not None:
-                return Assignment(entry.uid, index, entry.queue, entry.needs, place)
-            heapq.heappop(heap)
-            if not entry.gone:
-                self._entries.pop(entry.uid, None)
-                entry.gone = True
-        return None
+    def _over(self, entry: Entry) -> bool:
+        if not entry.gone and entry.spent():
+            self.remove(entry.uid)
+        return entry.gone
 
 
 def planned_name(uid: str, index: int) -> str:
