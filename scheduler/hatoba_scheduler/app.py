@@ -62,6 +62,7 @@ from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.control.submit import JobMaker
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.states import Release
+from hatoba_scheduler.errors import NotFound
 from hatoba_scheduler.interceptors import Admission, CallLimits, Front, Phase, server_options
 from hatoba_scheduler.services.admin import AdminParts, AdminServicer
 from hatoba_scheduler.services.artifacts import ArtifactServicer
@@ -186,7 +187,7 @@ def _on_signals(stopping: asyncio.Event) -> asyncio.Future[None]:
 
 async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     clock = SystemClock()
-    store = await open_store(options.data)
+    store = await open_store(options.data, lambda: round(clock.time() * 1e6))
     stack.push_async_callback(store.close)
     authenticator = Authenticator(store, lambda: round(clock.time() * 1e6))
     await authenticator.load()
@@ -194,6 +195,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     traces = TraceStore(options.data / "traces.db", options.config.limits.kept_spans)
     stack.push_async_callback(traces.close)
     tracer = _tracer(options.config, traces, store.identity.cluster_id, stack)
+    chunks = await stack.enter_async_context(ChunkStore.open(options.data / "blobs"))
     ledger = Ledger(store)
     _, newest = await store.event_bounds()
     dispatcher = Dispatcher(ledger, clock, store.identity.store_epoch)
@@ -217,7 +219,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         metric_writer=MetricWriter(store),
         followers=Followers(ledger, store, clock),
         queues=QueueBook(store, dispatcher.set_queue),
-        chunks=ChunkStore(options.data / "blobs"),
+        chunks=chunks,
         pager=Pager(hashlib.sha256(store.identity.cluster_id.encode()).digest()),
     )
     await _recover(core)
@@ -389,7 +391,7 @@ def _add_services(
         pager=core.pager,
         clock=core.clock,
         grounds=grounds,
-        manifest_known=core.chunks.has_manifest,
+        manifest_known=lambda digest: _manifest_known(core.chunks, digest),
         stopping=core.stopping,
     )
     job_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(parts), server)
@@ -412,6 +414,14 @@ def _add_services(
         lambda: _status(core),
     )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(admin), server)
+
+
+async def _manifest_known(chunks: ChunkStore, digest: str) -> bool:
+    try:
+        await chunks.manifest(digest)
+    except NotFound:
+        return False
+    return True
 
 
 def _status(core: Core) -> admin_pb2.ServerStatus:
