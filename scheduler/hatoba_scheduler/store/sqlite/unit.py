@@ -8,8 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from dataclasses import replace as replaced
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from hatoba_scheduler.domain.naming import DEFAULT_QUEUE
 from hatoba_scheduler.domain.records import Change, Event, Job, MetricPoint, Micros, Queue
@@ -93,8 +92,7 @@ class Write(Protocol):
 # -- submit --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _NewJob:
+class _NewJob(NamedTuple):
     job: Job
     base_name: str
     row: Row
@@ -147,7 +145,7 @@ class Submit:
             out.labels += [(label, value, position) for label, value in job.labels]
         out.events.append((position, name, *item.event))
         known.jobs[job.uid] = job.version
-        return Submitted(replaced(job, name=name), position)
+        return Submitted(rows.named(job, name), position)
 
 
 def _new_job(item: Submission) -> _NewJob:
@@ -185,8 +183,7 @@ def _remember(key: RequestKey, resource: str, now: Micros, known: Known, out: Ro
 # -- apply ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _NewRow:
+class _NewRow(NamedTuple):
     """A row as it shall be; `row` is empty when there is nothing to write."""
 
     expected: int
@@ -194,8 +191,7 @@ class _NewRow:
     row: Row
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
+class _Change(NamedTuple):
     uid: str
     job: _NewRow
     tasks: tuple[tuple[TaskKey, _NewRow], ...]
@@ -277,11 +273,12 @@ def _decide_change(change: _Change, known: Known, out: Rows) -> Applied | Stale:
 
 
 def _holds(change: _Change, known: Known) -> bool:
-    return (
-        known.jobs[change.uid] == change.job.expected
-        and all(known.tasks[key] == new.expected for key, new in change.tasks)
-        and all(known.attempts[key] == new.expected for key, new in change.attempts)
-    )
+    if known.jobs[change.uid] != change.job.expected:
+        return False
+    for task, new in change.tasks:
+        if known.tasks[task] != new.expected:
+            return False
+    return all(known.attempts[key] == new.expected for key, new in change.attempts)
 
 
 # -- requests and metrics ------------------------------------------------------------------------
