@@ -391,7 +391,7 @@ def _add_services(
         pager=core.pager,
         clock=core.clock,
         grounds=grounds,
-        manifest_known=lambda digest: _manifest_known(core.chunks, digest),
+        manifest=core.chunks.ref,
         stopping=core.stopping,
     )
     job_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(parts), server)
@@ -414,14 +414,6 @@ def _add_services(
         lambda: _status(core),
     )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(admin), server)
-
-
-async def _manifest_known(chunks: ChunkStore, digest: str) -> bool:
-    try:
-        await chunks.manifest(digest)
-    except NotFound:
-        return False
-    return True
 
 
 def _status(core: Core) -> admin_pb2.ServerStatus:

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 # Before anything imports grpc: its fork handlers would break the children that we start.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -72,10 +72,18 @@ def start(
     options = ServeOptions(directory, config, ready_file, not no_worker)
     try:
         asyncio.run(serve(options))
-    except AlreadyRunning as error:
-        _fail(str(error), EXIT_IN_USE)
-    except (HatobaError, ConfigError, InsecureFile, OSError, RuntimeError) as error:
-        _fail(f"the server cannot start: {error}", 1)
+    except* AlreadyRunning as running:
+        _fail(str(_first(running)), EXIT_IN_USE)
+    except* (HatobaError, ConfigError, InsecureFile, OSError, RuntimeError) as group:
+        _fail(f"the server cannot start: {_first(group)}", 1)
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
+    """The first error in a group, however deep."""
+    first: BaseException = group
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    return first
 
 
 def _configured(directory: Path, listen: str | None, http_listen: str | None) -> Any:
@@ -94,7 +102,7 @@ def _configured(directory: Path, listen: str | None, http_listen: str | None) ->
     return config
 
 
-def _fail(message: str, code: int) -> Any:
+def _fail(message: str, code: int) -> NoReturn:
     click.echo(f"hatoba server: {message}", err=True)
     sys.exit(code)
 

@@ -66,7 +66,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             )
         lifetime = request.ttl.ToMicroseconds() if request.HasField("ttl") else 0
         record, text = await self._parts.authenticator.create(
-            request.principal, Role(request.role), lifetime, current_call().principal
+            request.principal,
+            Role(request.role),
+            ttl=lifetime,
+            created_by=current_call().principal,
         )
         return admin_pb2.CreateTokenResponse(token=_message(record), secret=text)
 
@@ -76,7 +79,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         """Tokens by name, without their texts."""
         after = self._parts.pager.position("tokens", request.page_token)
         size = page_size(request.page_size)
-        records = sorted(self._parts.authenticator.records(), key=lambda record: record.id)
+        records = sorted(self._parts.authenticator.records, key=lambda record: record.id)
         rest = [record for record in records if record.id > after]
         reply = admin_pb2.ListTokensResponse(tokens=[_message(one) for one in rest[:size]])
         if len(rest) > size:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
 
-from hatoba.v1 import job_pb2, job_pb2_grpc
+from hatoba.v1 import common_pb2, job_pb2, job_pb2_grpc
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.admission import Grounds, problems
 from hatoba_scheduler.control.dispatch import Dispatcher
@@ -78,7 +78,6 @@ from hatoba_scheduler.telemetry.trace_store import TraceStore
 from hatoba_scheduler.validation import violations
 
 Context = grpc.aio.ServicerContext[Any, Any]
-ManifestKnown = Callable[[str], bool]
 MASKABLE = ("priority", "queue", "hold", "labels")
 
 
@@ -98,8 +97,8 @@ class JobParts:
     pager: Pager
     clock: Clock
     grounds: Callable[[], Grounds]
-    manifest_known: Callable[[str], Any]
-    """Awaitable: whether a manifest of this digest is stored."""
+    manifest: Callable[[str], Awaitable[common_pb2.ManifestRef]]
+    """The stored manifest of a digest. Raises NotFound."""
     stopping: asyncio.Event
     """Set when the server begins to stop: streams end."""
 
@@ -163,20 +162,22 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             )
 
     async def _check_manifests(self, spec: job_pb2.JobSpec) -> None:
-        named = [("spec.code", spec.code.digest)] if spec.code.digest else []
+        named = [("spec.code", spec.code)] if spec.HasField("code") else []
         named += [
-            (f"spec.inputs[{position}].manifest", one.manifest.digest)
+            (f"spec.inputs[{position}].manifest", one.manifest)
             for position, one in enumerate(spec.inputs)
         ]
-        for field, digest in named:
-            if not digest or not await self._parts.manifest_known(digest):
+        for field, ref in named:
+            try:
+                ref.CopyFrom(await self._parts.manifest(ref.digest))
+            except NotFound as error:
                 raise InvalidArgument.field(
                     field,
                     "names a manifest that is not stored",
-                    value=digest,
+                    value=ref.digest,
                     remedy="upload it with ArtifactService first",
                     rule="manifest.unknown",
-                )
+                ) from error
 
     async def _dependencies(self, names: Sequence[str]) -> tuple[str, ...]:
         """Uids of those that have not succeeded yet, in order."""
