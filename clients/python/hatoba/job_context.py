@@ -166,6 +166,9 @@ class JobContext:
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir(parents=True)
+            if not self.inside:
+                # Local checkpoints are nobody's code: neither git's nor the next submit's.
+                (self.checkpoints_dir.parent / ".gitignore").write_text("*\n")
         except OSError as error:
             self._warn("checkpoint", f"checkpoints cannot be kept: {error}")
             return Path(tempfile.mkdtemp(prefix="hatoba-checkpoint-"))

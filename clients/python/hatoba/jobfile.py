@@ -34,11 +34,14 @@ MAX_PROBLEMS = 20
 INTEGER = re.compile(r"^[+-]?[0-9]+$")
 PREFIX = re.compile(r"^(?:items\[\d+\]\.)?(?:spec\.?)?")
 NULLS = {"", "~", "null", "Null", "NULL"}
-TEXT_TAG = "tag:yaml.org,2002:str"
 BOOLEAN_TAG = "tag:yaml.org,2002:bool"
 MAP_TAG = "tag:yaml.org,2002:map"
 LIST_TAG = "tag:yaml.org,2002:seq"
-KNOWN_TAGS = "tag:yaml.org,2002:"
+TAGS = "tag:yaml.org,2002:"
+SCALAR_TAGS = {
+    TAGS + kind for kind in ("str", "int", "float", "bool", "null", "timestamp", "value")
+}
+KNOWN_TAGS = {*SCALAR_TAGS, MAP_TAG, LIST_TAG}
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -125,14 +128,40 @@ def read_jobs(text: str, *, source: str, directory: Path) -> list[JobDocument]:
 def _compose(text: str, source: str) -> Iterator[yaml.Node]:
     """The documents as nodes; empty ones are passed over."""
     try:
+        _check_depth(text)
         for node in yaml.compose_all(text, Loader=Loader):
             if not _is_null(node):
                 yield node
     except yaml.MarkedYAMLError as error:
         raise JobFileError(source, [_syntax_problem(text, error)]) from None
-    except (yaml.YAMLError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise JobFileError(source, [Problem(Place(1, 1), "", reason.splitlines()[0])]) from None
+    except _TooDeep as error:
+        reason = f"it is nested more than {MAX_DEPTH} deep"
+        raise JobFileError(source, [Problem(error.place, "", reason)]) from None
+    except yaml.YAMLError as error:
+        reason = f"not YAML: {str(error).splitlines()[0]}"
+        raise JobFileError(source, [Problem(Place(1, 1), "", reason)]) from None
+
+
+class _TooDeep(Exception):
+    """Collections in collections in collections."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__()
+        self.place = place
+
+
+def _check_depth(text: str) -> None:
+    """Refuse what is nested too deeply before it is composed: libyaml's composer ends the
+    process.
+    """
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise _TooDeep(Place.of(event.start_mark))
 
 
 def _syntax_problem(text: str, error: yaml.MarkedYAMLError) -> Problem:
@@ -191,7 +220,7 @@ class _Reader:
     def message(self, node: yaml.Node, target: Message, path: str) -> None:
         """Read a mapping into a message."""
         kind = target.DESCRIPTOR
-        known: dict[str, FieldDescriptor] = dict(kind.fields_by_name)
+        known = dict[str, Any](kind.fields_by_name)
         extra = EXTRA_KEYS.get(kind.name, {})
         taken: dict[str, str] = {}
         for key, value in self._entries(node, path or "a job"):
@@ -307,7 +336,7 @@ class _Reader:
 
     def _text(self, node: yaml.Node, path: str) -> str | None:
         """What a scalar says, as it is written; None, with the problem noted, for anything else."""
-        if not isinstance(node, yaml.ScalarNode) or not node.tag.startswith(KNOWN_TAGS):
+        if not isinstance(node, yaml.ScalarNode) or node.tag not in SCALAR_TAGS:
             self.problem(node, path, f"is one value, not {_kind(node)}")
             return None
         if _is_null(node):
@@ -365,7 +394,7 @@ class _Reader:
 
     def _plain_scalar(self, node: yaml.ScalarNode, path: str) -> float | bool | str | None:
         text = node.value
-        if node.style in {"'", '"', "|", ">"} or node.tag == TEXT_TAG:
+        if node.style in {"'", '"', "|", ">"}:
             return str(text)
         if text in NULLS:
             return None
@@ -469,7 +498,7 @@ def _join(path: str, name: str) -> str:
 
 
 def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in NULLS
+    return isinstance(node, yaml.ScalarNode) and not node.style and node.value in NULLS
 
 
 def _is_text(node: yaml.Node) -> bool:
@@ -477,7 +506,7 @@ def _is_text(node: yaml.Node) -> bool:
 
 
 def _kind(node: yaml.Node) -> str:
-    if not node.tag.startswith(KNOWN_TAGS):
+    if node.tag not in KNOWN_TAGS:
         return f"something tagged {node.tag}"
     if isinstance(node, yaml.MappingNode):
         return "a mapping"

@@ -2,19 +2,103 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from hatoba.v1 import common_pb2
+from hatoba.artifacts.pack import PackedTree, pack_tree
+from hatoba.artifacts.scan import Scan, Selection, scan_tree
+from hatoba.artifacts.source import git_source
+from hatoba.artifacts.transfer import TransferOptions, download_tree, upload_tree
+from hatoba.errors import InvalidSpec, Unavailable
+from hatoba.transport import RETRY_WAITS
+from hatoba.v1 import artifact_pb2_grpc, common_pb2, job_pb2
 
 if TYPE_CHECKING:
     from hatoba.aio import AsyncClient
     from hatoba.options import Parcel
 
+T = TypeVar("T")
+
 
 async def bring(client: AsyncClient, parcel: Parcel) -> None:
-    """Pack and send the parcel's directories, and name them in its specification."""
+    """Pack and send the parcel's directories, and name them in its specification.
+
+    What the server has already is not sent again. Raises InvalidSpec for what is no directory,
+    TreeRefused for what cannot be packed, and what the server says.
+    """
+    if parcel.code is not None:
+        await _bring_code(client, parcel.spec, parcel.code)
+    for name, directory in parcel.inputs.items():
+        ref = await _send(client, directory, Selection.EVERYTHING, f"input {name!r}")
+        _input(parcel.spec, name).manifest.CopyFrom(ref)
+
+
+async def _bring_code(client: AsyncClient, spec: job_pb2.JobSpec, directory: Path) -> None:
+    spec.code.CopyFrom(await _send(client, directory, Selection.CODE, "the code"))
+    for key, value in (await asyncio.to_thread(git_source, directory)).items():
+        spec.source[key] = value
+
+
+async def _send(
+    client: AsyncClient, directory: Path, selection: Selection, what: str
+) -> common_pb2.ManifestRef:
+    with client.transport.tracer.span(f"pack {what}"):
+        scan = await asyncio.to_thread(_scan, directory, selection, what)
+        for warning in [*scan.warnings, scan.size_warning()]:
+            if warning:
+                client.notify(warning)
+        packed = await asyncio.to_thread(pack_tree, scan)
+    with client.transport.tracer.span(f"send {what}"):
+        return await _upload(client, packed)
+
+
+def _scan(directory: Path, selection: Selection, what: str) -> Scan:
+    if not directory.is_dir():
+        raise InvalidSpec(f"{what}: there is no directory {directory}")
+    return scan_tree(directory, selection)
+
+
+async def _upload(client: AsyncClient, packed: PackedTree) -> common_pb2.ManifestRef:
+    async def send() -> common_pb2.ManifestRef:
+        return await upload_tree(_stub(client), packed, _options(client))
+
+    return await _patiently(client, send)
 
 
 async def fetch(client: AsyncClient, ref: common_pb2.ManifestRef, directory: Path) -> None:
-    """Fetch a tree into a directory."""
+    """Fetch a tree into a directory, which must be absent or empty."""
+
+    async def receive() -> common_pb2.ManifestRef:
+        return await download_tree(_stub(client), ref.digest, directory, _options(client))
+
+    await _patiently(client, receive)
+
+
+async def _patiently(client: AsyncClient, transfer: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a transfer while the server is away: what arrived is not sent again."""
+    for wait in RETRY_WAITS:
+        try:
+            return await transfer()
+        except Unavailable:
+            await client.transport.pause(wait)
+            await client.transport.relocate()
+    return await transfer()
+
+
+def _stub(client: AsyncClient) -> artifact_pb2_grpc.ArtifactServiceAsyncStub:
+    return artifact_pb2_grpc.ArtifactServiceStub(client.transport.channel)
+
+
+def _options(client: AsyncClient) -> TransferOptions:
+    transport = client.transport
+    return TransferOptions(metadata=transport.metadata, address=transport.server.address)
+
+
+def _input(spec: job_pb2.JobSpec, name: str) -> job_pb2.Input:
+    """The specification's input of that name, added where it has none."""
+    for entry in spec.inputs:
+        if entry.name == name:
+            return entry
+    return spec.inputs.add(name=name)

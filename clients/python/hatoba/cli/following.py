@@ -50,7 +50,7 @@ async def print_log(client: AsyncClient, query: LogQuery) -> None:
     writer = LogWriter()
     async with aclosing(client.logs(query)) as pieces:
         async for piece in pieces:
-            writer.write(piece)
+            await asyncio.to_thread(writer.write, piece)
 
 
 @dataclass

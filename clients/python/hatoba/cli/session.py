@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -83,6 +82,8 @@ def open_client() -> AsyncClient:
 
 def with_client(work: Callable[[AsyncClient], Awaitable[T]]) -> T:
     """Run one piece of work with an open client."""
+    import asyncio
+
     client = open_client()
 
     async def connected() -> T:
