@@ -1,0 +1,292 @@
+"""A server for workers, in this process: it remembers what they say and answers as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from hatoba.v1 import (
+    artifact_pb2,
+    artifact_pb2_grpc,
+    common_pb2,
+    job_pb2,
+    runner_pb2,
+    runner_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
+
+PATIENCE = 25.0
+TOKEN = "hw_scripted"
+GRANTED = runner_pb2.CLAIM_VERDICT_GRANTED
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass
+class Log:
+    """What was pushed of one stream; `gaps` are (offset, length)."""
+
+    data: bytearray = field(default_factory=bytearray)
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    pieces: int = 0
+
+
+class Heard:
+    """Everything that workers said, in order, over all streams."""
+
+    def __init__(self) -> None:
+        self.items: list[worker_pb2.WorkerItem] = []
+        self._news = asyncio.Condition()
+
+    async def add(self, item: worker_pb2.WorkerItem) -> None:
+        async with self._news:
+            self.items.append(item)
+            self._news.notify_all()
+
+    async def changed(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    def all(self, kind: str, attempt: str | None = None) -> list[Any]:
+        """Items of one kind, for one attempt."""
+        found = [getattr(each, kind) for each in self.items if each.WhichOneof("item") == kind]
+        return [each for each in found if attempt is None or each.attempt == attempt]
+
+    async def wait(self, kind: str, attempt: str | None = None, count: int = 1) -> Any:
+        """The `count`-th item of a kind, waited for."""
+        await self.until(lambda: len(self.all(kind, attempt)) >= count)
+        return self.all(kind, attempt)[count - 1]
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        """Wait until `what()` holds; it is asked whenever something was said."""
+        async with asyncio.timeout(PATIENCE), self._news:
+            await self._news.wait_for(what)
+
+
+class ScriptedServer(
+    worker_pb2_grpc.WorkerServiceServicer,
+    runner_pb2_grpc.RunnerServiceServicer,
+    artifact_pb2_grpc.ArtifactServiceServicer,
+):
+    """Grants each claim once to a nonce, stores everything, and commits; tests change that."""
+
+    def __init__(self) -> None:
+        self.heard = Heard()
+        self.logs: dict[tuple[str, str], Log] = defaultdict(Log)
+        self.verdicts: dict[str, runner_pb2.ClaimVerdict.ValueType] = {}
+        self.checkpoints: dict[str, job_pb2.Checkpoint] = {}
+        self.silent: set[str] = set()
+        self.refuse_logs: set[str] = set()
+        self.hold_logs = asyncio.Event()
+        self.hold_logs.set()
+        self.streams = 0
+        self.chunks: dict[bytes, bytes] = {}
+        self.manifests: dict[str, artifact_pb2.Manifest] = {}
+        self._nonces: dict[str, str] = {}
+        self._out: asyncio.Queue[list[worker_pb2.ServerItem]] = asyncio.Queue(100_000)
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Serve; on the same port as before when there was one."""
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, self._server)
+        runner_pb2_grpc.add_RunnerServiceServicer_to_server(self, self._server)
+        artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """End all calls at once, as a server does that is killed."""
+        if self._server is not None:
+            await self._server.stop(0)
+            self._server = None
+
+    def send(self, *items: worker_pb2.ServerItem) -> None:
+        """Say something on the open stream."""
+        self._out.put_nowait(list(items))
+
+    def launch(self, *launches: worker_pb2.LaunchAttempt) -> None:
+        """Send launches in one message."""
+        self.send(*[worker_pb2.ServerItem(launch=each) for each in launches])
+
+    def tell_stop(self, attempt: str, grace: float = 5.0) -> None:
+        """Ask for an end."""
+        stop = worker_pb2.StopAttempt(attempt=attempt, fence=1)
+        stop.grace.FromMilliseconds(round(grace * 1000))
+        self.send(worker_pb2.ServerItem(stop=stop))
+
+    def log(self, attempt: str, stream: str = "stdout") -> bytes:
+        """What was pushed of a stream."""
+        return bytes(self.logs[attempt, stream].data)
+
+    # -- WorkerService --------------------------------------------------------------------------
+
+    async def Connect(
+        self, request_iterator: AsyncIterator[worker_pb2.WorkerServiceConnectRequest], context: Any
+    ) -> AsyncIterator[worker_pb2.WorkerServiceConnectResponse]:
+        assert ("authorization", f"Bearer {TOKEN}") in context.invocation_metadata()
+        self.streams += 1
+        self._out = asyncio.Queue(100_000)
+        welcome = worker_pb2.WorkerWelcome(cluster_id="cluster", version="0")
+        self.send(worker_pb2.ServerItem(welcome=welcome))
+        async with asyncio.TaskGroup() as tasks:
+            listener = tasks.create_task(self._listen(request_iterator))
+            while not listener.done():
+                getter = tasks.create_task(self._out.get())
+                await asyncio.wait([getter, listener], return_when=asyncio.FIRST_COMPLETED)
+                if not getter.done():
+                    getter.cancel()
+                    break
+                items = getter.result()
+                while not self._out.empty() and len(items) < 100:
+                    items += self._out.get_nowait()
+                yield worker_pb2.WorkerServiceConnectResponse(items=items)
+                if any(each.WhichOneof("item") == "going_away" for each in items):
+                    listener.cancel()
+                    break
+
+    async def _listen(
+        self, requests: AsyncIterator[worker_pb2.WorkerServiceConnectRequest]
+    ) -> None:
+        async for request in requests:
+            answers = [answer for item in request.items if (answer := self._answer(item))]
+            if answers:
+                self.send(*answers)
+            for item in request.items:
+                await self.heard.add(item)
+
+    def _answer(self, item: worker_pb2.WorkerItem) -> worker_pb2.ServerItem | None:
+        kind = item.WhichOneof("item")
+        if kind in self.silent:
+            return None
+        match kind:
+            case "claim":
+                return worker_pb2.ServerItem(claimed=self._claim(item.claim))
+            case "metrics":
+                stored = runner_pb2.ReportMetricsResponse(
+                    attempt=item.metrics.attempt, acked_report=item.metrics.report
+                )
+                return worker_pb2.ServerItem(metrics_stored=stored)
+            case "checkpoint":
+                kept = runner_pb2.CommitCheckpointResponse(
+                    attempt=item.checkpoint.attempt, step=item.checkpoint.step, accepted=True
+                )
+                return worker_pb2.ServerItem(checkpoint_stored=kept)
+            case "commit":
+                done = runner_pb2.CommitAttemptResponse(attempt=item.commit.attempt, accepted=True)
+                return worker_pb2.ServerItem(committed=done)
+        return None
+
+    def _claim(self, claim: runner_pb2.ClaimAttemptRequest) -> runner_pb2.ClaimAttemptResponse:
+        nonce = self._nonces.setdefault(claim.attempt, claim.nonce)
+        verdict = self.verdicts.get(claim.attempt, GRANTED)
+        if nonce != claim.nonce:
+            verdict = runner_pb2.CLAIM_VERDICT_DUPLICATE
+        return runner_pb2.ClaimAttemptResponse(
+            attempt=claim.attempt,
+            verdict=verdict,
+            checkpoint=self.checkpoints.get(claim.attempt),
+        )
+
+    # -- RunnerService --------------------------------------------------------------------------
+
+    async def PushLogs(
+        self, request_iterator: AsyncIterator[runner_pb2.PushLogsRequest], context: Any
+    ) -> AsyncIterator[runner_pb2.PushLogsResponse]:
+        async for piece in request_iterator:
+            await self.hold_logs.wait()
+            log = self.logs[piece.attempt, piece.stream]
+            log.pieces += 1
+            size = len(log.data)
+            if piece.gap_bytes and piece.offset <= size < piece.offset + piece.gap_bytes:
+                length = piece.offset + piece.gap_bytes - size
+                log.gaps.append((size, length))
+                log.data += bytes(length)
+            elif piece.offset <= size:
+                log.data += piece.data[size - piece.offset :]
+            await self.heard.changed()
+            yield runner_pb2.PushLogsResponse(
+                attempt=piece.attempt,
+                stream=piece.stream,
+                acked=len(log.data),
+                refused=piece.attempt in self.refuse_logs,
+            )
+
+    # -- ArtifactService ------------------------------------------------------------------------
+
+    async def FindMissingChunks(
+        self, request: artifact_pb2.FindMissingChunksRequest, context: Any
+    ) -> artifact_pb2.FindMissingChunksResponse:
+        missing = [sha for sha in request.sha256 if sha not in self.chunks]
+        return artifact_pb2.FindMissingChunksResponse(sha256=missing)
+
+    async def UploadChunks(
+        self, request_iterator: AsyncIterator[artifact_pb2.UploadChunksRequest], context: Any
+    ) -> artifact_pb2.UploadChunksResponse:
+        data = b""
+        async for piece in request_iterator:
+            data += piece.data
+            if piece.last:
+                self.chunks[hashlib.sha256(data).digest()] = data
+                data = b""
+        return artifact_pb2.UploadChunksResponse(chunks=len(self.chunks))
+
+    async def DownloadChunks(
+        self, request: artifact_pb2.DownloadChunksRequest, context: Any
+    ) -> AsyncIterator[artifact_pb2.DownloadChunksResponse]:
+        for position, sha in enumerate(request.sha256):
+            data = self.chunks[sha]
+            for start in range(0, len(data), 1 << 20):
+                part = data[start : start + (1 << 20)]
+                last = start + len(part) == len(data)
+                yield artifact_pb2.DownloadChunksResponse(position=position, data=part, last=last)
+
+    async def CreateManifest(
+        self, request: artifact_pb2.CreateManifestRequest, context: Any
+    ) -> artifact_pb2.CreateManifestResponse:
+        body = request.manifest.SerializeToString(deterministic=True)
+        digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        self.manifests[digest] = request.manifest
+        ref = common_pb2.ManifestRef(digest=digest, files=len(request.manifest.entries))
+        return artifact_pb2.CreateManifestResponse(ref=ref)
+
+    async def GetManifest(
+        self, request: artifact_pb2.GetManifestRequest, context: Any
+    ) -> artifact_pb2.Manifest:
+        if request.digest not in self.manifests:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no manifest {request.digest}")
+        return self.manifests[request.digest]
+
+    # -- trees, made by hand --------------------------------------------------------------------
+
+    def store(self, files: dict[str, bytes]) -> common_pb2.ManifestRef:
+        """Store a tree of small files; returns what it is called."""
+        manifest = artifact_pb2.Manifest()
+        for path, data in sorted(files.items()):
+            sha = hashlib.sha256(data).digest()
+            self.chunks[sha] = data
+            entry = manifest.entries.add(
+                path=path, type=artifact_pb2.ENTRY_TYPE_FILE, mode=0o644, size=len(data)
+            )
+            entry.chunks.add(sha256=sha, size=len(data))
+        body = manifest.SerializeToString(deterministic=True)
+        digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+        self.manifests[digest] = manifest
+        return common_pb2.ManifestRef(digest=digest, files=len(files))
+
+    def files(self, ref: common_pb2.ManifestRef) -> dict[str, bytes]:
+        """The files of a stored tree."""
+        return {
+            entry.path: b"".join(self.chunks[chunk.sha256] for chunk in entry.chunks)
+            for entry in self.manifests[ref.digest].entries
+            if entry.type == artifact_pb2.ENTRY_TYPE_FILE
+        }

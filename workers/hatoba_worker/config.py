@@ -1,0 +1,72 @@
+"""What a worker is told at its start: flags, kept in `worker.json` for the next one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hatoba_worker import host, logs, trees
+
+FILE = "worker.json"
+
+
+class BadConfig(ValueError):
+    """`worker.json` cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One worker's settings; sizes in bytes, -1: what the machine has.
+
+    An empty `server` means the embedded one, found by `server.json` of the data directory.
+    """
+
+    data: Path
+    server: str = ""
+    token_file: str = ""
+    ca_file: str = ""
+    name: str = ""
+    cpus: float = -1
+    memory_bytes: int = -1
+    gpus: int = 0
+    slots: int = -1
+    labels: dict[str, str] = field(default_factory=dict)
+    embedded: bool = False
+    log_limit_bytes: int = logs.LIMIT
+    cache_limit_bytes: int = trees.LIMIT
+
+    @property
+    def token_path(self) -> Path:
+        """Where the token stands."""
+        return Path(self.token_file).expanduser() if self.token_file else self.data / "worker.token"
+
+    def resolved(self) -> tuple[float, int, int]:
+        """Cores, bytes of memory and slots to give away."""
+        cpus = host.core_count() if self.cpus < 0 else self.cpus
+        memory = host.memory_bytes() if self.memory_bytes < 0 else self.memory_bytes
+        slots = max(1, round(cpus * host.SLOTS_PER_CORE)) if self.slots < 0 else self.slots
+        return cpus, memory, slots
+
+    def save(self) -> None:
+        """Keep it for the next start; blocks."""
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        body = {name: value for name, value in asdict(self).items() if name != "data"}
+        fresh = self.data / f"{FILE}.new"
+        fresh.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        fresh.replace(self.data / FILE)
+
+
+def load(data: Path, **told: Any) -> Config:
+    """What `worker.json` says, if there is one, overridden by what is told; raises BadConfig."""
+    try:
+        body = json.loads((data / FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        body = {}
+    except (OSError, ValueError) as error:
+        raise BadConfig(f"{data / FILE} cannot be read: {error}") from error
+    known = {each.name for each in fields(Config)} - {"data"}
+    if not isinstance(body, dict) or (unknown := set(body) - known):
+        raise BadConfig(f"{data / FILE}: unknown settings {sorted(unknown)}")
+    return Config(data, **{**body, **told})

@@ -1,0 +1,106 @@
+"""Where the server is, and channels to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from hatoba.errors import InvalidSpec
+from hatoba.settings import parse_address, read_token
+
+# A NAT on the way forgets an idle connection after some minutes.
+OPTIONS: list[tuple[str, int]] = [
+    ("grpc.keepalive_time_ms", 45_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Or control and bulk would share one connection, and a failed dial its back-off.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", 16 << 20),
+]
+
+
+class NoServer(Exception):
+    """It is not known where the server is, or there is no token to show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server, and what proves to it who we are."""
+
+    address: str
+    tls: bool
+    ca: bytes | None
+    token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Two channels to one server: what is small and urgent does not wait behind what is large."""
+
+    control: grpc.aio.Channel
+    bulk: grpc.aio.Channel
+    metadata: tuple[tuple[str, str], ...]
+
+
+class Locator:
+    """Finds the server, anew before each dial: its port and the token may have changed.
+
+    An empty `server` means the embedded one, whose address stands in `server.json`.
+    """
+
+    def __init__(self, data: Path, server: str, token_file: Path, ca_file: str) -> None:
+        self._data = data
+        self._server = server
+        self._token_file = token_file
+        self._ca_file = ca_file
+
+    def find(self) -> Target:
+        """Where to dial; blocks on small files. Raises NoServer."""
+        try:
+            address, tls = parse_address(self._server or self._embedded())
+            token = read_token(str(self._token_file))
+            return Target(address, tls, self._authority() if tls else None, token)
+        except (OSError, ValueError, KeyError, TypeError, InvalidSpec) as error:
+            raise NoServer(str(error)) from error
+
+    def stamp(self) -> int:
+        """Changes when an embedded server has started; blocks."""
+        try:
+            return (self._data / "server.json").stat().st_mtime_ns
+        except OSError:
+            return 0
+
+    def _embedded(self) -> str:
+        found = json.loads((self._data / "server.json").read_text(encoding="utf-8"))
+        return str(found["grpc"])
+
+    def _authority(self) -> bytes | None:
+        own = self._data / "tls" / "ca.pem"
+        if self._ca_file:
+            return Path(self._ca_file).expanduser().read_bytes()
+        return own.read_bytes() if not self._server and own.exists() else None
+
+
+@asynccontextmanager
+async def connection(target: Target) -> AsyncIterator[Connection]:
+    """Channels to `target`, closed at the end."""
+    metadata = (("authorization", f"Bearer {target.token}"),)
+    async with _channel(target) as control, _channel(target) as bulk:
+        yield Connection(control, bulk, metadata)
+
+
+def _channel(target: Target) -> grpc.aio.Channel:
+    if not target.tls:
+        return grpc.aio.insecure_channel(target.address, options=OPTIONS)
+    credentials = grpc.ssl_channel_credentials(target.ca)
+    return grpc.aio.secure_channel(target.address, credentials, options=OPTIONS)

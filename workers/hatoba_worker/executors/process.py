@@ -1,0 +1,135 @@
+"""Processes of this host, by the keeper."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import structlog
+
+from hatoba_worker.executors import Observer
+from hatoba_worker.keeper.client import KeeperClient, KeeperGone, KeeperRefused
+from hatoba_worker.keeper.ensure import KeeperStartError, ensure_keeper
+from hatoba_worker.keeper.messages import Exited, Gone, Sample, Spawn, Spawned, SpawnFailed
+
+log = structlog.get_logger(__name__)
+
+_FIRST_WAIT = 0.05
+_LONGEST_WAIT = 2.0
+
+
+class ProcessExecutor:
+    """The one connection to the keeper, made again whenever it breaks.
+
+    What was not answered is asked again on the next connection; the keeper tells doubles apart.
+    Requests that come while one is on its way go together in the next.
+    """
+
+    def __init__(
+        self, data: Path, observer: Observer, sleep: Callable[[float], Awaitable[None]]
+    ) -> None:
+        self._data = data
+        self._observer = observer
+        self._sleep = sleep
+        self._client: KeeperClient | None = None
+        self._wake = asyncio.Event()
+        self._spawns: dict[str, tuple[Spawn, asyncio.Future[Spawned | SpawnFailed]]] = {}
+        self._stops: dict[str, float] = {}
+        self._forgets: dict[str, None] = {}
+
+    async def run(self) -> None:
+        """Stay connected, starting a keeper when none serves, until cancelled."""
+        delay = _FIRST_WAIT
+        while True:
+            try:
+                await asyncio.to_thread(ensure_keeper, self._data)
+                await self._serve()
+            except* (KeeperGone, KeeperStartError, OSError) as group:
+                log.warning("keeper.away", errors=[str(each) for each in group.exceptions])
+            delay = _FIRST_WAIT if self._client else min(delay * 2, _LONGEST_WAIT)
+            self._client = None
+            await self._sleep(delay)
+
+    async def _serve(self) -> None:
+        async with await KeeperClient.connect(self._data) as client:
+            info = await client.hello()
+            await client.watch()
+            inventory = await client.list()
+            held = {status.attempt: status for status in inventory.attempts}
+            self._observer.inventory(info, held)
+            self._client = client
+            self._wake.set()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._pump(client), name="keeper requests")
+                await self._listen(client)
+
+    async def _listen(self, client: KeeperClient) -> None:
+        async for event in client.events():
+            match event:
+                case Exited():
+                    self._observer.exited(event)
+                case Gone():
+                    self._observer.gone(event.attempt)
+                case _:
+                    log.warning("keeper.stray", pid=event.pid, command=event.command)
+
+    async def start(self, spawn: Spawn) -> Spawned | SpawnFailed:
+        """Start an attempt; one that is known is not started again."""
+        future: asyncio.Future[Spawned | SpawnFailed]
+        future = asyncio.get_running_loop().create_future()
+        self._spawns[spawn.attempt] = (spawn, future)
+        self._wake.set()
+        return await future
+
+    def stop(self, name: str, grace: float) -> None:
+        """Ask an attempt to end, and kill what is left after `grace` seconds."""
+        self._stops[name] = grace
+        self._wake.set()
+
+    def forget(self, name: str) -> None:
+        """Drop what is kept of an attempt that is gone."""
+        self._forgets[name] = None
+        self._wake.set()
+
+    async def sample(self) -> Sequence[Sample]:
+        """Measure all that run; empty while the keeper cannot be reached."""
+        if self._client is None:
+            return []
+        try:
+            return await self._client.sample()
+        except (KeeperGone, KeeperRefused):
+            return []
+
+    async def _pump(self, client: KeeperClient) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._spawns:
+                await self._send_spawns(client)
+            if self._stops:
+                await self._send_stops(client)
+            if self._forgets:
+                await self._send_forgets(client)
+
+    async def _send_spawns(self, client: KeeperClient) -> None:
+        wanted = list(self._spawns.values())
+        replies = await client.spawn_many([spawn for spawn, _ in wanted])
+        for (spawn, future), reply in zip(wanted, replies, strict=True):
+            del self._spawns[spawn.attempt]
+            if not future.done():
+                future.set_result(reply)
+
+    async def _send_stops(self, client: KeeperClient) -> None:
+        for name, grace in list(self._stops.items()):
+            await client.stop(name, grace)
+            self._stops.pop(name, None)
+
+    async def _send_forgets(self, client: KeeperClient) -> None:
+        names = list(self._forgets)
+        try:
+            await client.forget_many(names)
+        except KeeperRefused as error:
+            log.warning("keeper.forget", error=str(error))
+        for name in names:
+            self._forgets.pop(name, None)

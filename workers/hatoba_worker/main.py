@@ -1,0 +1,112 @@
+"""The worker as a process: its lock, its log, its signals."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+
+from hatoba_worker.config import BadConfig, Config, load
+from hatoba_worker.keeper.client import KeeperClient, KeeperGone
+from hatoba_worker.worker import AlreadyRuns, Worker, hold
+
+log = structlog.get_logger(__name__)
+
+HELD = 75
+USAGE = 78
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m hatoba_worker run --data DIR [--embedded]`: what a keeper supervises."""
+    parser = argparse.ArgumentParser(prog="hatoba-worker", description="Runs jobs of a server.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("run", help="work with the settings in DATA/worker.json")
+    command.add_argument("--data", type=Path, required=True, help="data directory")
+    command.add_argument("--embedded", action="store_true", help="the server is on this directory")
+    options = parser.parse_args(arguments)
+    data: Path = options.data.resolve()
+    try:
+        config = load(data, embedded=True) if options.embedded else load(data)
+    except BadConfig as error:
+        sys.stderr.write(f"hatoba worker: {error}\n")
+        return USAGE
+    return run(config)
+
+
+def run(config: Config) -> int:
+    """Work until SIGTERM or SIGINT; returns the exit code. 75: another worker has the directory."""
+    _configure_log()
+    try:
+        lock = hold(config.data)
+    except AlreadyRuns as error:
+        sys.stderr.write(f"hatoba worker: {error}\n")
+        return HELD
+    try:
+        worker = Worker(config, os.environ)
+    except ValueError as error:
+        sys.stderr.write(f"hatoba worker: {error}\n")
+        return USAGE
+    try:
+        asyncio.run(_until_told(worker))
+    finally:
+        os.close(lock)
+    return 0
+
+
+async def _until_told(worker: Worker) -> None:
+    loop = asyncio.get_running_loop()
+    task = asyncio.current_task()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: task.cancel() if task else None)
+    with contextlib.suppress(asyncio.CancelledError):
+        await worker.run()
+
+
+async def end(data: Path, *, everything: bool, grace: float) -> None:
+    """End the worker of a directory, if one runs; with `everything` its jobs and keeper too."""
+    await asyncio.to_thread(_end_worker, data)
+    if not everything:
+        return
+    try:
+        async with await KeeperClient.connect(data) as keeper:
+            await keeper.shutdown(stop_attempts=True, grace=grace)
+            with contextlib.suppress(KeeperGone):
+                async for _ in keeper.events():
+                    pass
+    except OSError:
+        return
+
+
+def _end_worker(data: Path) -> None:
+    try:
+        handle = os.open(data / "worker.lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.kill(int(os.pread(handle, 32, 0)), signal.SIGTERM)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    finally:
+        os.close(handle)
+
+
+def _configure_log() -> None:
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )

@@ -1,0 +1,180 @@
+"""What stands ready before the command starts: directories, trees, environment, variables."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from google.protobuf import json_format
+
+import hatoba
+from hatoba.v1 import common_pb2, job_pb2, worker_pb2
+from hatoba_worker import spool, tinyfiles
+from hatoba_worker.attempts import Attempt
+from hatoba_worker.environments import Environments, Interpreter
+from hatoba_worker.failures import staging_failed
+from hatoba_worker.host_secrets import Secrets
+from hatoba_worker.keeper.messages import Limits, Spawn
+from hatoba_worker.logs import FILES
+from hatoba_worker.spans import exec_context
+from hatoba_worker.transfers import TransferFailed
+from hatoba_worker.trees import TreeCache
+
+DIRECTORIES = ("work", "outputs", "checkpoints")
+PARAMS = "params.json"
+STOP_FILE = "stop"
+RESTORE = "restore"
+_LANGUAGE = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
+_PERSON = ("HOME", "USER", "LOGNAME", "SHELL")
+_PASSED = frozenset({"PATH", "TMPDIR", "LD_LIBRARY_PATH", *_LANGUAGE, *_PERSON})
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What staging found: interpreter, variables of the secrets, and a checkpoint's directory."""
+
+    interpreter: Interpreter
+    secrets: Mapping[str, str]
+    restore: str = ""
+
+
+class Stager:
+    """Prepares attempts. One that asks for nothing is prepared without leaving the event loop."""
+
+    def __init__(
+        self,
+        data: Path,
+        environ: Mapping[str, str],
+        trees: TreeCache,
+        environments: Environments,
+        secrets: Secrets,
+        *,
+        host_has_gpus: bool,
+    ) -> None:
+        self._library = data / "lib"
+        self._no_params = str(self._library / "no-params.json")
+        self._trees = trees
+        self._environments = environments
+        self._secrets = secrets
+        self._host_has_gpus = host_has_gpus
+        self._base = {name: value for name, value in environ.items() if name in _PASSED}
+        self._base["PYTHONUNBUFFERED"] = "1"
+
+    def prepare(self) -> None:
+        """Make what all attempts share; blocks."""
+        self._library.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # A directory with nothing but the client in it: beside it may stand a whole environment.
+        link = self._library / "hatoba"
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(hatoba.__file__).parent)
+        Path(self._no_params).write_text("{}", encoding="utf-8")
+
+    def at_once(self, attempt: Attempt, restore: job_pb2.Checkpoint | None) -> Spawn | None:
+        """The prepared command, or None when something has to be brought in first."""
+        launch = attempt.launch
+        if restore or launch.code.digest or launch.inputs or launch.secrets:
+            return None
+        interpreter = self._environments.known(launch.environment)
+        if interpreter is None:
+            return None
+        self._make_home(attempt)
+        return self._spawn(attempt, Stage(interpreter, {}))
+
+    async def bring(self, attempt: Attempt, restore: job_pb2.Checkpoint | None) -> Spawn:
+        """Bring everything in, and return the prepared command; raises AttemptFailed."""
+        if tinyfiles.exists(attempt.home):
+            await asyncio.to_thread(shutil.rmtree, attempt.home, True)
+        self._make_home(attempt)
+        try:
+            stage = await self._stage(attempt, restore)
+        except (TransferFailed, OSError) as error:
+            raise staging_failed(f"code or inputs could not be brought in: {error}") from error
+        return self._spawn(attempt, stage)
+
+    async def _stage(self, attempt: Attempt, restore: job_pb2.Checkpoint | None) -> Stage:
+        launch = attempt.launch
+        secrets: dict[str, str] = {}
+        if launch.secrets:
+            secrets = await asyncio.to_thread(self._secrets.resolve, list(launch.secrets))
+        interpreter = await self._environments.resolve(attempt)
+        if launch.code.digest:
+            await self._trees.copy(launch.code, Path(attempt.path("work")))
+        for each in launch.inputs:
+            await self._trees.link(each.manifest, Path(attempt.path("inputs")) / each.name)
+        return Stage(interpreter, secrets, await self._restored(attempt, restore))
+
+    async def _restored(self, attempt: Attempt, restore: job_pb2.Checkpoint | None) -> str:
+        if restore is None:
+            return ""
+        directory = attempt.path(f"{RESTORE}/step-{restore.step}")
+        manifest: common_pb2.ManifestRef = restore.manifest
+        await self._trees.copy(manifest, Path(directory))
+        return directory
+
+    def _make_home(self, attempt: Attempt) -> None:
+        try:
+            tinyfiles.make_home(attempt.home, DIRECTORIES)
+            if attempt.launch.params:
+                tinyfiles.write(attempt.path(PARAMS), _params(attempt.launch))
+        except OSError as error:
+            raise staging_failed(f"no room for the attempt's directory: {error}") from error
+
+    def _spawn(self, attempt: Attempt, stage: Stage) -> Spawn:
+        launch = attempt.launch
+        return Spawn(
+            attempt=attempt.name,
+            argv=stage.interpreter.command(list(launch.command)),
+            env=self._environment(attempt, stage),
+            cwd=attempt.path("work"),
+            stdout=attempt.path(FILES["stdout"]),
+            stderr=attempt.path(FILES["stderr"]),
+            limits=Limits(memory_bytes=launch.resources.memory_bytes or None),
+        )
+
+    def _environment(self, attempt: Attempt, stage: Stage) -> dict[str, str]:
+        """The job's variables: the host's few, the user's, then ours, which nobody overrides."""
+        launch = attempt.launch
+        env = self._base | dict(launch.env) | dict(stage.secrets)
+        interpreter = stage.interpreter
+        if interpreter.bin:
+            env["PATH"] = f"{interpreter.bin}:{env.get('PATH', os.defpath)}"
+        if interpreter.lacks_client:
+            parts = [env.get("PYTHONPATH", ""), str(self._library)]
+            env["PYTHONPATH"] = ":".join(part for part in parts if part)
+        if launch.gpus or self._host_has_gpus:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(launch.gpus)
+        if launch.traceparent:
+            env["TRACEPARENT"] = exec_context(launch.attempt, launch.traceparent)
+        if stage.restore:
+            env["HATOBA_RESTORE"] = stage.restore
+        env |= {
+            "HATOBA_ATTEMPT": launch.attempt,
+            "HATOBA_JOB": launch.job,
+            "HATOBA_INDEX": str(launch.index),
+            "HATOBA_TASK_COUNT": str(launch.task_count),
+            "HATOBA_ATTEMPT_NUMBER": str(launch.number),
+            "HATOBA_DIR": attempt.home,
+            "HATOBA_SPOOL": attempt.path(spool.FILE),
+            "HATOBA_PARAMS": attempt.path(PARAMS) if launch.params else self._no_params,
+            "HATOBA_INPUTS": attempt.path("inputs"),
+            "HATOBA_OUTPUTS": attempt.path("outputs"),
+            "HATOBA_CHECKPOINTS": attempt.path("checkpoints"),
+        }
+        return env
+
+
+def _params(launch: worker_pb2.LaunchAttempt) -> bytes:
+    values = {name: _plain(json_format.MessageToDict(each)) for name, each in launch.params.items()}
+    return json.dumps(values, ensure_ascii=False).encode()
+
+
+def _plain(value: object) -> object:
+    """Numbers travel as doubles; those that are whole are written without a point."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value

@@ -1,0 +1,99 @@
+"""Small file operations that are done directly on the event loop.
+
+Each takes some 5 to 50 microseconds on the local disk's cache, less than a hop to a thread. All
+that may be larger goes through `asyncio.to_thread`; tests forbid blocking calls everywhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+
+PIECE = 64 * 1024
+
+
+def make_home(home: str, directories: Iterable[str]) -> None:
+    """Make an attempt's directory with these in it; those that exist are kept."""
+    for path in (home, *(f"{home}/{name}" for name in directories)):
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+
+
+def remove_home(home: str, files: Iterable[str], directories: Iterable[str]) -> bool:
+    """Remove an attempt's directory when it holds nothing but these, empty ones; else False."""
+    for name in files:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{home}/{name}")
+    try:
+        for name in directories:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(f"{home}/{name}")
+        os.rmdir(home)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
+def is_empty(directory: str) -> bool:
+    """True when the directory holds nothing, or does not exist."""
+    try:
+        with os.scandir(directory) as entries:
+            return next(entries, None) is None
+    except FileNotFoundError:
+        return True
+
+
+def size(path: str) -> int:
+    """Size in bytes; 0 for a file that does not exist."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    return os.access(path, os.F_OK)
+
+
+def read_piece(path: str, offset: int, length: int) -> bytes:
+    """At most `length` bytes from `offset` on; raises OSError."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.pread(handle, length, offset)
+    finally:
+        os.close(handle)
+
+
+def write(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Write a small file anew; raises OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        os.write(handle, data)
+    finally:
+        os.close(handle)
+
+
+def append(path: str, data: bytes) -> None:
+    """Add to the end of a small file, made if need be; raises OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(handle, data)
+    finally:
+        os.close(handle)
+
+
+def fresh(path: str) -> None:
+    """Make an empty file, a new one if there was one; raises OSError."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    write(path, b"")
+
+
+def share(path: str, link: str) -> None:
+    """Give a file a second name, unless that is taken; raises OSError."""
+    with contextlib.suppress(FileExistsError):
+        os.link(path, link)

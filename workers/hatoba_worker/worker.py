@@ -1,0 +1,449 @@
+"""The worker: hears the server, sees the keeper, and sends each attempt on its course."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import structlog
+
+from hatoba.v1 import runner_pb2, worker_pb2
+from hatoba_worker import host
+from hatoba_worker.attempts import Attempt, Book, Start
+from hatoba_worker.burials import Burials
+from hatoba_worker.config import Config
+from hatoba_worker.course import Course, Parts, Way, gone_item, started_item
+from hatoba_worker.dial import Connection, Locator
+from hatoba_worker.environments import Environments
+from hatoba_worker.executors.process import ProcessExecutor
+from hatoba_worker.host_secrets import Secrets
+from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
+from hatoba_worker.logs import LogShipper
+from hatoba_worker.reports import Reporter, heartbeat
+from hatoba_worker.session import Items, Session
+from hatoba_worker.spans import Spans
+from hatoba_worker.staging import Stager
+from hatoba_worker.timeouts import Timeouts
+from hatoba_worker.transfers import ServerTransfers
+from hatoba_worker.trees import TreeCache
+
+log = structlog.get_logger(__name__)
+
+PROTOCOL = 1
+TICK = 10.0
+SPANS_EVERY = 0.2
+_SAVE_AGAIN = 1.0
+_GRANTED = runner_pb2.CLAIM_VERDICT_GRANTED
+
+
+class AlreadyRuns(Exception):
+    """Another worker has the data directory."""
+
+
+def hold(data: Path) -> int:
+    """Take the data directory for this worker until the handle is closed; raises AlreadyRuns."""
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(data / "worker.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise AlreadyRuns(f"another worker runs on {data}") from error
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+    return handle
+
+
+class Worker:
+    """One run of the worker of a data directory."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+        self._config = config
+        self._environ = environ
+        self._identity = host.Identity.load(config.data, config.name, embedded=config.embedded)
+        self._boot = host.boot_id()
+        self._incarnation = uuid.uuid4().hex
+        self._gpus = host.gpu_ids(config.gpus)
+        self._secrets = Secrets(config.data, environ)
+        self._book = Book(config.data, self._boot, lambda: uuid.uuid4().hex)
+        self._rebooted = False
+        self._keeper = ""
+        self._orphans: set[str] = set()
+        self._settled = asyncio.Event()
+        self._unsaved: list[Attempt] = []
+        self._courses: dict[str, asyncio.Task[None]] = {}
+        self._resaving = False
+        self._secret_names: list[str] = []
+
+    async def run(self) -> None:
+        """Work until cancelled; what runs goes on without us."""
+        async with asyncio.TaskGroup() as tasks:
+            self._assemble(tasks)
+            await asyncio.to_thread(self._recover)
+            tasks.create_task(self._environments.warm_up(), name="probe interpreter")
+            tasks.create_task(self._executor.run(), name="keeper")
+            tasks.create_task(self._session.run(), name="server")
+            tasks.create_task(self._shipper.poll(), name="poll logs")
+            tasks.create_task(self._reporter.poll(), name="poll spools")
+            tasks.create_task(self._tick(), name="heartbeats")
+            tasks.create_task(self._send_spans(), name="spans")
+
+    def _assemble(self, tasks: asyncio.TaskGroup) -> None:
+        config, data = self._config, self._config.data
+        self._tasks = tasks
+        locator = Locator(data, config.server, config.token_path, config.ca_file)
+        self._session = Session(locator, self)
+        self._executor = ProcessExecutor(data, self, asyncio.sleep)
+        transfers = ServerTransfers(self._session)
+        self._environments = Environments(data, self._environ, tasks, embedded=config.embedded)
+        trees = TreeCache(data / "cache" / "trees", transfers, config.cache_limit_bytes)
+        self._stager = Stager(
+            data,
+            self._environ,
+            trees,
+            self._environments,
+            self._secrets,
+            host_has_gpus=bool(self._gpus),
+        )
+        self._shipper = LogShipper(self._book, limit=config.log_limit_bytes)
+        self._reporter = Reporter(self._book, self._session, transfers, tasks)
+        self._spans = Spans()
+        burials = Burials(self._book, self._executor, self._environments, tasks, self._save)
+        self._burials = burials
+        self._course = Course(
+            Parts(
+                book=self._book,
+                executor=self._executor,
+                session=self._session,
+                stager=self._stager,
+                shipper=self._shipper,
+                reporter=self._reporter,
+                transfers=transfers,
+                spans=self._spans,
+                timeouts=Timeouts(),
+                burials=burials,
+            )
+        )
+
+    def _recover(self) -> None:
+        """Read the journal, and clear away what belongs to nothing."""
+        data = self._config.data
+        homes = data / "attempts"
+        for directory in (homes, data / "cache" / "trees"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._rebooted = self._book.load()
+        self._stager.prepare()
+        self._environments.tidy()
+        for path in homes.iterdir():
+            if path.name not in self._book.live:
+                shutil.rmtree(path, ignore_errors=True)
+
+    # -- the keeper -----------------------------------------------------------------------------
+
+    def inventory(self, info: KeeperInfo, held: dict[str, AttemptStatus]) -> None:
+        """The keeper is there: everything is taken up from where it stands."""
+        changed = self._keeper not in ("", info.incarnation)
+        self._keeper = info.incarnation
+        self._settled.clear()
+        self._orphans = {name for name in held if name not in self._book.live}
+        for name in list(self._orphans):
+            self._end_orphan(name, held[name])
+        for attempt in list(self._book.live.values()):
+            self._take_up(attempt, held.get(attempt.name))
+        self._settle()
+        if changed:
+            # The server learns from a new hello that an old keeper's attempts are over.
+            self._session.hang_up()
+
+    def _end_orphan(self, name: str, status: AttemptStatus) -> None:
+        """A process that no journal speaks of: it must be gone before we say what we have."""
+        if status.gone:
+            self._orphans.discard(name)
+            self._executor.forget(name)
+        else:
+            self._executor.stop(name, 0.0)
+
+    def _settle(self) -> None:
+        if not self._orphans:
+            self._settled.set()
+
+    def _take_up(self, attempt: Attempt, status: AttemptStatus | None) -> None:
+        if status is not None:
+            _apply(attempt, status)
+        if attempt.name in self._courses:
+            return
+        if attempt.dropped:
+            self._go(attempt, self._course.discard)
+        elif status is not None and status.failed is None:
+            attempt.granted = True
+            self._shipper.follow(attempt, ("stdout", "stderr", "build"), known=False)
+            self._reporter.resume(attempt)
+            self._go(attempt, self._course.follow)
+        elif self._rebooted:
+            attempt.is_gone.set()
+            self._go(attempt, self._course.lose)
+        elif "claim" not in attempt.unanswered:
+            self._claim(attempt)
+
+    def exited(self, event: Exited) -> None:
+        """The main process of an attempt ended."""
+        attempt = self._book.live.get(event.attempt)
+        if attempt is not None:
+            attempt.exit = event.exit
+            attempt.ended.set()
+        if event.gone:
+            self.gone(event.attempt)
+
+    def gone(self, name: str) -> None:
+        """Nothing of an attempt is left."""
+        attempt = self._book.live.get(name)
+        if attempt is not None:
+            attempt.is_gone.set()
+        elif name in self._orphans:
+            self._orphans.discard(name)
+            self._executor.forget(name)
+            self._settle()
+
+    # -- the server -----------------------------------------------------------------------------
+
+    async def ready(self) -> None:
+        """Return when it is known what this host holds."""
+        await self._settled.wait()
+        self._secret_names = await asyncio.to_thread(self._secrets.names)
+
+    def greeting(self) -> list[worker_pb2.WorkerItem]:
+        """Hello, inventory, and everything that was not answered."""
+        live = self._book.live.values()
+        items = [worker_pb2.WorkerItem(hello=self._hello())]
+        items += [worker_pb2.WorkerItem(held=_held(attempt)) for attempt in live]
+        items.append(worker_pb2.WorkerItem(inventory_complete=worker_pb2.InventoryComplete()))
+        for attempt in live:
+            if attempt.begun is not None and "commit" not in attempt.unanswered:
+                items.append(started_item(attempt))
+            items += attempt.unanswered.values()
+        return items
+
+    def _hello(self) -> worker_pb2.WorkerHello:
+        cpus, memory, slots = self._config.resolved()
+        return worker_pb2.WorkerHello(
+            host=self._identity.name,
+            incarnation=self._incarnation,
+            boot_id=self._boot,
+            keeper=self._keeper,
+            protocol=PROTOCOL,
+            cluster_id=self._identity.cluster_id,
+            version=_version(),
+            cpus=cpus,
+            memory_bytes=memory,
+            gpus=self._gpus,
+            slots=slots,
+            labels=self._config.labels,
+            secrets=self._secret_names,
+            embedded=self._config.embedded,
+        )
+
+    async def serve(self, link: Connection) -> None:
+        """Ship logs while the stream is open."""
+        await self._shipper.serve(link)
+
+    def heard(self, items: Items) -> None:
+        """What the server said, in order."""
+        for item in items:
+            match item.WhichOneof("item"):
+                case "launch":
+                    self._launched(item.launch)
+                case "claimed":
+                    self._claimed(item.claimed)
+                case "committed":
+                    self._committed(item.committed)
+                case "metrics_stored":
+                    self._metrics_stored(item.metrics_stored)
+                case "checkpoint_stored":
+                    self._checkpoint_stored(item.checkpoint_stored)
+                case "stop":
+                    self._stop(item.stop)
+                case "order":
+                    self._ordered(item.order)
+                case "drop":
+                    self._drop(item.drop.attempt)
+                case "going_away":
+                    self._session.hang_up(item.going_away.after.ToTimedelta().total_seconds())
+                case "welcome":
+                    self._welcomed(item.welcome)
+        self._save()
+
+    def _welcomed(self, welcome: worker_pb2.WorkerWelcome) -> None:
+        if self._identity.cluster_id != welcome.cluster_id:
+            self._identity.cluster_id = welcome.cluster_id
+            saving = asyncio.to_thread(self._identity.save)
+            self._tasks.create_task(saving, name="save identity")
+
+    def _launched(self, launch: worker_pb2.LaunchAttempt) -> None:
+        attempt = self._book.enter(launch)
+        if attempt is not None:
+            self._unsaved.append(attempt)
+        elif launch.attempt not in self._book.live:
+            self._session.send(gone_item(launch.attempt, launch.fence))
+
+    def _claim(self, attempt: Attempt) -> None:
+        claim = runner_pb2.ClaimAttemptRequest(
+            attempt=attempt.name, fence=attempt.fence, nonce=attempt.nonce
+        )
+        attempt.unanswered["claim"] = worker_pb2.WorkerItem(claim=claim)
+        self._session.send(attempt.unanswered["claim"])
+
+    def _claimed(self, answer: runner_pb2.ClaimAttemptResponse) -> None:
+        attempt = self._book.live.get(answer.attempt)
+        if attempt is None or attempt.unanswered.pop("claim", None) is None:
+            return
+        if answer.verdict != _GRANTED:
+            self._session.send(gone_item(attempt.name, attempt.fence))
+            self._course.forget(attempt, runner_pb2.ClaimVerdict.Name(answer.verdict))
+            return
+        attempt.granted = True
+        restore = answer.checkpoint if answer.HasField("checkpoint") else None
+        self._go(attempt, lambda one: self._course.begin(one, restore))
+
+    def _committed(self, answer: runner_pb2.CommitAttemptResponse) -> None:
+        attempt = self._book.live.get(answer.attempt)
+        if attempt is not None and attempt.unanswered.pop("commit", None) is not None:
+            attempt.committed.set()
+
+    def _metrics_stored(self, answer: runner_pb2.ReportMetricsResponse) -> None:
+        attempt = self._book.live.get(answer.attempt)
+        if attempt is not None:
+            self._reporter.stored(attempt, answer.acked_report)
+
+    def _checkpoint_stored(self, answer: runner_pb2.CommitCheckpointResponse) -> None:
+        attempt = self._book.live.get(answer.attempt)
+        if attempt is not None:
+            self._reporter.checkpoint_stored(attempt, answer.step)
+
+    def _stop(self, order: worker_pb2.StopAttempt) -> None:
+        attempt = self._book.live.get(order.attempt)
+        grace = order.grace.ToTimedelta().total_seconds()
+        if attempt is not None:
+            self._course.stop(attempt, "stop", grace)
+            return
+        # Its launch may still be on the way: the name is remembered to refuse it.
+        if order.attempt not in self._book.tombstones:
+            self._book.forget(order.attempt, "STOPPED")
+        self._session.send(gone_item(order.attempt, order.fence))
+
+    def _ordered(self, order: runner_pb2.HeartbeatResponse) -> None:
+        attempt = self._book.live.get(order.attempt)
+        if attempt is not None and order.order == runner_pb2.RUNNER_ORDER_STOP:
+            self._course.stop(attempt, "stop", order.grace.ToTimedelta().total_seconds())
+
+    def _drop(self, name: str) -> None:
+        attempt = self._book.live.get(name)
+        if attempt is None or attempt.dropped:
+            return
+        self._book.dropped(attempt)
+        if self._course.drop(attempt):
+            return
+        course = self._courses.pop(name, None)
+        if course is not None:
+            course.cancel()
+        self._go(attempt, self._course.discard)
+
+    # -- courses --------------------------------------------------------------------------------
+
+    def _go(self, attempt: Attempt, way: Callable[[Attempt], Way]) -> None:
+        task = self._tasks.create_task(self._along(attempt, way), name=attempt.name)
+        self._courses[attempt.name] = task
+
+    async def _along(self, attempt: Attempt, way: Callable[[Attempt], Way]) -> None:
+        try:
+            await way(attempt)
+        except Exception as error:
+            log.exception("attempt.given_up", attempt=attempt.name)
+            await self._course.give_up(attempt, repr(error))
+        finally:
+            if self._courses.get(attempt.name) is asyncio.current_task():
+                del self._courses[attempt.name]
+
+    def _save(self) -> None:
+        """Put the journal on disk; only then claims may go out. A full disk is waited for."""
+        try:
+            self._book.save()
+        except OSError as error:
+            log.error("journal.full", error=str(error))
+            if not self._resaving:
+                self._resaving = True
+                asyncio.get_running_loop().call_later(_SAVE_AGAIN, self._save_again)
+            return
+        claims, self._unsaved = self._unsaved, []
+        for attempt in claims:
+            self._claim(attempt)
+
+    def _save_again(self) -> None:
+        self._resaving = False
+        self._save()
+
+    # -- now and then ---------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """Every 10 s: measure what runs, and say that it lives."""
+        while True:
+            before = self._session.sent
+            await asyncio.sleep(TICK)
+            await self._measure()
+            for attempt in self._book.live.values():
+                if attempt.granted and not attempt.ended.is_set() and not attempt.dropped:
+                    self._session.send(worker_pb2.WorkerItem(heartbeat=heartbeat(attempt)))
+            if self._session.sent == before:
+                self._session.send(worker_pb2.WorkerItem(alive=worker_pb2.WorkerAlive()))
+
+    async def _measure(self) -> None:
+        for sample in await self._executor.sample():
+            attempt = self._book.live.get(sample.attempt)
+            if attempt is not None:
+                attempt.cpu_seconds = max(attempt.cpu_seconds, sample.cpu_seconds)
+                attempt.memory_peak = max(attempt.memory_peak, sample.rss_bytes)
+        holders = [each for each in self._book.live.values() if each.running and each.launch.gpus]
+        used = await asyncio.to_thread(host.gpu_use) if holders else {}
+        for attempt in holders:
+            now = max((used.get(gpu, 0.0) for gpu in attempt.launch.gpus), default=0.0)
+            attempt.gpu_peak = max(attempt.gpu_peak, now)
+
+    async def _send_spans(self) -> None:
+        while True:
+            await asyncio.sleep(SPANS_EVERY)
+            item = self._spans.take()
+            if item is not None:
+                self._session.send(item)
+
+
+def _apply(attempt: Attempt, status: AttemptStatus) -> None:
+    """What the keeper knows of an attempt."""
+    if status.failed is None:
+        attempt.begun = Start(status.started_at, status.start_ticks, status.limit_by)
+    attempt.exit = status.exit
+    attempt.lost = status.lost
+    if status.exit is not None or status.lost:
+        attempt.ended.set()
+    if status.gone:
+        attempt.is_gone.set()
+
+
+def _held(attempt: Attempt) -> worker_pb2.HeldAttempt:
+    return worker_pb2.HeldAttempt(
+        attempt=attempt.name,
+        fence=attempt.fence,
+        claimed=attempt.granted,
+        started=attempt.begun is not None,
+    )
+
+
+def _version() -> str:
+    try:
+        return metadata.version("hatoba")
+    except metadata.PackageNotFoundError:
+        return "0"
