@@ -198,6 +198,7 @@ class Pool:
     accepting: bool = True
     """False: cordoned or not connected; what runs there counts on."""
     embedded: bool = False
+    """The submitter's own interpreter is there, or does not matter."""
     secrets: frozenset[str] = frozenset()
 
 

@@ -483,7 +483,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 async def _start_worker(data: Path) -> None:
     """Have the keeper of this directory run a worker; it lives on when the server does not."""
-    command = [sys.executable, "-m", "hatoba_worker", "embed", "--data", str(data)]
+    command = [sys.executable, "-m", "hatoba_worker.embedded", "embed", "--data", str(data)]
     try:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True

@@ -184,7 +184,7 @@ def stop(data: str, everything: bool, grace: float) -> None:
         # The worker first: a job that ends with the server away is told of at the next start.
         subprocess.run(
             [
-                *(sys.executable, "-m", "hatoba_worker", "end"),
+                *(sys.executable, "-m", "hatoba_worker.embedded", "end"),
                 *("--data", str(directory), "--grace", str(grace)),
             ],
             check=False,

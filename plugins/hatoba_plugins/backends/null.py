@@ -238,7 +238,7 @@ class NullJobs:
         return self._feed.watch(self._now)
 
     def _now(self) -> Iterable[WatchItem]:
-        pool = Pool("null", _FITS_ALL._replace(slots=self._options.slots))
+        pool = Pool("null", _FITS_ALL._replace(slots=self._options.slots), embedded=True)
         yield CapacitySnapshot((pool,), elastic=True, as_of=self._clock.time())
         for known in self._world.objects.values():
             yield known.observation()

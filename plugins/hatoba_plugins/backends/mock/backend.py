@@ -222,7 +222,7 @@ class MockJobs:
     def _capacity(self) -> Iterable[WatchItem]:
         options = self._options
         total = Share(options.cpus, options.memory, options.gpus, options.capacity)
-        pool = Pool(POOL, total, gpu_ids=tuple(map(str, range(options.gpus))))
+        pool = Pool(POOL, total, gpu_ids=tuple(map(str, range(options.gpus))), embedded=True)
         yield CapacitySnapshot((pool,), options.elastic, as_of=self._ctx.clock.time())
 
     async def stop(self, refs: Sequence[Ref], grace: float) -> list[StopResult]:

@@ -1,0 +1,79 @@
+"""The worker that comes with a server: begun and ended by commands that the server runs.
+
+`python -m hatoba_worker.embedded embed --data DIR` returns once the directory's keeper has a worker
+to run; both live on when the server ends. `end` ends both, and the jobs with them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hatoba import __version__
+from hatoba_worker.keeper.client import KeeperClient, KeeperGone
+from hatoba_worker.keeper.ensure import KeeperStartError, ensure_keeper
+
+NAME = "worker"
+VERSION = "HATOBA_WORKER_VERSION"
+
+
+async def embed(data: Path, environ: Mapping[str, str]) -> None:
+    """Have the directory's keeper run a worker of this version. Raises KeeperStartError."""
+    await asyncio.to_thread(ensure_keeper, data)
+    command = [sys.executable, "-m", "hatoba_worker", "run", "--data", str(data), "--embedded"]
+    env = {**environ, VERSION: __version__, "GRPC_ENABLE_FORK_SUPPORT": "0"}
+    async with await KeeperClient.connect(data) as keeper:
+        known = {one.name: one for one in (await keeper.list()).supervised}
+        await keeper.supervise(NAME, command, env, str(data), str(data / "worker.log"))
+        if NAME in known and not _same_version(known[NAME].pid):
+            await keeper.restart(NAME)
+
+
+def _same_version(pid: int | None) -> bool:
+    """Whether a running worker is of this version; one that is between two starts will be."""
+    if not pid:
+        return True
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return True
+    return f"{VERSION}={__version__}".encode() in environ.split(b"\0")
+
+
+async def end(data: Path, grace: float) -> None:
+    """End the worker, every job of the directory (after `grace` seconds by force), the keeper."""
+    try:
+        async with await KeeperClient.connect(data) as keeper:
+            await keeper.shutdown(stop_attempts=True, grace=grace)
+            with contextlib.suppress(KeeperGone):
+                async for _ in keeper.events():
+                    pass
+    except OSError:
+        return
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command; 0 when it was carried out."""
+    parser = argparse.ArgumentParser(prog="hatoba_worker.embedded", description=__doc__)
+    parser.add_argument("command", choices=("embed", "end"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--grace", type=float, default=10.0)
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "embed":
+            asyncio.run(embed(options.data, os.environ))
+        else:
+            asyncio.run(end(options.data, options.grace))
+    except KeeperStartError as error:
+        sys.stderr.write(f"hatoba worker: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
