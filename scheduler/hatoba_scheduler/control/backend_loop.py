@@ -60,6 +60,7 @@ GROUP = 100
 LAUNCH_DEADLINE = 30.0
 CALL_DEADLINE = 30.0
 STOP_AGAIN = 10.0
+OBSERVE_FIRST = 1.0
 OBSERVE_AGAIN = 30.0
 WATCH_AGAIN = 1.0
 HEALTH_AGAIN = 30.0
@@ -312,10 +313,11 @@ class BackendLoop:
         return self._ask(seen.name, observation_step(seen, self._now(), self._ctx.rng))
 
     async def _observe_loop(self) -> None:
-        """Ask after everything now and then, whatever the watch says."""
+        """Ask after everything soon after a start, then now and then, whatever the watch says."""
+        await self._ctx.clock.sleep(OBSERVE_FIRST)
         while True:
-            await self._ctx.clock.sleep(OBSERVE_AGAIN)
             await self._observe_all("")
+            await self._ctx.clock.sleep(OBSERVE_AGAIN)
 
     async def _observe_all(self, pool: str) -> None:
         names = [
