@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -80,25 +81,20 @@ async def open_store(
     sqlite3.Error when the file cannot be read.
     """
     path = directory / FILE
-    lock, connection, made = await asyncio.to_thread(_prepare, path, now(), new_id, open_connection)
+    lock, made = await asyncio.to_thread(_prepare, path, now(), new_id, open_connection)
     writer = Writer(lambda: open_connection(path, False))
-    writer.start(connection)
     return SqliteStore(made, writer, Readers(lambda: open_connection(path, True)), lock, now)
 
 
 def _prepare(
     path: Path, now: Micros, new_id: Callable[[], str], open_connection: Connect
-) -> tuple[DirectoryLock, sqlite3.Connection, ServerIdentity]:
+) -> tuple[DirectoryLock, ServerIdentity]:
     warm()
     lock = DirectoryLock(path.parent)
     try:
-        connection = open_connection(path, False)
-        try:
+        with closing(open_connection(path, False)) as connection:
             migrate(connection, path, migrations(), now)
-            return lock, connection, identity(connection, new_id)
-        except BaseException:
-            connection.close()
-            raise
+            return lock, identity(connection, new_id)
     except BaseException:
         lock.release()
         raise

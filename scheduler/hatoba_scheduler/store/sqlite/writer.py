@@ -77,7 +77,7 @@ class Writer:
     """Owns the writing connection and its thread; called from one event loop."""
 
     def __init__(self, open_connection: Callable[[], sqlite3.Connection]) -> None:
-        """The thread starts with `start`; `open_connection` runs on it whenever it opens anew."""
+        """Start the thread; it opens its connection with the first write, and anew after errors."""
         self._open = open_connection
         self._loop = asyncio.get_running_loop()
         self._room = asyncio.Semaphore(QUEUE)
@@ -92,11 +92,6 @@ class Writer:
         self.broken: asyncio.Future[BaseException] = self._loop.create_future()
         self._stopped = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="hatoba-store-writer", daemon=True)
-
-    def start(self, connection: sqlite3.Connection) -> None:
-        """Begin, on a connection that was opened by the caller."""
-        self._connection = connection
-        self._position = _last_position(connection)
         self._thread.start()
 
     async def call(self, write: Write | Direct) -> Any:
