@@ -23,7 +23,7 @@ CONTEXT_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
 ADDRESS = re.compile(
     r"^(?:(https?|grpcs?)://)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})/?$"
 )
-LOOPBACK = {"localhost", "[::1]"}
+LOOPBACK = re.compile(r"^(?:localhost|\[::1\]|127(?:\.[0-9]{1,3}){3})$")
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def parse_address(text: str) -> tuple[str, bool]:
             remedy="write HOST:PORT, for example hatoba.example:7070 or 127.0.0.1:7070",
         )
     scheme, host, port = match[1] or "", match[2], match[3]
-    loopback = host in LOOPBACK or host.startswith("127.")
+    loopback = LOOPBACK.match(host) is not None
     if scheme in {"http", "grpc"} and not loopback:
         raise InvalidSpec(
             f"{text!r} would send the token in plain text",

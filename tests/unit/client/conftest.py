@@ -403,7 +403,7 @@ class FakeWorkers(worker_pb2_grpc.WorkerServiceServicer):
 
     def Connect(self, requests: Any, context: Context) -> Iterator[Any]:
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "no worker connects to the fakes")
-        yield
+        return iter(())
 
     def ListHosts(
         self, request: worker_pb2.ListHostsRequest, context: Context

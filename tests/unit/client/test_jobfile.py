@@ -150,8 +150,8 @@ def test_directories_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "req.txt").write_text("numpy\n")
     path = tmp_path / "job.yaml"
     path.write_text(
-        GOOD
-        + "code: src\ninputs: [{path: data, name: faces}]\nenvironment: {requirements_file: req.txt}\n"
+        GOOD + "code: src\ninputs: [{path: data, name: faces}]\n"
+        "environment: {requirements_file: req.txt}\n"
     )
     parcel = read_job_file(path)[0].parcel
     assert parcel.code == tmp_path / "src"
