@@ -27,8 +27,6 @@ PATIENCE = 25.0
 TOKEN = "hw_scripted"
 GRANTED = runner_pb2.CLAIM_VERDICT_GRANTED
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
 
 @dataclass
 class Log:
@@ -43,22 +41,26 @@ class Heard:
     """Everything that workers said, in order, over all streams."""
 
     def __init__(self) -> None:
-        self.items: list[worker_pb2.WorkerItem] = []
+        self._items: dict[tuple[str, str | None], list[Any]] = defaultdict(list)
         self._news = asyncio.Condition()
 
     async def add(self, item: worker_pb2.WorkerItem) -> None:
-        async with self._news:
-            self.items.append(item)
-            self._news.notify_all()
+        """Remember an item by its kind and attempt."""
+        kind = item.WhichOneof("item") or ""
+        body = getattr(item, kind)
+        self._items[kind, None].append(body)
+        if hasattr(body, "attempt"):
+            self._items[kind, body.attempt].append(body)
+        await self.changed()
 
     async def changed(self) -> None:
+        """Something else happened that tests wait for."""
         async with self._news:
             self._news.notify_all()
 
     def all(self, kind: str, attempt: str | None = None) -> list[Any]:
         """Items of one kind, for one attempt."""
-        found = [getattr(each, kind) for each in self.items if each.WhichOneof("item") == kind]
-        return [each for each in found if attempt is None or each.attempt == attempt]
+        return self._items[kind, attempt]
 
     async def wait(self, kind: str, attempt: str | None = None, count: int = 1) -> Any:
         """The `count`-th item of a kind, waited for."""
@@ -71,12 +73,26 @@ class Heard:
             await self._news.wait_for(what)
 
 
+async def _absent(_self: object, _request: object, context: Any) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no host worker asks for this")
+
+
 class ScriptedServer(
     worker_pb2_grpc.WorkerServiceServicer,
     runner_pb2_grpc.RunnerServiceServicer,
     artifact_pb2_grpc.ArtifactServiceServicer,
 ):
     """Grants each claim once to a nonce, stores everything, and commits; tests change that."""
+
+    ClaimAttempt: Any = _absent
+    Heartbeat: Any = _absent
+    ReportMetrics: Any = _absent
+    CommitCheckpoint: Any = _absent
+    CommitAttempt: Any = _absent
+    ListHosts: Any = _absent
+    GetHost: Any = _absent
+    CordonHost: Any = _absent
+    DeclareHostGone: Any = _absent
 
     def __init__(self) -> None:
         self.heard = Heard()
@@ -130,29 +146,25 @@ class ScriptedServer(
 
     # -- WorkerService --------------------------------------------------------------------------
 
-    async def Connect(
+    async def Connect(  # type: ignore[override]  # it writes instead of yielding
         self, request_iterator: AsyncIterator[worker_pb2.WorkerServiceConnectRequest], context: Any
-    ) -> AsyncIterator[worker_pb2.WorkerServiceConnectResponse]:
+    ) -> None:
         assert ("authorization", f"Bearer {TOKEN}") in context.invocation_metadata()
         self.streams += 1
-        self._out = asyncio.Queue(100_000)
+        self._out = out = asyncio.Queue(100_000)
         welcome = worker_pb2.WorkerWelcome(cluster_id="cluster", version="0")
         self.send(worker_pb2.ServerItem(welcome=welcome))
         async with asyncio.TaskGroup() as tasks:
-            listener = tasks.create_task(self._listen(request_iterator))
-            while not listener.done():
-                getter = tasks.create_task(self._out.get())
-                await asyncio.wait([getter, listener], return_when=asyncio.FIRST_COMPLETED)
-                if not getter.done():
-                    getter.cancel()
-                    break
-                items = getter.result()
-                while not self._out.empty() and len(items) < 100:
-                    items += self._out.get_nowait()
-                yield worker_pb2.WorkerServiceConnectResponse(items=items)
-                if any(each.WhichOneof("item") == "going_away" for each in items):
-                    listener.cancel()
-                    break
+            writer = tasks.create_task(self._write(out, context))
+            await self._listen(request_iterator)
+            writer.cancel()
+
+    async def _write(self, out: asyncio.Queue[list[worker_pb2.ServerItem]], context: Any) -> None:
+        while True:
+            items = await out.get()
+            while not out.empty() and len(items) < 100:
+                items += out.get_nowait()
+            await context.write(worker_pb2.WorkerServiceConnectResponse(items=items))
 
     async def _listen(
         self, requests: AsyncIterator[worker_pb2.WorkerServiceConnectRequest]

@@ -27,7 +27,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The user's code began: `at` in Unix seconds, `ticks` in clock ticks since boot (0: unknown)."""
+    """The user's code began: `at` Unix seconds, `ticks` clock ticks since boot (0: unknown)."""
 
     at: float
     ticks: int

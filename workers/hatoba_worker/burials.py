@@ -6,12 +6,12 @@ import asyncio
 import shutil
 from collections.abc import Callable
 
-from hatoba_worker import tinyfiles
 from hatoba_worker.attempts import Attempt, Book
 from hatoba_worker.environments import Environments
 from hatoba_worker.executors import Executor
+from hatoba_worker.homes import Homes
 from hatoba_worker.logs import FILES
-from hatoba_worker.staging import DIRECTORIES, PARAMS, STOP_FILE
+from hatoba_worker.staging import PARAMS, STOP_FILE
 
 _FILES = (*FILES.values(), PARAMS, STOP_FILE)
 
@@ -22,12 +22,14 @@ class Burials:
     def __init__(
         self,
         book: Book,
+        homes: Homes,
         executor: Executor,
         environments: Environments,
         tasks: asyncio.TaskGroup,
         save: Callable[[], None],
     ) -> None:
         self._book = book
+        self._homes = homes
         self._executor = executor
         self._environments = environments
         self._tasks = tasks
@@ -52,6 +54,6 @@ class Burials:
             self._remove(attempt)
 
     def _remove(self, attempt: Attempt) -> None:
-        if not tinyfiles.remove_home(attempt.home, _FILES, DIRECTORIES):
+        if not self._homes.take_back(attempt.home, _FILES):
             removal = asyncio.to_thread(shutil.rmtree, attempt.home, True)
             self._tasks.create_task(removal, name=f"remove {attempt.name}")

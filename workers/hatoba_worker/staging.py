@@ -18,6 +18,7 @@ from hatoba_worker import spool, tinyfiles
 from hatoba_worker.attempts import Attempt
 from hatoba_worker.environments import Environments, Interpreter
 from hatoba_worker.failures import staging_failed
+from hatoba_worker.homes import Homes
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import Limits, Spawn
 from hatoba_worker.logs import FILES
@@ -25,7 +26,6 @@ from hatoba_worker.spans import exec_context
 from hatoba_worker.transfers import TransferFailed
 from hatoba_worker.trees import TreeCache
 
-DIRECTORIES = ("work", "outputs", "checkpoints")
 PARAMS = "params.json"
 STOP_FILE = "stop"
 RESTORE = "restore"
@@ -50,6 +50,7 @@ class Stager:
         self,
         data: Path,
         environ: Mapping[str, str],
+        homes: Homes,
         trees: TreeCache,
         environments: Environments,
         secrets: Secrets,
@@ -58,6 +59,7 @@ class Stager:
     ) -> None:
         self._library = data / "lib"
         self._no_params = str(self._library / "no-params.json")
+        self._homes = homes
         self._trees = trees
         self._environments = environments
         self._secrets = secrets
@@ -81,6 +83,8 @@ class Stager:
             return None
         interpreter = self._environments.known(launch.environment)
         if interpreter is None:
+            return None
+        if tinyfiles.exists(attempt.home):
             return None
         self._make_home(attempt)
         return self._spawn(attempt, Stage(interpreter, {}))
@@ -117,12 +121,12 @@ class Stager:
         return directory
 
     def _make_home(self, attempt: Attempt) -> None:
+        self._homes.make(attempt.home)
         try:
-            tinyfiles.make_home(attempt.home, DIRECTORIES)
             if attempt.launch.params:
                 tinyfiles.write(attempt.path(PARAMS), _params(attempt.launch))
         except OSError as error:
-            raise staging_failed(f"no room for the attempt's directory: {error}") from error
+            raise staging_failed(f"no room for the parameters: {error}") from error
 
     def _spawn(self, attempt: Attempt, stage: Stage) -> Spawn:
         launch = attempt.launch

@@ -8,33 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
 
 PIECE = 64 * 1024
-
-
-def make_home(home: str, directories: Iterable[str]) -> None:
-    """Make an attempt's directory with these in it; those that exist are kept."""
-    for path in (home, *(f"{home}/{name}" for name in directories)):
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-
-
-def remove_home(home: str, files: Iterable[str], directories: Iterable[str]) -> bool:
-    """Remove an attempt's directory when it holds nothing but these, empty ones; else False."""
-    for name in files:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{home}/{name}")
-    try:
-        for name in directories:
-            with contextlib.suppress(FileNotFoundError):
-                os.rmdir(f"{home}/{name}")
-        os.rmdir(home)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 def is_empty(directory: str) -> bool:

@@ -22,6 +22,7 @@ from hatoba_worker.course import Course, Parts, Way, gone_item, started_item
 from hatoba_worker.dial import Connection, Locator
 from hatoba_worker.environments import Environments
 from hatoba_worker.executors.process import ProcessExecutor
+from hatoba_worker.homes import Homes
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
 from hatoba_worker.logs import LogShipper
@@ -103,9 +104,11 @@ class Worker:
         transfers = ServerTransfers(self._session)
         self._environments = Environments(data, self._environ, tasks, embedded=config.embedded)
         trees = TreeCache(data / "cache" / "trees", transfers, config.cache_limit_bytes)
+        self._homes = Homes(data / "attempts")
         self._stager = Stager(
             data,
             self._environ,
+            self._homes,
             trees,
             self._environments,
             self._secrets,
@@ -114,7 +117,9 @@ class Worker:
         self._shipper = LogShipper(self._book, limit=config.log_limit_bytes)
         self._reporter = Reporter(self._book, self._session, transfers, tasks)
         self._spans = Spans()
-        burials = Burials(self._book, self._executor, self._environments, tasks, self._save)
+        burials = Burials(
+            self._book, self._homes, self._executor, self._environments, tasks, self._save
+        )
         self._burials = burials
         self._course = Course(
             Parts(
@@ -143,6 +148,7 @@ class Worker:
         for path in homes.iterdir():
             if path.name not in self._book.live:
                 shutil.rmtree(path, ignore_errors=True)
+        self._homes.prepare()
 
     # -- the keeper -----------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from hatoba_worker.keeper.messages import Exited, Gone, Sample, Spawn, Spawned, 
 
 log = structlog.get_logger(__name__)
 
+# While the keeper starts one lot, the answers to another are dealt with here.
+SPAWNERS = 2
+A_REQUEST = 8
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 2.0
 
@@ -23,7 +27,7 @@ class ProcessExecutor:
     """The one connection to the keeper, made again whenever it breaks.
 
     What was not answered is asked again on the next connection; the keeper tells doubles apart.
-    Requests that come while one is on its way go together in the next.
+    Requests that come while others are on their way go together in the next.
     """
 
     def __init__(
@@ -35,6 +39,8 @@ class ProcessExecutor:
         self._client: KeeperClient | None = None
         self._wake = asyncio.Event()
         self._spawns: dict[str, tuple[Spawn, asyncio.Future[Spawned | SpawnFailed]]] = {}
+        self._unsent: deque[str] = deque()
+        self._more = asyncio.Event()
         self._stops: dict[str, float] = {}
         self._forgets: dict[str, None] = {}
 
@@ -59,9 +65,13 @@ class ProcessExecutor:
             held = {status.attempt: status for status in inventory.attempts}
             self._observer.inventory(info, held)
             self._client = client
+            self._unsent = deque(self._spawns)
             self._wake.set()
+            self._more.set()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._pump(client), name="keeper requests")
+                for number in range(SPAWNERS):
+                    tasks.create_task(self._spawn(client), name=f"keeper spawns {number}")
                 await self._listen(client)
 
     async def _listen(self, client: KeeperClient) -> None:
@@ -79,7 +89,8 @@ class ProcessExecutor:
         future: asyncio.Future[Spawned | SpawnFailed]
         future = asyncio.get_running_loop().create_future()
         self._spawns[spawn.attempt] = (spawn, future)
-        self._wake.set()
+        self._unsent.append(spawn.attempt)
+        self._more.set()
         return await future
 
     def stop(self, name: str, grace: float) -> None:
@@ -105,20 +116,24 @@ class ProcessExecutor:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._spawns:
-                await self._send_spawns(client)
             if self._stops:
                 await self._send_stops(client)
             if self._forgets:
                 await self._send_forgets(client)
 
-    async def _send_spawns(self, client: KeeperClient) -> None:
-        wanted = list(self._spawns.values())
-        replies = await client.spawn_many([spawn for spawn, _ in wanted])
-        for (spawn, future), reply in zip(wanted, replies, strict=True):
-            del self._spawns[spawn.attempt]
-            if not future.done():
-                future.set_result(reply)
+    async def _spawn(self, client: KeeperClient) -> None:
+        while True:
+            while not self._unsent:
+                self._more.clear()
+                await self._more.wait()
+            count = min(len(self._unsent), A_REQUEST)
+            names = [self._unsent.popleft() for _ in range(count)]
+            wanted = [self._spawns[name] for name in names]
+            replies = await client.spawn_many([spawn for spawn, _ in wanted])
+            for (spawn, future), reply in zip(wanted, replies, strict=True):
+                del self._spawns[spawn.attempt]
+                if not future.done():
+                    future.set_result(reply)
 
     async def _send_stops(self, client: KeeperClient) -> None:
         for name, grace in list(self._stops.items()):
