@@ -168,7 +168,7 @@ class _Gate:
     @asynccontextmanager
     async def passing(self) -> AsyncIterator[None]:
         """A place among those that are served. Raises ResourceExhausted when too many wait."""
-        if not self._room:
+        if self._places.locked() and not self._room:
             raise ResourceExhausted(
                 f"the server has as many {self._what} as it can take; try again soon",
                 reason=Reason.TOO_MANY_CALLS,

@@ -216,8 +216,11 @@ class _Scanner:
         directory = os.path.dirname(link)
         given = os.path.join(directory, os.readlink(link))
         plain = os.path.normpath(given)
+        if os.path.realpath(plain) != os.path.realpath(given):
+            # `..` after the name of another link.
+            plain = os.path.realpath(given)
         inside = plain == self._scan.root or plain.startswith(self._scan.root.rstrip("/") + "/")
-        if not inside or os.path.realpath(plain) != os.path.realpath(given):
+        if not inside:
             why = f"is a symbolic link that leaves the directory, to {os.readlink(link)!r}"
             raise TreeRefused(self._shown(link), why)
         target = unicodedata.normalize("NFC", os.path.relpath(plain, directory))
