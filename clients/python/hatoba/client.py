@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import lru_cache
@@ -80,7 +80,7 @@ class Client:
 
     def events(
         self, *jobs: str, cursor: str = "", jobs_only: bool = False
-    ) -> Iterator[common_pb2.Event | Resync]:
+    ) -> Generator[common_pb2.Event | Resync, None, None]:
         """See AsyncClient.events."""
         return self._loop.iterate(self._client.events(*jobs, cursor=cursor, jobs_only=jobs_only))
 
@@ -123,7 +123,7 @@ class Job:
         index: int = 0,
         attempt: int = 0,
         tail: int = 0,
-    ) -> Iterator[LogPiece]:
+    ) -> Generator[LogPiece, None, None]:
         """See AsyncJob.logs."""
         return self._loop.iterate(
             self._job.logs(follow=follow, stream=stream, index=index, attempt=attempt, tail=tail)
@@ -203,7 +203,7 @@ class _LoopThread:
             future.cancel()
             raise
 
-    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+    def iterate(self, items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
         """An asynchronous iterator's items, closed when the reader leaves."""
 
         async def advance() -> list[T]:

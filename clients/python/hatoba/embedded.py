@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,9 @@ POLL_SECONDS = 0.02
 # used.
 RIVAL_SECONDS = 3.0
 LOG_LINES = 5
+KEPT = ("HATOBA_SECRET_", "HATOBA_DEBUG", "HATOBA_DATA")
+# The servers outlive us; collecting their handles would complain of that.
+_started: list[subprocess.Popen[bytes]] = []
 
 
 def start_embedded(data: Path, say: Callable[[str], None]) -> Server:
@@ -50,16 +54,26 @@ def _spawn(data: Path) -> subprocess.Popen[bytes]:
             f"the embedded server cannot use {data}: {error.strerror}",
             remedy="set HATOBA_DATA to another directory",
         ) from None
-    command = [sys.executable, "-m", "hatoba", "server", "start", "--data", str(data)]
+    command = [sys.executable, "-m", "hatoba", "server", "start", "--data", str(data.absolute())]
     with log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             start_new_session=True,
             cwd=data,
+            env=_environment(),
         )
+    _started.append(process)
+    return process
+
+
+def _environment() -> dict[str, str]:
+    """Ours without a job's marks: started from inside a job, the server is no part of it."""
+    names = (name for name in os.environ if name != "TRACEPARENT")
+    ours = (name for name in names if not name.startswith("HATOBA_") or name.startswith(KEPT))
+    return {name: os.environ[name] for name in ours}
 
 
 def _wait(data: Path, process: subprocess.Popen[bytes], began: float) -> Server:

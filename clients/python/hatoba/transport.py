@@ -226,8 +226,11 @@ def add_request_id(request: Message) -> None:
 
 
 def is_repeatable(request: Message) -> bool:
-    """Whether doing it twice is the same as once: a read, or a call that carries an id."""
-    return is_read(request.DESCRIPTOR) or bool(getattr(request, "request_id", ""))
+    """Whether doing it twice is the same as once: a read, or a call whose every part has an id."""
+    if is_read(request.DESCRIPTOR) or getattr(request, "request_id", ""):
+        return True
+    items = getattr(request, "items", ())
+    return bool(items) and all(getattr(item, "request_id", "") for item in items)
 
 
 @lru_cache(maxsize=256)

@@ -37,6 +37,7 @@ DURATION_HELP = "write numbers with ms, s, m, h or d, for example 90s, 10m or 1h
 MEMORY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$")
 DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 DURATION = re.compile(r"^(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+$")
+MAX_CPUS = 4096
 ARRAY = re.compile(r"^([0-9]+)-([0-9]+)$")
 NUMBER = re.compile(r"^[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?$")
 
@@ -47,6 +48,13 @@ def parse_memory(text: str) -> int:
     if match is None or match[2].lower() not in MEMORY_UNITS:
         raise ValueError(f"{text!r} is not an amount of memory: {MEMORY_HELP}")
     return math.ceil(float(match[1]) * MEMORY_UNITS[match[2].lower()])
+
+
+def parse_cpus(text: str) -> float:
+    """Cores, 0 to 4096, which may be a fraction."""
+    if not NUMBER.match(text.strip()) or not 0 <= float(text) <= MAX_CPUS:
+        raise ValueError(f"{text!r} is not a number of cores: write one from 0 to {MAX_CPUS}")
+    return float(text)
 
 
 def parse_duration(text: str) -> float:

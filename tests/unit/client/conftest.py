@@ -76,6 +76,8 @@ class FakeServer:
     # Streams end after so many messages, one entry for each connection; "eof" ends them politely.
     breaks: list[int] = field(default_factory=list)
     politely: bool = False
+    # The oldest event that is kept; a watch from before it is told to resync.
+    oldest: int = 1
     hold_logs: threading.Event = field(default_factory=threading.Event)
     log_reached_hold: threading.Event = field(default_factory=threading.Event)
     hold: bool = False
@@ -251,6 +253,11 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer):
 
     def _events(self, request: job_pb2.WatchJobsRequest) -> Iterator[job_pb2.WatchJobsResponse]:
         after = int(request.cursor or len(self.fake.events))
+        if after + 1 < self.fake.oldest:
+            cursor = str(self.fake.oldest - 1)
+            resync = job_pb2.WatchJobsResponse.Resync(oldest_cursor=cursor)
+            yield job_pb2.WatchJobsResponse(cursor=cursor, resync=resync)
+            return
         for event in self.fake.events:
             if event.seq > after:
                 yield job_pb2.WatchJobsResponse(cursor=str(event.seq), event=event)

@@ -84,9 +84,13 @@ def test_a_checkpoint_appears_when_its_block_ends_well(job: JobContext) -> None:
 
 
 def test_a_checkpoint_whose_block_raises_never_was(job: JobContext) -> None:
-    with pytest.raises(ZeroDivisionError), job.checkpoint(5) as directory:
-        (directory / "half").write_text("half")
-        raise ZeroDivisionError
+    def save_half() -> None:
+        with job.checkpoint(5) as directory:
+            (directory / "half").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        save_half()
     assert os.listdir(job.checkpoints_dir) == []
     assert job.spool is not None
     assert not job.spool.exists()

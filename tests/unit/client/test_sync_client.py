@@ -105,7 +105,10 @@ def test_a_job_without_outputs_says_so(
 
 
 def test_a_server_that_is_not_there_is_told_and_leaves_no_thread() -> None:
-    with hatoba.Client("127.0.0.1:1") as client, pytest.raises(Unavailable, match="127.0.0.1:1"):
+    with (
+        hatoba.Client("127.0.0.1:1") as client,
+        pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"),
+    ):
         client.jobs()
     with pytest.raises(RuntimeError, match="closed"):
         client.jobs()

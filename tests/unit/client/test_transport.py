@@ -48,6 +48,12 @@ def client_of(locate: Locate, pauses: Pauses, told: list[str] | None = None) -> 
     return AsyncClient(locate=locate, timing=timing, tracer=Tracer(environ={}), notify=notify)
 
 
+async def sequence(client: AsyncClient) -> list[int]:
+    """The numbers of a job's events; 0 for each resync."""
+    async with aclosing(client.events("train-1", cursor="0")) as events:
+        return [0 if isinstance(event, Resync) else event.seq async for event in events]
+
+
 async def test_a_read_is_tried_again_when_the_server_is_away(
     fake: FakeServer, locate: Locate, pauses: Pauses
 ) -> None:
@@ -198,8 +204,7 @@ async def test_a_watch_goes_on_after_its_cursor_without_gap_or_duplicate(
     fake.breaks = [1, 0, 2]
     told: list[str] = []
     async with client_of(locate, pauses, told) as client:
-        async with aclosing(client.events("train-1", cursor="0")) as events:
-            seen = [event.seq async for event in events if not isinstance(event, Resync)]
+        seen = await sequence(client)
     assert seen == [1, 2, 3, 4]
     assert [request.cursor for request in fake.requests("WatchJobsRequest")] == ["0", "1", "1", "3"]
     away, back = "the server does not answer; going on when it is back", "the server answers again"
@@ -212,9 +217,17 @@ async def test_an_end_that_was_not_said_is_not_believed(
     fake.run_through()
     fake.breaks, fake.politely = [2], True
     async with client_of(locate, pauses) as client:
-        async with aclosing(client.events("train-1", cursor="0")) as events:
-            seen = [event.seq async for event in events if not isinstance(event, Resync)]
+        seen = await sequence(client)
     assert seen == [1, 2, 3, 4]
+
+
+async def test_a_watcher_that_was_too_slow_is_told_and_goes_on(
+    fake: FakeServer, locate: Locate, pauses: Pauses
+) -> None:
+    fake.run_through()
+    fake.oldest = 3
+    async with client_of(locate, pauses) as client:
+        assert await sequence(client) == [0, 3, 4]
 
 
 async def test_a_watch_on_a_server_that_was_never_there_fails(pauses: Pauses) -> None:
@@ -254,7 +267,7 @@ async def test_wait_has_an_end_of_its_own(fake: FakeServer, locate: Locate) -> N
     fake.events.pop()
     fake.breaks, fake.politely = [0] * 100_000, True
     async with AsyncClient(locate=locate) as client:
-        with pytest.raises(errors.DeadlineExceeded, match="0.02"):
+        with pytest.raises(errors.DeadlineExceeded, match=r"0\.02"):
             await (await client.job("train-1")).wait(timeout=0.02)
 
 

@@ -52,4 +52,5 @@ OF_ERROR: dict[type[errors.HatobaError], Exit] = {
 
 def of_error(error: errors.HatobaError) -> Exit:
     """The exit code of an error."""
-    return OF_ERROR.get(type(error), Exit.FAILURE)
+    kinds = (OF_ERROR[kind] for kind in type(error).__mro__ if kind in OF_ERROR)
+    return next(kinds, Exit.FAILURE)

@@ -9,7 +9,14 @@ import click
 
 from hatoba.errors import InvalidSpec
 from hatoba.options import ParamValue, SubmitOptions
-from hatoba.units import parse_array, parse_duration, parse_memory, parse_pair, typed_value
+from hatoba.units import (
+    parse_array,
+    parse_cpus,
+    parse_duration,
+    parse_memory,
+    parse_pair,
+    typed_value,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,6 +42,7 @@ def _pair(what: str) -> Parsed:
     return Parsed("KEY=VALUE", lambda text: parse_pair(text, what))
 
 
+CPUS = Parsed("N", parse_cpus)
 MEMORY = Parsed("AMOUNT", parse_memory)
 DURATION = Parsed("DURATION", parse_duration)
 ARRAY = Parsed("0-LAST", parse_array)
@@ -96,7 +104,7 @@ JOB_OPTIONS: list[Callable[[Any], Any]] = [
     ),
     click.option(
         "--cpus",
-        type=click.FloatRange(0, 4096),
+        type=CPUS,
         metavar="N",
         help="Processor cores, may be a fraction.",
     ),

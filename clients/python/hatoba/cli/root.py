@@ -116,9 +116,11 @@ def _load(point: EntryPoint) -> click.Command:
     """What an entry point names; a command that says what is missing when it cannot be imported."""
     try:
         found = point.load()
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         if point.name in EXTRAS:
             return _missing(point.name, error.name or "")
+        return _broken(point, str(error))
+    except Exception as error:  # noqa: BLE001 - somebody's broken plug-in must not look like ours
         return _broken(point, f"{type(error).__name__}: {error}")
     if isinstance(found, click.Command):
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ class Submission:
 
     async def _item(self, client: AsyncClient, document: JobDocument) -> job_pb2.SubmitJobsItem:
         await packing.bring(client, document.parcel)
-        return job_pb2.SubmitJobsItem(spec=document.parcel.spec)
+        return job_pb2.SubmitJobsItem(spec=document.parcel.spec, request_id=uuid.uuid4().hex)
 
     def _tell_refused(self, results: list[job_pb2.SubmitJobsResult]) -> Exit:
         refused = [pair for pair in zip(self.documents, results, strict=True) if pair[1].code]

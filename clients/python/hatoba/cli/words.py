@@ -147,7 +147,7 @@ def _command(job: job_pb2.Job) -> str:
 def ending(job: job_pb2.Job) -> str:
     """How a followed job ended, for its follower."""
     line = describe(job)
-    if job.state == common_pb2.JOB_STATE_SUCCEEDED:
+    if job.state == common_pb2.JOB_STATE_SUCCEEDED or job.state not in TERMINAL:
         return line
     rows = failure_rows(job)
     if job.state == common_pb2.JOB_STATE_CANCELLED:
