@@ -22,16 +22,16 @@ HEAD = """# The command line
 
 Written by `python tools/docs/cli_reference.py` from the commands' own help.
 
-`hatoba VERB` for what is done all day (`run`, `logs`, `status`), `hatoba NOUN VERB` for the rest. Only
-data goes to stdout; what is said to people goes to stderr. `-o json` and `-o yaml` write proto JSON
-with the contract's field names and enum values without prefix. Nothing is coloured when it is
+`hatoba VERB` for what is done all day (`run`, `logs`, `status`), `hatoba NOUN VERB` for the rest.
+Only data goes to stdout; what is said to people goes to stderr. `-o json` and `-o yaml` write proto
+JSON with the names of the contract and enum values without prefix. Nothing is coloured when it is
 piped, or when `NO_COLOR` is set. `HATOBA_DEBUG=1` adds the traceback to an error.
 
 ## Which server
 
-The first of these that says something: `--address` (before or after the command), `HATOBA_ADDRESS` with
-`HATOBA_TOKEN_FILE`, the context in use (`hatoba login`, `hatoba context use`), the embedded server in
-`HATOBA_DATA` (default `~/.local/share/hatoba`), which is started when it does not run.
+The first of these that says something: `--address` (before or after the command), `HATOBA_ADDRESS`
+with `HATOBA_TOKEN_FILE`, the context in use (`hatoba login`, `hatoba context use`), the embedded
+server in `HATOBA_DATA` (default `~/.local/share/hatoba`), which is started when it does not run.
 """
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
 # Aliases may name a node many times over; what they unfold to is bounded.
-MAX_NODES = 200_000
+MAX_NODES = 20_000
 MAX_PROBLEMS = 20
 INTEGER = re.compile(r"^[+-]?[0-9]+$")
 PREFIX = re.compile(r"^(?:items\[\d+\]\.)?(?:spec\.?)?")

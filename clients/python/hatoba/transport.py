@@ -229,8 +229,8 @@ def is_repeatable(request: Message) -> bool:
     """Whether doing it twice is the same as once: a read, or a call whose every part has an id."""
     if is_read(request.DESCRIPTOR) or getattr(request, "request_id", ""):
         return True
-    items = getattr(request, "items", ())
-    return bool(items) and all(getattr(item, "request_id", "") for item in items)
+    items = list(getattr(request, "items", ()))
+    return bool(items) and all(bool(item.request_id) for item in items)
 
 
 @lru_cache(maxsize=256)

@@ -409,8 +409,7 @@ class FakeWorkers(worker_pb2_grpc.WorkerServiceServicer):
         )
 
     def Connect(self, requests: Any, context: Context) -> Iterator[Any]:
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "no worker connects to the fakes")
-        return iter(())
+        raise AssertionError("no worker connects to the fakes")
 
     def ListHosts(
         self, request: worker_pb2.ListHostsRequest, context: Context

@@ -73,9 +73,11 @@ def test_metrics_and_progress_are_lines_of_the_spool(job: JobContext) -> None:
 
 
 def test_a_checkpoint_appears_when_its_block_ends_well(job: JobContext) -> None:
+    before = []
     with job.checkpoint(5, {"loss": 0.1}) as directory:
         (directory / "model").write_text("five")
-        assert job.latest_checkpoint is None
+        before.append(job.latest_checkpoint)
+    assert before == [None]
     final = job.checkpoints_dir / "step-5"
     assert (final / "model").read_text() == "five"
     assert job.latest_checkpoint == final
