@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import Distribution, EntryPoint, entry_points
@@ -125,6 +126,8 @@ def _accepted(items: list[object], point: EntryPoint, loaded: Loaded) -> list[Ba
 
 
 def _checked(item: object, point: EntryPoint) -> BackendType:
+    if isinstance(item, type):
+        raise UnfitPlugin(f"{item.__name__} is a class and no instance of it", _replace(point))
     name, api = getattr(item, "name", None), getattr(item, "api", None)
     options = getattr(item, "options", None)
     if not isinstance(name, str) or not _TYPE_NAME.fullmatch(name):
@@ -156,6 +159,8 @@ def _failure(point: EntryPoint, error: BaseException) -> LoadFailure:
 def _import_remedy(point: EntryPoint, error: ImportError) -> str:
     """What installs the module that is missing: an extra of the plug-in where one brings it."""
     module = (error.name or "").partition(".")[0]
+    if module in sys.stdlib_module_names:
+        return _replace(point)
     if not module or module == point.module.partition(".")[0]:
         return f"pip install --force-reinstall {_distribution(point)}"
     extra = _extra_with(module, point.dist)

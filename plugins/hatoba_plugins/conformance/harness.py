@@ -20,7 +20,7 @@ from hatoba.v1 import job_pb2, worker_pb2
 from hatoba_plugins.backend import Backend, BackendContext, BackendType, Clock, JobBackend
 from hatoba_plugins.clock import FakeClock, SystemClock
 from hatoba_plugins.errors import BackendError
-from hatoba_plugins.values import Gap, Observation, Phase, Ref, Synced, WatchItem
+from hatoba_plugins.values import Gap, Observation, Owned, Phase, Ref, Synced, WatchItem
 
 PATIENCE = 20.0
 """Real seconds after which something that was waited for is taken not to come."""
@@ -68,6 +68,10 @@ class GatedBudget:
 class NoWorkers:
     """A hub with no worker, for backends that need none."""
 
+    def ready_hosts(self) -> list[str]:
+        """No host is there."""
+        return []
+
     def send_launch(self, host: str, launch: worker_pb2.LaunchAttempt) -> bool:
         """No host is there."""
         return False
@@ -76,13 +80,16 @@ class NoWorkers:
         """No host is there."""
         return False
 
-    def holds(self, host: str, name: str) -> bool | None:
-        """Nobody knows."""
+    def seen(self, name: str, host: str) -> Observation | None:
+        """Nothing is known."""
         return None
 
-    def reachable(self, host: str) -> bool:
-        """No host is there."""
-        return False
+    def owned(self) -> list[Owned]:
+        """Nothing is there."""
+        return []
+
+    def forget(self, name: str) -> None:
+        """Nothing was known."""
 
     async def watch(self) -> AsyncIterator[WatchItem]:
         """Nothing to tell."""

@@ -212,7 +212,7 @@ class MockJobs:
             self._memory.settle(ref.name)
             return self._world.observe(known)
         if self._memory.settled_in(ref.name) > 0:
-            return Observation(ref.name, Phase.WAITING, exists=True, reachable=False)
+            return Observation(ref.name, Phase.EXISTS, exists=True, reachable=False)
         return Observation(ref.name, Phase.GONE, exists=False)
 
     def watch(self) -> AsyncIterator[WatchItem]:

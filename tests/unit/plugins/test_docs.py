@@ -1,0 +1,65 @@
+"""The page for backend authors, held to the contract."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from hatoba_plugins import backend, errors, spec
+from hatoba_plugins.backends.mock import FaultKind, MockOptions, Script
+from hatoba_plugins.backends.null import NullOptions
+from hatoba_plugins.conformance import FaultInjector
+from hatoba_plugins.values import Capabilities, Phase
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "backends.md").read_text()
+WORDS = set(re.findall(r"`(\w+)`", PAGE)) | set(re.findall(r"`(\w+)\(", PAGE))
+
+
+def members(kind: type) -> set[str]:
+    return {name for name in vars(kind) if not name.startswith("_")}
+
+
+def heading(kind: str) -> set[str]:
+    """Names of the first column in the table of this heading."""
+    table = PAGE.partition(f"| {kind} |")[2].partition("\n\n")[0]
+    return set(re.findall(r"^\| `(\w+)", table, re.MULTILINE))
+
+
+@pytest.mark.parametrize("protocol", [backend.Backend, backend.JobBackend])
+def test_each_method_has_its_row(protocol: type) -> None:
+    assert heading(f"member of `{protocol.__name__}`") == members(protocol)
+
+
+def test_method_signatures_are_those_of_the_contract() -> None:
+    for protocol in (backend.Backend, backend.JobBackend):
+        for name in members(protocol) - {"jobs"}:
+            parameters = list(inspect.signature(getattr(protocol, name)).parameters)[1:]
+            assert f"`{name}({', '.join(parameters)})`" in PAGE
+
+
+def test_each_capability_has_its_row() -> None:
+    assert heading("capability") == {field.name for field in fields(Capabilities)}
+
+
+def test_each_error_has_its_row() -> None:
+    family = {one.__name__ for one in errors.BackendError.__subclasses__()}
+    assert heading("error") == family
+
+
+def test_what_a_type_and_a_context_hold_is_named() -> None:
+    names = members(backend.BackendType) | {f.name for f in fields(backend.BackendContext)}
+    assert names <= WORDS
+    assert {phase.name for phase in Phase} <= WORDS
+    assert members(spec.HatobaSpec) <= WORDS
+
+
+def test_what_the_kit_and_the_mock_can_inject_is_named() -> None:
+    assert members(FaultInjector) <= WORDS
+    assert {field.name for field in fields(Script)} <= WORDS
+    assert {kind.value for kind in FaultKind} <= WORDS
+    assert {field.name for field in fields(NullOptions)} <= WORDS
+    assert "ledger" in {field.name for field in fields(MockOptions)} & WORDS
