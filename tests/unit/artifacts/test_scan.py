@@ -172,6 +172,10 @@ def test_a_link_that_leaves_the_directory_is_refused_by_its_path(root: Path, tar
     with pytest.raises(TreeRefused, match="leaves the directory") as caught:
         scan_tree(root)
     assert caught.value.path == "pkg/bad"
+    assert ".hatobaignore" in caught.value.remedy
+    with pytest.raises(TreeRefused) as caught:
+        scan_tree(root, Selection.EVERYTHING)
+    assert caught.value.remedy == "remove it"
 
 
 def test_links_to_directories_are_not_followed(root: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from hatoba.artifacts.errors import TreeRefused
+from hatoba.artifacts.errors import IGNORE_REMEDY, TreeRefused
 from hatoba.artifacts.ignore import ALWAYS, ENVIRONMENT_MARK, IgnoreRules, is_data_directory
 from hatoba.artifacts.manifest import (
     DIRECTORY,
@@ -67,6 +67,7 @@ class Scan:
     """What was found, sorted by path, and in `warnings` what was not taken."""
 
     root: str
+    selection: Selection = Selection.CODE
     entries: list[Found] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     total_bytes: int = 0
@@ -89,10 +90,12 @@ class Scan:
         """One sentence for people when there are more than `above` bytes; empty otherwise."""
         if self.total_bytes <= above:
             return ""
+        code = self.selection is Selection.CODE
+        remedy = "; name in .hatobaignore what the job does not need" if code else ""
         biggest = ", ".join(f"{large.path} ({_mb(large.size)})" for large in self.largest())
         return (
             f"{self.root} has {_mb(self.total_bytes)} in {self.files:,} files to send; "
-            f"the largest: {biggest}; name in .hatobaignore what the job does not need"
+            f"the largest: {biggest}{remedy}"
         )
 
 
@@ -102,8 +105,8 @@ def scan_tree(root: str | Path, selection: Selection = Selection.CODE) -> Scan:
     Raises TreeRefused for what cannot be packed: links that leave the tree, names that are not safe
     everywhere, what may not be read, more than 100,000 entries or 10 GiB.
     """
-    scan = Scan(os.path.realpath(root))
-    scanner = _Scanner(scan, selection)
+    scan = Scan(os.path.realpath(root), selection)
+    scanner = _Scanner(scan)
     if os.path.isfile(scan.root):
         scanner.single_file()
     else:
@@ -114,9 +117,9 @@ def scan_tree(root: str | Path, selection: Selection = Selection.CODE) -> Scan:
 
 
 class _Scanner:
-    def __init__(self, scan: Scan, selection: Selection) -> None:
+    def __init__(self, scan: Scan) -> None:
         self._scan = scan
-        self._code = selection is Selection.CODE
+        self._code = scan.selection is Selection.CODE
         self._prefix = len(scan.root.rstrip("/")) + 1
 
     def single_file(self) -> None:
@@ -161,7 +164,7 @@ class _Scanner:
             with os.scandir(directory) as entries:
                 return list(entries)
         except OSError as error:
-            raise TreeRefused(self._shown(directory), _why(error)) from None
+            raise self._refused(directory, _why(error)) from None
 
     def _take(self, entry: os.DirEntry[str]) -> None:
         try:
@@ -188,12 +191,12 @@ class _Scanner:
         self._scan.total_bytes += status.st_size
         if self._scan.total_bytes > MAX_TOTAL_BYTES:
             why = f"with it there are more than {MAX_TOTAL_BYTES:,} bytes"
-            raise TreeRefused(self._shown(path), why)
+            raise self._refused(path, why)
 
     def _add(self, found: Found) -> None:
         if len(self._scan.entries) == MAX_ENTRIES:
             why = f"with it there are more than {MAX_ENTRIES:,} files"
-            raise TreeRefused(found.path, why)
+            raise self._refused(found.source, why)
         self._scan.entries.append(found)
 
     def _name(self, path: str) -> str:
@@ -201,7 +204,7 @@ class _Scanner:
         name = path[self._prefix :]
         normal = unicodedata.normalize("NFC", name)
         if wrong := path_problem(normal):
-            raise TreeRefused(self._shown(path), f"its name {wrong}")
+            raise self._refused(path, f"its name {wrong}")
         if normal != name:
             self._scan.warnings.append(f"{self._shown(path)} is packed as {normal!r} (form NFC)")
         return normal
@@ -210,6 +213,10 @@ class _Scanner:
         """A path for people; bytes that are not UTF-8, and control characters, are escaped."""
         name = path[self._prefix :] or path
         return name if name.isprintable() else ascii(name)[1:-1]
+
+    def _refused(self, path: str, why: str) -> TreeRefused:
+        remedy = IGNORE_REMEDY if self._code else "remove it"
+        return TreeRefused(self._shown(path), why, remedy=remedy)
 
     def _target(self, link: str) -> str:
         """Where a link points, relative to its directory and without detours."""
@@ -222,10 +229,10 @@ class _Scanner:
         inside = plain == self._scan.root or plain.startswith(self._scan.root.rstrip("/") + "/")
         if not inside:
             why = f"is a symbolic link that leaves the directory, to {os.readlink(link)!r}"
-            raise TreeRefused(self._shown(link), why)
+            raise self._refused(link, why)
         target = unicodedata.normalize("NFC", os.path.relpath(plain, directory))
         if wrong := target_problem(self._name(link), target):
-            raise TreeRefused(self._shown(link), f"is a symbolic link whose target {wrong}")
+            raise self._refused(link, f"is a symbolic link whose target {wrong}")
         return target
 
 
