@@ -55,13 +55,16 @@ def _pid(content: bytes) -> int:
     return int(text) if text.isdigit() else 0
 
 
-def connect(path: Path, reader: bool) -> sqlite3.Connection:
-    """Open the file as the writer or as a reader."""
+def connect(
+    path: Path, reader: bool, factory: type[sqlite3.Connection] = sqlite3.Connection
+) -> sqlite3.Connection:
+    """Open the file as the writer or as a reader. Raises sqlite3.Error."""
     connection = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={'ro' if reader else 'rwc'}",
         uri=True,
         isolation_level=None,
         check_same_thread=False,
+        factory=factory,
         cached_statements=CACHED_STATEMENTS,
     )
     try:
