@@ -37,10 +37,6 @@ TERMINAL = frozenset(
 )
 
 
-    reply: Message
-    deduplicated: bool
-
-
 class Wire:
     """Calls to one server, dialled anew after each of its starts."""
 

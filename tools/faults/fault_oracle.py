@@ -1,0 +1,159 @@
+"""The verdict: what jobs recorded by themselves and what was acknowledged, against what is told."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Line(NamedTuple):
+    """What a witness wrote: `start`, `overlap` or `end` of an attempt, in seconds since boot."""
+
+    event: str
+    attempt: str
+    time: float
+    pid: int
+
+
+class Told(NamedTuple):
+    """An ended job as the server tells of it; `last_attempt` is an external name."""
+
+    name: str
+    state: str
+    exit_code: int
+    last_attempt: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A job that was asked for: its number, and which ends are right for it.
+
+    An end is `STATE`, or `FAILED 3` with the exit code that has to be told.
+    """
+
+    number: int
+    ends: frozenset[str]
+
+
+@dataclass(slots=True)
+class Evidence:
+    """All that is known when everything has come to rest."""
+
+    asked: Mapping[int, Ask]
+    acknowledged: Mapping[int, str]
+    """Number of a job to the name that the server acknowledged it under."""
+    told: Mapping[str, Told]
+    """By name, every job that the server knows of and has ended."""
+    unfinished: Mapping[str, str]
+    """By name, every other job with what it waits for."""
+    lines: Sequence[Line] = ()
+    terminal_events: Counter[str] = field(default_factory=Counter)
+    gaps: Sequence[str] = ()
+    renamed: Sequence[str] = ()
+    """Submits that were repeated and got another job."""
+    processes: Sequence[str] = ()
+    """Processes of attempts, after the last job has ended."""
+    held: int = 0
+    """Attempts that still hold resources."""
+
+
+def read_lines(path: Path) -> list[Line]:
+    """What the witnesses wrote; a line that a kill tore is none, for it was never whole."""
+    if not path.exists():
+        return []
+    lines = []
+    for text in path.read_text().split("\n")[:-1]:
+        event, attempt, time, pid = text.split()
+        lines.append(Line(event, attempt, float(time), int(pid)))
+    return lines
+
+
+def task_of(attempt: str) -> tuple[str, int]:
+    """A task's key and the number, from an attempt's external name."""
+    task, _, number = attempt.rpartition("-")
+    return task, int(number)
+
+
+def violations(found: Evidence, *, witnessed: bool = True) -> list[str]:
+    """Everything that must not be; empty is good.
+
+    `witnessed` says that jobs wrote lines: their absence is then a violation too.
+    """
+    return [
+        *_lost(found),
+        *_wrong_ends(found),
+        *_doubled_jobs(found),
+        *_started_twice(found.lines),
+        *_overlaps(found.lines),
+        *(_never_ran(found) if witnessed else ()),
+        *_events(found),
+        *(f"process left: {each}" for each in found.processes),
+        *([f"{found.held} attempts still hold resources"] if found.held else ()),
+        *found.gaps,
+        *found.renamed,
+    ]
+
+
+def _lost(found: Evidence) -> Iterable[str]:
+    for number, name in sorted(found.acknowledged.items()):
+        if name in found.unfinished:
+            yield f"{name} (number {number}) never ended: {found.unfinished[name]}"
+        elif name not in found.told:
+            yield f"{name} (number {number}) was acknowledged and is not there"
+
+
+def _wrong_ends(found: Evidence) -> Iterable[str]:
+    for number, name in sorted(found.acknowledged.items()):
+        told = found.told.get(name)
+        if told is None:
+            continue
+        end = f"{told.state} {told.exit_code}" if told.state == "FAILED" else told.state
+        if end not in found.asked[number].ends:
+            yield f"{name} ended {end}, not {' or '.join(sorted(found.asked[number].ends))}"
+
+
+def _doubled_jobs(found: Evidence) -> Iterable[str]:
+    counts = Counter(found.acknowledged.values())
+    yield from (f"{name} was given to {n} requests" for name, n in counts.items() if n > 1)
+    known = set(found.told) | set(found.unfinished)
+    yield from (f"{name} is a job nobody asked for" for name in known - set(counts))
+
+
+def _started_twice(lines: Iterable[Line]) -> Iterable[str]:
+    starts = Counter(line.attempt for line in lines if line.event == "start")
+    yield from (f"{attempt} started {n} times" for attempt, n in starts.items() if n > 1)
+
+
+def _overlaps(lines: Sequence[Line]) -> Iterable[str]:
+    for line in lines:
+        if line.event == "overlap":
+            yield f"{line.attempt} started at {line.time:.3f} beside an earlier attempt"
+    ends = {line.attempt: line.time for line in lines if line.event == "end"}
+    starts: dict[str, dict[int, float]] = defaultdict(dict)
+    for line in lines:
+        if line.event == "start":
+            task, number = task_of(line.attempt)
+            starts[task][number] = line.time
+    for task, numbers in starts.items():
+        for number, began in numbers.items():
+            for earlier in range(1, number):
+                if ends.get(f"{task}-{earlier}", began) > began:
+                    yield f"{task}-{number} started before {task}-{earlier} ended"
+                if numbers.get(earlier, began) > began:
+                    yield f"{task}-{number} started before {task}-{earlier} started"
+
+
+def _never_ran(found: Evidence) -> Iterable[str]:
+    ends = {line.attempt for line in found.lines if line.event == "end"}
+    for told in found.told.values():
+        if told.state in ("SUCCEEDED", "FAILED") and told.last_attempt not in ends:
+            yield f"{told.name} is told {told.state}, but {told.last_attempt} wrote no end"
+
+
+def _events(found: Evidence) -> Iterable[str]:
+    for name in found.told:
+        if found.terminal_events[name] != 1:
+            yield f"{name} has {found.terminal_events[name]} terminal events"

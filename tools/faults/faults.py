@@ -1,0 +1,73 @@
+"""kill -9 of server, worker and keeper at random while jobs go through; then a verdict.
+
+Exit code 0: nothing was lost, doubled, or left behind; 1: something was, with the evidence.
+The same seed gives the same jobs and the same choices; when they fall is up to the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "support"))
+
+from fault_round import Plan, Round, Verdict  # noqa: E402 - found beside this file
+
+JOBS_A_KILL = 10
+SHOWN = 40
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one round as the command line says; the exit code."""
+    plan = planned(arguments)
+    work = Path(tempfile.mkdtemp(prefix="hatoba-faults-"))
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"[{time.monotonic() - began:6.1f} s] {text}", flush=True)
+
+    say(f"seed {plan.seed}: {plan.kills} kills, {plan.jobs} jobs on {plan.backend}, in {work}")
+    verdict = asyncio.run(Round(plan, work, say).run())
+    show(verdict)
+    if verdict.violations:
+        print(f"what is left of it: {work}", flush=True)
+        return 1
+    shutil.rmtree(work)
+    return 0
+
+
+def planned(arguments: list[str] | None) -> Plan:
+    """The command line as a plan."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--backend", choices=["hosts", "mock", "null"], default="hosts")
+    parser.add_argument("--count", type=int, default=200, help="kills")
+    parser.add_argument("--jobs", type=int, help="jobs; ten a kill if not said")
+    parser.add_argument("--seed", type=int, help="of an earlier round")
+    options = parser.parse_args(arguments)
+    seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
+    jobs = options.count * JOBS_A_KILL if options.jobs is None else options.jobs
+    return Plan(options.backend, options.count, jobs, seed)
+
+
+def show(verdict: Verdict) -> None:
+    """Print figures and, last, the verdict."""
+    kills = ", ".join(f"{count} of the {name}" for name, count in sorted(verdict.kills.items()))
+    print(f"seed {verdict.plan.seed}: {sum(verdict.kills.values())} kills ({kills})")
+    print(", ".join(f"{name} {count}" for name, count in verdict.figures.items()))
+    for violation in verdict.violations[:SHOWN]:
+        print(f"VIOLATION: {violation}")
+    if len(verdict.violations) > SHOWN:
+        print(f"... and {len(verdict.violations) - SHOWN} more")
+    word = f"{len(verdict.violations)} VIOLATIONS" if verdict.violations else "all as it must be"
+    print(f"{word}, after {verdict.seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
