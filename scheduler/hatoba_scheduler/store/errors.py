@@ -48,6 +48,15 @@ class AlreadyRunning(FailedPrecondition):
         )
 
 
+class SqliteTooOld(FailedPrecondition):
+    """This interpreter's SQLite lacks what the schema needs."""
+
+    def __init__(self, found: str, needed: str) -> None:
+        super().__init__(
+            f"this Python has SQLite {found}, the store needs {needed} or newer; use another Python"
+        )
+
+
 class SchemaTooNew(FailedPrecondition):
     """The database was written by a newer version of this program."""
 

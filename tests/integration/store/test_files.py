@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from hatoba_scheduler.domain.records import Host, MetricPoint, Queue, Resources, TokenRecord
 from hatoba_scheduler.store.base import JobQuery, MetricQuery, Submitted
 from hatoba_scheduler.store.conformance import launched
-from hatoba_scheduler.store.errors import AlreadyRunning, SchemaTooNew, StorageFull
+from hatoba_scheduler.store.errors import AlreadyRunning, SchemaTooNew, SqliteTooOld, StorageFull
 from hatoba_scheduler.store.samples import submission
 from hatoba_scheduler.store.sqlite import SqliteStore, open_store
 from hatoba_scheduler.store.sqlite.database import Migration, connect, migrate, migrations
@@ -120,6 +120,12 @@ def _mark_newer(file: Path) -> None:
     with closing(sqlite3.connect(file)) as connection:
         connection.execute("INSERT INTO migrations VALUES (99, 'later', 1)")
         connection.commit()
+
+
+async def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    with pytest.raises(SqliteTooOld, match=r"needs 3\.37\.0 or newer"):
+        await open_store(tmp_path, lambda: 5)
 
 
 def test_migrations_are_numbered_without_gaps() -> None:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hatoba_scheduler.store.base import ServerIdentity
-from hatoba_scheduler.store.errors import AlreadyRunning, SchemaTooNew
+from hatoba_scheduler.store.errors import AlreadyRunning, SchemaTooNew, SqliteTooOld
 
 FILE = "hatoba.db"
 LOCK_FILE = "hatoba.db.lock"
 CACHED_STATEMENTS = 256
+OLDEST_SQLITE = (3, 37, 0)
 
 Connect = Callable[[Path, bool], sqlite3.Connection]
 """Opens the file; True for a reader's connection, which can write nothing."""
@@ -28,6 +29,12 @@ class Migration(NamedTuple):
     version: int
     name: str
     sql: str
+
+
+def require_sqlite() -> None:
+    """Raise SqliteTooOld when this interpreter's SQLite has no STRICT tables (before 3.37)."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise SqliteTooOld(sqlite3.sqlite_version, ".".join(map(str, OLDEST_SQLITE)))
 
 
 class DirectoryLock:

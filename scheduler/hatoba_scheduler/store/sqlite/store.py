@@ -45,6 +45,7 @@ from hatoba_scheduler.store.sqlite.database import (
     identity,
     migrate,
     migrations,
+    require_sqlite,
 )
 from hatoba_scheduler.store.sqlite.readers import Parameters, Readers, decoded, fetch, keyed, page
 from hatoba_scheduler.store.sqlite.statements import Row, read, warm, write
@@ -78,7 +79,7 @@ async def open_store(
     """Open the store of a data directory that exists, making or migrating it as needed.
 
     Raises AlreadyRunning when another process has it, SchemaTooNew when a newer version wrote it,
-    sqlite3.Error when the file cannot be read.
+    SqliteTooOld, and sqlite3.Error when the file cannot be read.
     """
     path = directory / FILE
     lock, made = await asyncio.to_thread(_prepare, path, now(), new_id, open_connection)
@@ -89,6 +90,7 @@ async def open_store(
 def _prepare(
     path: Path, now: Micros, new_id: Callable[[], str], open_connection: Connect
 ) -> tuple[DirectoryLock, ServerIdentity]:
+    require_sqlite()
     warm()
     lock = DirectoryLock(path.parent)
     try:
