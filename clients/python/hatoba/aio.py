@@ -50,16 +50,21 @@ class AsyncClient:
         *,
         token_file: str = "",
         context: str = "",
+        ca_file: str = "",
         project: str = "",
         locate: Callable[[], Server] | None = None,
         notify: Callable[[str], None] = silent,
         tracer: Tracer | None = None,
         timing: Timing | None = None,
     ) -> None:
-        choice = Choice(address=address, token_file=token_file, context=context)
+        choice = Choice(address, token_file, ca_file, context)
         self.notify = notify
         self.transport = Transport(
-            locate or (lambda: locate_server(choice, notify)), tracer=tracer, timing=timing
+            locate or (lambda: locate_server(choice, notify)),
+            # Somebody may be about to start a server that is away: only the first look starts one.
+            again=locate or (lambda: settings.find_server(choice)),
+            tracer=tracer,
+            timing=timing,
         )
         self._project = project
 

@@ -34,11 +34,17 @@ class Client:
         *,
         token_file: str = "",
         context: str = "",
+        ca_file: str = "",
         project: str = "",
         notify: Callable[[str], None] = silent,
     ) -> None:
         self._client = AsyncClient(
-            address, token_file=token_file, context=context, project=project, notify=notify
+            address,
+            token_file=token_file,
+            context=context,
+            ca_file=ca_file,
+            project=project,
+            notify=notify,
         )
         self._loop = _LoopThread(self._client)
 

@@ -32,6 +32,7 @@ MAX_DEPTH = 64
 MAX_NODES = 20_000
 MAX_PROBLEMS = 20
 INTEGER = re.compile(r"^[+-]?[0-9]+$")
+SERVERS_KEY = re.compile(r"\['(.*?)'\]")
 PREFIX = re.compile(r"^(?:items\[\d+\]\.)?(?:spec\.?)?")
 NULLS = {"", "~", "null", "Null", "NULL"}
 BOOLEAN_TAG = "tag:yaml.org,2002:bool"
@@ -88,7 +89,7 @@ class JobDocument:
         if not isinstance(error, InvalidRequest) or not error.violations:
             return error
         problems = [
-            Problem(self._place(PREFIX.sub("", found.field)), found.field, found.description)
+            Problem(self._place(_own_path(found.field)), found.field, found.description)
             for found in error.violations
         ]
         return JobFileError(self.source, problems)
@@ -491,6 +492,11 @@ def _number_or_text(text: str) -> float | str:
     if not NUMBER.match(text) or not math.isfinite(float(text)):
         return text
     return int(text) if INTEGER.match(text) else float(text)
+
+
+def _own_path(path: str) -> str:
+    """A server's path as it is written here: without `spec.`, keys in double quotes."""
+    return SERVERS_KEY.sub(r'["\1"]', PREFIX.sub("", path))
 
 
 def _join(path: str, name: str) -> str:

@@ -58,17 +58,19 @@ class Transport:
     """Calls and streams to the server that `locate` finds, asked again when it cannot be reached.
 
     An embedded server has another port after each start, so an address is never taken for granted.
-    `locate` may block; it is called on a thread.
+    `locate` finds it first, `again` later (None: it is not there now); both may block.
     """
 
     def __init__(
         self,
         locate: Callable[[], Server],
         *,
+        again: Callable[[], Server | None] | None = None,
         tracer: Tracer | None = None,
         timing: Timing | None = None,
     ) -> None:
         self._locate = locate
+        self._again = again or locate
         self._timing = timing or Timing()
         self.tracer = tracer or Tracer()
         self.server = Server("")
@@ -118,7 +120,7 @@ class Transport:
         path = method_path(request.DESCRIPTOR)
         if is_read(request.DESCRIPTOR):
             return await self._tries(path, request, reply, timeout)
-        with self.tracer.span(path, "client"):
+        with self.tracer.span(path.lstrip("/"), "client"):
             answer = await self._tries(path, request, reply, timeout)
         self._push_later()
         return answer
@@ -167,8 +169,8 @@ class Transport:
     async def relocate(self) -> None:
         """Look the server up again, and go to its new address if it has one."""
         with contextlib.suppress(HatobaError):
-            found = await asyncio.to_thread(self._locate)
-            if found != self.server:
+            found = await asyncio.to_thread(self._again)
+            if found is not None and found != self.server:
                 await self._close()
                 await self._connect(found)
 
@@ -227,7 +229,7 @@ def add_request_id(request: Message) -> None:
 
 def is_repeatable(request: Message) -> bool:
     """Whether doing it twice is the same as once: a read, or a call whose every part has an id."""
-    if is_read(request.DESCRIPTOR) or getattr(request, "request_id", ""):
+    if is_read(request.DESCRIPTOR) or bool(getattr(request, "request_id", "")):
         return True
     items = list(getattr(request, "items", ()))
     return bool(items) and all(bool(item.request_id) for item in items)

@@ -81,6 +81,9 @@ class FakeServer:
     hold_logs: threading.Event = field(default_factory=threading.Event)
     log_reached_hold: threading.Event = field(default_factory=threading.Event)
     hold: bool = False
+    # The first watch waits until the job was asked for.
+    hold_watch: bool = False
+    job_asked: threading.Event = field(default_factory=threading.Event)
     chunks: dict[bytes, bytes] = field(default_factory=dict)
     manifests: dict[str, artifact_pb2.Manifest] = field(default_factory=dict)
 
@@ -193,6 +196,7 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer):
         self.fake.heard(request, context)
         if request.name not in self.fake.jobs:
             context.abort(grpc.StatusCode.NOT_FOUND, f"there is no job {request.name!r}")
+        self.fake.job_asked.set()
         return self.fake.jobs[request.name]
 
     def ListJobs(
@@ -248,6 +252,8 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer):
         self, request: job_pb2.WatchJobsRequest, context: Context
     ) -> Iterator[job_pb2.WatchJobsResponse]:
         self.fake.heard(request, context)
+        if self.fake.hold_watch:
+            self.fake.job_asked.wait(30)
         messages = self._events(request)
         yield from self._until_broken(messages, context)
 

@@ -185,6 +185,28 @@ def test_ctrl_c_detaches_and_says_how_to_return(fake: FakeServer, tmp_path: Path
     assert "Traceback" not in err
 
 
+def test_a_followed_job_that_waits_says_why(
+    fake: FakeServer, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hatoba.cli.following.FIRST_LOOK", 0.001)
+    fake.hold_watch = True
+    fake.run_through().waiting_reason = "for 4 GPUs; 1 is free"
+    result = cli("run", "--no-code", "--", "true")
+    assert result.stderr.count("train-1 waits: for 4 GPUs; 1 is free") == 1
+
+
+def test_a_retry_is_told_with_its_cause(fake: FakeServer, cli: Cli) -> None:
+    fake.add_job()
+    cause = common_pb2.Cause(message="The host is gone.")
+    fake.add_event("STARTING", "RUNNING", attempt=1)
+    fake.add_event("RUNNING", "QUEUED", attempt=1, reason="retry", cause=cause)
+    fake.add_event("STARTING", "RUNNING", attempt=2)
+    fake.add_event("RUNNING", "SUCCEEDED", attempt=2)
+    told = cli("run", "--no-code", "--", "true").stderr
+    assert "train-1  QUEUED for another attempt: The host is gone." in told
+    assert "train-1  RUNNING (attempt 2)" in told
+
+
 def test_logs_without_a_name_shows_my_latest(fake: FakeServer, cli: Cli) -> None:
     fake.run_through(out=b"hello\n", err=b"oops\n")
     cli("run", "--no-code", "-d", "--", "true")

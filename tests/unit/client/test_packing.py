@@ -73,7 +73,7 @@ def test_packing_is_part_of_the_jobs_trace(fake: FakeServer, cli: Cli) -> None:
     root = spans["hatoba submit"]
     assert root.parent_span_id == ""
     assert {span.trace_id for span in spans.values()} == {root.trace_id}
-    call = spans["/hatoba.v1.JobService/SubmitJob"]
+    call = spans["hatoba.v1.JobService/SubmitJob"]
     assert (call.kind, call.parent_span_id) == ("client", root.span_id)
     assert spans["pack the code"].parent_span_id == root.span_id
     sent = [data["traceparent"] for data in fake.metadata if "traceparent" in data]

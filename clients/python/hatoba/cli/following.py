@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hatoba.aio import AsyncClient, short_name, state_name
+from hatoba.aio import AsyncClient, AsyncJob, short_name, state_name
 from hatoba.cli.exits import OF_STATE, Exit
-from hatoba.cli.words import ending, event_line
-from hatoba.errors import NotFound
+from hatoba.cli.words import WAITING, ending, state_line
+from hatoba.errors import NotFound, Unavailable
 from hatoba.following import FROM_THE_OLDEST, LogPiece, LogQuery, Resync
 from hatoba.units import say_bytes
 from hatoba.v1 import common_pb2, job_pb2
@@ -26,6 +27,9 @@ SILENT = {common_pb2.JOB_STATE_LAUNCHING, common_pb2.JOB_STATE_WAITING}
 # The states that people wait through; the others come and go.
 TOLD = {"QUEUED", "HELD", "BLOCKED", "WAITING", "RUNNING", "STOPPING"}
 ATTEMPTS_AHEAD = 1000
+# Seconds before a follower first asks why nothing happens, and longest between two such questions.
+FIRST_LOOK = 1.0
+LONGEST_LOOK = 10.0
 
 
 class LogWriter:
@@ -63,6 +67,7 @@ class Follower:
     states: bool = True
     _attempts: asyncio.Queue[int] = field(default_factory=lambda: asyncio.Queue(ATTEMPTS_AHEAD))
     _newest: int = 0
+    _begun: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def to_end(self) -> job_pb2.Job:
         """Write what happens until the job has ended; returns its record."""
@@ -70,10 +75,10 @@ class Follower:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(), name="watch")
                 group.create_task(self._print_attempts(), name="logs")
+                group.create_task(self._tell_waiting(), name="waiting")
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
-        job = await self.client.job(self.name)
-        return await job.settled()
+        return await AsyncJob(self.client, job_pb2.Job(name=self.name)).settled()
 
     async def from_newest(self) -> job_pb2.Job:
         """As `to_end`, beginning with the newest attempt: earlier ones are passed over."""
@@ -89,16 +94,37 @@ class Follower:
                 async for event in events:
                     await self._heard(event)
         finally:
+            self._begun.set()
             await self._attempts.put(0)
+
+    async def _tell_waiting(self) -> None:
+        """While the job does not run: what it waits for, and again when that changes."""
+        told, pause = "", FIRST_LOOK
+        while not await self._begins_within(pause):
+            with contextlib.suppress(Unavailable):
+                reason = (await self.client.get(self.name)).waiting_reason
+                if reason != told:
+                    click.secho(f"{short_name(self.name)} waits: {reason}", dim=True, err=True)
+                told = reason
+            pause = min(pause * 2, LONGEST_LOOK)
+
+    async def _begins_within(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._begun.wait()
+        except TimeoutError:
+            return False
 
     async def _heard(self, event: common_pb2.Event | Resync) -> None:
         if isinstance(event, Resync):
             await self._catch_up()
             return
+        if event.job_to not in WAITING:
+            self._begun.set()
         if self.log is not None and event.index == self.log.index and event.to not in SILENT:
             await self._offer(event.attempt)
         if self.states and self._worth_telling(event):
-            click.secho(event_line(event), dim=True, err=True)
+            click.secho(state_line(event), dim=True, err=True)
 
     async def _catch_up(self) -> None:
         """After events were lost: the task says how many attempts there were."""

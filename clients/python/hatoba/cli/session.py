@@ -71,12 +71,18 @@ def say(message: str) -> None:
 
 def open_client() -> AsyncClient:
     """A client for the server that is meant; to be opened with `async with`."""
-    from hatoba.aio import AsyncClient, locate_server
+    from hatoba.aio import AsyncClient
 
     current = session()
     project = current.project or os.environ.get("HATOBA_PROJECT", "")
+    choice = current.choice
     return AsyncClient(
-        project=project, locate=lambda: locate_server(current.choice, say), notify=say
+        choice.address,
+        token_file=choice.token_file,
+        context=choice.context,
+        ca_file=choice.ca_file,
+        project=project,
+        notify=say,
     )
 
 

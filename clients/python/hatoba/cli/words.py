@@ -22,6 +22,7 @@ WAITING = frozenset(
 )
 LAST_LINES = 3
 FIGURES = {
+    "memory_limit_by": "memory held by",
     "memory_peak_bytes": "memory peak",
     "memory_limit_bytes": "memory limit",
     "timeout_seconds": "time limit",
@@ -127,7 +128,7 @@ def next_commands(job: job_pb2.Job) -> list[str]:
         return [f"hatoba jobs get {short_name(parent)}" for parent in job.spec.after_ok][
             :LAST_LINES
         ]
-    if cause.retryable:
+    if cause.origin in {common_pb2.ORIGIN_INFRASTRUCTURE, common_pb2.ORIGIN_PREEMPTION}:
         return [f"hatoba jobs rerun {name} --from-checkpoint", f"hatoba logs {name} --tail 50"]
     return [f"hatoba logs {name} --tail 50", f"hatoba jobs rerun {name}"]
 
@@ -173,5 +174,18 @@ def event_line(event: common_pb2.Event) -> str:
     why = event.cause.message or event.reason
     by = "" if event.actor in {"", "system"} else f" by {event.actor}"
     clock = moment(event.time)[-8:]
-    change = f"{state_name(getattr(event, 'from'))} -> {state_name(event.to)}"
+    before, after = state_name(getattr(event, "from")), state_name(event.to)
+    change = after if before == after else f"{before} -> {after}"
     return f"{clock}  {about}  {change}{by}" + (f"  ({why})" if why else "")
+
+
+def state_line(event: common_pb2.Event) -> str:
+    """What a follower is told of an event that moved its job, or sent a task into a retry."""
+    name = short_name(event.job)
+    clock = moment(event.time)[-8:]
+    if event.job_from != event.job_to:
+        attempt = f" (attempt {event.attempt})" if event.attempt > 1 else ""
+        if event.reason == "retry":
+            attempt = f" for another attempt: {event.cause.message}"
+        return f"{clock}  {name}  {state_name(event.job_to)}{attempt}"
+    return f"{clock}  {name}  attempt {event.attempt} ended: {event.cause.message or event.reason}"
