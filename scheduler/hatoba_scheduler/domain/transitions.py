@@ -33,7 +33,7 @@ from hatoba_scheduler.domain.records import (
 from hatoba_scheduler.domain.states import AttemptState, Desired, JobState, Origin, Release
 
 _J = JobState
-_ENDS = frozenset({_J.SUCCEEDED, _J.FAILED, _J.CANCELLED, _J.TIMED_OUT})
+_ENDS = frozenset({_J.SUCCEEDED, _J.FAILED, _J.TIMED_OUT})
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     _J.QUEUED: frozenset({_J.HELD, _J.LAUNCHING, _J.CANCELLED}),
@@ -43,7 +43,7 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     _J.WAITING: frozenset({_J.QUEUED, _J.STARTING, _J.RUNNING, _J.STOPPING}) | _ENDS,
     _J.STARTING: frozenset({_J.QUEUED, _J.RUNNING, _J.STOPPING}) | _ENDS,
     _J.RUNNING: frozenset({_J.QUEUED, _J.STOPPING}) | _ENDS,
-    _J.STOPPING: frozenset({_J.QUEUED}) | _ENDS,
+    _J.STOPPING: frozenset({_J.QUEUED, _J.CANCELLED}) | _ENDS,
     _J.SUCCEEDED: frozenset(),
     _J.FAILED: frozenset(),
     _J.CANCELLED: frozenset(),

@@ -430,7 +430,7 @@ def expected_live(job: Job, present: set[JobState]) -> JobState:
 
 
 Histories.TestCase.settings = settings(
-    max_examples=200,
+    max_examples=150,
     stateful_step_count=50,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],

@@ -1,0 +1,381 @@
+"""Write docs/states.md from the transition table and the contract: `states.py [--check]`.
+
+The words on the arrows are not written down anywhere: a job is led through everything that the
+named constructors can do to it, and each arrow gets the reasons that its events were told with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from hatoba_plugins import errors
+from hatoba_scheduler.control.observe import refused_step
+from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.causes import Ending, ExitKind
+from hatoba_scheduler.domain.ranges import Ranges
+from hatoba_scheduler.domain.records import Cause, Change, Job, Resources, RetryPolicy
+from hatoba_scheduler.domain.states import (
+    AttemptState,
+    CauseCode,
+    Desired,
+    JobState,
+    Origin,
+    Release,
+)
+from hatoba_scheduler.domain.transitions import (
+    ATTEMPT_OF,
+    TRANSITIONS,
+    Intent,
+    Now,
+    Outcome,
+    Rows,
+    View,
+    cancel,
+    claimed,
+    ended,
+    first_state,
+    hold,
+    initial_counts,
+    launch,
+    released,
+    running,
+    starting,
+    stopping,
+    upstream_failed,
+    upstream_succeeded,
+    waiting,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGET = ROOT / "docs" / "states.md"
+CONTRACT = ROOT / "proto" / "hatoba" / "v1" / "common.proto"
+NOW = Now(1)
+HEAD = """# States
+
+Written by `python tools/docs/states.py` from the one transition table
+(`hatoba_scheduler/domain/transitions.py`), its named constructors and the contract
+(`proto/hatoba/v1/common.proto`).
+
+A job has tasks, a task has attempts. Each change of state is one event, stored in the same
+transaction as the rows it tells of. A job of one task has that task's state. An array is RUNNING
+once one of its tasks ran and over when all are; it has then SUCCEEDED if all did, else it is
+CANCELLED if that was wanted, else FAILED, TIMED_OUT, UPSTREAM_FAILED or CANCELLED: the first of
+these that any task is. What has ended stays as it is: `hatoba jobs rerun` makes a new job."""
+RETRIES = """An attempt that ended for a cause below is followed by another as far as its origin's
+budget pays: by default {0.user} for USER, {0.infrastructure} for INFRASTRUCTURE (and for UNKNOWN)
+and {0.preemption} for PREEMPTION, which counts anew after each new checkpoint. Between two attempts
+lies a random time up to {0.backoff:g} s, doubling with each failure up to {0.max_backoff:g} s. The
+next attempt begins only once nothing of the last is left."""
+
+Step = Callable[[Rows], Change | None]
+Arrows = dict[tuple[str, str], set[str]]
+
+
+def main() -> int:
+    """Write the page, or with --check fail when it is not up to date."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    text = page()
+    if not parser.parse_args().check:
+        TARGET.parent.mkdir(exist_ok=True)
+        TARGET.write_text(text)
+        return 0
+    if TARGET.exists() and TARGET.read_text() == text:
+        return 0
+    print(f"{TARGET} is stale: run python tools/docs/states.py", file=sys.stderr)
+    return 1
+
+
+def page() -> str:
+    """The whole page."""
+    found = Walk()
+    found.all_ways()
+    check_table(found.tasks)
+    parts = [HEAD, *tasks_part(found.tasks), *attempts_part(found), *causes_part()]
+    return "\n\n".join(parts) + "\n"
+
+
+# -- what can happen ----------------------------------------------------------------------------
+
+
+class Walk:
+    """All that can happen to a job of one task, by trying everything on everything."""
+
+    def __init__(self) -> None:
+        self.tasks: Arrows = defaultdict(set)
+        self.attempts: Arrows = defaultdict(set)
+        self.releases: Arrows = defaultdict(set)
+
+    def all_ways(self) -> None:
+        """Lead jobs of every first state, with and without retries, to all their ends."""
+        for budget in (0, 1000):
+            policy = RetryPolicy(user=budget, infrastructure=budget, preemption=budget)
+            for held in (False, True):
+                for blocked_on in ((), ("upstream",)):
+                    self.lead(Rows(sample(policy, held, blocked_on), {}, {}))
+
+    def lead(self, first: Rows) -> None:
+        """From these rows to all that can be reached; versions and times do not matter."""
+        self.tasks["[*]", first.job.state.name].add("submit")
+        todo, seen = [first], {shape(first)}
+        while todo:
+            rows = todo.pop()
+            for step in steps():
+                change = step(rows)
+                if change is None:
+                    continue
+                after = self.note(rows, change)
+                if shape(after) not in seen:
+                    seen.add(shape(after))
+                    todo.append(after)
+
+    def note(self, before: Rows, change: Change) -> Rows:
+        """Keep the change's arrows; the rows after it."""
+        for event in change.events:
+            if event.job_from is not event.job_to:
+                self.tasks[event.job_from.name, event.job_to.name].add(event.reason)
+        for attempt, _ in change.attempts:
+            known = before.attempts.get(0)
+            old = known if known and known.name == attempt.name else None
+            reason = change.events[-1].reason if change.events else "release"
+            if old is None or old.state is not attempt.state:
+                self.attempts[old.state.name if old else "[*]", attempt.state.name].add(reason)
+            if old is None or old.release is not attempt.release:
+                self.releases[old.release.name if old else "[*]", attempt.release.name].add(reason)
+        tasks = dict(before.tasks) | {task.index: task for task, _ in change.tasks}
+        attempts = dict(before.attempts) | {one.index: one for one, _ in change.attempts}
+        return Rows(change.job, tasks, attempts)
+
+
+def sample(policy: RetryPolicy, held: bool, blocked_on: tuple[str, ...]) -> Job:
+    """A job of one task, just submitted."""
+    state = first_state(held, blocked_on)
+    return Job(
+        uid="job",
+        project="default",
+        name="job-1",
+        queue="default",
+        backend="null",
+        priority=0,
+        size=1,
+        max_parallel=0,
+        fail_fast=False,
+        resources=Resources(),
+        retries=policy,
+        state=state,
+        desired=Desired.RUN,
+        version=1,
+        settings_version=1,
+        unstarted=Ranges.upto(1),
+        unstarted_state=state,
+        counts=initial_counts(1, state),
+        hold=held,
+        blocked_on=blocked_on,
+        created_by="",
+        create_time=1,
+    )
+
+
+def shape(rows: Rows) -> tuple[object, ...]:
+    """What of the rows decides what can follow, as far as the arrows go."""
+    job, task, attempt = rows.job, rows.tasks.get(0), rows.attempts.get(0)
+    facts = (job.state, job.hold, job.blocked_on, job.desired)
+    if task is None or attempt is None:
+        return facts
+    return (*facts, attempt.state, attempt.release, attempt.intended)
+
+
+def steps() -> Iterator[Step]:
+    """Everything that can be tried on a job of one task."""
+    cause = causes.cancelled("owner", "")
+    yield launched
+    yield from (partial(hold, held=held, now=NOW) for held in (False, True))
+    yield partial(upstream_succeeded, uid="upstream", now=NOW)
+    yield partial(upstream_failed, name="upstream-1", state=JobState.FAILED, now=NOW)
+    yield partial(cancel, cause=cause, now=NOW)
+    for step in (partial(waiting, now=NOW), partial(starting, now=NOW), claim, released):
+        yield partial(of_attempt, step=step)
+    yield partial(of_attempt, step=partial(running, start=1, limit_by="", now=NOW))
+    for ending in (Ending(kind, code=code) for kind in ExitKind for code in (0, 1)):
+        yield partial(of_attempt, step=partial(end, ending=ending))
+    yield partial(of_attempt, step=refused_step(errors.NoCapacity("no room"), NOW))
+    yield partial(of_attempt, step=refused_step(errors.Invalid("no such thing"), NOW))
+    for kind in (ExitKind.STOPPED, ExitKind.RUN_TIMEOUT):
+        yield partial(of_attempt, step=partial(stop, ending=Ending(kind)))
+
+
+def launched(rows: Rows) -> Change | None:
+    """The next attempt of the task."""
+    number = rows.tasks[0].attempt + 1 if rows.tasks else 1
+    name = f"attempt-{number}"
+    return launch(rows, Intent(0, name, "null", "", (), Resources(), False, ""), NOW)
+
+
+def of_attempt(rows: Rows, step: Callable[[View], Change | None]) -> Change | None:
+    """A step of the newest attempt, where there is one."""
+    view = rows.view(0)
+    return step(view) if view else None
+
+
+def claim(view: View) -> Change | None:
+    """A claim, where the desk would grant it."""
+    return claimed(view, "nonce", NOW) if view.attempt.state <= AttemptState.WAITING else None
+
+
+def end(view: View, ending: Ending) -> Change | None:
+    """The attempt ended so."""
+    return ended(view, Outcome(*causes.judge(ending)), NOW)
+
+
+def stop(view: View, ending: Ending) -> Change | None:
+    """The attempt is stopped, to end so."""
+    state, cause = causes.judge(ending)
+    return stopping(view, state, cause, NOW)
+
+
+def check_table(found: Arrows) -> None:
+    """Raise ValueError where the table has an arrow that nothing goes along."""
+    for state, following in TRANSITIONS.items():
+        for after in following:
+            if (state.name, after.name) not in found:
+                raise ValueError(f"nothing leads from {state.name} to {after.name}")
+
+
+# -- the page's parts ---------------------------------------------------------------------------
+
+
+def tasks_part(found: Arrows) -> Iterator[str]:
+    """Diagrams and table of jobs and tasks."""
+    said = meanings("JobState")
+    ends = {state.name for state in JobState if state.terminal}
+    live = {arrow: words for arrow, words in found.items() if arrow[1] not in ends}
+    over = {arrow: words for arrow, words in found.items() if arrow[1] in ends}
+    yield "## Jobs and tasks"
+    yield table(("State", "Means"), ((state.name, said[state.name]) for state in JobState))
+    yield "Until it ends (the words on the arrows are the events' reasons):"
+    yield diagram(live)
+    yield "How it ends:"
+    yield diagram(over | {(state, "[*]"): set() for state in sorted(ends)})
+
+
+def attempts_part(found: Walk) -> Iterator[str]:
+    """States of attempts, their release, and what the task becomes."""
+    said = meanings("AttemptState")
+    yield "## Attempts"
+    yield (
+        "One placement of one task. The task has the state on the right; where it would be FAILED, "
+        "it is QUEUED if another attempt follows and CANCELLED if a cancel was wanted."
+    )
+    rows = ((state.name, said[state.name], ATTEMPT_OF[state].name) for state in AttemptState)
+    yield table(("State", "Means", "Task"), rows)
+    live = {
+        arrow: words
+        for arrow, words in found.attempts.items()
+        if not AttemptState[arrow[1]].terminal
+    }
+    yield diagram(live)
+    yield (
+        "From each of these states it may end in any of the others; what has ended is never "
+        "changed by later words about it."
+    )
+    yield "### Release"
+    yield (
+        "An attempt holds its place until nothing of it is left, which may be after its end. That "
+        "delays the next attempt of the task, never the job's end."
+    )
+    released_means = meanings("Release")
+    yield table(("Release", "Means"), ((one.name, released_means[one.name]) for one in Release))
+    yield diagram(found.releases)
+
+
+def causes_part() -> Iterator[str]:
+    """What can be the reason of an end."""
+    yield "## Causes"
+    yield RETRIES.format(RetryPolicy())
+    origins = meanings("Origin")
+    yield table(("Origin", "Means"), ((one.name, origins[one.name]) for one in Origin))
+    said, known = meanings("CauseCode"), advice()
+    rows = ((code.name, said[code.name], *known[code]) for code in CauseCode)
+    yield table(("Cause", "Means", "Origin", "Another attempt"), rows)
+
+
+def advice() -> dict[CauseCode, tuple[str, str]]:
+    """Of each cause: whom it is laid to, and whether another attempt follows."""
+    found: dict[CauseCode, tuple[str, str]] = {}
+    for cause, again in (*ends(), *refusals()):
+        origin, known = found.get(cause.code, (cause.origin.name, ""))
+        words = known if again in known else f"{known}; {again}".strip("; ")
+        found[cause.code] = (origin, words)
+    return found
+
+
+def ends() -> Iterator[tuple[Cause, str]]:
+    """Why what was launched ends."""
+    made = [causes.judge(Ending(kind, code=1))[1] for kind in ExitKind]
+    made.append(causes.cancelled("owner", ""))
+    made.append(causes.upstream_failed("job-1", "FAILED"))
+    made.append(causes.sibling_failed(0))
+    gone = (CauseCode.HOST_LOST, CauseCode.DECLARED_GONE, CauseCode.NOT_COMMITTED)
+    made.extend(causes.lost("It is gone.", code) for code in gone)
+    for cause in made:
+        if cause is not None:
+            yield cause, "as far as its budget pays" if cause.retryable else "never"
+
+
+def refusals() -> Iterator[tuple[Cause, str]]:
+    """Why a backend refuses a launch."""
+    rows = Rows(sample(RetryPolicy(0, 0, 0), False, ()), {}, {})
+    after = Walk().note(rows, launched(rows) or Change(rows.job, 0))
+    for refusal in errors.BackendError.__subclasses__():
+        change = of_attempt(after, refused_step(refusal("no"), NOW))
+        assert change is not None
+        cause = change.attempts[0].row.cause
+        assert cause is not None
+        waits = change.job.state is JobState.QUEUED
+        yield cause, "refused: after a wait, uncharged" if waits else "refused: never"
+
+
+def meanings(enum: str) -> dict[str, str]:
+    """The contract's comment on each value of an enum, by the value's name without prefix."""
+    body = re.search(rf"^enum {enum} {{\n(.*?)^}}", CONTRACT.read_text(), re.S | re.M)
+    assert body is not None
+    values = re.findall(r"((?:^  // .*\n)+)^  (\w+) = \d+;", body[1], re.M)
+    prefix = values[0][1].removesuffix("UNSPECIFIED")
+    return {name.removeprefix(prefix): sentence(comment) for comment, name in values[1:]}
+
+
+def sentence(comment: str) -> str:
+    """A comment on one line."""
+    return " ".join(line.strip().removeprefix("// ") for line in comment.splitlines())
+
+
+def diagram(arrows: Mapping[tuple[str, str], Iterable[str]]) -> str:
+    """A Mermaid state diagram."""
+    lines = ["```mermaid", "stateDiagram-v2"]
+    for (before, after), reasons in arrows.items():
+        words = ", ".join(sorted(reasons))
+        lines.append(f"    {before} --> {after}{': ' if words else ''}{words}")
+    return "\n".join([*lines[:2], *sorted(lines[2:], key=order), "```"])
+
+
+def order(line: str) -> list[int]:
+    """Arrows in the order in which things happen."""
+    names = [state.name for state in (*JobState, *AttemptState, *Release)]
+    before, _, after = line.strip().partition(":")[0].partition(" --> ")
+    return [names.index(name) if name in names else -1 for name in (before, after)]
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
