@@ -69,7 +69,11 @@ class FakeClock:
             await self._asleep.wait()
 
     async def advance(self, seconds: float) -> None:
-        """Move on, stopping at each moment when somebody is due and letting them act there."""
+        """Move on, stopping at each moment when somebody is due and letting them act there.
+
+        Tasks that have not run yet run first, still at the old time.
+        """
+        await _settle()
         target = self._now + seconds
         while (due := self._next()) is not None and due <= target:
             await self._wake_at(due)

@@ -21,7 +21,6 @@ async def served(clock: FakeClock, bucket: TokenBucket, takers: int, seconds: fl
 
     async with asyncio.TaskGroup() as tasks:
         waiting = [tasks.create_task(taker()) for _ in range(takers)]
-        await clock.advance(0.0)
         await clock.advance(seconds)
         for task in waiting:
             task.cancel()

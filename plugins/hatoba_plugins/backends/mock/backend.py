@@ -16,7 +16,7 @@ from hatoba_plugins.backends.mock.objects import MockObject, Owner
 from hatoba_plugins.backends.mock.script import script_of, script_problems
 from hatoba_plugins.backends.mock.world import MockWorld, Wanted
 from hatoba_plugins.checks import lacking, out_of_range, require_kind
-from hatoba_plugins.errors import BackendError, Invalid, Unsupported
+from hatoba_plugins.errors import BackendError, Invalid, Retry, Unsupported
 from hatoba_plugins.values import (
     Absent,
     Ambiguous,
@@ -202,9 +202,12 @@ class MockJobs:
         return Wanted(request.name, owner, script, timeout)
 
     async def observe(self, refs: Sequence[Ref]) -> list[Observation]:
-        """How they are now."""
+        """How they are now; none is reachable while the world is not."""
         await self._ctx.budget("describe")
-        seen = await self._world.describe([ref.name for ref in refs])
+        try:
+            seen = await self._world.describe([ref.name for ref in refs])
+        except Retry:
+            return [Observation(r.name, Phase.EXISTS, exists=True, reachable=False) for r in refs]
         return [self._observation(ref, known) for ref, known in zip(refs, seen, strict=True)]
 
     def _observation(self, ref: Ref, known: MockObject | None) -> Observation:
