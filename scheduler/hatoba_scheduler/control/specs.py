@@ -38,10 +38,11 @@ class SpecCache:
 
     async def get(self, uids: Sequence[str]) -> dict[str, job_pb2.JobSpec]:
         """The specs of these jobs, parsed."""
-        missing = [uid for uid in uids if uid not in self._kept]
+        found = {uid: self._kept[uid] for uid in uids if uid in self._kept}
+        missing = [uid for uid in uids if uid not in found]
         if missing:
-            for uid, spec in (await self._store.specs(missing)).items():
+            read = await self._store.specs(missing)
+            for uid, spec in read.items():
                 self.put(uid, spec)
-        return {
-            uid: job_pb2.JobSpec.FromString(self._kept[uid]) for uid in uids if uid in self._kept
-        }
+            found |= read
+        return {uid: job_pb2.JobSpec.FromString(spec) for uid, spec in found.items()}

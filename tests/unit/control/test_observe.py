@@ -1,0 +1,156 @@
+"""What a backend says, as decisions."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+from domain_rows import CANCEL, NOW, after, intent, launched_rows, new_job, rows_of, view_of
+
+from hatoba_plugins import errors
+from hatoba_plugins.values import Exit, ExitKind, Handle, Observation, Phase
+from hatoba_scheduler.control.observe import (
+    Step,
+    back_off,
+    handle_step,
+    never_arrived,
+    never_was_step,
+    observation_step,
+    of_attempt,
+    refused_step,
+)
+from hatoba_scheduler.domain.records import Change, RetryPolicy, Task
+from hatoba_scheduler.domain.states import AttemptState, CauseCode, JobState, Release
+from hatoba_scheduler.domain.transitions import Rows, cancel, launch
+
+J = JobState
+A = AttemptState
+RNG = random.Random(1)
+HANDLE = Handle(1, "x")
+
+
+def seen(phase: Phase, *, exists: bool = True, reachable: bool = True, code: int = 0) -> Step:
+    told = Exit(ExitKind.EXITED, code) if phase is Phase.ENDED else None
+    return observation_step(Observation("a", phase, exists, told, "", reachable), NOW, RNG)
+
+
+def told(rows: Rows, *steps: Step) -> Rows:
+    for step in steps:
+        rows = after(rows, step(view_of(rows)))
+    return rows
+
+
+@pytest.fixture
+def rows() -> Rows:
+    return launched_rows(new_job())
+
+
+def test_phases_move_on_and_never_back(rows: Rows) -> None:
+    rows = told(rows, seen(Phase.WAITING), seen(Phase.STARTING), seen(Phase.RUNNING))
+    assert rows.job.state is J.RUNNING
+    for phase in (Phase.EXISTS, Phase.WAITING, Phase.STARTING, Phase.RUNNING):
+        assert seen(phase)(view_of(rows)) is None
+
+
+def test_out_of_reach_says_nothing_about_how_it_is(rows: Rows) -> None:
+    rows = told(rows, seen(Phase.RUNNING), seen(Phase.GONE, exists=False, reachable=False))
+    assert (rows.job.state, rows.attempts[0].unknown_since) == (J.RUNNING, NOW.time)
+    rows = told(rows, seen(Phase.RUNNING))
+    assert (rows.job.state, rows.attempts[0].unknown_since) == (J.RUNNING, 0)
+
+
+def test_an_end_is_an_end_and_release_comes_when_nothing_is_left(rows: Rows) -> None:
+    rows = told(rows, seen(Phase.ENDED))
+    assert (rows.job.state, rows.attempts[0].release) == (J.SUCCEEDED, Release.RELEASING)
+    assert seen(Phase.ENDED)(view_of(rows)) is None
+    assert seen(Phase.RUNNING)(view_of(rows)) is None
+    rows = told(rows, seen(Phase.GONE, exists=False))
+    assert rows.attempts[0].release is Release.RELEASED
+    assert seen(Phase.GONE, exists=False)(view_of(rows)) is None
+
+
+def test_gone_without_a_word_is_lost_and_tried_again(rows: Rows) -> None:
+    rows = told(rows, seen(Phase.GONE, exists=False))
+    assert (rows.attempts[0].state, rows.job.state) == (A.LOST, J.QUEUED)
+
+
+def test_a_fenced_success_counts_only_when_its_runner_commits() -> None:
+    rows = rows_of(new_job())
+    rows = after(rows, launch(rows, intent(rows, fenced=True), NOW))
+    rows = told(rows, seen(Phase.ENDED))
+    cause = rows.attempts[0].cause
+    assert cause is not None
+    assert (rows.attempts[0].state, cause.code) == (A.LOST, CauseCode.NOT_COMMITTED)
+
+
+def test_words_about_a_former_attempt_change_nothing(rows: Rows) -> None:
+    old = rows.attempts[0].name
+    rows = told(rows, seen(Phase.GONE, exists=False))
+    rows = after(rows, launch(rows, intent(rows), NOW))
+    for step in (seen(Phase.ENDED), seen(Phase.GONE, exists=False), handle_step(HANDLE, None, NOW)):
+        assert of_attempt(0, old, step)(rows) is None
+        assert of_attempt(0, rows.attempts[0].name, step)(rows) is not None
+    assert of_attempt(7, old, seen(Phase.ENDED))(rows) is None
+
+
+def test_a_handle_is_kept_with_the_phase_that_came_with_it(rows: Rows) -> None:
+    waits = told(rows, handle_step(HANDLE, Phase.WAITING, NOW))
+    assert (waits.job.state, waits.attempts[0].handle) == (J.WAITING, b"1:x")
+    kept = told(rows, handle_step(HANDLE, None, NOW))
+    assert (kept.job.state, kept.attempts[0].handle) == (J.LAUNCHING, b"1:x")
+    assert handle_step(HANDLE, None, NOW)(view_of(kept)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "code", "wait"),
+    [
+        (errors.Retry("busy", after=2.0), J.QUEUED, CauseCode.BACKEND_FAILED, 2.0),
+        (errors.NoCapacity("full"), J.QUEUED, CauseCode.NO_CAPACITY, 5.0),
+        (errors.Throttled("slow", after=7.0), J.QUEUED, CauseCode.THROTTLED, 7.0),
+        (errors.Invalid("no"), J.FAILED, CauseCode.REFUSED_INVALID, 0.0),
+        (errors.Denied("no"), J.FAILED, CauseCode.REFUSED_DENIED, 0.0),
+        (errors.Fatal("no"), J.FAILED, CauseCode.BACKEND_FAILED, 0.0),
+        (errors.Conflict("taken"), J.FAILED, CauseCode.CONFLICT, 0.0),
+        (errors.Unsupported("gangs"), J.FAILED, CauseCode.REFUSED_INVALID, 0.0),
+    ],
+)
+def test_a_refusal_is_waited_for_or_final(
+    rows: Rows, error: errors.BackendError, state: JobState, code: CauseCode, wait: float
+) -> None:
+    rows = told(rows, refused_step(error, NOW))
+    task, attempt = rows.tasks[0], rows.attempts[0]
+    assert attempt.cause is not None
+    assert (task.state, attempt.cause.code) == (state, code)
+    assert (attempt.state, attempt.release) == (A.REFUSED, Release.RELEASED)
+    assert task.not_before == (NOW.time + round(wait * 1e6) if wait else 0)
+
+
+def test_what_was_stopped_before_it_existed_ends_as_it_was_meant_to(rows: Rows) -> None:
+    rows = after(rows, cancel(rows, CANCEL, NOW))
+    rows = told(rows, never_was_step(NOW))
+    assert (rows.job.state, rows.attempts[0].release) == (J.CANCELLED, Release.RELEASED)
+
+
+def test_a_launch_that_never_arrived_is_told_from_one_that_was_claimed(rows: Rows) -> None:
+    fenced = replace(rows.attempts[0], fenced=True)
+    gone = Observation(fenced.name, Phase.GONE, exists=False)
+    assert never_arrived(fenced, gone)
+    assert not never_arrived(replace(fenced, nonce="n"), gone)
+    assert not never_arrived(replace(fenced, state=A.RUNNING), gone)
+    assert not never_arrived(fenced, replace(gone, phase=Phase.EXISTS))
+    assert not never_arrived(replace(fenced, fenced=False), gone)
+
+
+@pytest.mark.parametrize(("failures", "ceiling"), [(0, 1.0), (1, 2.0), (3, 8.0), (50, 60.0)])
+def test_back_off_doubles_up_to_its_ceiling(failures: int, ceiling: float) -> None:
+    job = new_job(retries=RetryPolicy(backoff=1.0, max_backoff=60.0))
+    task = Task(job.uid, 0, J.RUNNING, 1, 1, infrastructure_failures=failures)
+    waits = [back_off(job, task, RNG) for _ in range(200)]
+    assert 0.8 * ceiling < max(waits) <= ceiling
+    assert min(waits) < 0.2 * ceiling
+
+
+def test_nothing_is_a_change_of_nothing(rows: Rows) -> None:
+    unchanged: Change | None = seen(Phase.EXISTS)(view_of(rows))
+    assert unchanged is None
