@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
-    Attempt,
     Cause,
     Change,
     Job,
     ManifestRef,
     Resources,
     RetryPolicy,
-    Task,
 )
-from hatoba_scheduler.domain.states import AttemptState, CauseCode, Desired, Origin
+from hatoba_scheduler.domain.states import CauseCode, Desired, Origin
 from hatoba_scheduler.domain.transitions import (
     Intent,
     Now,
@@ -108,9 +104,3 @@ def launched_rows(job: Job, index: int = 0) -> Rows:
     """The rows with one task's first attempt LAUNCHING."""
     rows = rows_of(job)
     return after(rows, launch(rows, intent(rows, index), NOW))
-
-
-def attempt_in(rows: Rows, state: AttemptState, index: int = 0) -> tuple[Task, Attempt]:
-    """A task and its newest attempt, the attempt as if it were in that state."""
-    view = view_of(rows, index)
-    return view.task, replace(view.attempt, state=state)
