@@ -53,6 +53,10 @@ class Clock(Protocol):
 class WorkerHub(Protocol):
     """The scheduler's side of all host workers' streams."""
 
+    def ready_hosts(self) -> list[str]:
+        """Hosts that may be sent work now, by name."""
+        ...
+
     def send_launch(self, host: str, launch: worker_pb2.LaunchAttempt) -> bool:
         """Queue a launch on a host's stream; False when that host is not ready for dispatch."""
         ...
@@ -61,16 +65,23 @@ class WorkerHub(Protocol):
         """Queue a stop on a host's stream; False when that host is not connected."""
         ...
 
-    def holds(self, host: str, name: str) -> bool | None:
-        """Whether a host has the attempt; None while that cannot be known."""
+    def seen(self, name: str, host: str) -> Observation | None:
+        """What is known of an attempt, on this host (empty: wherever it is); None: nothing yet.
+
+        GONE once the host, connected, does not have it; not reachable while it is away.
+        """
         ...
 
-    def reachable(self, host: str) -> bool:
-        """Whether its stream is open and its inventory complete."""
+    def owned(self) -> list[Owned]:
+        """All attempts that hosts have, and ended ones that were not forgotten."""
+        ...
+
+    def forget(self, name: str) -> None:
+        """An ended attempt was released."""
         ...
 
     def watch(self) -> AsyncIterator[WatchItem]:
-        """Snapshots of all hosts as they change, gaps when a host comes back, ends of attempts."""
+        """Snapshots of all hosts as they change, gaps when a host comes or goes, what they tell."""
         ...
 
 

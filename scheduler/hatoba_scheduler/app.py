@@ -62,7 +62,6 @@ from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.control.submit import JobMaker
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.states import Release
-from hatoba_scheduler.errors import NotFound
 from hatoba_scheduler.interceptors import Admission, CallLimits, Front, Phase, server_options
 from hatoba_scheduler.services.admin import AdminParts, AdminServicer
 from hatoba_scheduler.services.artifacts import ArtifactServicer
@@ -243,6 +242,7 @@ async def _recover(core: Core) -> None:
     await core.ledger.recover()
     core.ledger.listen(core.events.on_commit)
     core.ledger.listen(core.logs.on_commit)
+    core.ledger.listen(core.hub.on_commit)
     core.ledger.listen(AttemptSpans(core.tracer).on_commit)
     await core.hub.recover()
     await core.queues.recover()
@@ -370,13 +370,11 @@ def _bind(server: grpc.aio.Server, address: str, transport: Transport) -> int:
 def _add_services(
     core: Core, backends: Backends, tasks: asyncio.TaskGroup, server: grpc.aio.Server
 ) -> None:
-    secrets_known = lambda: frozenset(  # noqa: E731 - a view that is read at each submit
-        secret for host in core.hub.hosts() for secret in host.secrets
-    )
     instances = {name: opened.backend for name, opened in backends.opened.items()}
 
     def grounds() -> Grounds:
-        return Grounds(instances, backends.default, core.queues, secrets_known())
+        secrets = frozenset(secret for host in core.hub.hosts() for secret in host.secrets)
+        return Grounds(instances, backends.default, core.queues, secrets)
 
     parts = JobParts(
         store=core.store,

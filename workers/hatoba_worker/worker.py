@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from hatoba.v1 import runner_pb2, worker_pb2
-from hatoba_worker import host
+from hatoba_worker import host, trees
 from hatoba_worker.attempts import Attempt, Book, Start
 from hatoba_worker.burials import Burials
 from hatoba_worker.config import Config
@@ -103,13 +103,13 @@ class Worker:
         self._executor = ProcessExecutor(data, self, asyncio.sleep)
         transfers = ServerTransfers(self._session)
         self._environments = Environments(data, self._environ, tasks, embedded=config.embedded)
-        trees = TreeCache(data / "cache" / "trees", transfers, config.cache_limit_bytes)
+        cache = TreeCache(data / "cache" / "trees", transfers, config.cache_limit_bytes)
         self._homes = Homes(data / "attempts")
         self._stager = Stager(
             data,
             self._environ,
             self._homes,
-            trees,
+            cache,
             self._environments,
             self._secrets,
             host_has_gpus=bool(self._gpus),
@@ -143,6 +143,7 @@ class Worker:
         for directory in (homes, data / "cache" / "trees"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._rebooted = self._book.load()
+        trees.tidy(data / "cache" / "trees")
         self._stager.prepare()
         self._environments.tidy()
         for path in homes.iterdir():
@@ -182,6 +183,11 @@ class Worker:
     def _take_up(self, attempt: Attempt, status: AttemptStatus | None) -> None:
         if status is not None:
             _apply(attempt, status)
+        elif attempt.begun is not None:
+            # Its keeper lost its memory, and ended what it had no record of.
+            attempt.lost = attempt.exit is None
+            attempt.ended.set()
+            attempt.is_gone.set()
         if attempt.name in self._courses:
             return
         if attempt.dropped:
@@ -402,7 +408,7 @@ class Worker:
             await asyncio.sleep(TICK)
             await self._measure()
             for attempt in self._book.live.values():
-                if attempt.granted and not attempt.ended.is_set() and not attempt.dropped:
+                if attempt.granted and not attempt.committed.is_set() and not attempt.dropped:
                     self._session.send(worker_pb2.WorkerItem(heartbeat=heartbeat(attempt)))
             if self._session.sent == before:
                 self._session.send(worker_pb2.WorkerItem(alive=worker_pb2.WorkerAlive()))
@@ -445,6 +451,9 @@ def _held(attempt: Attempt) -> worker_pb2.HeldAttempt:
         fence=attempt.fence,
         claimed=attempt.granted,
         started=attempt.begun is not None,
+        job_uid=attempt.launch.job_uid,
+        index=attempt.launch.index,
+        number=attempt.launch.number,
     )
 
 

@@ -6,6 +6,7 @@ it was sent to: everything else is in the host's own journal.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -13,14 +14,12 @@ from dataclasses import dataclass
 from hatoba.v1 import job_pb2, worker_pb2
 from hatoba_plugins.backend import API_VERSION, BackendContext, BackendType, WorkerHub
 from hatoba_plugins.checks import lacking, require_kind
-from hatoba_plugins.errors import NoCapacity, Unsupported
+from hatoba_plugins.errors import Fatal, NoCapacity, Unsupported
 from hatoba_plugins.spec import hookimpl
 from hatoba_plugins.values import (
     Absent,
     BackendOptions,
     Capabilities,
-    Exit,
-    ExitKind,
     FindOutcome,
     Found,
     Handle,
@@ -47,6 +46,8 @@ from hatoba_plugins.values import (
 
 HANDLE_VERSION = 1
 ASK_AGAIN = 1.0
+MARKS = 100_000
+"""Stops of what was not there that are remembered, to refuse a late launch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class HostsBackend:
 
     def __init__(self, hub: WorkerHub) -> None:
         self._hub = hub
+        self._refused: OrderedDict[str, None] = OrderedDict()
 
     @property
     def jobs(self) -> HostsBackend:
@@ -93,18 +95,18 @@ class HostsBackend:
         return [self._find(ref) for ref in refs]
 
     def _find(self, ref: Ref) -> FindOutcome:
-        host = _host_of(ref)
-        held = self._hub.holds(host, ref.name)
-        if held is None:
+        seen = self._hub.seen(ref.name, _host_of(ref))
+        if seen is None or not seen.reachable:
             return Unsure(ref.name, ASK_AGAIN)
-        return Found(ref.name, Handle(HANDLE_VERSION, host)) if held else Absent(ref.name)
+        if seen.phase is Phase.GONE:
+            return Absent(ref.name)
+        return Found(ref.name, Handle(HANDLE_VERSION, seen.host))
 
     async def list_owned(self, cluster_id: str) -> AsyncIterator[Owned]:
-        """Hosts tell their inventories by themselves; nothing else exists outside."""
-        del cluster_id
-        nothing: tuple[Owned, ...] = ()
-        for owned in nothing:
-            yield owned
+        """What hosts have, told by their inventories; they serve one installation only."""
+        for owned in self._hub.owned():
+            if owned.cluster_id == cluster_id:
+                yield owned
 
     def logs(self, ref: Ref, stream: str, offset: int, follow: bool) -> AsyncIterator[LogChunk]:
         """Workers push logs to the scheduler. Raises Unsupported."""
@@ -112,29 +114,29 @@ class HostsBackend:
         raise Unsupported("logs of its own")
 
     async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
-        """Send each member to the host it was planned for; hosts ignore a name they know."""
+        """Send each member to the host it was planned for; what a host has is not sent again."""
         require_kind(group, self.capabilities())
         return [self._launch(member) for member in group.members]
 
     def _launch(self, member: LaunchRequest) -> LaunchOutcome:
-        host = member.placement.pool
+        if member.name in self._refused:
+            return Refused(member.name, Fatal("it was stopped before it was launched"))
+        host = member.placement.pool or next(iter(self._hub.ready_hosts()), "")
+        seen = self._hub.seen(member.name, member.placement.pool)
+        if seen is not None and seen.phase is not Phase.GONE and seen.host:
+            return Launched(member.name, Handle(HANDLE_VERSION, seen.host))
         if self._hub.send_launch(host, launch_message(member)):
             return Launched(member.name, Handle(HANDLE_VERSION, host))
         return Refused(member.name, NoCapacity(f"host {host!r} is not connected", after=1.0))
 
     async def observe(self, refs: Sequence[Ref]) -> list[Observation]:
-        """Hosts report by themselves; this says which are reachable, and what they lack."""
+        """What hosts have told; not reachable while they are away."""
         return [self._observe(ref) for ref in refs]
 
     def _observe(self, ref: Ref) -> Observation:
         host = _host_of(ref)
-        held = self._hub.holds(host, ref.name)
-        if held is None:
-            return Observation(ref.name, Phase.EXISTS, exists=True, host=host, reachable=False)
-        if held:
-            return Observation(ref.name, Phase.EXISTS, exists=True, host=host)
-        lost = Exit(ExitKind.LOST, message=f"Host {host!r} has nothing of it.")
-        return Observation(ref.name, Phase.GONE, exists=False, exit=lost, host=host)
+        unknown = Observation(ref.name, Phase.EXISTS, exists=True, host=host, reachable=False)
+        return self._hub.seen(ref.name, host) or unknown
 
     def watch(self) -> AsyncIterator[WatchItem]:
         """The hub's own watch."""
@@ -145,20 +147,28 @@ class HostsBackend:
         return [self._stop(ref, grace) for ref in refs]
 
     def _stop(self, ref: Ref, grace: float) -> StopResult:
-        """A host that does not hold it is told too: a launch still under way is then refused."""
-        host = _host_of(ref)
-        known = self._hub.holds(host, ref.name) is not False
-        self._hub.send_stop(host, ref.name, ref.fence, grace)
+        """A host that does not have it is told too: a launch still under way is then refused."""
+        seen = self._hub.seen(ref.name, _host_of(ref))
+        known = seen is None or seen.phase is not Phase.GONE
+        if not known:
+            self._refused[ref.name] = None
+            while len(self._refused) > MARKS:
+                self._refused.popitem(last=False)
+        host = seen.host if seen is not None else _host_of(ref)
+        if seen is None or seen.phase is not Phase.ENDED:
+            self._hub.send_stop(host or _host_of(ref), ref.name, ref.fence, grace)
         return StopResult(ref.name, known)
 
     async def release(self, refs: Sequence[Ref]) -> list[ReleaseOutcome]:
-        """Released when the host, connected, has nothing of it."""
+        """Released when nothing of it is left on its host."""
         return [self._release(ref) for ref in refs]
 
     def _release(self, ref: Ref) -> ReleaseOutcome:
-        if self._hub.holds(_host_of(ref), ref.name) is False:
-            return Released(ref.name)
-        return NotYet(ref.name, ASK_AGAIN)
+        seen = self._hub.seen(ref.name, _host_of(ref))
+        if seen is None or seen.exists or not seen.reachable:
+            return NotYet(ref.name, ASK_AGAIN)
+        self._hub.forget(ref.name)
+        return Released(ref.name)
 
 
 def _host_of(ref: Ref) -> str:
@@ -183,6 +193,7 @@ def launch_message(member: LaunchRequest) -> worker_pb2.LaunchAttempt:
         inputs=spec.inputs,
         traceparent=member.traceparent,
         task_count=member.task_count,
+        job_uid=member.job_uid,
     )
     for key, value in spec.params.items():
         message.params[key].CopyFrom(value)

@@ -47,6 +47,7 @@ from hatoba_scheduler.control.observe import (
     observation_step,
     of_attempt,
     refused_step,
+    told_before,
 )
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain.capacity import PoolRoom
@@ -309,6 +310,8 @@ class BackendLoop:
         for _, attempt in self._current([seen.name]):
             if never_arrived(attempt, seen):
                 self._launches.add(seen.name)
+                return None
+            if told_before(attempt, seen):
                 return None
         return self._ask(seen.name, observation_step(seen, self._now(), self._ctx.rng))
 

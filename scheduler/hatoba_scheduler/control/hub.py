@@ -9,7 +9,7 @@ connected.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -18,13 +18,21 @@ from hatoba.v1 import worker_pb2
 from hatoba_plugins.backend import Clock
 from hatoba_plugins.values import (
     CapacitySnapshot,
+    Exit,
+    ExitKind,
     Gap,
+    Handle,
+    Observation,
+    Owned,
+    Phase,
     Pool,
     Share,
     Synced,
     WatchItem,
 )
-from hatoba_scheduler.domain.records import Host, Resources
+from hatoba_scheduler.control.ledger import Commit
+from hatoba_scheduler.domain.records import Event, Host, Resources
+from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.errors import FailedPrecondition, NotFound, Reason
 from hatoba_scheduler.store.base import Store
 
@@ -36,6 +44,26 @@ OUT_LIMIT = 20_000
 WATCH_LIMIT = 10_000
 
 
+@dataclass(slots=True)
+class Known:
+    """What a host has told of one attempt, from its launch until it is forgotten."""
+
+    host: str
+    job_uid: str
+    index: int
+    number: int
+    phase: Phase = Phase.EXISTS
+    exit: Exit | None = None
+    left: bool = True
+    """Something of it is left on the host."""
+    session: Session | None = None
+    """The stream that last named it; of an older one it must be named again."""
+
+    def observation(self, name: str) -> Observation:
+        """As the backend tells it."""
+        return Observation(name, self.phase, exists=self.left, exit=self.exit, host=self.host)
+
+
 @dataclass(eq=False, slots=True)
 class Session:
     """One open stream of one host."""
@@ -43,7 +71,6 @@ class Session:
     hello: worker_pb2.WorkerHello
     out: list[worker_pb2.ServerItem] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    held: set[str] = field(default_factory=set)
     ready: bool = False
     closed: bool = False
 
@@ -82,6 +109,7 @@ class Hub:
         self._hosts: dict[str, Host] = {}
         self._sessions: dict[str, Session] = {}
         self._watchers: set[asyncio.Queue[WatchItem]] = set()
+        self._known: dict[str, Known] = {}
 
     async def recover(self) -> None:
         """Load the hosts that were known before."""
@@ -127,8 +155,53 @@ class Hub:
         if self._sessions.get(session.hello.host) is not session:
             return
         session.ready = True
+        for name, known in list(self._known.items()):
+            mine = known.host == session.hello.host
+            if mine and known.session is not session and known.phase < Phase.ENDED:
+                del self._known[name]
         self._publish(self.snapshot())
         self._publish(Gap(session.hello.host))
+
+    def held(self, session: Session, held: worker_pb2.HeldAttempt) -> None:
+        """A host names an attempt that it has."""
+        known = self._known.get(held.attempt)
+        if known is None:
+            known = Known(session.hello.host, held.job_uid, held.index, held.number)
+            self._known[held.attempt] = known
+        known.session = session
+        if known.phase < Phase.RUNNING:
+            known.phase = Phase.RUNNING if held.started else known.phase
+
+    def started(self, name: str) -> None:
+        """A host told that the user's code of an attempt began."""
+        known = self._known.get(name)
+        if known is not None and known.phase < Phase.RUNNING:
+            known.phase = Phase.RUNNING
+            self._publish(known.observation(name))
+
+    def ended(self, name: str, exit_: Exit, left: bool) -> None:
+        """A host told how an attempt ended, and whether something of it is left."""
+        known = self._known.get(name)
+        if known is not None and known.phase < Phase.ENDED:
+            known.phase, known.exit, known.left = Phase.ENDED, exit_, left
+            self._publish(known.observation(name))
+
+    def left_nothing(self, name: str) -> None:
+        """A host told that nothing of an attempt is left."""
+        known = self._known.get(name)
+        if known is None or not known.left:
+            return
+        known.left = False
+        if known.phase < Phase.ENDED:
+            del self._known[name]
+
+    def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
+        """Forget attempts that were released; a listener of the ledger."""
+        del events
+        for commit in commits:
+            for attempt, _ in commit.change.attempts:
+                if attempt.release is Release.RELEASED:
+                    self._known.pop(attempt.name, None)
 
     def is_current(self, session: Session) -> bool:
         """Whether this is the host's newest stream; items of an older one are dropped."""
@@ -157,6 +230,10 @@ class Hub:
 
     # -- what backends use ----------------------------------------------------------------------
 
+    def ready_hosts(self) -> list[str]:
+        """Hosts that may be sent work now, by name."""
+        return sorted(name for name in self._sessions if self.reachable(name))
+
     def send_launch(self, host: str, launch: worker_pb2.LaunchAttempt) -> bool:
         """Queue a launch on a host's stream; False when that host is not ready for dispatch."""
         session = self._sessions.get(host)
@@ -164,7 +241,10 @@ class Hub:
             return False
         if not session.send(worker_pb2.ServerItem(launch=launch)):
             return False
-        session.held.add(launch.attempt)
+        if launch.attempt not in self._known:
+            self._known[launch.attempt] = Known(
+                host, launch.job_uid, launch.index, launch.number, session=session
+            )
         return True
 
     def send_stop(self, host: str, name: str, fence: int, grace: float) -> bool:
@@ -176,24 +256,46 @@ class Hub:
         stop.grace.FromMilliseconds(round(grace * 1000))
         return session.send(worker_pb2.ServerItem(stop=stop))
 
-    def holds(self, host: str, name: str) -> bool | None:
-        """Whether a host has the attempt; None while that cannot be known."""
-        known = self._hosts.get(host)
-        if known is not None and known.declared_gone:
-            return False
-        session = self._sessions.get(host)
-        if session is None or not session.ready:
+    def seen(self, name: str, host: str) -> Observation | None:
+        """What is known of an attempt, on this host (empty: wherever it is); None: nothing yet."""
+        known = self._known.get(name)
+        where = host or (known.host if known else "")
+        remembered = self._hosts.get(where)
+        if remembered is not None and remembered.declared_gone:
+            return _gone(name, where, f"Host {where!r} was declared gone.")
+        if known is not None and known.phase >= Phase.ENDED:
+            return known.observation(name)
+        if where and not self.reachable(where):
+            return Observation(name, Phase.EXISTS, exists=True, host=where, reachable=False)
+        if known is not None:
+            return known.observation(name)
+        if not where and not all(map(self.reachable, self._hosts)):
             return None
-        return name in session.held
+        return _gone(name, where, f"Host {where!r} has nothing of it.")
 
     def reachable(self, host: str) -> bool:
         """Whether its stream is open and its inventory complete."""
         session = self._sessions.get(host)
         return session is not None and session.ready
 
-    def dropped(self, session: Session, name: str) -> None:
-        """The host has been told to forget an attempt, or said that nothing of it is left."""
-        session.held.discard(name)
+    def owned(self) -> list[Owned]:
+        """All attempts that hosts have, and ended ones that were not forgotten."""
+        return [
+            Owned(
+                name,
+                self._store.identity.cluster_id,
+                known.job_uid,
+                known.index,
+                known.number,
+                Handle(1, known.host),
+                known.phase >= Phase.ENDED,
+            )
+            for name, known in self._known.items()
+        ]
+
+    def forget(self, name: str) -> None:
+        """An ended attempt was released."""
+        self._known.pop(name, None)
 
     async def watch(self) -> AsyncIterator[WatchItem]:
         """Snapshots of all hosts as they change, gaps when a host comes or goes."""
@@ -201,6 +303,8 @@ class Hub:
         self._watchers.add(queue)
         try:
             yield self.snapshot()
+            for name, known in list(self._known.items()):
+                yield known.observation(name)
             yield Synced()
             while True:
                 yield await queue.get()
@@ -264,6 +368,11 @@ class Hub:
         self._publish(self.snapshot())
         self._publish(Gap(host.name))
         return host
+
+
+def _gone(name: str, host: str, message: str) -> Observation:
+    lost = Exit(ExitKind.LOST, message=message)
+    return Observation(name, Phase.GONE, exists=False, exit=lost, host=host)
 
 
 def _host(hello: worker_pb2.WorkerHello, known: Host | None, now: int) -> Host:

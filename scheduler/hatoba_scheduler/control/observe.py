@@ -156,6 +156,14 @@ def never_arrived(attempt: Attempt, seen: Observation) -> bool:
     return attempt.fenced and unclaimed and seen.phase is Phase.GONE
 
 
+def told_before(attempt: Attempt, seen: Observation) -> bool:
+    """Whether an observation says nothing new: the runner has told it already."""
+    if attempt.state.terminal:
+        return seen.exists
+    running = attempt.state >= AttemptState.RUNNING and seen.phase <= Phase.RUNNING
+    return running and seen.reachable and not attempt.unknown_since
+
+
 def never_was_step(now: Now) -> Step:
     """A stop found nothing of that name, and none will come: it ends as it was meant to."""
 

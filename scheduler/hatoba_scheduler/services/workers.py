@@ -10,6 +10,7 @@ import grpc
 import structlog
 
 from hatoba.v1 import runner_pb2, worker_pb2, worker_pb2_grpc
+from hatoba_plugins.values import Exit, ExitKind
 from hatoba_scheduler.control.hub import Hub, Session
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.metrics import MetricWriter
@@ -23,6 +24,14 @@ from hatoba_scheduler.telemetry.trace_store import TraceStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Item = worker_pb2.ServerItem
+_EXITS = {
+    runner_pb2.EXIT_KIND_EXITED: ExitKind.EXITED,
+    runner_pb2.EXIT_KIND_SIGNALED: ExitKind.SIGNALED,
+    runner_pb2.EXIT_KIND_OUT_OF_MEMORY: ExitKind.OUT_OF_MEMORY,
+    runner_pb2.EXIT_KIND_RUN_TIMEOUT: ExitKind.RUN_TIMEOUT,
+    runner_pb2.EXIT_KIND_STOPPED: ExitKind.STOPPED,
+    runner_pb2.EXIT_KIND_LOST: ExitKind.LOST,
+}
 log = structlog.get_logger(__name__)
 
 
@@ -43,12 +52,11 @@ class WorkerItems:
         if kind == "claim":
             self._reply(session, self._desk.claim(item.claim), lambda r: Item(claimed=r))
         elif kind == "started":
-            self._fails_with(session, self._desk.started(item.started))
+            self._started(session, item.started)
         elif kind == "commit":
             await self._commit(session, item.commit)
         elif kind == "gone":
-            self._hub.dropped(session, item.gone.attempt)
-            self._fails_with(session, self._desk.gone(item.gone))
+            self._gone(session, item.gone)
         elif kind == "heartbeat":
             self._heartbeat(session, item.heartbeat)
         elif kind == "checkpoint":
@@ -64,19 +72,33 @@ class WorkerItems:
             self._hub.inventory_complete(session)
 
     def _held(self, session: Session, held: worker_pb2.HeldAttempt) -> None:
-        session.held.add(held.attempt)
+        self._hub.held(session, held)
         attempt = self._desk.current(held.attempt, held.fence)
         if attempt is None and not self._desk.known(held.attempt):
             drop = worker_pb2.DropAttempt(attempt=held.attempt)
             session.send(Item(drop=drop))
 
     async def _commit(self, session: Session, commit: runner_pb2.CommitAttemptRequest) -> None:
-        if commit.gone:
-            self._hub.dropped(session, commit.attempt)
+        def answer(reply: runner_pb2.CommitAttemptResponse) -> Item:
+            self._hub.ended(commit.attempt, exit_of(commit), left=not commit.gone)
+            return Item(committed=reply)
+
         if self._desk.known(commit.attempt):
-            self._reply(session, self._desk.commit(commit), lambda r: Item(committed=r))
+            self._reply(session, self._desk.commit(commit), answer)
         else:
-            session.send(Item(committed=await self._desk.late_commit(commit)))
+            session.send(answer(await self._desk.late_commit(commit)))
+
+    def _started(self, session: Session, started: worker_pb2.AttemptStarted) -> None:
+        def answer(_: bool) -> None:
+            self._hub.started(started.attempt)
+
+        self._reply(session, self._desk.started(started), answer)
+
+    def _gone(self, session: Session, gone: worker_pb2.AttemptGone) -> None:
+        def answer(_: bool) -> None:
+            self._hub.left_nothing(gone.attempt)
+
+        self._reply(session, self._desk.gone(gone), answer)
 
     def _heartbeat(self, session: Session, request: runner_pb2.HeartbeatRequest) -> None:
         def answer(reply: runner_pb2.HeartbeatResponse) -> Item | None:
@@ -119,8 +141,11 @@ class WorkerItems:
 
         future.add_done_callback(settle)
 
-    def _fails_with(self, session: Session, future: asyncio.Future[Any]) -> None:
-        self._reply(session, future, lambda _: None)
+
+def exit_of(commit: runner_pb2.CommitAttemptRequest) -> Exit:
+    """An ending as the backend tells it."""
+    kind = _EXITS.get(commit.kind, ExitKind.FAILED)
+    return Exit(kind, commit.exit_code, commit.signal, commit.message)
 
 
 def metric_points(attempt: Attempt, request: runner_pb2.ReportMetricsRequest) -> list[MetricPoint]:

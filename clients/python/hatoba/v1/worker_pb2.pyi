@@ -250,6 +250,9 @@ class HeldAttempt(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     CLAIMED_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
+    JOB_UID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """External name."""
     fence: _builtins.int
@@ -258,6 +261,12 @@ class HeldAttempt(_message.Message):
     """True once its claim was granted."""
     started: _builtins.bool
     """True once the user's code began."""
+    job_uid: _builtins.str
+    """As launched."""
+    index: _builtins.int
+    """As launched."""
+    number: _builtins.int
+    """As launched."""
     def __init__(
         self,
         *,
@@ -265,10 +274,13 @@ class HeldAttempt(_message.Message):
         fence: _builtins.int = ...,
         claimed: _builtins.bool = ...,
         started: _builtins.bool = ...,
+        job_uid: _builtins.str = ...,
+        index: _builtins.int = ...,
+        number: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "claimed", b"claimed", "fence", b"fence", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "claimed", b"claimed", "fence", b"fence", "index", b"index", "job_uid", b"job_uid", "number", b"number", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -589,6 +601,7 @@ class LaunchAttempt(_message.Message):
     INPUTS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     TASK_COUNT_FIELD_NUMBER: _builtins.int
+    JOB_UID_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """External name."""
     fence: _builtins.int
@@ -603,6 +616,8 @@ class LaunchAttempt(_message.Message):
     """W3C trace context of the attempt's span."""
     task_count: _builtins.int
     """Number of tasks of the job."""
+    job_uid: _builtins.str
+    """The job's uid."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Program and arguments, parameters filled in."""
@@ -668,10 +683,11 @@ class LaunchAttempt(_message.Message):
         inputs: _abc.Iterable[_job_pb2.Input] | None = ...,
         traceparent: _builtins.str = ...,
         task_count: _builtins.int = ...,
+        job_uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "environment", b"environment", "resources", b"resources", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "code", b"code", "command", b"command", "env", b"env", "environment", b"environment", "fence", b"fence", "gpus", b"gpus", "index", b"index", "inputs", b"inputs", "job", b"job", "number", b"number", "params", b"params", "resources", b"resources", "secrets", b"secrets", "stop_grace", b"stop_grace", "task_count", b"task_count", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "code", b"code", "command", b"command", "env", b"env", "environment", b"environment", "fence", b"fence", "gpus", b"gpus", "index", b"index", "inputs", b"inputs", "job", b"job", "job_uid", b"job_uid", "number", b"number", "params", b"params", "resources", b"resources", "secrets", b"secrets", "stop_grace", b"stop_grace", "task_count", b"task_count", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
