@@ -140,6 +140,21 @@ class ScriptedServer(
         stop.grace.FromMilliseconds(round(grace * 1000))
         self.send(worker_pb2.ServerItem(stop=stop))
 
+    def grant(self, attempt: str) -> None:
+        """Answer a claim that was left unanswered."""
+        answer = runner_pb2.ClaimAttemptResponse(attempt=attempt, verdict=GRANTED)
+        self.send(worker_pb2.ServerItem(claimed=answer))
+
+    def order_stop(self, attempt: str) -> None:
+        """Ask for an end in the answer to a heartbeat."""
+        order = runner_pb2.HeartbeatResponse(attempt=attempt, order=runner_pb2.RUNNER_ORDER_STOP)
+        order.grace.FromSeconds(5)
+        self.send(worker_pb2.ServerItem(order=order))
+
+    def drop(self, attempt: str) -> None:
+        """Say that nothing more of an attempt is wanted."""
+        self.send(worker_pb2.ServerItem(drop=worker_pb2.DropAttempt(attempt=attempt)))
+
     def log(self, attempt: str, stream: str = "stdout") -> bytes:
         """What was pushed of a stream."""
         return bytes(self.logs[attempt, stream].data)
@@ -151,7 +166,8 @@ class ScriptedServer(
     ) -> None:
         assert ("authorization", f"Bearer {TOKEN}") in context.invocation_metadata()
         self.streams += 1
-        self._out = out = asyncio.Queue(100_000)
+        out: asyncio.Queue[list[worker_pb2.ServerItem]] = asyncio.Queue(100_000)
+        self._out = out
         welcome = worker_pb2.WorkerWelcome(cluster_id="cluster", version="0")
         self.send(worker_pb2.ServerItem(welcome=welcome))
         async with asyncio.TaskGroup() as tasks:

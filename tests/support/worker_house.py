@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,28 @@ class House:
     async def start_worker(self) -> None:
         """Start a worker and wait for its inventory."""
         inventories = len(self.heard.all("inventory_complete"))
+        self._worker = await self._spawn()
+        await self.heard.wait("inventory_complete", count=inventories + 1)
+
+    async def second_worker(self) -> int:
+        """Start another worker beside it; returns its exit code."""
+        async with asyncio.timeout(PATIENCE):
+            return await (await self._spawn()).wait()
+
+    async def worker_memory(self) -> int:
+        """What the worker has resident, in bytes."""
+        assert self._worker is not None
+        known = await asyncio.to_thread(procfs.stat, self._worker.pid)
+        return known.rss_bytes if known else 0
+
+    async def alive(self, pid: int) -> bool:
+        """Whether `pid` is a process that still runs."""
+        return await asyncio.to_thread(runs, pid)
+
+    async def _spawn(self) -> asyncio.subprocess.Process:
         await asyncio.to_thread(self._configure)
         log = await asyncio.to_thread((self.data / "worker.log").open, "ab")
-        self._worker = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "hatoba_worker", "run", "--data", str(self.data)),
             env=self.environ,
@@ -63,7 +82,7 @@ class House:
             stderr=log,
         )
         log.close()
-        await self.heard.wait("inventory_complete", count=inventories + 1)
+        return process
 
     def _configure(self) -> None:
         address = f"127.0.0.1:{self.server.port}"
@@ -133,10 +152,23 @@ class House:
         """An attempt's directory."""
         return self.data / "attempts" / attempt
 
-    async def kept_by_keeper(self) -> Sequence[str]:
-        """The attempts that the keeper has."""
-        async with await KeeperClient.connect(self.data) as keeper:
-            return [each.attempt for each in (await keeper.list()).attempts]
+    async def keeper_has(self, *attempts: str) -> None:
+        """Wait until these are the attempts that the keeper has."""
+        async with await KeeperClient.connect(self.data) as keeper, asyncio.timeout(PATIENCE):
+            held: list[str] = ["?"]
+            while held != sorted(attempts):
+                held = [each.attempt for each in (await keeper.list()).attempts]
+
+    def secret(self, name: str, value: str, mode: int = 0o600) -> None:
+        """Put a secret into the host's directory."""
+        path = self.data / "secrets" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(value)
+        path.chmod(mode)
+
+    def spans(self) -> list[Any]:
+        """All spans that were sent."""
+        return [span for batch in self.heard.all("spans") for span in batch.spans]
 
     async def kill_keeper(self) -> None:
         """kill -9."""

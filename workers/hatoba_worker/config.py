@@ -66,7 +66,9 @@ def load(data: Path, **told: Any) -> Config:
         body = {}
     except (OSError, ValueError) as error:
         raise BadConfig(f"{data / FILE} cannot be read: {error}") from error
-    known = {each.name for each in fields(Config)} - {"data"}
-    if not isinstance(body, dict) or (unknown := set(body) - known):
-        raise BadConfig(f"{data / FILE}: unknown settings {sorted(unknown)}")
+    if not isinstance(body, dict):
+        raise BadConfig(f"{data / FILE} does not hold settings by name")
+    unknown = set(body) - {each.name for each in fields(Config)} | set(body) & {"data"}
+    if unknown:
+        raise BadConfig(f"{data / FILE}: unknown settings {', '.join(sorted(unknown))}")
     return Config(data, **{**body, **told})

@@ -11,8 +11,8 @@ import grpc.aio
 import structlog
 
 from hatoba import errors
-from hatoba.artifacts.errors import TreeChanged
-from hatoba.artifacts.pack import PackedTree, pack_tree
+from hatoba.artifacts.errors import TreeChanged, TreeRefused
+from hatoba.artifacts.pack import pack_tree
 from hatoba.artifacts.scan import Selection
 from hatoba.artifacts.transfer import TransferOptions, download_tree, upload_tree
 from hatoba.errors import HatobaError
@@ -77,7 +77,10 @@ class ServerTransfers:
         raise TransferFailed(f"{root.name} was written to while it was brought out")
 
     async def _upload(self, root: Path) -> common_pb2.ManifestRef:
-        packed = await asyncio.to_thread(_pack, root)
+        try:
+            packed = await asyncio.to_thread(pack_tree, root, Selection.EVERYTHING)
+        except TreeRefused as error:
+            raise TransferFailed(str(error)) from error
         return await self._patiently(lambda stub, options: upload_tree(stub, packed, options))
 
     async def download(self, ref: common_pb2.ManifestRef, root: Path) -> None:
@@ -119,7 +122,3 @@ async def _once(link: Connection, move: Callable[[Stub, TransferOptions], Awaita
         if task is None or task.cancelling():
             raise
         raise Away("the connection was closed") from error
-
-
-def _pack(root: Path) -> PackedTree:
-    return pack_tree(root, Selection.EVERYTHING)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 import time
@@ -19,6 +20,7 @@ from hatoba_worker.transfers import Transfers
 LIMIT = 20 << 30
 _FICLONE = 0x40049409
 _COPY = 8 << 20
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 Place = Callable[[str, str], None]
 
 
@@ -113,9 +115,16 @@ def _fill(reader: int, writer: int, size: int) -> None:
             pass
 
 
+def tidy(root: Path) -> None:
+    """Remove what a dead worker had not fetched to its end; blocks."""
+    for path in root.iterdir():
+        if not _DIGEST.fullmatch(path.name):
+            _clear(path)
+
+
 def shrink(root: Path, limit: int, pinned: frozenset[str]) -> None:
     """Remove the least recently used trees below `root` until they take `limit` bytes; blocks."""
-    trees = [path for path in root.iterdir() if not path.name.startswith(".")]
+    trees = [path for path in root.iterdir() if _DIGEST.fullmatch(path.name)]
     found = [(path.stat().st_mtime, _bytes_below(path), path) for path in trees]
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
