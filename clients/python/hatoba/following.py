@@ -76,21 +76,21 @@ class Patience:
     notify: Callable[[str], None]
     _waits: list[float] = field(default_factory=list)
     _was_good: bool = False
-    _away: bool = False
 
     def good(self) -> None:
         """A message came."""
-        if self._away:
+        if self.transport.away:
             self.notify("the server answers again")
-        self._was_good, self._away, self._waits = True, False, []
+        self.transport.away = False
+        self._was_good, self._waits = True, []
 
     async def after(self, error: Unavailable) -> None:
         """Wait before the next try, or raise `error` when the server was never there."""
         tried = len(self._waits)
         if not self._was_good and tried >= len(RETRY_WAITS):
             raise error
-        if self._was_good and not self._away:
-            self._away = True
+        if self._was_good and not self.transport.away:
+            self.transport.away = True
             self.notify("the server does not answer; going on when it is back")
         wait = next(
             w for n, w in enumerate(chain(stream_waits(), repeat(stream_waits()[-1]))) if n >= tried

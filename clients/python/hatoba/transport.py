@@ -74,6 +74,8 @@ class Transport:
         self._timing = timing or Timing()
         self.tracer = tracer or Tracer()
         self.server = Server("")
+        # Told once for all streams of the connection.
+        self.away = False
         self._channel: grpc.aio.Channel | None = None
         self._tasks = asyncio.TaskGroup()
 

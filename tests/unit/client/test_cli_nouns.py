@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -249,6 +252,27 @@ def test_a_fault_of_ours_is_a_sentence_and_a_traceback_only_on_request(
     assert "this is a fault of hatoba: RuntimeError: the impossible" in result.stderr
     assert "Traceback" not in result.output
     assert "Traceback" in cli("jobs", "list", env={"HATOBA_DEBUG": "1"}).stderr
+
+
+@pytest.mark.skipif(shutil.which("script") is None, reason="needs `script` for a terminal")
+def test_no_color_is_heeded_on_a_terminal(fake: FakeServer, tmp_path: Path) -> None:
+    fake.run_through(state="FAILED")
+    (tmp_path / "token").write_text("t")
+    command = f"{sys.executable} -m hatoba --address {fake.address} --token-file {tmp_path}/token"
+    for arguments, code in (
+        ("jobs list", 0),
+        ("run --no-code -- true", 20),
+        ("jobs get none-1", 3),
+    ):
+        # `script` gives the command a terminal.
+        inner = ["script", "-qec", f"{command} {arguments}", "/dev/null"]
+        seen = {}
+        for name, extra in (("plain", {"NO_COLOR": "1"}), ("coloured", {})):
+            env = {**os.environ, "TERM": "xterm-256color", **extra}
+            done = subprocess.run(inner, env=env, capture_output=True, stdin=subprocess.DEVNULL)
+            assert done.returncode == code, done.stdout
+            seen[name] = re.search(rb"\x1b\[(?:1;)?3[0-7]m", done.stdout) is not None
+        assert seen == {"plain": False, "coloured": True}
 
 
 def test_help_imports_neither_grpc_nor_protobuf_nor_rich() -> None:

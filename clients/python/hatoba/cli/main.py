@@ -18,7 +18,7 @@ from hatoba.errors import HatobaError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `hatoba` with these arguments (the process's own when None); returns the exit code."""
     try:
-        code = root.main(args=arguments, prog_name="hatoba", standalone_mode=False)
+        code = root.main(args=arguments, prog_name="hatoba", standalone_mode=False, color=_colour())
         return int(code) if isinstance(code, int) else Exit.OK
     except click.ClickException as error:
         error.show(sys.stderr)
@@ -40,7 +40,7 @@ def show_error(error: HatobaError) -> None:
     if os.environ.get("HATOBA_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
     said = {f"{violation.field}: {violation.description}" for violation in error.violations}
-    click.secho("error: ", fg="red", nl=False, err=True)
+    click.secho("error: ", fg="red", nl=False, err=True, color=_colour())
     click.echo(error.message, err=True)
     if len(said) > 1:
         for line in sorted(said):
@@ -49,10 +49,15 @@ def show_error(error: HatobaError) -> None:
         click.echo(f"  -> {error.remedy}", err=True)
 
 
+def _colour() -> bool | None:
+    """False where people want none anywhere; else click looks for a terminal."""
+    return False if os.environ.get("NO_COLOR") else None
+
+
 def _bug(error: Exception) -> int:
     if os.environ.get("HATOBA_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
-    click.secho("error: ", fg="red", nl=False, err=True)
+    click.secho("error: ", fg="red", nl=False, err=True, color=_colour())
     click.echo(f"this is a fault of hatoba: {type(error).__name__}: {error}", err=True)
     click.echo("  -> repeat it with HATOBA_DEBUG=1 and report what it prints", err=True)
     return Exit.FAILURE
