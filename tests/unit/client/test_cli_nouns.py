@@ -261,7 +261,6 @@ def test_no_color_is_heeded_on_a_terminal(fake: FakeServer, tmp_path: Path) -> N
     command = f"{sys.executable} -m hatoba --address {fake.address} --token-file {tmp_path}/token"
     for arguments, code in (
         ("jobs list", 0),
-        ("run --no-code -- true", 20),
         ("jobs get none-1", 3),
     ):
         # `script` gives the command a terminal.

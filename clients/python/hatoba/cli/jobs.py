@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hatoba.cli.options import LABEL, PARAM, VARIABLE, params_of, unique
+from hatoba.cli.options import PARAM, VARIABLE, params_of, unique
 from hatoba.cli.output import age, between, emit, output_option, pairs, table
 from hatoba.cli.root import Group
 from hatoba.cli.session import server_options, with_client
@@ -346,24 +346,14 @@ def release(names: tuple[str, ...]) -> None:
 @click.argument("job")
 @click.option("--priority", type=click.IntRange(-1000, 1000), metavar="N", help="New priority.")
 @click.option("--queue", metavar="QUEUE", help="New queue.")
-@click.option(
-    "--label", "labels", multiple=True, type=LABEL, metavar="K=V", help="New labels, replacing all."
-)
 @click.option("--etag", metavar="ETAG", help="Only if it is still as read.")
 @server_options()
-def update(
-    job: str,
-    priority: int | None,
-    queue: str | None,
-    labels: tuple[tuple[str, str], ...],
-    etag: str | None,
-) -> None:
-    """Change what can be changed of an unfinished job."""
+def update(job: str, priority: int | None, queue: str | None, etag: str | None) -> None:
+    """Move an unfinished job to another place in line."""
     changes: dict[str, Any] = {"priority": priority, "queue": queue}
-    changes["labels"] = unique(labels, "--label") or None
     said = {name: value for name, value in changes.items() if value is not None}
     if not said:
-        raise click.UsageError("nothing to change: say --priority, --queue or --label")
+        raise click.UsageError("nothing to change: say --priority or --queue")
     _update_each((job,), said, etag or "")
 
 

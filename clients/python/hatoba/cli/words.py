@@ -92,7 +92,9 @@ def failure_rows(job: job_pb2.Job) -> list[tuple[str, str]]:
 
 
 def cause_name(cause: common_pb2.Cause) -> str:
-    """The cause's code in words: `out of memory`."""
+    """The cause's code in words: `out of memory`; empty when there is none."""
+    if not cause.code:
+        return ""
     code = common_pb2.CauseCode.Name(cause.code).removeprefix("CAUSE_CODE_")
     return code.replace("_", " ").lower()
 
