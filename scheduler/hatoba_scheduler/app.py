@@ -39,7 +39,7 @@ from hatoba.v1 import (
     worker_pb2_grpc,
 )
 from hatoba_plugins.backend import BackendContext
-from hatoba_plugins.budgets import Budgets
+from hatoba_plugins.budgets import Budget, Budgets
 from hatoba_plugins.clock import SystemClock
 from hatoba_scheduler.auth.authenticator import Authenticator
 from hatoba_scheduler.auth.files import ensure_token_files
@@ -199,6 +199,8 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     _, newest = await store.event_bounds()
     dispatcher = Dispatcher(ledger, clock, store.identity.store_epoch)
     rng = random.Random()
+    metrics = ServerMetrics()
+    metrics.watch("hatoba_spans_dropped", "Spans not kept.", lambda: float(traces.dropped))
     core = Core(
         options=options,
         store=store,
@@ -206,7 +208,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         authenticator=authenticator,
         tracer=tracer,
         traces=traces,
-        metrics=ServerMetrics(),
+        metrics=metrics,
         admission=Admission(Phase.RECOVERING),
         ledger=ledger,
         specs=SpecCache(store),
@@ -256,6 +258,7 @@ async def _recover(core: Core) -> None:
 
 async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
     budgets = Budgets(core.clock)
+    shares: dict[str, Budget] = {}
     server = core.options.config.server
 
     async def no_secret(name: str) -> str:
@@ -271,7 +274,7 @@ async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
             cluster_id=core.store.identity.cluster_id,
             store_epoch=core.store.identity.store_epoch,
             advertise=str(server.advertise or server.listen),
-            budget=budgets.share(instance),
+            budget=shares.setdefault(instance, budgets.share(instance)),
             secret=no_secret,
             workers=core.hub,
         )
@@ -286,6 +289,7 @@ async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
         core.dispatcher.describe,
     )
     for name, opened in backends.opened.items():
+        shares[name].declare(opened.backend.capabilities().limits)
         if opened.backend.jobs is not None:
             core.loops[name] = loop = BackendLoop(name, opened.backend, loop_context)
             fenced = opened.backend.capabilities().runner != "none"
@@ -306,6 +310,7 @@ def _start_loops(
         "metric-writer": core.metric_writer.run,
         "loop-lag": lambda: watch_loop_lag(core.metrics),
         "sweep": lambda: _sweep(core),
+        "store-watch": lambda: _end_with_store(core),
         **{f"backend-{name}": loop.run for name, loop in core.loops.items()},
     }
     return [tasks.create_task(_own(run), name=name) for name, run in loops.items()]
@@ -320,6 +325,12 @@ async def _sweep(core: Core) -> None:
     while True:
         await core.store.forget_requests(core.now() - REQUESTS_KEPT * 1_000_000)
         await core.clock.sleep(3600)
+
+
+async def _end_with_store(core: Core) -> None:
+    """A store that can go on no more ends the server: what is not durable is not done."""
+    async for error in core.store.broken():
+        raise OSError(f"the store failed for good: {error}") from error
 
 
 # -- ports ---------------------------------------------------------------------------------------

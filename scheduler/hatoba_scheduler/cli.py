@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -195,11 +195,11 @@ def stop(data: str, everything: bool, grace: float) -> None:
 
 def _end(pid: int) -> None:
     try:
+        # Not kill(pid, 0): whoever started it may never wait for it.
+        handle = os.pidfd_open(pid)
         os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_WAIT
-        while time.monotonic() < deadline:
-            os.kill(pid, 0)
-            time.sleep(0.05)
     except ProcessLookupError:
+        return
+    if select.select([handle], [], [], STOP_WAIT)[0]:
         return
     _fail(f"process {pid} did not end in {STOP_WAIT:.0f} s", 1)

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import environment
 import pytest
+from house_fixtures import own_server, own_wire, server, wire
+
+__all__ = ["own_server", "own_wire", "server", "wire"]
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

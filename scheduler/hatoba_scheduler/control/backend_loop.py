@@ -65,6 +65,7 @@ OBSERVE_FIRST = 1.0
 OBSERVE_AGAIN = 30.0
 WATCH_AGAIN = 1.0
 HEALTH_AGAIN = 30.0
+Asked = asyncio.Future[Any] | None
 DescribePools = Callable[[str, Sequence[PoolRoom]], None]
 
 
@@ -188,16 +189,28 @@ class BackendLoop:
                 found.append((rows, rows.attempts[where[1]]))
         return found
 
-    def _ask(self, name: str, step: Step) -> asyncio.Future[Any] | None:
+    def _ask(self, name: str, step: Step) -> Asked:
         where = self._ctx.ledger.find_attempt(name)
         if where is None:
             return None
         return self._ctx.ledger.ask(where[0], of_attempt(where[1], name, step))
 
-    async def _settle(self, asked: Iterable[asyncio.Future[Any] | None]) -> None:
-        futures = [future for future in asked if future is not None]
-        if futures:
-            await asyncio.gather(*futures)
+    async def _settle(self, asked: Iterable[tuple[str, Asked]], again: _Todo | None = None) -> None:
+        """Wait for decisions; what could not be stored is done again after a while."""
+        wanted = [(name, future) for name, future in asked if future is not None]
+        answers = await asyncio.gather(*(f for _, f in wanted), return_exceptions=True)
+        failed = [
+            name
+            for (name, _), answer in zip(wanted, answers, strict=True)
+            if isinstance(answer, BaseException)
+        ]
+        if not failed:
+            return
+        log.warning("decisions.not_stored", backend=self.name, count=len(failed))
+        await self._ctx.clock.sleep(WATCH_AGAIN)
+        if again is not None:
+            for name in failed:
+                again.add(name)
 
     # -- launching ------------------------------------------------------------------------------
 
@@ -222,7 +235,10 @@ class BackendLoop:
             for request in requests
             if request.name not in answered
         ]
-        await self._settle([self._launch_outcome(one) for one in [*outcomes, *missing]])
+        answers = [*outcomes, *missing]
+        await self._settle(
+            [(one.name, self._launch_outcome(one)) for one in answers], self._doubtful
+        )
 
     async def _requests(self, names: Sequence[str]) -> list[LaunchRequest]:
         current = [
@@ -248,7 +264,7 @@ class BackendLoop:
             log.warning("launch.ambiguous", backend=self.name, error=repr(error))
             return [Ambiguous(request.name, repr(error)) for request in requests]
 
-    def _launch_outcome(self, outcome: LaunchOutcome) -> asyncio.Future[Any] | None:
+    def _launch_outcome(self, outcome: LaunchOutcome) -> Asked:
         if isinstance(outcome, Launched):
             return self._ask(outcome.name, handle_step(outcome.handle, outcome.phase, self._now()))
         if isinstance(outcome, Refused):
@@ -275,18 +291,19 @@ class BackendLoop:
         except Exception as error:  # noqa: BLE001 - not knowing is what this loop is for
             log.warning("find.failed", backend=self.name, error=repr(error))
             found = [Unsure(attempt.name, WATCH_AGAIN) for attempt in current]
-        waits = [self._resolved(one) for one in found]
-        return min((wait for wait in waits if wait is not None), default=None)
+        answered = {one.name for one in found}
+        found += [Unsure(a.name, WATCH_AGAIN) for a in current if a.name not in answered]
+        await self._settle([(one.name, self._resolved(one)) for one in found], self._doubtful)
+        return min((one.after for one in found if isinstance(one, Unsure)), default=None)
 
-    def _resolved(self, outcome: Found | Absent | Unsure) -> float | None:
+    def _resolved(self, outcome: Found | Absent | Unsure) -> Asked:
         if isinstance(outcome, Found):
-            self._ask(outcome.name, handle_step(outcome.handle, outcome.phase, self._now()))
-            return None
+            return self._ask(outcome.name, handle_step(outcome.handle, outcome.phase, self._now()))
         if isinstance(outcome, Absent):
             self._launches.add(outcome.name)
-            return None
-        self._doubtful.add(outcome.name)
-        return outcome.after
+        else:
+            self._doubtful.add(outcome.name)
+        return None
 
     # -- watching -------------------------------------------------------------------------------
 
@@ -298,7 +315,9 @@ class BackendLoop:
 
     async def _watched(self, item: WatchItem) -> None:
         if isinstance(item, Observation):
-            self._seen(item)
+            asked = self._seen(item)
+            if asked is not None:
+                asked.add_done_callback(self._note_failure)
         elif isinstance(item, CapacitySnapshot):
             self._ctx.describe(self.name, [_room(pool) for pool in item.pools])
         elif isinstance(item, Synced):
@@ -306,7 +325,12 @@ class BackendLoop:
         elif isinstance(item, Gap):
             await self._observe_all(item.pool)
 
-    def _seen(self, seen: Observation) -> asyncio.Future[Any] | None:
+    def _note_failure(self, asked: asyncio.Future[Any]) -> None:
+        """What was seen and not stored is asked after again by the observe loop."""
+        if not asked.cancelled() and asked.exception() is not None:
+            log.warning("observation.not_stored", backend=self.name, error=repr(asked.exception()))
+
+    def _seen(self, seen: Observation) -> Asked:
         for _, attempt in self._current([seen.name]):
             if never_arrived(attempt, seen):
                 self._launches.add(seen.name)
@@ -338,7 +362,7 @@ class BackendLoop:
             refs = [ref_of(attempt) for _, attempt in self._current(names[start : start + GROUP])]
             async with asyncio.timeout(CALL_DEADLINE):
                 seen = await self._jobs.observe(refs)
-            await self._settle([self._seen(one) for one in seen])
+            await self._settle([(one.name, self._seen(one)) for one in seen])
 
     async def _health_loop(self) -> None:
         while True:
@@ -374,9 +398,9 @@ class BackendLoop:
         except Exception as error:  # noqa: BLE001 - it is asked for again
             log.warning("stop.failed", backend=self.name, error=repr(error))
             return
-        await self._settle(
-            [self._ask(one.name, never_was_step(self._now())) for one in results if not one.known]
-        )
+        unknown = [one.name for one in results if not one.known]
+        asked = [(name, self._ask(name, never_was_step(self._now()))) for name in unknown]
+        await self._settle(asked, self._stops)
 
     async def _stop_again(self, names: Sequence[str]) -> None:
         await self._ctx.clock.sleep(STOP_AGAIN)
@@ -404,7 +428,7 @@ class BackendLoop:
                 self._releases.add(attempt.name)
             return wait
         done = [one.name for one in results if isinstance(one, Released)]
-        await self._settle([self._ask(name, released) for name in done])
+        await self._settle([(name, self._ask(name, released)) for name in done], self._releases)
         rest = [attempt.name for attempt in attempts if attempt.name not in set(done)]
         for name in rest:
             self._releases.add(name)

@@ -24,6 +24,7 @@ from hatoba_scheduler.store.base import Store
 log = structlog.get_logger(__name__)
 
 STEP = 200
+AGAIN = 1.0
 _BAD = frozenset({JobState.FAILED, JobState.TIMED_OUT})
 _Todo = tuple[str, Callable[[Rows], Change | None]]
 
@@ -45,6 +46,8 @@ class Followers:
         """Take in who waits for whom; ends that were not carried on before a crash are now."""
         for rows in self._ledger.all_rows():
             self._note_waiting(rows.job)
+            if rows.job.fail_fast and any(rows.job.counts[state] for state in _BAD):
+                self._todo.append((rows.job.uid, lambda rows: fail_fast(rows, None, self._now())))
         self._wake.set()
 
     def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
@@ -96,9 +99,16 @@ class Followers:
             while self._todo:
                 step = [self._todo.popleft() for _ in range(min(STEP, len(self._todo)))]
                 asked = [self._ledger.ask(uid, decide) for uid, decide in step]
-                for answer in await asyncio.gather(*asked, return_exceptions=True):
-                    if isinstance(answer, BaseException):
-                        log.error("follow.failed", error=repr(answer))
+                answers = await asyncio.gather(*asked, return_exceptions=True)
+                failed = [
+                    todo
+                    for todo, answer in zip(step, answers, strict=True)
+                    if isinstance(answer, BaseException)
+                ]
+                if failed:
+                    log.warning("follow.not_stored", count=len(failed))
+                    self._todo.extend(failed)
+                    await self._clock.sleep(AGAIN)
 
     async def _check_doubtful(self) -> None:
         while self._doubtful:

@@ -36,6 +36,7 @@ from hatoba_scheduler.store.base import (
     Submission,
     Submitted,
 )
+from hatoba_scheduler.store.errors import WriteRefused
 
 Decide = Callable[[Rows], Change | None]
 SubmitResult = Submitted | Duplicate | Mismatch
@@ -243,7 +244,7 @@ class Ledger:
         changed = [work for work in works.values() if work.changes]
         changes = [combined(work.changes) for work in changed]
         try:
-            results = await self._store.apply(changes) if changes else []
+            results = await self._apply(changes)
         except asyncio.CancelledError:
             for ask in batch:
                 _fail(ask.answer, _stopping())
@@ -260,6 +261,23 @@ class Ledger:
             if not isinstance(result, Applied)
         }
         self._answer(batch, answers, stale)
+
+    async def _apply(self, changes: Sequence[Change]) -> Sequence[Applied | Stale]:
+        """Write changes together; when a row of one is refused, each for itself."""
+        try:
+            return await self._store.apply(changes) if changes else []
+        except WriteRefused:
+            if len(changes) == 1:
+                raise
+        return [await self._apply_one(change) for change in changes]
+
+    async def _apply_one(self, change: Change) -> Applied | Stale:
+        """A refused change is a bug of ours, and is dropped by deciding anew on what is stored."""
+        try:
+            return (await self._store.apply([change]))[0]
+        except WriteRefused as error:
+            log.error("change.refused", job=change.job.name, error=error.message)
+            return Stale.STALE
 
     def _decide_all(self, batch: Sequence[_Ask]) -> tuple[dict[str, _Work], list[Change | None]]:
         works: dict[str, _Work] = {}

@@ -53,6 +53,8 @@ _REFUSALS: dict[type[errors.BackendError], tuple[CauseCode, Origin]] = {
 }
 _WAITED_FOR = (errors.Retry, errors.NoCapacity, errors.Throttled)
 CAPACITY_WAIT = 5.0
+CLAIM_REFUSED = 83
+"""Exit code of a run whose claim was refused: it says nothing of the one that was granted."""
 
 
 def of_attempt(index: int, name: str, step: Step) -> Callable[[Rows], Change | None]:
@@ -113,6 +115,8 @@ def observation_step(seen: Observation, now: Now, rng: random.Random) -> Step:
             return reachability(view, reachable=False, now=now)
         if view.attempt.state.terminal:
             return None if seen.exists else released(view)
+        if view.attempt.fenced and seen.exit is not None and seen.exit.code == CLAIM_REFUSED:
+            return None
         if seen.phase >= Phase.ENDED:
             return _ended(view, seen, now, rng)
         return _advanced(view, seen, now) or reachability(view, reachable=True, now=now)

@@ -49,6 +49,12 @@ class QueueBook:
             f"make it with `hatoba queues create {name}`"
         )
 
+    async def fresh(self, project: str, name: str) -> Queue:
+        """One queue as it is stored; a project's `default` is made with its first job."""
+        found = self.get(project, name)
+        stored = None if found.version else await self._store.queue(project, name)
+        return self._take(stored) if stored is not None else found
+
     def known(self, project: str, name: str) -> bool:
         """Whether there is such a queue."""
         return name == DEFAULT_QUEUE or (project, name) in self._queues

@@ -191,12 +191,13 @@ def upstream_failed(name: str, state: str) -> Cause:
     )
 
 
-def sibling_failed(index: int) -> Cause:
-    """A task of the same array failed and the array fails fast."""
+def sibling_failed(index: int | None) -> Cause:
+    """A task of the same array (None: one of them) failed and the array fails fast."""
+    which = "A task" if index is None else f"Task {index}"
     return Cause(
         CauseCode.SIBLING_FAILED,
         Origin.POLICY,
-        f"Task {index} failed and the array was submitted with fail_fast.",
+        f"{which} failed and the array was submitted with fail_fast.",
         False,
     )
 

@@ -372,6 +372,8 @@ def claimed(view: View, nonce: str, now: Now) -> Change:
 
     The caller has checked that the attempt may be claimed (`control.runners`).
     """
+    if view.attempt.state >= AttemptState.STARTING:
+        return _noted(view, replace(view.attempt, nonce=nonce, claim_time=now.time))
     return _stepped(view, AttemptState.STARTING, "claim", now, nonce=nonce, claim_time=now.time)
 
 
@@ -602,7 +604,7 @@ def cancel(rows: Rows, cause: Cause, now: Now) -> Change | None:
     return _cancel_started(rows, change, cause, now)
 
 
-def fail_fast(rows: Rows, index: int, now: Now) -> Change | None:
+def fail_fast(rows: Rows, index: int | None, now: Now) -> Change | None:
     """A task failed and its array fails fast: the rest is cancelled. None when nothing is left."""
     job = rows.job
     if job.state.terminal or not job.fail_fast:
@@ -695,17 +697,15 @@ class Settings:
 
     priority: int | None = None
     queue: str | None = None
-    labels: tuple[tuple[str, str], ...] | None = None
 
 
 def updated(rows: Rows, settings: Settings, now: Now) -> Change | None:
-    """New priority, queue or labels."""
+    """New priority or queue."""
     job = rows.job
     after = replace(
         job,
         priority=job.priority if settings.priority is None else settings.priority,
         queue=job.queue if settings.queue is None else settings.queue,
-        labels=job.labels if settings.labels is None else settings.labels,
     )
     if after == job or job.state.terminal:
         return None

@@ -23,7 +23,6 @@ from hatoba_scheduler.convert import (
     attempt_to_proto,
     etag,
     job_to_proto,
-    pairs,
     progress_to_proto,
     state_to_proto,
     task_to_proto,
@@ -78,7 +77,7 @@ from hatoba_scheduler.telemetry.trace_store import TraceStore
 from hatoba_scheduler.validation import violations
 
 Context = grpc.aio.ServicerContext[Any, Any]
-MASKABLE = ("priority", "queue", "hold", "labels")
+MASKABLE = ("priority", "queue", "hold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +360,8 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             return f"Waits for {', '.join(names) or 'jobs that just ended'} to succeed."
         if job.state is not JobState.QUEUED:
             return ""
+        if job.hold:
+            return f"Held before its retry; `hatoba jobs release {job.name}` lets it go."
         return self._backing_off(job) or self._parts.dispatcher.why_waiting(job)
 
     def _backing_off(self, job: Job) -> str:
@@ -542,7 +543,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         return f"{count} running task(s) have {job.stop_grace:g} s to stop"
 
     async def UpdateJob(self, request: job_pb2.UpdateJobRequest, context: Context) -> job_pb2.Job:
-        """Change priority, queue, labels or hold."""
+        """Change priority, queue or hold."""
         paths = list(request.update_mask.paths)
         _check_mask(paths)
         job = await self._find(request.name)
@@ -568,7 +569,6 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         settings = Settings(
             priority=request.priority if "priority" in paths else None,
             queue=request.queue if "queue" in paths else None,
-            labels=pairs(request.labels.items()) if "labels" in paths else None,
         )
 
         def decide(rows: Rows) -> Change | None:

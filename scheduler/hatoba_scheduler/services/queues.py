@@ -43,13 +43,13 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         self._pager = pager
         self._now = now
 
-    def _named(self, text: str) -> Queue:
+    async def _named(self, text: str) -> Queue:
         ref = parse_queue(text)
         if ref is None:
             raise InvalidArgument.field(
                 "name", "must be projects/P/queues/Q or Q", value=text, rule="queue.name"
             )
-        return self._book.get(ref.project, ref.name)
+        return await self._book.fresh(ref.project, ref.name)
 
     async def CreateQueue(
         self, request: queue_pb2.CreateQueueRequest, context: Context
@@ -70,15 +70,15 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
             request.queue.max_pending,
             pairs(request.queue.labels.items()),
         )
-        queue = self._same(wanted) or await self._book.put(wanted)
+        queue = await self._same(wanted) or await self._book.put(wanted)
         await remember(self._store, key, queue.name)
         return queue_to_proto(queue)
 
-    def _same(self, wanted: Queue) -> Queue | None:
+    async def _same(self, wanted: Queue) -> Queue | None:
         """The queue when it is there just like this. Raises AlreadyExists when it differs."""
         if wanted.name not in self._book.names(wanted.project):
             return None
-        known = self._book.get(wanted.project, wanted.name)
+        known = await self._book.fresh(wanted.project, wanted.name)
         if known.version == 0:
             return None
         alike = replace(
@@ -98,7 +98,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         self, request: queue_pb2.GetQueueRequest, context: Context
     ) -> queue_pb2.Queue:
         """One queue."""
-        return queue_to_proto(self._named(request.name))
+        return queue_to_proto(await self._named(request.name))
 
     async def ListQueues(
         self, request: queue_pb2.ListQueuesRequest, context: Context
@@ -127,7 +127,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
                 f"must name some of {', '.join(MASKABLE)} and nothing else",
                 value=",".join(sorted(paths)),
             )
-        known = self._named(request.queue.name)
+        known = await self._named(request.queue.name)
         key = request_key(known.project, "UpdateQueue", request.request_id, request)
         if await seen_before(self._store, key) is not None:
             return queue_to_proto(known)
@@ -153,7 +153,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         project = ref.project if ref else DEFAULT_PROJECT
         key = request_key(project, "DeleteQueue", request.request_id, request)
         if await seen_before(self._store, key) is None:
-            queue = self._named(request.name)
+            queue = await self._named(request.name)
             _check_etag(queue, request.etag)
             await self._book.delete(queue)
             await remember(self._store, key, queue.name)
@@ -163,7 +163,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         self, request: queue_pb2.GetQueueUsageRequest, context: Context
     ) -> queue_pb2.QueueUsage:
         """What a queue holds and uses now."""
-        queue = self._named(request.name)
+        queue = await self._named(request.name)
         counts = no_counts()
         reserved = Resources()
         jobs = 0

@@ -40,6 +40,9 @@ class Watcher:
         wanted = {job.uid for job in jobs}
         open_jobs = {job.uid for job in jobs if not job.state.terminal}
         caught_up_at = self._events.newest
+        if not request.cursor:
+            # A stream that breaks before its first event must know where it began.
+            yield Response(cursor=self._cursor(after), heartbeat=Response.Heartbeat())
         while True:
             page = await self._events.read(after)
             for event in page:

@@ -30,7 +30,6 @@ from hatoba_scheduler.domain.states import (
     Release,
 )
 from hatoba_scheduler.domain.transitions import (
-    IllegalTransition,
     Outcome,
     Rows,
     cancel,
@@ -235,11 +234,13 @@ def test_held_and_blocked_it_waits_for_both() -> None:
     assert rows.job.state is J.QUEUED
 
 
-def test_a_claim_of_what_runs_is_a_bug_of_ours() -> None:
+def test_a_claim_after_its_backend_told_of_the_run_is_kept_and_moves_nothing() -> None:
     rows = launched_rows(new_job())
     rows = after(rows, running(view_of(rows), 5, "", NOW))
-    with pytest.raises(IllegalTransition, match="RUNNING to STARTING"):
-        claimed(view_of(rows), "nonce", NOW)
+    change = claimed(view_of(rows), "nonce", NOW)
+    assert change.events == ()
+    assert change.attempts[0].row.nonce == "nonce"
+    assert change.attempts[0].row.state is AttemptState.RUNNING
 
 
 def test_changes_that_do_not_follow_each_other_are_not_one() -> None:

@@ -185,7 +185,7 @@ class JobServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def UpdateJob(self, request, context):
-        """Changes priority, queue, labels or hold of a job that has not ended. A stale etag is ABORTED.
+        """Changes priority, queue or hold of a job that has not ended. A stale etag is ABORTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -66,7 +66,7 @@ class JobServiceStub:
     again; for a job that already ended it answers ALREADY_TERMINAL. Never taken back.
     """
     UpdateJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.UpdateJobRequest, _job_pb2.Job]
-    """Changes priority, queue, labels or hold of a job that has not ended. A stale etag is ABORTED."""
+    """Changes priority, queue or hold of a job that has not ended. A stale etag is ABORTED."""
     RerunJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.RerunJobRequest, _job_pb2.Job]
     """Makes a new job from an old one, with overrides; the old one stays as it is."""
     TailLogs: _grpc.UnaryStreamMultiCallable[_job_pb2.TailLogsRequest, _job_pb2.TailLogsResponse]
@@ -116,7 +116,7 @@ class JobServiceAsyncStub(JobServiceStub):
     again; for a job that already ended it answers ALREADY_TERMINAL. Never taken back.
     """
     UpdateJob: _aio.UnaryUnaryMultiCallable[_job_pb2.UpdateJobRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """Changes priority, queue, labels or hold of a job that has not ended. A stale etag is ABORTED."""
+    """Changes priority, queue or hold of a job that has not ended. A stale etag is ABORTED."""
     RerunJob: _aio.UnaryUnaryMultiCallable[_job_pb2.RerunJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Makes a new job from an old one, with overrides; the old one stays as it is."""
     TailLogs: _aio.UnaryStreamMultiCallable[_job_pb2.TailLogsRequest, _job_pb2.TailLogsResponse]  # type: ignore[assignment]
@@ -223,7 +223,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _job_pb2.UpdateJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """Changes priority, queue, labels or hold of a job that has not ended. A stale etag is ABORTED."""
+        """Changes priority, queue or hold of a job that has not ended. A stale etag is ABORTED."""
 
     @_abc_1.abstractmethod
     def RerunJob(
