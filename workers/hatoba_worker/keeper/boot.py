@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import fcntl
 import json
@@ -109,7 +110,9 @@ def _serve(data: Path, options: argparse.Namespace, ready: int, lock: int) -> No
     _announce(data / READY, identity)
     if ready >= 0:
         _redirect(data)
-        os.write(ready, b"1")
+        # Who started us may have been a part of what the recovery ended.
+        with contextlib.suppress(BrokenPipeError):
+            os.write(ready, b"1")
         os.close(ready)
     try:
         keeper.run(service)
