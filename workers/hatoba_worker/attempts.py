@@ -11,14 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import structlog
-
 from hatoba.v1 import job_pb2, worker_pb2
 from hatoba_worker.keeper.journal import Journal
 from hatoba_worker.keeper.messages import Exit, LimitBy
 from hatoba_worker.tombstones import Tombstones
-
-log = structlog.get_logger(__name__)
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 Why = Literal["stop", "timeout"]

@@ -93,6 +93,11 @@ class Session:
         self._hung_up = False
         self.sent = 0
 
+    @property
+    def greeted(self) -> bool:
+        """Whether what is sent now goes out."""
+        return self._greeted
+
     def send(self, item: worker_pb2.WorkerItem) -> None:
         """Queue an item on the open stream; without one it is dropped."""
         if self._greeted:

@@ -37,9 +37,11 @@ class Timeouts:
 
     def _deadline(self, attempt: Attempt, limit: float) -> float:
         begun = attempt.begun
-        # Nobody saw its start in the kernel's table: it had ended before that was read.
-        start = begun.ticks / _TICKS if begun and begun.ticks else self._boottime()
-        return start + limit
+        if begun is None or not begun.ticks:
+            # It had ended before the keeper could read its start.
+            return self._boottime() + limit
+        # It began somewhere in that tick; nobody is stopped too early.
+        return (begun.ticks + 1) / _TICKS + limit
 
     def _look(self, attempt: Attempt, deadline: float, stop: Stop) -> None:
         left = deadline - self._boottime()

@@ -26,19 +26,18 @@ from hatoba_worker.homes import Homes
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
 from hatoba_worker.logs import LogShipper
-from hatoba_worker.reports import Reporter, heartbeat
+from hatoba_worker.reports import Reporter
 from hatoba_worker.session import Items, Session
 from hatoba_worker.spans import Spans
 from hatoba_worker.staging import Stager
 from hatoba_worker.timeouts import Timeouts
 from hatoba_worker.transfers import ServerTransfers
 from hatoba_worker.trees import TreeCache
+from hatoba_worker.vitals import Vitals
 
 log = structlog.get_logger(__name__)
 
 PROTOCOL = 1
-TICK = 10.0
-SPANS_EVERY = 0.2
 _SAVE_AGAIN = 1.0
 _GRANTED = runner_pb2.CLAIM_VERDICT_GRANTED
 
@@ -92,8 +91,8 @@ class Worker:
             tasks.create_task(self._session.run(), name="server")
             tasks.create_task(self._shipper.poll(), name="poll logs")
             tasks.create_task(self._reporter.poll(), name="poll spools")
-            tasks.create_task(self._tick(), name="heartbeats")
-            tasks.create_task(self._send_spans(), name="spans")
+            tasks.create_task(self._vitals.beat(), name="heartbeats")
+            tasks.create_task(self._vitals.send_spans(), name="spans")
 
     def _assemble(self, tasks: asyncio.TaskGroup) -> None:
         config, data = self._config, self._config.data
@@ -116,11 +115,11 @@ class Worker:
         )
         self._shipper = LogShipper(self._book, limit=config.log_limit_bytes)
         self._reporter = Reporter(self._book, self._session, transfers, tasks)
-        self._spans = Spans()
+        spans = Spans()
+        self._vitals = Vitals(self._book, self._executor, self._session, spans)
         burials = Burials(
             self._book, self._homes, self._executor, self._environments, tasks, self._save
         )
-        self._burials = burials
         self._course = Course(
             Parts(
                 book=self._book,
@@ -130,7 +129,7 @@ class Worker:
                 shipper=self._shipper,
                 reporter=self._reporter,
                 transfers=transfers,
-                spans=self._spans,
+                spans=spans,
                 timeouts=Timeouts(),
                 burials=burials,
             )
@@ -301,6 +300,8 @@ class Worker:
         if attempt is not None:
             self._unsaved.append(attempt)
         elif launch.attempt not in self._book.live:
+            outcome = self._book.tombstones.get(launch.attempt)
+            log.info("launch.refused", attempt=launch.attempt, outcome=outcome)
             self._session.send(gone_item(launch.attempt, launch.fence))
 
     def _claim(self, attempt: Attempt) -> None:
@@ -398,39 +399,6 @@ class Worker:
     def _save_again(self) -> None:
         self._resaving = False
         self._save()
-
-    # -- now and then ---------------------------------------------------------------------------
-
-    async def _tick(self) -> None:
-        """Every 10 s: measure what runs, and say that it lives."""
-        while True:
-            before = self._session.sent
-            await asyncio.sleep(TICK)
-            await self._measure()
-            for attempt in self._book.live.values():
-                if attempt.granted and not attempt.committed.is_set() and not attempt.dropped:
-                    self._session.send(worker_pb2.WorkerItem(heartbeat=heartbeat(attempt)))
-            if self._session.sent == before:
-                self._session.send(worker_pb2.WorkerItem(alive=worker_pb2.WorkerAlive()))
-
-    async def _measure(self) -> None:
-        for sample in await self._executor.sample():
-            attempt = self._book.live.get(sample.attempt)
-            if attempt is not None:
-                attempt.cpu_seconds = max(attempt.cpu_seconds, sample.cpu_seconds)
-                attempt.memory_peak = max(attempt.memory_peak, sample.rss_bytes)
-        holders = [each for each in self._book.live.values() if each.running and each.launch.gpus]
-        used = await asyncio.to_thread(host.gpu_use) if holders else {}
-        for attempt in holders:
-            now = max((used.get(gpu, 0.0) for gpu in attempt.launch.gpus), default=0.0)
-            attempt.gpu_peak = max(attempt.gpu_peak, now)
-
-    async def _send_spans(self) -> None:
-        while True:
-            await asyncio.sleep(SPANS_EVERY)
-            item = self._spans.take()
-            if item is not None:
-                self._session.send(item)
 
 
 def _apply(attempt: Attempt, status: AttemptStatus) -> None:

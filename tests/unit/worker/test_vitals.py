@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from hatoba.v1 import worker_pb2
+from hatoba_worker import host
+from hatoba_worker.attempts import Attempt, Start
+from hatoba_worker.keeper.messages import Sample
+from hatoba_worker.timeouts import Timeouts
+from hatoba_worker.vitals import Vitals
+
+
+class Outbox:
+    """Keeps what is sent."""
+
+    def __init__(self) -> None:
+        self.items: list[worker_pb2.WorkerItem] = []
+        self.greeted = True
+
+    @property
+    def sent(self) -> int:
+        return len(self.items)
+
+    def send(self, item: worker_pb2.WorkerItem) -> None:
+        self.items.append(item)
+
+
+class Scales:
+    """An executor that measures what it is told."""
+
+    def __init__(self) -> None:
+        self.samples: list[Sample] = []
+
+    async def sample(self) -> Sequence[Sample]:
+        return self.samples
+
+
+class Live:
+    """A book with attempts in it."""
+
+    def __init__(self, *attempts: Attempt) -> None:
+        self.live = {attempt.name: attempt for attempt in attempts}
+
+
+class Clock:
+    """Lets time pass once for each turn a test gives."""
+
+    def __init__(self) -> None:
+        self.turns = asyncio.Semaphore(0)
+        self.asked: list[float] = []
+        self.waiting = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        self.asked.append(seconds)
+        self.waiting.set()
+        await self.turns.acquire()
+
+    async def turn(self) -> None:
+        await self.waiting.wait()
+        self.waiting.clear()
+        self.turns.release()
+        await self.waiting.wait()
+
+
+def running(name: str, gpus: Sequence[str] = ()) -> Attempt:
+    launch = worker_pb2.LaunchAttempt(attempt=name, gpus=gpus)
+    attempt = Attempt(launch, "nonce", f"/nowhere/{name}", 0, granted=True)
+    attempt.begun = Start(1.0, 100, "cgroup")
+    return attempt
+
+
+async def test_peaks_are_kept_and_told_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, clock, outbox, scales = running("a-1", ["1"]), Clock(), Outbox(), Scales()
+    monkeypatch.setattr(host, "gpu_use", lambda: {"0": 0.9, "1": 0.25})
+    vitals = Vitals(Live(one), scales, outbox, None, clock.sleep)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as tasks:
+        beating = tasks.create_task(vitals.beat())
+        for rss in (500, 300):
+            scales.samples = [Sample("a-1", rss / 100, rss, (1,)), Sample("unknown", 1, 1, (2,))]
+            await clock.turn()
+        beating.cancel()
+    usage = outbox.items[-1].heartbeat.usage
+    assert (usage.memory_peak_bytes, usage.cpu_seconds, usage.gpu_peak) == (500, 5.0, 0.25)
+    assert usage.memory_limit_by == "cgroup"
+    assert clock.asked == [10.0] * 3
+
+
+async def test_a_host_with_nothing_to_say_says_that_it_lives() -> None:
+    clock, outbox = Clock(), Outbox()
+    vitals = Vitals(Live(), Scales(), outbox, None, clock.sleep)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as tasks:
+        beating = tasks.create_task(vitals.beat())
+        await clock.turn()
+        beating.cancel()
+    assert [item.WhichOneof("item") for item in outbox.items] == ["alive"]
+
+
+async def test_time_is_counted_from_the_start_in_the_kernels_table() -> None:
+    one = running("a-1")
+    one.launch.timeout.FromSeconds(5)
+    one.launch.stop_grace.FromSeconds(2)
+    stopped: list[tuple[str, str, float]] = []
+    now = 6.0
+    timeouts = Timeouts(lambda: now)
+
+    def stop(attempt: Attempt, why: str, grace: float) -> None:
+        stopped.append((attempt.name, why, grace))
+
+    timeouts.watch(one, stop)
+    assert stopped == []
+    timeouts.forget("a-1")
+    now = 6.01
+    timeouts.watch(one, stop)
+    assert stopped == [("a-1", "timeout", 2.0)]
+
+
+def test_gpus_are_counted_where_no_driver_names_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert host.gpu_ids(3) == ["0", "1", "2"]
+    assert host.gpu_use() == {}
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(
+        "#!/bin/sh\ncase $1 in *utilization*) echo '4, 50';; *) echo 4; echo 6;; esac\n"
+    )
+    tool.chmod(0o755)
+    assert host.gpu_ids(2) == ["4", "6"]
+    assert host.gpu_use() == {"4": 0.5}
