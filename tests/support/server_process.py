@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +41,15 @@ def runs(pid: int) -> bool:
     """Whether `pid` is a process that still runs; zombies do not."""
     known = procfs.stat(pid)
     return known is not None and not known.dead
+
+
+async def living(pids: Iterable[int]) -> list[str]:
+    """The command lines of those that still run."""
+
+    def look() -> list[str]:
+        return [command_of(pid) for pid in pids if runs(pid)]
+
+    return await asyncio.to_thread(look)
 
 
 def kill9(pid: int, patience: float = PATIENCE) -> bool:
@@ -247,16 +256,19 @@ class HatobaServer:
 
     async def close(self) -> None:
         """End everything on the directory; raises AssertionError when something is left."""
-        with contextlib.suppress(OSError, ValueError):
-            end = {"op": "shutdown", "stop_attempts": True, "grace": 0.0}
-            await asyncio.to_thread(ask, self.data, [end])
         await self.terminate()
         with contextlib.suppress(TimeoutError):
-            await until(lambda: not self.left(), patience=10.0)
+            await until(self._shut_down, patience=10.0)
         left = await asyncio.to_thread(self._processes)
         for pid, _ in left:
             await asyncio.to_thread(kill9, pid)
         assert not left, f"left behind on {self.data}: {left}"
+
+    def _shut_down(self) -> bool:
+        """Ask whatever keeper there is to end; a server just started may be starting one still."""
+        with contextlib.suppress(OSError, ValueError):
+            ask(self.data, [{"op": "shutdown", "stop_attempts": True, "grace": 0.0}])
+        return not self._processes()
 
     @property
     def _ready_file(self) -> Path:
