@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from hatoba.units import say_bytes
 from hatoba.v1 import runner_pb2
 from hatoba_worker.attempts import Attempt
 from hatoba_worker.failures import AttemptFailed
@@ -80,7 +81,7 @@ def _out_of_memory(attempt: Attempt, found: Exit) -> Ending:
         OUT_OF_MEMORY,
         exit_code=found.exit_code or 0,
         signal=found.signal or 0,
-        message=f"used {peak} bytes of memory at its peak; {limit} are allowed",
+        message=f"{say_bytes(peak)} at its peak, {say_bytes(limit)} are allowed",
     )
 
 
@@ -88,7 +89,7 @@ def _stopped(attempt: Attempt, found: Exit) -> Ending:
     code, signal = found.exit_code or 0, found.signal or 0
     if attempt.why == "timeout":
         limit = attempt.launch.timeout.ToTimedelta().total_seconds()
-        message = f"ran longer than its {limit:g} s"
+        message = f"{limit:g} s"
         return Ending(RUN_TIMEOUT, exit_code=code, signal=signal, message=message)
     message = "" if attempt.why else "its host was shut down"
     return Ending(STOPPED, exit_code=code, signal=signal, message=message)

@@ -69,7 +69,7 @@ _VERDICTS: dict[ExitKind, _Verdict] = {
         _USER,
         _FAILED,
         True,
-        "The command used more memory than its limit (highest seen: {peak}).",
+        "The command used more memory than its limit.",
     ),
     ExitKind.NOT_FOUND: _Verdict(
         CauseCode.COMMAND_NOT_FOUND, _USER, _FAILED, False, "The command was not found."
@@ -151,9 +151,9 @@ def judge(ending: Ending) -> tuple[AttemptState, Cause | None]:
     sentence = verdict.sentence.format(
         code=ending.code,
         signal=signal_name(ending.signal),
-        peak=human_bytes(ending.usage.memory_peak_bytes),
     )
-    message = f"{sentence} {ending.message}".strip() if ending.message else sentence
+    detail = ending.message.rstrip(".")
+    message = f"{sentence.rstrip('.')}: {detail}." if detail else sentence
     return verdict.state, Cause(
         verdict.code,
         verdict.origin,

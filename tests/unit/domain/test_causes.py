@@ -73,12 +73,12 @@ def test_exit_code_0_is_success_and_nothing_else_is() -> None:
         (Ending(K.SIGNALED, signal=9), "The command was ended by signal SIGKILL (9)."),
         (Ending(K.SIGNALED, signal=99), "The command was ended by signal 99."),
         (
-            Ending(K.OUT_OF_MEMORY, usage=Usage(memory_peak_bytes=1610612736)),
-            "The command used more memory than its limit (highest seen: 1.5 GiB).",
+            Ending(K.OUT_OF_MEMORY, message="1.5 GiB at its peak, 1 GiB are allowed"),
+            "The command used more memory than its limit: 1.5 GiB at its peak, 1 GiB are allowed.",
         ),
         (
             Ending(K.NOT_FOUND, message="{braces} stay as they are"),
-            "The command was not found. {braces} stay as they are",
+            "The command was not found: {braces} stay as they are.",
         ),
     ],
 )
