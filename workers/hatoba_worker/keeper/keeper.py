@@ -337,6 +337,8 @@ class Keeper:
     def _stop(self, _peer: Peer, command: Json) -> Json:
         number = signal.Signals(command.get("signal", signal.SIGTERM))
         grace = _seconds(command.get("grace", 10.0))
+        # What has ended by itself and is not reaped yet keeps its own end.
+        self.look()
         attempt = self._book.attempts.get(_name(command))
         if attempt is None:
             self._book.bury(_name(command))
@@ -348,6 +350,8 @@ class Keeper:
         return {"ok": True, "state": "stopping"}
 
     def _kill(self, _peer: Peer, command: Json) -> Json:
+        # What has ended by itself and is not reaped yet keeps its own end.
+        self.look()
         attempt = self._book.attempts.get(_name(command))
         if attempt is None:
             self._book.bury(_name(command))
