@@ -1,0 +1,74 @@
+"""One trace from the command line's call to the job's end, across a server's death."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from pathlib import Path
+
+from house_fixtures import cli_environment
+from server_process import HatobaServer
+from wire import Wire
+
+from hatoba.v1 import common_pb2, job_pb2
+
+
+async def test_one_trace_across_processes_and_restarts(
+    own_server: HatobaServer, own_wire: Wire, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    waiting = f"echo $TRACEPARENT; while [ ! -e {go} ]; do sleep 0.01; done"
+    hatoba = [sys.executable, "-m", "hatoba"]
+    process = await asyncio.create_subprocess_exec(
+        *(*hatoba, "run", "--no-code", "--name", "traced", "-d", "--", "sh", "-c", waiting),
+        env=cli_environment(own_server, tmp_path),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    name = (await process.communicate())[0].decode().strip()
+    await own_wire.in_state(name, common_pb2.JOB_STATE_RUNNING)
+    first = own_server.pid
+    # Spans are written once a second; what was asked for is on the disk.
+    await spans_until(own_wire, name, "hatoba-server", "hatoba-cli")
+    await own_server.restart()
+    await asyncio.to_thread(go.touch)
+    job = await own_wire.ended(name)
+    assert job.state == common_pb2.JOB_STATE_SUCCEEDED
+
+    spans = await spans_until(own_wire, name, "hatoba-worker", f"hatoba-server/{own_server.pid}")
+    assert {span.trace_id for span in spans} == {job.trace_id}
+    traceparent = (await own_wire.log(name)).decode().strip()
+    assert traceparent.split("-")[1] == job.trace_id
+    # The client, both servers, and the worker.
+    processes = {span.process for span in spans}
+    assert len(processes) >= 3, processes
+    assert f"hatoba-server/{first}" in processes
+    assert f"hatoba-server/{own_server.pid}" in processes
+    ids = {span.span_id for span in spans}
+    roots = [span for span in spans if span.parent_span_id not in ids]
+    assert len(roots) == 1, [(span.name, span.process) for span in roots]
+    attempt = next(span for span in spans if span.name == "attempt")
+    assert traceparent.split("-")[2] in ids
+    assert attempt.end_unix_nanos > attempt.start_unix_nanos
+
+    drawn = await asyncio.create_subprocess_exec(
+        *(*hatoba, "jobs", "trace", name),
+        env=cli_environment(own_server, tmp_path),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    text = (await drawn.communicate())[0].decode()
+    assert drawn.returncode == 0
+    assert re.search(r"attempt", text), text
+    assert job.trace_id in text
+
+
+async def spans_until(wire: Wire, name: str, *processes: str) -> list[job_pb2.Span]:
+    """The kept spans of a job's trace once there are some of each of these processes."""
+    request = job_pb2.GetJobTraceRequest(job=name)
+    async with asyncio.timeout(20):
+        while True:
+            spans = list((await wire.call(request, job_pb2.GetJobTraceResponse)).spans)
+            made = {span.process for span in spans}
+            if all(any(one.startswith(wanted) for one in made) for wanted in processes):
+                return spans
+            await asyncio.sleep(0.02)
