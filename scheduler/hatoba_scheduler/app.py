@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import gc
 import hashlib
 import json
 import os
@@ -149,6 +150,8 @@ async def serve(options: ServeOptions) -> None:
     configuration that cannot be served.
     """
     tune_interpreter()
+    # Live jobs are long-lived and hold no cycles: frequent full collections would only walk them.
+    gc.set_threshold(50_000, 20, 100)
     options.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     transport = prepare(options.config.server, options.data, dt.datetime.now(dt.UTC))
     async with AsyncExitStack() as stack:

@@ -117,6 +117,7 @@ class BackendLoop:
         self._doubtful = _Todo()
         self._stops = _Todo()
         self._releases = _Todo()
+        self._held: dict[str, None] = {}
         self._watching = asyncio.Event()
         ctx.ledger.listen(self._on_commit)
 
@@ -146,6 +147,10 @@ class BackendLoop:
                     self._note(attempt)
 
     def _note(self, attempt: Attempt) -> None:
+        if attempt.release is Release.RELEASED:
+            self._held.pop(attempt.name, None)
+        else:
+            self._held[attempt.name] = None
         if attempt.state is AttemptState.STOPPING:
             self._stops.add(attempt.name)
         elif attempt.state.terminal and attempt.release is not Release.RELEASED:
@@ -347,17 +352,14 @@ class BackendLoop:
             await self._ctx.clock.sleep(OBSERVE_AGAIN)
 
     async def _observe_all(self, pool: str) -> None:
-        names = [
-            attempt.name
-            for rows in self._ctx.ledger.all_rows()
-            for attempt in rows.attempts.values()
-            if attempt.backend == self.name
-            and (not pool or attempt.host == pool)
-            and attempt.handle
-            and not attempt.state.terminal
+        current = [
+            attempt
+            for _, attempt in self._current(list(self._held))
+            if (not pool or attempt.host == pool) and attempt.handle and not attempt.state.terminal
         ]
-        for _, attempt in self._current(names):
+        for attempt in current:
             self._note(attempt)
+        names = [attempt.name for attempt in current]
         for start in range(0, len(names), GROUP):
             refs = [ref_of(attempt) for _, attempt in self._current(names[start : start + GROUP])]
             async with asyncio.timeout(CALL_DEADLINE):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
@@ -191,7 +191,7 @@ class Ledger:
             if not isinstance(result, Submitted) or result.job.uid in self._live:
                 continue
             live = self._live[result.job.uid] = _Live(result.job)
-            event = replace(item.event, seq=result.seq, job_name=result.job.name)
+            event = item.event.completed(result.seq, result.job.name)
             change = Change(result.job, 0, events=(event,))
             commits.append(Commit(None, change, Rows(live.job, live.tasks, live.attempts)))
             events.append(event)
@@ -318,15 +318,12 @@ class Ledger:
             if not isinstance(result, Applied):
                 await self._reload(work.job.uid)
                 continue
-            told = tuple(
-                replace(event, seq=seq)
-                for event, seq in zip(change.events, result.seqs, strict=True)
-            )
+            for event, seq in zip(change.events, result.seqs, strict=True):
+                events.append(event.completed(seq, work.job.name))
             before = work.live.job
             self._take_over(work)
             rows = Rows(work.job, work.tasks, work.attempts)
-            commits.append(Commit(before, replace(change, events=told), rows))
-            events.extend(told)
+            commits.append(Commit(before, change, rows))
         events.sort(key=lambda event: event.seq)
         self._tell(commits, events)
         for work in works:

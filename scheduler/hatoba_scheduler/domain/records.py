@@ -258,6 +258,15 @@ class Event:
     trace_id: str = ""
     seq: int = 0
 
+    def completed(self, seq: int, job_name: str) -> Event:
+        """This event, with its position and name, which only the commit that stores it knows.
+
+        Completes the event itself: nobody has seen it before its commit.
+        """
+        object.__setattr__(self, "seq", seq)
+        object.__setattr__(self, "job_name", job_name)
+        return self
+
     @property
     def terminal(self) -> bool:
         """Nothing more can happen to the task or job it is about."""

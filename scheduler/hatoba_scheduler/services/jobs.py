@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -30,7 +31,13 @@ from hatoba_scheduler.convert import (
 )
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.filters import FilterError, Term, parse_filter
-from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, JobRef, job_name, parse_job
+from hatoba_scheduler.domain.naming import (
+    DEFAULT_PROJECT,
+    DEFAULT_QUEUE,
+    JobRef,
+    job_name,
+    parse_job,
+)
 from hatoba_scheduler.domain.records import Cause, Change, Job, Task
 from hatoba_scheduler.domain.states import Desired, JobState
 from hatoba_scheduler.domain.transitions import (
@@ -53,7 +60,7 @@ from hatoba_scheduler.errors import (
     ResourceExhausted,
     shown,
 )
-from hatoba_scheduler.interceptors.context import CallContext, current_call
+from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.metrics_query import query_metrics
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.services.requests import (
@@ -69,6 +76,7 @@ from hatoba_scheduler.store.base import (
     Duplicate,
     JobQuery,
     Mismatch,
+    RequestKey,
     Store,
     Submission,
     Submitted,
@@ -78,6 +86,7 @@ from hatoba_scheduler.validation import violations
 
 Context = grpc.aio.ServicerContext[Any, Any]
 MASKABLE = ("priority", "queue", "hold")
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,16 @@ class JobParts:
     """Set when the server begins to stop: streams end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One submitting call: who, on what grounds, when; and unfinished jobs per limited queue."""
+
+    caller: Caller
+    grounds: Grounds
+    now: Now
+    pending: dict[str, int] = field(default_factory=dict)
+
+
 class JobServicer(job_pb2_grpc.JobServiceServicer):
     """See proto/hatoba/v1/job.proto."""
 
@@ -118,7 +137,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     async def SubmitJob(self, request: job_pb2.SubmitJobRequest, context: Context) -> job_pb2.Job:
         """Accept one job durably."""
         key = request_key(request.project, "SubmitJob", request.request_id, request)
-        submission = await self._admitted(request.spec, request.project, Origin(), key)
+        submission = await self._admitted(request.spec, self._visit(request.project), Origin(), key)
         if request.validate_only:
             return job_to_proto(submission.job, request.spec)
         return await self._submit(submission, request.spec)
@@ -135,24 +154,27 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         current_call().trailers.append(DEDUPLICATED)
         return await self._message(await self._by_uid(result.resource))
 
-    async def _admitted(
-        self, spec: job_pb2.JobSpec, project: str, origin: Origin, key: Any
-    ) -> Submission:
-        call = current_call()
+    def _visit(self, project: str) -> Visit:
         project = project or DEFAULT_PROJECT
-        found = problems(spec, project, self._parts.grounds())
+        call = current_call()
+        caller = Caller(call.principal, project, call.trace)
+        return Visit(caller, self._parts.grounds(), self._now())
+
+    async def _admitted(
+        self, spec: job_pb2.JobSpec, visit: Visit, origin: Origin, key: RequestKey | None
+    ) -> Submission:
+        found = problems(spec, visit.caller.project, visit.grounds)
         if found:
             raise InvalidArgument.of(found)
-        await self._check_backend(spec)
+        await self._check_backend(spec, visit.grounds)
         await self._check_manifests(spec)
         if spec.after_ok:
             blocked_on = await self._dependencies(spec.after_ok)
             origin = Origin(blocked_on, origin.rerun_of, origin.restore)
-        self._check_room(project, spec.queue)
-        return self._parts.maker.submission(spec, _caller(call, project), origin, self._now(), key)
+        self._check_room(visit, spec.queue or DEFAULT_QUEUE)
+        return self._parts.maker.submission(spec, visit.caller, origin, visit.now, key)
 
-    async def _check_backend(self, spec: job_pb2.JobSpec) -> None:
-        grounds = self._parts.grounds()
+    async def _check_backend(self, spec: job_pb2.JobSpec, grounds: Grounds) -> None:
         backend = grounds.backends[spec.backend or grounds.default_backend]
         found = await backend.validate(spec)
         if found:
@@ -166,12 +188,12 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             (f"spec.inputs[{position}].manifest", one.manifest)
             for position, one in enumerate(spec.inputs)
         ]
-        for field, ref in named:
+        for path, ref in named:
             try:
                 ref.CopyFrom(await self._parts.manifest(ref.digest))
             except NotFound as error:
                 raise InvalidArgument.field(
-                    field,
+                    path,
                     "names a manifest that is not stored",
                     value=ref.digest,
                     remedy="upload it with ArtifactService first",
@@ -201,21 +223,23 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 waiting.append(job.uid)
         return tuple(dict.fromkeys(waiting))
 
-    def _check_room(self, project: str, name: str) -> None:
-        queue = self._parts.grounds().queues.get(project, name or "default")
+    def _check_room(self, visit: Visit, name: str) -> None:
+        project = visit.caller.project
+        queue = visit.grounds.queues.get(project, name)
         if not queue.max_pending:
             return
-        pending = sum(
-            rows.job.queue == queue.name
-            and rows.job.project == project
-            and not rows.job.state.terminal
-            for rows in self._ledger.all_rows()
-        )
-        if pending >= queue.max_pending:
+        if name not in visit.pending:
+            visit.pending[name] = sum(
+                (rows.job.project, rows.job.queue) == (project, name)
+                and not rows.job.state.terminal
+                for rows in self._ledger.all_rows()
+            )
+        if visit.pending[name] >= queue.max_pending:
             raise ResourceExhausted(
-                f"queue {queue.name!r} holds {pending} unfinished jobs, "
+                f"queue {name!r} holds {visit.pending[name]} unfinished jobs, "
                 f"its limit is {queue.max_pending}; wait, or raise max_pending"
             )
+        visit.pending[name] += 1
 
     async def SubmitJobs(
         self, request: job_pb2.SubmitJobsRequest, context: Context
@@ -224,9 +248,10 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         results = [job_pb2.SubmitJobsResult() for _ in request.items]
         places: list[int] = []
         submissions: list[Submission] = []
+        visit = self._visit(request.project)
         for place, item in enumerate(request.items):
             try:
-                submissions.append(await self._item(item, request.project))
+                submissions.append(await self._item(item, visit))
                 places.append(place)
             except HatobaError as error:
                 results[place].code = error.grpc_code
@@ -235,13 +260,13 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             await self._submit_all(submissions, [results[place] for place in places])
         return job_pb2.SubmitJobsResponse(results=results)
 
-    async def _item(self, item: job_pb2.SubmitJobsItem, project: str) -> Submission:
+    async def _item(self, item: job_pb2.SubmitJobsItem, visit: Visit) -> Submission:
         found = violations(item.spec, "spec")
         if found:
             raise InvalidArgument.of(found)
         _check_request_id(item.request_id)
-        key = request_key(project, "SubmitJobs", item.request_id, item)
-        return await self._admitted(item.spec, project, Origin(), key)
+        key = request_key(visit.caller.project, "SubmitJobs", item.request_id, item)
+        return await self._admitted(item.spec, visit, Origin(), key)
 
     async def _submit_all(
         self, submissions: Sequence[Submission], results: Sequence[job_pb2.SubmitJobsResult]
@@ -278,7 +303,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             raise InvalidArgument.of(found)
         restore = await self._newest_checkpoint(old) if request.from_checkpoint else None
         origin = Origin(rerun_of=job_name(old.project, old.name), restore=restore)
-        submission = await self._admitted(spec, old.project, origin, key)
+        submission = await self._admitted(spec, self._visit(old.project), origin, key)
         return await self._submit(submission, spec)
 
     async def _newest_checkpoint(self, job: Job) -> Any:
@@ -594,12 +619,8 @@ def _ended(job: Job) -> FailedPrecondition:
     )
 
 
-def _caller(call: CallContext, project: str) -> Caller:
-    return Caller(call.principal, project, call.trace)
-
-
 def _check_request_id(request_id: str) -> None:
-    if len(request_id) > 128 or not all("!" <= letter <= "~" for letter in request_id):
+    if request_id and not REQUEST_ID.fullmatch(request_id):
         raise InvalidArgument.field(
             "request_id",
             "must be 1 to 128 printable ASCII characters without spaces",
