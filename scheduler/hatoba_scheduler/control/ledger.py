@@ -25,7 +25,7 @@ from hatoba_scheduler.domain.records import (
 )
 from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.domain.transitions import Rows
-from hatoba_scheduler.errors import Unavailable
+from hatoba_scheduler.errors import HatobaError, Unavailable
 from hatoba_scheduler.store.base import (
     Applied,
     Duplicate,
@@ -300,6 +300,9 @@ class Ledger:
             change = ask.decide(work.rows())
             if change is not None:
                 work.take(change)
+        except HatobaError as refusal:
+            _fail(ask.answer, refusal)
+            return None
         except Exception as error:  # a bug in one decision must not take the others with it
             log.exception("decision.failed", job=work.job.name)
             _fail(ask.answer, error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from hatoba_scheduler.control.dispatch import Dispatcher
 from hatoba_scheduler.control.events import EventLog
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.logs import STREAMS, LogStore
+from hatoba_scheduler.control.room import QueueRoom
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.control.submit import Caller, JobMaker, Origin
@@ -38,7 +39,8 @@ from hatoba_scheduler.domain.naming import (
     job_name,
     parse_job,
 )
-from hatoba_scheduler.domain.records import Cause, Change, Job, Task
+from hatoba_scheduler.domain.planner import QueueKey
+from hatoba_scheduler.domain.records import Change, Job, Task
 from hatoba_scheduler.domain.states import Desired, JobState
 from hatoba_scheduler.domain.transitions import (
     Now,
@@ -57,14 +59,13 @@ from hatoba_scheduler.errors import (
     NotFound,
     Reason,
     Resource,
-    ResourceExhausted,
     shown,
 )
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.metrics_query import query_metrics
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.services.requests import (
-    DEDUPLICATED,
+    mark_deduplicated,
     mismatch,
     remember,
     request_key,
@@ -113,12 +114,11 @@ class JobParts:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One submitting call: who, on what grounds, when; and unfinished jobs per limited queue."""
+    """One submitting call: who, on what grounds, when."""
 
     caller: Caller
     grounds: Grounds
     now: Now
-    pending: dict[str, int] = field(default_factory=dict)
 
 
 class JobServicer(job_pb2_grpc.JobServiceServicer):
@@ -128,6 +128,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         self._parts = parts
         self._store = parts.store
         self._ledger = parts.ledger
+        self._room = QueueRoom(parts.ledger)
 
     def _now(self) -> Now:
         return Now(round(self._parts.clock.time() * 1e6), current_call().principal or "system")
@@ -136,13 +137,36 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
 
     async def SubmitJob(self, request: job_pb2.SubmitJobRequest, context: Context) -> job_pb2.Job:
         """Accept one job durably."""
-        key = request_key(request.project, "SubmitJob", request.request_id, request)
-        submission = await self._admitted(request.spec, self._visit(request.project), Origin(), key)
+        visit = self._visit(request.project)
         if request.validate_only:
+            submission = await self._admitted(request.spec, visit, Origin(), None)
+            self._room.give_back(_queue_of(submission))
             return job_to_proto(submission.job, request.spec)
-        return await self._submit(submission, request.spec)
+        key = request_key(request.project, "SubmitJob", request.request_id, request)
+        return await self._submit(request.spec, visit, Origin(), key)
 
-    async def _submit(self, submission: Submission, spec: job_pb2.JobSpec) -> job_pb2.Job:
+    async def _submit(
+        self, spec: job_pb2.JobSpec, visit: Visit, origin: Origin, key: RequestKey | None
+    ) -> job_pb2.Job:
+        try:
+            submission = await self._admitted(spec, visit, origin, key)
+        except HatobaError:
+            known = await self._made_before(key)
+            if known is None:
+                raise
+            mark_deduplicated()
+            return await self._message(known)
+        try:
+            return await self._store_one(submission, spec)
+        finally:
+            self._room.give_back(_queue_of(submission))
+
+    async def _made_before(self, key: RequestKey | None) -> Job | None:
+        """What a request made that would be refused now: what it needed may be gone since."""
+        met = await self._store.recall_request(key) if key else None
+        return await self._by_uid(met.resource) if isinstance(met, Duplicate) else None
+
+    async def _store_one(self, submission: Submission, spec: job_pb2.JobSpec) -> job_pb2.Job:
         self._parts.specs.put(submission.job.uid, submission.spec)
         result = (await self._ledger.submit([submission]))[0]
         if isinstance(result, Submitted):
@@ -151,7 +175,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         if isinstance(result, Mismatch):
             assert submission.request is not None
             raise mismatch(submission.request.request_id, result)
-        current_call().trailers.append(DEDUPLICATED)
+        mark_deduplicated()
         return await self._message(await self._by_uid(result.resource))
 
     def _visit(self, project: str) -> Visit:
@@ -163,15 +187,17 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
     async def _admitted(
         self, spec: job_pb2.JobSpec, visit: Visit, origin: Origin, key: RequestKey | None
     ) -> Submission:
+        """The rows of a good job. It holds a place in its queue, which must be given back."""
         found = problems(spec, visit.caller.project, visit.grounds)
         if found:
             raise InvalidArgument.of(found)
         await self._check_backend(spec, visit.grounds)
         await self._check_manifests(spec)
         if spec.after_ok:
-            blocked_on = await self._dependencies(spec.after_ok)
+            blocked_on = await self._dependencies(spec.after_ok, visit.caller.project)
             origin = Origin(blocked_on, origin.rerun_of, origin.restore)
-        self._check_room(visit, spec.queue or DEFAULT_QUEUE)
+        queues = visit.grounds.queues
+        self._room.take(queues.get(visit.caller.project, spec.queue or DEFAULT_QUEUE))
         return self._parts.maker.submission(spec, visit.caller, origin, visit.now, key)
 
     async def _check_backend(self, spec: job_pb2.JobSpec, grounds: Grounds) -> None:
@@ -200,20 +226,19 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                     rule="manifest.unknown",
                 ) from error
 
-    async def _dependencies(self, names: Sequence[str]) -> tuple[str, ...]:
+    async def _dependencies(self, names: Sequence[str], project: str) -> tuple[str, ...]:
         """Uids of those that have not succeeded yet, in order."""
         waiting = []
         for position, name in enumerate(names):
-            try:
-                job = await self._find(name)
-            except HatobaError as error:
+            job = await self._dependency(name, project)
+            if job is None:
                 raise InvalidArgument.field(
                     f"spec.after_ok[{position}]",
-                    "names no job that there is",
+                    f"names no job that there is in project {project!r}",
                     value=name,
                     remedy="a job can wait only for jobs submitted before it",
                     rule="after_ok.unknown",
-                ) from error
+                )
             if job.state.terminal and job.state is not JobState.SUCCEEDED:
                 raise FailedPrecondition(
                     f"spec.after_ok[{position}]: {job.name} ended {job.state.name}, "
@@ -223,70 +248,72 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 waiting.append(job.uid)
         return tuple(dict.fromkeys(waiting))
 
-    def _check_room(self, visit: Visit, name: str) -> None:
-        project = visit.caller.project
-        queue = visit.grounds.queues.get(project, name)
-        if not queue.max_pending:
-            return
-        if name not in visit.pending:
-            visit.pending[name] = sum(
-                (rows.job.project, rows.job.queue) == (project, name)
-                and not rows.job.state.terminal
-                for rows in self._ledger.all_rows()
-            )
-        if visit.pending[name] >= queue.max_pending:
-            raise ResourceExhausted(
-                f"queue {name!r} holds {visit.pending[name]} unfinished jobs, "
-                f"its limit is {queue.max_pending}; wait, or raise max_pending"
-            )
-        visit.pending[name] += 1
+    async def _dependency(self, name: str, project: str) -> Job | None:
+        ref = parse_job(name)
+        if ref is not None and not ref.uid and "/" not in name:
+            ref = JobRef("", project, name)
+        job = await self._lookup(ref) if ref is not None else None
+        return job if job is not None and job.project == project else None
 
     async def SubmitJobs(
         self, request: job_pb2.SubmitJobsRequest, context: Context
     ) -> job_pb2.SubmitJobsResponse:
         """Accept many jobs; each item succeeds or fails on its own."""
         results = [job_pb2.SubmitJobsResult() for _ in request.items]
-        places: list[int] = []
-        submissions: list[Submission] = []
         visit = self._visit(request.project)
-        for place, item in enumerate(request.items):
-            try:
-                submissions.append(await self._item(item, visit))
-                places.append(place)
-            except HatobaError as error:
-                results[place].code = error.grpc_code
-                results[place].message = error.message
-        if submissions:
-            await self._submit_all(submissions, [results[place] for place in places])
+        admitted: list[tuple[Submission, job_pb2.SubmitJobsResult]] = []
+        try:
+            for item, result in zip(request.items, results, strict=True):
+                submission = await self._item(item, visit, result)
+                if submission is not None:
+                    admitted.append((submission, result))
+            if admitted:
+                await self._store_all(admitted)
+        finally:
+            for submission, _ in admitted:
+                self._room.give_back(_queue_of(submission))
         return job_pb2.SubmitJobsResponse(results=results)
 
-    async def _item(self, item: job_pb2.SubmitJobsItem, visit: Visit) -> Submission:
-        found = violations(item.spec, "spec")
-        if found:
-            raise InvalidArgument.of(found)
-        _check_request_id(item.request_id)
+    async def _item(
+        self, item: job_pb2.SubmitJobsItem, visit: Visit, result: job_pb2.SubmitJobsResult
+    ) -> Submission | None:
+        """One item to be stored; None when its result is known already."""
+        try:
+            found = violations(item.spec, "spec")
+            if found:
+                raise InvalidArgument.of(found)
+            _check_request_id(item.request_id)
+        except HatobaError as error:
+            _put_error(result, error)
+            return None
         key = request_key(visit.caller.project, "SubmitJobs", item.request_id, item)
-        return await self._admitted(item.spec, visit, Origin(), key)
+        try:
+            return await self._admitted(item.spec, visit, Origin(), key)
+        except HatobaError as error:
+            known = await self._made_before(key)
+            if known is None:
+                _put_error(result, error)
+            else:
+                _put_duplicate(result, known)
+        return None
 
-    async def _submit_all(
-        self, submissions: Sequence[Submission], results: Sequence[job_pb2.SubmitJobsResult]
+    async def _store_all(
+        self, admitted: Sequence[tuple[Submission, job_pb2.SubmitJobsResult]]
     ) -> None:
+        submissions = [submission for submission, _ in admitted]
         for submission in submissions:
             self._parts.specs.put(submission.job.uid, submission.spec)
         met = await self._ledger.submit(submissions)
-        for submission, outcome, result in zip(submissions, met, results, strict=True):
+        for (submission, result), outcome in zip(admitted, met, strict=True):
             if isinstance(outcome, Submitted):
                 result.name = job_name(outcome.job.project, outcome.job.name)
                 result.uid = outcome.job.uid
                 continue
             self._parts.specs.drop(submission.job.uid)
             if isinstance(outcome, Duplicate):
-                job = await self._by_uid(outcome.resource)
-                result.name, result.uid = job_name(job.project, job.name), job.uid
-                result.deduplicated = True
+                _put_duplicate(result, await self._by_uid(outcome.resource))
             elif submission.request is not None:
-                error = mismatch(submission.request.request_id, outcome)
-                result.code, result.message = error.grpc_code, error.message
+                _put_error(result, mismatch(submission.request.request_id, outcome))
 
     async def RerunJob(self, request: job_pb2.RerunJobRequest, context: Context) -> job_pb2.Job:
         """A new job from an old one."""
@@ -297,14 +324,13 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             spec.params[name].CopyFrom(value)
         spec.env.update(request.env)
         del spec.after_ok[:]
-        spec.hold = False
+        spec.hold, spec.queue, spec.priority = False, old.queue, old.priority
         found = violations(spec, "spec")
         if found:
             raise InvalidArgument.of(found)
         restore = await self._newest_checkpoint(old) if request.from_checkpoint else None
         origin = Origin(rerun_of=job_name(old.project, old.name), restore=restore)
-        submission = await self._admitted(spec, self._visit(old.project), origin, key)
-        return await self._submit(submission, spec)
+        return await self._submit(spec, self._visit(old.project), origin, key)
 
     async def _newest_checkpoint(self, job: Job) -> Any:
         if job.size != 1:
@@ -410,9 +436,10 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         scope = f"jobs:{query!r}"
         after = self._parts.pager.position(scope, request.page_token)
         size = page_size(request.page_size)
-        jobs = await self._store.list_jobs(query, after, size)
+        found = await self._store.list_jobs(query, after, size + 1)
+        jobs = found[:size]
         reply = job_pb2.ListJobsResponse(jobs=await self._messages(jobs))
-        if len(jobs) == size:
+        if len(found) > size:
             reply.next_page_token = self._parts.pager.token(scope, jobs[-1].uid)
         return reply
 
@@ -457,12 +484,12 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         place = self._parts.pager.position(scope, request.page_token) or "-1,0"
         task, _, number = place.partition(",")
         size = page_size(request.page_size)
-        found = await self._store.attempts(job.uid, index, (int(task), int(number)), size)
+        found = await self._store.attempts(job.uid, index, (int(task), int(number)), size + 1)
         reply = job_pb2.ListAttemptsResponse(
-            attempts=[attempt_to_proto(job, attempt) for attempt in found]
+            attempts=[attempt_to_proto(job, attempt) for attempt in found[:size]]
         )
-        if len(found) == size:
-            last = found[-1]
+        if len(found) > size:
+            last = found[size - 1]
             reply.next_page_token = self._parts.pager.token(scope, f"{last.index},{last.number}")
         return reply
 
@@ -472,8 +499,8 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         self, request: job_pb2.WatchJobsRequest, context: Context
     ) -> AsyncIterator[job_pb2.WatchJobsResponse]:
         """Events from a cursor on."""
-        jobs = [await self._find(name) for name in request.jobs]
         watcher = Watcher(self._parts.events, self._store, self._parts.stopping)
+        jobs = [await self._find(name) for name in request.jobs]
         async for response in watcher.watch(request, jobs):
             yield response
 
@@ -522,11 +549,22 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         jobs = await self._to_cancel(request)
         now = self._now()
         cause = causes.cancelled(now.actor, request.reason)
-        reply = job_pb2.CancelJobsResponse(
-            results=[await self._cancel(job, cause, now) for job in jobs]
+        ended = [self._over(job) for job in jobs]
+        await asyncio.gather(
+            *(
+                self._ledger.ask(job.uid, lambda rows: cancel(rows, cause, now))
+                for job, over in zip(jobs, ended, strict=True)
+                if not over
+            )
         )
+        after = await self._store.jobs_by_uid([job.uid for job in jobs])
         await remember(self._store, key, "")
-        return reply
+        return job_pb2.CancelJobsResponse(
+            results=[
+                self._cancelled(after.get(job.uid, job), over)
+                for job, over in zip(jobs, ended, strict=True)
+            ]
+        )
 
     async def _to_cancel(self, request: job_pb2.CancelJobsRequest) -> list[Job]:
         if request.jobs:
@@ -537,26 +575,22 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         active = JobQuery(query.project, (*query.terms, Term("active", "=", 1)))
         return await self._store.list_jobs(active, "", 1000)
 
-    async def _cancel(self, job: Job, cause: Cause, now: Now) -> job_pb2.CancelResult:
-        before = self._ledger.rows(job.uid)
-        ended = job.state.terminal or before is None or before.job.state.terminal
-        result = job_pb2.CancelResult(job=job_name(job.project, job.name))
-        if not ended:
-            await self._ledger.decide(job.uid, lambda rows: cancel(rows, cause, now))
-        after = await self._by_uid(job.uid)
-        result.state = state_to_proto(after.state)
-        if ended:
+    def _over(self, job: Job) -> bool:
+        rows = self._ledger.rows(job.uid)
+        return job.state.terminal or rows is None or rows.job.state.terminal
+
+    def _cancelled(self, job: Job, over_before: bool) -> job_pb2.CancelResult:
+        """What a cancel did to a job, which is given as it is now."""
+        result = job_pb2.CancelResult(
+            job=job_name(job.project, job.name), state=state_to_proto(job.state)
+        )
+        if over_before or (job.state.terminal and job.desired is not Desired.CANCELLED):
             result.outcome = job_pb2.CANCEL_OUTCOME_ALREADY_TERMINAL
-        elif after.state.terminal:
-            cancelled = after.desired is Desired.CANCELLED
-            result.outcome = (
-                job_pb2.CANCEL_OUTCOME_CANCELLED
-                if cancelled
-                else job_pb2.CANCEL_OUTCOME_ALREADY_TERMINAL
-            )
+        elif job.state.terminal:
+            result.outcome = job_pb2.CANCEL_OUTCOME_CANCELLED
         else:
             result.outcome = job_pb2.CANCEL_OUTCOME_CANCELLING
-            result.why = self._still_stopping(after)
+            result.why = self._still_stopping(job)
         return result
 
     def _still_stopping(self, job: Job) -> str:
@@ -617,6 +651,19 @@ def _ended(job: Job) -> FailedPrecondition:
         f"`hatoba jobs rerun {job.name}` makes a new one",
         reason=Reason.WRONG_STATE,
     )
+
+
+def _queue_of(submission: Submission) -> QueueKey:
+    return (submission.job.project, submission.job.queue)
+
+
+def _put_error(result: job_pb2.SubmitJobsResult, error: HatobaError) -> None:
+    result.code, result.message = error.grpc_code, error.message
+
+
+def _put_duplicate(result: job_pb2.SubmitJobsResult, job: Job) -> None:
+    result.name, result.uid = job_name(job.project, job.name), job.uid
+    result.deduplicated = True
 
 
 def _check_request_id(request_id: str) -> None:

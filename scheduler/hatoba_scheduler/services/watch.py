@@ -24,6 +24,8 @@ class Watcher:
         self._events = events
         self._store = store
         self._stopping = stopping
+        # Taken before the watched jobs are read, so that none can end unseen in between.
+        self._start = events.newest
 
     def _cursor(self, seq: int) -> str:
         return f"{self._store.identity.store_epoch}.{seq}"
@@ -32,14 +34,14 @@ class Watcher:
         self, request: job_pb2.WatchJobsRequest, jobs: Sequence[Job]
     ) -> AsyncIterator[Response]:
         """Events after the cursor, then new ones, until every watched job has ended."""
-        after, oldest = await self._begin(request.cursor)
+        oldest, newest = await self._store.event_bounds()
+        after = self._begin(request.cursor, oldest)
         if after + 1 < oldest:
             resync = Response.Resync(oldest_cursor=self._cursor(oldest - 1))
             yield Response(cursor=self._cursor(oldest - 1), resync=resync)
             return
         wanted = {job.uid for job in jobs}
         open_jobs = {job.uid for job in jobs if not job.state.terminal}
-        caught_up_at = self._events.newest
         if not request.cursor:
             # A stream that breaks before its first event must know where it began.
             yield Response(cursor=self._cursor(after), heartbeat=Response.Heartbeat())
@@ -51,29 +53,30 @@ class Watcher:
                     yield Response(cursor=self._cursor(after), event=event_to_proto(event))
                 if event.job_terminal:
                     open_jobs.discard(event.job_uid)
-            reason = self._over(bool(wanted), open_jobs, after >= caught_up_at)
+            reason = self._over(bool(wanted), open_jobs, after >= newest)
             if reason and not page:
                 yield Response(cursor=self._cursor(after), end=Response.End(reason=reason))
                 return
             if not page and not await self._more(after):
                 yield Response(cursor=self._cursor(after), heartbeat=Response.Heartbeat())
 
-    async def _begin(self, cursor: str) -> tuple[int, int]:
-        """(position to begin after, oldest kept position)."""
-        oldest, _ = await self._store.event_bounds()
+    def _begin(self, cursor: str, oldest: int) -> int:
+        """The position to begin after; one before `oldest` when the cursor is of no use."""
         if not cursor:
-            return self._events.newest, oldest
+            return self._start
         if cursor == "0":
-            return oldest - 1, oldest
+            return oldest - 1
         epoch, _, seq = cursor.partition(".")
-        if not (epoch.isdecimal() and seq.isdecimal()) or int(seq) > self._events.newest:
+        current = str(self._store.identity.store_epoch)
+        known = epoch.isdecimal() and seq.isdecimal()
+        if known and epoch != current:
+            return oldest - 2
+        if not known or int(seq) > self._events.newest:
             raise InvalidArgument(
                 f"cursor {cursor!r} is not one of this server's; start with an empty one",
                 reason=Reason.INVALID_CURSOR,
             )
-        if int(epoch) != self._store.identity.store_epoch:
-            return -1, oldest
-        return int(seq), oldest
+        return int(seq)
 
     def _relevant(self, event: Event, request: job_pb2.WatchJobsRequest, wanted: set[str]) -> bool:
         if wanted:
