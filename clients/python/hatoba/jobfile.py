@@ -181,8 +181,9 @@ def _read_document(node: yaml.Node, source: str, directory: Path) -> JobDocument
     reader = _Reader(directory)
     spec = job_pb2.JobSpec()
     reader.message(node, spec, "")
-    if not spec.command and "command" not in reader.places and not reader.problems:
-        reader.problem(node, "command", "is missing: a job names the program to run")
+    if not spec.command and not reader.problems:
+        how = "is empty" if "command" in reader.places else "is missing"
+        reader.problem(node, "command", f"{how}: a job names the program to run")
     inputs = reader.named_inputs(node, spec)
     if reader.problems:
         raise JobFileError(source, sorted(reader.problems, key=lambda problem: problem.place))
@@ -297,7 +298,7 @@ class _Reader:
                 values[key.value] = text
 
     def _list(self, node: yaml.Node, target: Message, found: FieldDescriptor, path: str) -> None:
-        if not isinstance(node, yaml.SequenceNode):
+        if not isinstance(node, yaml.SequenceNode) or node.tag != LIST_TAG:
             hint = f": write [{', '.join(node.value.split())}]" if _is_text(node) else ""
             self.problem(node, path, f"is a list, not {_kind(node)}{hint}")
             return
