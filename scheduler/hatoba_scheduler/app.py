@@ -247,6 +247,7 @@ async def _recover(core: Core) -> None:
     await core.ledger.recover()
     core.ledger.listen(core.events.on_commit)
     core.ledger.listen(core.logs.on_commit)
+    core.ledger.listen(core.desk.on_commit)
     core.ledger.listen(core.hub.on_commit)
     core.ledger.listen(AttemptSpans(core.tracer).on_commit)
     await core.hub.recover()

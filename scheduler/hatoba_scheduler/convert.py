@@ -26,9 +26,14 @@ from hatoba_scheduler.domain.records import (
 )
 from hatoba_scheduler.domain.states import JobState
 
+LAST_SECOND = 253_402_300_799
+"""The end of the year 9999, where the contract's times end."""
+
 
 def micros(stamp: Timestamp) -> Micros:
-    """Microseconds since 1970; 0 for an unset time."""
+    """Microseconds since 1970; 0 for an unset time and for one outside the years 1970 to 9999."""
+    if not 0 <= stamp.seconds <= LAST_SECOND:
+        return 0
     return stamp.seconds * 1_000_000 + stamp.nanos // 1000
 
 

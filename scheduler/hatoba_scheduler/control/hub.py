@@ -111,6 +111,11 @@ class Hub:
         self._watchers: set[asyncio.Queue[WatchItem]] = set()
         self._known: dict[str, Known] = {}
 
+    @property
+    def clock(self) -> Clock:
+        """What it tells the time by."""
+        return self._clock
+
     async def recover(self) -> None:
         """Load the hosts that were known before."""
         self._hosts = {host.name: host for host in await self._store.hosts()}

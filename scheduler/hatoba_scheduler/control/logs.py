@@ -50,7 +50,7 @@ class LogStore:
         self._root = root
         self._streams: OrderedDict[tuple[str, str], _Stream] = OrderedDict()
         self._grown: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
-        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+        self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     def _stream(self, attempt: Attempt, stream: str) -> _Stream:
         key = (attempt.name, stream)
@@ -74,9 +74,9 @@ class LogStore:
         async with lock:
             try:
                 size = await asyncio.to_thread(_append, self._stream(attempt, stream), piece)
-            except OSError as error:
+            except (OSError, OverflowError) as error:
                 raise ResourceExhausted(
-                    f"a log could not be stored: {error.strerror}", reason=Reason.STORE_FULL
+                    f"a log could not be stored: {error}", reason=Reason.STORE_FULL
                 ) from error
         self.poke(attempt.name)
         return size
@@ -127,11 +127,6 @@ class LogStore:
                 self.poke(f"{attempt.job_uid}:{attempt.index}")
             if commit.change.job.state.terminal:
                 self.poke(f"{commit.change.job.uid}:0")
-
-    def forget(self, name: str) -> None:
-        """An attempt is over and its log complete: what is kept in memory for it goes."""
-        for stream in STREAMS:
-            self._locks.pop((name, stream), None)
 
 
 def _load(stream: _Stream) -> None:

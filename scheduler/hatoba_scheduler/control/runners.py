@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from hatoba.v1 import runner_pb2, worker_pb2
 from hatoba_plugins.backend import Clock
-from hatoba_scheduler.control.ledger import Ledger
+from hatoba_scheduler.control.ledger import Commit, Ledger
 from hatoba_scheduler.control.observe import Step, back_off, of_attempt
 from hatoba_scheduler.convert import (
     checkpoint_to_proto,
@@ -28,6 +28,7 @@ from hatoba_scheduler.domain.records import (
     Attempt,
     Change,
     Checkpoint,
+    Event,
     Progress,
 )
 from hatoba_scheduler.domain.states import AttemptState, Desired
@@ -86,9 +87,12 @@ class RunnerDesk:
         """The newest progress that a task told of; lost with a restart, told again soon."""
         return self._progress.get((job_uid, index))
 
-    def forget(self, job_uid: str, index: int) -> None:
-        """A task is over: its progress is of no use any more."""
-        self._progress.pop((job_uid, index), None)
+    def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
+        """Forget what former attempts told of progress; a listener of the ledger."""
+        del commits
+        for event in events:
+            if event.index is not None and (event.terminal or event.reason == "launch"):
+                self._progress.pop((event.job_uid, event.index), None)
 
     # -- claim ----------------------------------------------------------------------------------
 
@@ -176,7 +180,7 @@ class RunnerDesk:
         now = self._now()
 
         def step(view: View) -> Change | None:
-            reply.accepted = view.attempt.fence == request.fence and _owns(view, request.nonce)
+            reply.accepted = view.attempt.fence == request.fence and _owns(view, request)
             if not reply.accepted or view.attempt.state.terminal:
                 return None
             return ended(view, self._outcome(view, request), now)
@@ -253,9 +257,11 @@ def _current(view: View, fence: int) -> bool:
     return view.attempt.fence == fence and not view.attempt.state.terminal
 
 
-def _owns(view: View, nonce: str) -> bool:
-    """An unclaimed attempt may be given up by anybody who has its fence."""
-    return not view.attempt.nonce or view.attempt.nonce == nonce
+def _owns(view: View, request: runner_pb2.CommitAttemptRequest) -> bool:
+    """An unclaimed attempt may be given up by anybody who has its fence, and not be carried out."""
+    if view.attempt.nonce:
+        return view.attempt.nonce == request.nonce
+    return request.kind != runner_pb2.EXIT_KIND_EXITED or request.exit_code != 0
 
 
 def _then(future: asyncio.Future[T], use: Callable[[T], R]) -> asyncio.Future[R]:

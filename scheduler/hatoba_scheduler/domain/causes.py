@@ -207,6 +207,16 @@ def refused(code: CauseCode, origin: Origin, message: str) -> Cause:
     return Cause(code, origin, message, False)
 
 
+def declared_gone(host: str, actor: str, reason: str) -> Cause:
+    """An operator said that the machine is gone for good."""
+    return Cause(
+        CauseCode.DECLARED_GONE,
+        Origin.INFRASTRUCTURE,
+        f"Host {host!r} was declared gone by {actor}: {reason.rstrip('.')}.",
+        True,
+    )
+
+
 def lost(message: str, code: CauseCode = CauseCode.LOST) -> Cause:
     """It is proven gone without an outcome."""
     return Cause(code, Origin.INFRASTRUCTURE, message, True)

@@ -64,7 +64,8 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
                 "revoke that one and make another with a new request_id",
                 reason=Reason.SECRET_SHOWN_ONCE,
             )
-        lifetime = request.ttl.ToMicroseconds() if request.HasField("ttl") else 0
+        # A lifetime below the clock's grain must not become none, which is for ever.
+        lifetime = max(1, request.ttl.ToMicroseconds()) if request.HasField("ttl") else 0
         record, text = await self._parts.authenticator.create(
             request.principal,
             Role(request.role),

@@ -20,7 +20,7 @@ from hatoba_scheduler.convert import (
 )
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, parse_queue, queue_name
 from hatoba_scheduler.domain.records import Micros, Queue, Resources, no_counts
-from hatoba_scheduler.domain.states import Release
+from hatoba_scheduler.domain.states import JobState, Release
 from hatoba_scheduler.errors import Aborted, AlreadyExists, InvalidArgument
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.paging import Pager, page_size
@@ -28,6 +28,7 @@ from hatoba_scheduler.services.requests import remember, request_key, seen_befor
 from hatoba_scheduler.store.base import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
+LEAST_WEIGHT = 0.001
 MASKABLE = ("weight", "max_running", "max_pending", "labels")
 
 
@@ -43,11 +44,11 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         self._pager = pager
         self._now = now
 
-    async def _named(self, text: str) -> Queue:
+    async def _named(self, text: str, field: str = "name") -> Queue:
         ref = parse_queue(text)
         if ref is None:
             raise InvalidArgument.field(
-                "name", "must be projects/P/queues/Q or Q", value=text, rule="queue.name"
+                field, "must be projects/P/queues/Q or Q", value=text, rule="queue.name"
             )
         return await self._book.fresh(ref.project, ref.name)
 
@@ -59,6 +60,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         key = request_key(project, "CreateQueue", request.request_id, request)
         if await seen_before(self._store, key) is not None:
             return queue_to_proto(self._book.get(project, request.queue_id))
+        _check_weight(request.queue.weight)
         wanted = Queue(
             project,
             request.queue_id,
@@ -70,9 +72,19 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
             request.queue.max_pending,
             pairs(request.queue.labels.items()),
         )
-        queue = await self._same(wanted) or await self._book.put(wanted)
+        queue = await self._same(wanted) or await self._put_new(wanted)
         await remember(self._store, key, queue.name)
         return queue_to_proto(queue)
+
+    async def _put_new(self, wanted: Queue) -> Queue:
+        try:
+            return await self._book.put(wanted)
+        except Aborted:
+            # Somebody made it meanwhile: as if that had been before.
+            same = await self._same(wanted)
+            if same is None:
+                raise
+            return same
 
     async def _same(self, wanted: Queue) -> Queue | None:
         """The queue when it is there just like this. Raises AlreadyExists when it differs."""
@@ -127,12 +139,13 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
                 f"must name some of {', '.join(MASKABLE)} and nothing else",
                 value=",".join(sorted(paths)),
             )
-        known = await self._named(request.queue.name)
+        known = await self._named(request.queue.name, "queue.name")
         key = request_key(known.project, "UpdateQueue", request.request_id, request)
         if await seen_before(self._store, key) is not None:
             return queue_to_proto(known)
         _check_etag(known, request.queue.etag)
         told = request.queue
+        _check_weight(told.weight)
         queue = replace(
             known,
             version=known.version + 1,
@@ -177,9 +190,16 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
                     reserved = reserved.plus(attempt.reserved)
         return queue_pb2.QueueUsage(
             queue=queue_name(queue.project, queue.name),
-            tasks=counts_to_proto(counts),
+            tasks=counts_to_proto(counts[: JobState.SUCCEEDED]),
             jobs=jobs,
             reserved=resources_to_proto(reserved),
+        )
+
+
+def _check_weight(weight: float) -> None:
+    if 0 < weight < LEAST_WEIGHT:
+        raise InvalidArgument.field(
+            "queue.weight", f"must be {LEAST_WEIGHT} to 1,000", value=weight, rule="queue.weight"
         )
 
 

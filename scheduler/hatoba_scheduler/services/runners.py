@@ -60,7 +60,12 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
                 f"attempt {request.attempt} is not current", reason=Reason.NOT_CURRENT
             )
         stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        await self._metrics.add(metric_points(attempt, request), stored.set_result)
+
+        def done(good: bool) -> None:
+            if not stored.done():
+                stored.set_result(good)
+
+        await self._metrics.add(metric_points(attempt, request), done)
         if not await stored:
             raise Unavailable("the metrics could not be stored; send them again")
         return runner_pb2.ReportMetricsResponse(

@@ -33,7 +33,9 @@ class LogTail:
             raise NotFound(f"{job.name} has tasks 0 to {job.size - 1}, not {request.index}")
         attempt = await self._begun(job, request)
         if attempt is None:
-            yield Response(end=True)
+            # Of a job that has not ended something may come yet: there is no end to tell of.
+            if await self._job_ended(job):
+                yield Response(end=True)
             return
         async for response in self._tail_attempt(attempt, request):
             yield response
@@ -53,13 +55,18 @@ class LogTail:
         return now is None or now.state.terminal
 
     async def _attempt(self, job: Job, request: job_pb2.TailLogsRequest) -> Attempt | None:
-        after = (request.index, max(0, request.attempt - 1))
-        found = await self._store.attempts(job.uid, request.index, after, 1000)
+        number = request.attempt or await self._newest(job, request.index)
+        found = await self._store.attempts(job.uid, request.index, (request.index, number - 1), 1)
         if not request.attempt:
-            return found[-1] if found else None
+            return found[0] if found else None
         if not found or found[0].number != request.attempt:
             raise NotFound(f"{job.name}[{request.index}] has no attempt {request.attempt}")
         return found[0]
+
+    async def _newest(self, job: Job, index: int) -> int:
+        """Number of the task's newest attempt; 1 when there is none yet."""
+        tasks = await self._store.tasks(job.uid, index - 1, 1)
+        return tasks[0].attempt if tasks and tasks[0].index == index else 1
 
     async def _tail_attempt(
         self, attempt: Attempt, request: job_pb2.TailLogsRequest

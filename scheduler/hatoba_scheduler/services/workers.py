@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -14,11 +15,15 @@ from hatoba_plugins.values import Exit, ExitKind
 from hatoba_scheduler.control.hub import Hub, Session
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.metrics import MetricWriter
+from hatoba_scheduler.control.observe import back_off, of_attempt
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.convert import host_to_proto, micros
-from hatoba_scheduler.domain.records import Attempt, Host, MetricPoint, Resources
-from hatoba_scheduler.domain.states import Release
+from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.records import Attempt, Change, Host, MetricPoint, Resources
+from hatoba_scheduler.domain.states import AttemptState, Release
+from hatoba_scheduler.domain.transitions import Now, Outcome, View, ended, released
 from hatoba_scheduler.errors import InvalidArgument
+from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.telemetry.trace_store import TraceStore
 
@@ -170,6 +175,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     def __init__(
         self, hub: Hub, items: WorkerItems, ledger: Ledger, pager: Pager, tasks: asyncio.TaskGroup
     ) -> None:
+        self._clock = hub.clock
+        self._rng = random.Random()
         self._hub = hub
         self._items = items
         self._ledger = ledger
@@ -257,7 +264,30 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         """Audited evidence that a host is gone for good."""
         host = await self._hub.declare_gone(_bare(request.name))
         log.warning("host.declared_gone", host=host.name, reason=request.reason)
+        await self._lose_all(host.name, request.reason)
         return self._message(host)
+
+    async def _lose_all(self, host: str, reason: str) -> None:
+        """End what was on a host, before its backend finds it gone and knows no reason."""
+        actor = current_call().principal
+        now = Now(round(self._clock.time() * 1e6), actor)
+        cause = causes.declared_gone(host, actor, reason)
+        held = [
+            (rows.job.uid, attempt)
+            for rows in self._ledger.all_rows()
+            for attempt in rows.attempts.values()
+            if attempt.host == host and attempt.release is not Release.RELEASED
+        ]
+
+        def step(view: View) -> Change | None:
+            if view.attempt.state.terminal:
+                return released(view)
+            wait = back_off(view.job, view.task, self._rng)
+            return ended(view, Outcome(AttemptState.LOST, cause, wait=wait, gone=True), now)
+
+        await asyncio.gather(
+            *(self._ledger.ask(uid, of_attempt(a.index, a.name, step)) for uid, a in held)
+        )
 
 
 def _bare(name: str) -> str:
