@@ -1,0 +1,104 @@
+"""Speed and memory, each figure beside its floor of the same run; see `make bench`.
+
+Prints a table and writes build/bench.json. Exit code 0 unless a figure could not be measured: one
+that misses its goal is told, not an error. Each figure has a process and directories of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from bench_house import ROOT, workplace  # isort: skip - finds the modules of the tests
+from bench_calls import submit_job, submit_jobs
+from bench_idle import help_time, idle_server
+from bench_jobs import idle_latency, null_jobs, true_jobs
+from bench_logs import log_follower
+from bench_report import Figure, table, write
+
+Measure = Callable[[Path], Awaitable[list[Figure]]]
+MEASURES: dict[str, Measure] = {
+    "submit_job": submit_job,
+    "submit_jobs": submit_jobs,
+    "null_end_to_end": null_jobs,
+    "true_through_worker": true_jobs,
+    "idle_submit_latency": idle_latency,
+    "idle_server": idle_server,
+    "log_follower": log_follower,
+    "help": help_time,
+}
+ONE_WITHIN = 180.0
+MARK = "figures: "
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure as the command line says; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASURES)}")
+    parser.add_argument("--here", action="store_true", help="one, in this process")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "bench.json")
+    options = parser.parse_args(arguments)
+    unknown = set(options.names) - set(MEASURES)
+    if unknown:
+        parser.error(f"no such figure: {', '.join(sorted(unknown))}")
+    if options.here:
+        _measure_here(options.names[0])
+        return 0
+    return _measure_all(options.names or list(MEASURES), options.out)
+
+
+def _measure_all(names: list[str], out: Path) -> int:
+    figures: list[Figure] = []
+    unmeasured: list[str] = []
+    for name in names:
+        began = time.monotonic()
+        found = _measure(name)
+        figures += found
+        if not found:
+            unmeasured.append(name)
+        print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+    print(table(figures))
+    write(figures, out)
+    if unmeasured:
+        print(f"not measured: {', '.join(unmeasured)}", file=sys.stderr)
+    return 1 if unmeasured else 0
+
+
+def _measure(name: str) -> list[Figure]:
+    """The figures of one measurement, made in a process of its own; none when it failed."""
+    command = [sys.executable, __file__, "--here", name]
+    try:
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, timeout=ONE_WITHIN, check=False
+        )
+    except subprocess.TimeoutExpired:
+        print(f"{name}: not done after {ONE_WITHIN:.0f} s", file=sys.stderr)
+        return []
+    found: list[Figure] = []
+    for line in done.stdout.splitlines():
+        if line.startswith(MARK):
+            found = [Figure(**one) for one in json.loads(line.removeprefix(MARK))]
+        else:
+            print(line)
+    return found if done.returncode == 0 else []
+
+
+def _measure_here(name: str) -> None:
+    with workplace() as work:
+        figures = asyncio.run(_run(MEASURES[name], work))
+    print(MARK + json.dumps([asdict(one) for one in figures]))
+
+
+async def _run(measure: Measure, work: Path) -> list[Figure]:
+    return await measure(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""Jobs to their end: through `null`, and as processes through worker and keeper."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bench_house import HERE, NULL, all_ended, batch, position, server
+from bench_report import Figure, Measured
+from bench_statistics import percentile
+from server_process import until
+from wire import Wire
+
+from hatoba.v1 import job_pb2
+
+NULL_JOBS = 5_000
+NULL_RATE = 1_000.0
+BATCH = 1_000
+COMMIT_ROWS = 500
+EVENT_BYTES = 200
+
+TRUE_JOBS = 2_000
+TRUE_SHARE = 0.5
+SPAWNS_AT_ONCE = (1, 8, 32)
+
+LATENCIES = 50
+LATENCY_SECONDS = 0.015
+WARM_LATENCIES = 5
+
+
+# -- null -----------------------------------------------------------------------------------------
+
+
+async def null_jobs(work: Path) -> list[Figure]:
+    """Jobs of the null backend from the first submit to the last end.
+
+    The floor stores as many rows of an event's size, a commit for each batch, and does no more.
+    """
+    spec = job_pb2.JobSpec(name="bench", backend="null", command=["/bin/true"])
+    async with server(work, config=NULL) as house, Wire(house) as wire:
+        await _through(wire, spec, 0, BATCH)
+        value, events = await _through(wire, spec, BATCH, NULL_JOBS)
+    floor = NULL_JOBS / _store_rows(work / "floor.db", events)
+    return [Measured("null_end_to_end", value, "jobs/s", floor).at_least(NULL_RATE)]
+
+
+async def _through(wire: Wire, spec: job_pb2.JobSpec, first: int, count: int) -> tuple[float, int]:
+    """Submit jobs all at once; the rate to their last end, and how many events that took."""
+    requests = [batch(spec, number, BATCH) for number in range(first, first + count, BATCH)]
+    cursor = await position(wire)
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        ended = group.create_task(all_ended(wire, count, cursor), name="ended")
+        for request in requests:
+            await _submit(wire, request)
+    seconds = time.perf_counter() - began
+    return count / seconds, _place(ended.result()) - _place(cursor)
+
+
+async def _submit(wire: Wire, request: job_pb2.SubmitJobsRequest) -> None:
+    reply = await wire.once(request, job_pb2.SubmitJobsResponse, timeout=60.0)
+    bad = [result.message for result in reply.results if result.code]
+    if bad:
+        raise RuntimeError(f"{len(bad)} jobs refused: {bad[0]}")
+
+
+def _place(cursor: str) -> int:
+    return int(cursor.rpartition(".")[2])
+
+
+def _store_rows(path: Path, count: int) -> float:
+    """Seconds to store so many rows durably."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;"
+        "CREATE TABLE events (seq INTEGER PRIMARY KEY, event BLOB)"
+    )
+    insert = "INSERT INTO events (event) VALUES " + ",".join(["(?)"] * COMMIT_ROWS)
+    rows = [os.urandom(EVENT_BYTES) for _ in range(COMMIT_ROWS)]
+    began = time.perf_counter()
+    for _ in range(0, count, COMMIT_ROWS):
+        connection.execute("BEGIN")
+        connection.execute(insert, rows)
+        connection.execute("COMMIT")
+    seconds = time.perf_counter() - began
+    connection.close()
+    return seconds
+
+
+# -- processes ------------------------------------------------------------------------------------
+
+
+async def true_jobs(work: Path) -> list[Figure]:
+    """/bin/true through server, worker and keeper, all submitted at once.
+
+    The floor starts as many from one bare loop, each with two log files, at the best of a few
+    concurrencies; measured before and after, the better counts.
+    """
+    spec = job_pb2.JobSpec(name="bench", command=["/bin/true"])
+    floors = [await _bare_rate(work, "before")]
+    async with server(work, worker=True) as house, Wire(house) as wire:
+        await _through(wire, spec, 0, BATCH // 10)
+        value, _ = await _through(wire, spec, BATCH, TRUE_JOBS)
+    floors.append(await _bare_rate(work, "after"))
+    return [
+        Measured("true_through_worker", value, "jobs/s", max(floors)).share_of_floor(TRUE_SHARE)
+    ]
+
+
+async def _bare_rate(work: Path, name: str) -> float:
+    rates = [await _spawn_all(work / f"{name}-{at_once}", at_once) for at_once in SPAWNS_AT_ONCE]
+    return max(rates)
+
+
+async def _spawn_all(logs: Path, at_once: int) -> float:
+    """Run /bin/true so often with two log files each; the rate."""
+    os.mkdir(logs)
+    left = iter(range(TRUE_JOBS))
+    began = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for number in range(at_once):
+            group.create_task(_spawn_some(logs, left), name=f"spawner-{number}")
+    return TRUE_JOBS / (time.perf_counter() - began)
+
+
+async def _spawn_some(logs: Path, left: Iterator[int]) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    for number in left:
+        out = os.open(logs / f"{number}.out", flags, 0o600)
+        err = os.open(logs / f"{number}.err", flags, 0o600)
+        process = await asyncio.create_subprocess_exec(
+            "/bin/true", stdin=asyncio.subprocess.DEVNULL, stdout=out, stderr=err
+        )
+        os.close(out)
+        os.close(err)
+        await process.wait()
+
+
+# -- latency --------------------------------------------------------------------------------------
+
+
+async def idle_latency(work: Path) -> list[Figure]:
+    """From a submit to an idle house until the program's first instruction; the median.
+
+    The floor is the same program spawned by this process.
+    """
+    program = _program(work)
+    bare, ours = [], []
+    async with server(work, worker=True) as house, Wire(house) as wire:
+        for number in range(LATENCIES + WARM_LATENCIES):
+            bare.append(await _spawned(program, work / f"bare-{number}"))
+            ours.append(await _submitted(wire, program, work / f"ours-{number}"))
+    value = percentile(ours[WARM_LATENCIES:], 0.5)
+    floor = statistics.median(bare[WARM_LATENCIES:])
+    measured = Measured("idle_submit_latency", value * 1e3, "ms", floor * 1e3)
+    return [measured.at_most_over_floor(LATENCY_SECONDS * 1e3)]
+
+
+def _program(work: Path) -> list[str]:
+    """A program that writes when it began, as quick to start as this machine can make one."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler:
+        built = work / "first"
+        subprocess.run([compiler, "-O1", "-o", built, HERE / "first.c"], check=True)
+        return [str(built)]
+    print("idle_submit_latency: no C compiler here; the program is a Python script")
+    text = "import sys, time; now = time.time_ns(); open(sys.argv[1], 'w').write(f'{now}\\n')"
+    return [sys.executable, "-I", "-S", "-c", text]
+
+
+async def _spawned(program: Sequence[str], told: Path) -> float:
+    began = time.time_ns()
+    process = await asyncio.create_subprocess_exec(*program, str(told))
+    await process.wait()
+    return (_told(told) - began) / 1e9
+
+
+async def _submitted(wire: Wire, program: Sequence[str], told: Path) -> float:
+    spec = job_pb2.JobSpec(name="bench", command=[*program, str(told)])
+    request = job_pb2.SubmitJobRequest(spec=spec)
+    await wire.channel()
+    began = time.time_ns()
+    job = await wire.once(request, job_pb2.Job)
+    await until(lambda: told.exists() and told.read_text().endswith("\n"))
+    await wire.ended(job.name)
+    return (_told(told) - began) / 1e9
+
+
+def _told(file: Path) -> int:
+    return int(file.read_text())
