@@ -16,6 +16,8 @@ from faults import show
 async def test_nothing_is_lost_doubled_or_left_behind(
     backend: str, kills: int, tmp_path: Path, full_round: bool
 ) -> None:
+    if backend == "hosts" and not full_round:
+        pytest.skip("make test runs these 40 kills as a step of its own, `make faults` 200")
     count = kills * (5 if full_round else 1)
     plan = Plan(backend, count, 10 * count, random.SystemRandom().randrange(1 << 32))
     print(f"seed {plan.seed}")

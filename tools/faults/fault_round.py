@@ -29,6 +29,7 @@ from wire import Wire
 from hatoba.v1 import admin_pb2
 
 COLD_EVERY = 20
+LULL_SECONDS = 1.0
 SETTLE_SECONDS = 90.0
 REST_SECONDS = 20.0
 
@@ -42,7 +43,7 @@ class Plan:
     jobs: int
     seed: int
     at_once: int = 100
-    pause: float = 0.7
+    pause: float = 0.4
 
 
 @dataclass(slots=True)
@@ -142,7 +143,7 @@ class Round:
 
     async def _kill(self) -> None:
         while (done := sum(self._kills.values())) < self._plan.kills:
-            await asyncio.sleep(self._dice.uniform(0.0, 2 * self._plan.pause))
+            await self._pause()
             target = self._dice.choice(self._targets)
             await self._kill_one(target)
             self._progress.moved.set()
@@ -150,6 +151,12 @@ class Round:
             if now > done and now % 20 == 0:
                 self._tell(now)
         await self._revive()
+
+    async def _pause(self) -> None:
+        """A kill says most while work goes on; but what never comes back is not waited for."""
+        before = len(self._progress.ended)
+        await asyncio.sleep(self._dice.uniform(0.0, 2 * self._plan.pause))
+        await wait_for(self._progress, lambda: len(self._progress.ended) > before, LULL_SECONDS)
 
     def _tell(self, kills: int) -> None:
         made, ended = len(self._progress.acknowledged), len(self._progress.ended)
