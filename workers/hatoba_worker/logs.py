@@ -7,6 +7,7 @@ the server has acknowledged is learned from it again on each new stream, by send
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -160,7 +161,9 @@ class LogShipper:
         if below <= stream.dropped:
             return
         self._book.punched(stream.attempt, stream.name, below)
-        self._book.save()
+        # A journal that a full disk keeps waiting must not keep that disk full.
+        with contextlib.suppress(OSError):
+            self._book.save()
         self._can_punch = await asyncio.to_thread(punch.out, stream.path, below)
 
     # -- one life of the stream -----------------------------------------------------------------

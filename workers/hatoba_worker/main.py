@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO, cast
 
 import structlog
 
@@ -100,6 +101,17 @@ def _end_worker(data: Path) -> None:
         os.close(handle)
 
 
+class _Log:
+    """stderr for a logger: a disk that is full loses lines and does not end the worker."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), text.encode(errors="replace"))
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+
 def _configure_log() -> None:
     structlog.configure(
         processors=[
@@ -108,5 +120,5 @@ def _configure_log() -> None:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ],
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Log())),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -92,7 +93,9 @@ class Reporter:
         while self.read(attempt) or attempt.reports.ends or self._owes_checkpoint(attempt):
             moved = self._moved.setdefault(attempt.name, asyncio.Event())
             moved.clear()
-            self._book.save()
+            # What a full disk keeps from the journal, the next worker reports once more.
+            with contextlib.suppress(OSError):
+                self._book.save()
             await moved.wait()
 
     def forget(self, name: str) -> None:

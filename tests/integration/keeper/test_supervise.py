@@ -154,3 +154,15 @@ async def test_after_a_shutdown_it_is_not_supervised_any_more(house: House) -> N
 
     async with house.client() as client:
         assert (await client.list()).supervised == ()
+
+
+async def test_a_full_disk_below_its_log_ends_no_keeper(house: House) -> None:
+    await house.kill()
+    log = house.data / "keeper.log"
+    log.unlink(missing_ok=True)
+    log.symlink_to("/dev/full")
+    await house.start()
+    async with house.client() as client:
+        await supervise(house, client, "echo $$ >> lives; exit 1")
+        await lives(house, 3)
+        assert (await client.hello()).pid == house.pid

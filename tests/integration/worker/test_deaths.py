@@ -177,3 +177,13 @@ async def test_a_worker_that_is_told_to_end_leaves_its_jobs_alone(house: House) 
     assert await house.alive(pid)
     await house.start_worker()
     assert house.heard.all("held", "a-1")[-1].started
+
+
+async def test_a_full_disk_below_its_log_ends_no_worker(house: House) -> None:
+    await house.kill_worker()
+    log = house.data / "worker.log"
+    log.unlink()
+    log.symlink_to("/dev/full")
+    await house.start_worker()
+    house.shell("a-1", "exit 3")
+    assert (await house.commit("a-1")).exit_code == 3

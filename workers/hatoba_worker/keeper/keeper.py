@@ -6,7 +6,6 @@ import errno
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +34,7 @@ from hatoba_worker.keeper.launch import (
     inside,
     launch,
 )
+from hatoba_worker.keeper.note import note
 from hatoba_worker.keeper.serve import Peer, Service
 from hatoba_worker.keeper.supervisor import GRACE, Supervised, Supervisor
 from hatoba_worker.keeper.timers import Timers
@@ -165,7 +165,7 @@ class Keeper:
         try:
             self._book.save()
         except OSError as error:
-            sys.stderr.write(f"keeper: journal: {error}\n")
+            note(f"journal: {error}")
             self._timers.after(1.0, lambda: None)
 
     # -- ends -----------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class Keeper:
 
     def _kill_stray(self, stray: procfs.Stat) -> None:
         command = procfs.command(stray.pid)
-        sys.stderr.write(f"keeper: killing stray {stray.pid} of no known attempt: {command}\n")
+        note(f"killing stray {stray.pid} of no known attempt: {command}")
         self._events.append({"event": "stray", "pid": stray.pid, "command": command})
         if not self._stray_hunt:
             self._stray_hunt = True
@@ -329,7 +329,7 @@ class Keeper:
         try:
             group.create(memory_bytes)
         except OSError as error:
-            sys.stderr.write(f"keeper: no control group: {error}\n")
+            note(f"no control group: {error}")
             group.remove()
             return None
         return group

@@ -8,10 +8,10 @@ import functools
 import os
 import resource
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 
 from hatoba_worker.keeper.cgroups import MemoryGroup, MemoryGroups
+from hatoba_worker.keeper.note import note
 
 NOT_FOUND = "not_found"
 NOT_EXECUTABLE = "not_executable"
@@ -87,7 +87,7 @@ def inside(group: MemoryGroup | None, groups: MemoryGroups | None) -> Iterator[N
             groups.leave()
         except OSError as error:
             # The child is there already, and must be accounted for all the same.
-            sys.stderr.write(f"keeper: stuck in {group.path}: {error}\n")
+            note(f"stuck in {group.path}: {error}")
 
 
 def _popen(argv: Sequence[str], env: Mapping[str, str], cwd: str, stdout: int, stderr: int) -> int:

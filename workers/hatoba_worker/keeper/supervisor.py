@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import time
 
 from hatoba_worker.keeper import procfs
@@ -14,6 +13,7 @@ from hatoba_worker.keeper.endings import Endings
 from hatoba_worker.keeper.family import Family, Owner
 from hatoba_worker.keeper.frames import Json
 from hatoba_worker.keeper.launch import LaunchError, launch
+from hatoba_worker.keeper.note import note
 from hatoba_worker.keeper.timers import Timer, Timers
 
 GRACE = 5.0
@@ -108,9 +108,9 @@ class Supervisor:
         process.delay = 0.0 if process.restarting else process.backoff.after(lived)
         process.restarting = False
         if process.wanted:
-            sys.stderr.write(
-                f"keeper: {process.name} ended ({process.last}) after {lived:.1f} s; "
-                f"again in {process.delay:.2f} s\n"
+            note(
+                f"{process.name} ended ({process.last}) after {lived:.1f} s; "
+                f"again in {process.delay:.2f} s"
             )
 
     def gone(self, process: Supervised) -> None:
