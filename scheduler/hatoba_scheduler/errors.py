@@ -54,8 +54,6 @@ class Reason(enum.StrEnum):
         "INVALID_CURSOR",
         "A watch cursor is damaged or belongs to another installation.",
     )
-    UNKNOWN_BACKEND = "UNKNOWN_BACKEND", "A job names a backend that this server has not opened."
-    UNSUPPORTED_BY_BACKEND = "UNSUPPORTED_BY_BACKEND", "The backend cannot run what was asked."
     DIGEST_MISMATCH = "DIGEST_MISMATCH", "Bytes do not have the digest they were sent under."
     RESOURCE_NOT_FOUND = "RESOURCE_NOT_FOUND", "Nothing of that name exists, or it is not yours."
     RESOURCE_EXISTS = "RESOURCE_EXISTS", "Something of that name exists already."
@@ -77,7 +75,6 @@ class Reason(enum.StrEnum):
         "The caller's version or protocol is not one this server speaks.",
     )
     STALE_ETAG = "STALE_ETAG", "The resource changed since it was read; read it again and retry."
-    CONCURRENT_CHANGE = "CONCURRENT_CHANGE", "Another change came first; retry as it is."
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED", "A limit of a queue or of the installation is reached."
     STORE_FULL = "STORE_FULL", "The server's disk or database is full."
     TOO_MANY_CALLS = "TOO_MANY_CALLS", "The server answers as many calls as it can."
@@ -85,9 +82,6 @@ class Reason(enum.StrEnum):
     STARTING = "STARTING", "The server is recovering and takes no calls yet."
     DRAINING = "DRAINING", "The server is about to stop."
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE", "The store does not answer."
-    BACKEND_UNAVAILABLE = "BACKEND_UNAVAILABLE", "The backend does not answer."
-    STREAM_REPLACED = "STREAM_REPLACED", "A newer stream of the same caller took this one's place."
-    CURSOR_TOO_OLD = "CURSOR_TOO_OLD", "The log no longer reaches back to the cursor."
     OFFSET_OUT_OF_RANGE = "OFFSET_OUT_OF_RANGE", "An offset lies beyond what is stored."
     TOKEN_MISSING = "TOKEN_MISSING", "The call carries no token."
     TOKEN_MALFORMED = "TOKEN_MALFORMED", "The authorization header is not a token of ours."
@@ -242,7 +236,7 @@ class OutOfRange(HatobaError):
     """A cursor or offset lies outside what is kept."""
 
     code = grpc.StatusCode.OUT_OF_RANGE
-    default_reason = Reason.CURSOR_TOO_OLD
+    default_reason = Reason.OFFSET_OUT_OF_RANGE
 
 
 class Unauthenticated(HatobaError):

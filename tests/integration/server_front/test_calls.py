@@ -289,7 +289,7 @@ async def test_a_stream_that_fails_half_way_has_its_status(front: Harness, style
     failure = await failing(collect(_open(front, style)))
     assert (failure.code, failure.reason) == (
         grpc.StatusCode.OUT_OF_RANGE,
-        Reason.CURSOR_TOO_OLD,
+        Reason.OFFSET_OUT_OF_RANGE,
     )
     assert front.script.left.is_set()
 
