@@ -61,6 +61,7 @@ from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.control.spans import AttemptSpans
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.control.submit import JobMaker
+from hatoba_scheduler.control.sweep import sweep
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.interceptors import Admission, CallLimits, Front, Phase, server_options
@@ -97,7 +98,8 @@ SERVICES = (
 )
 DRAIN_SECONDS = 5.0
 STOP_SECONDS = 2.0
-REQUESTS_KEPT = 7 * 24 * 3600
+WORKER_AWAY = 10.0
+"""Seconds after which a worker that has not come is started once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ async def serve(options: ServeOptions) -> None:
             http = await stack.enter_async_context(_http(core, transport))
             _announce(core, transport, server.port, http)
             if options.embedded_worker:
-                running.append(tasks.create_task(_start_worker(options.data), name="worker"))
+                running.append(tasks.create_task(_keep_worker(core), name="worker"))
             await stop
             await _drain(core, server)
             for task in running:
@@ -313,7 +315,7 @@ def _start_loops(
         "followers": core.followers.run,
         "metric-writer": core.metric_writer.run,
         "loop-lag": lambda: watch_loop_lag(core.metrics),
-        "sweep": lambda: _sweep(core),
+        "sweep": lambda: sweep(core.store, core.clock),
         "store-watch": lambda: _end_with_store(core),
         **{f"backend-{name}": loop.run for name, loop in core.loops.items()},
     }
@@ -322,13 +324,6 @@ def _start_loops(
 
 async def _own(run: Callable[[], Awaitable[None]]) -> None:
     await run()
-
-
-async def _sweep(core: Core) -> None:
-    """Once an hour, forget request keys that are older than a week."""
-    while True:
-        await core.store.forget_requests(core.now() - REQUESTS_KEPT * 1_000_000)
-        await core.clock.sleep(3600)
 
 
 async def _end_with_store(core: Core) -> None:
@@ -492,6 +487,15 @@ def _write_whole(path: Path, text: str) -> None:
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
     Path(name).replace(path)
+
+
+async def _keep_worker(core: Core) -> None:
+    """Have a worker here: the keeper restarts it, and we do when the keeper is gone as well."""
+    while True:
+        await _start_worker(core.options.data)
+        await core.clock.sleep(WORKER_AWAY)
+        while any(host.embedded and core.hub.reachable(host.name) for host in core.hub.hosts()):
+            await core.clock.sleep(WORKER_AWAY)
 
 
 async def _start_worker(data: Path) -> None:
