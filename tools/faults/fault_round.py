@@ -72,6 +72,7 @@ class Round:
         self._targets = ["server", "worker", "keeper"] if hosts else ["server"]
         self._kills: Counter[str] = Counter()
         self._progress = Progress()
+        self._trouble: list[str] = []
         self._starts = 0
 
     async def run(self) -> Verdict:
@@ -81,13 +82,17 @@ class Round:
         try:
             await self._server.start()
             async with Wire(self._server) as wire:
-                await self._work_and_kill(wire)
+                try:
+                    await self._work_and_kill(wire)
+                except* (AssertionError, TimeoutError) as trouble:
+                    self._trouble = [repr(one) for one in leaves(trouble)]
+                    await self._revive()
                 evidence, attempts = await self._evidence(wire)
         finally:
             await self._end()
         left = await asyncio.to_thread(self._server.left)
         witnessed = self._plan.backend == "hosts"
-        found = violations(evidence, witnessed=witnessed)
+        found = self._trouble + violations(evidence, witnessed=witnessed)
         found += [f"left after `stop --all`: {each}" for each in left]
         seconds = time.monotonic() - began
         return Verdict(self._plan, seconds, self._kills, found, self._figures(evidence, attempts))
@@ -250,6 +255,13 @@ class Round:
             await self._server.close()
         await asyncio.to_thread(self._zygote.close)
         await asyncio.to_thread(self._cold.close)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors that a group of groups is made of."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for one in error.exceptions for leaf in leaves(one)]
 
 
 def mock_lines(path: Path) -> list[Line]:
