@@ -295,5 +295,7 @@ async def running_server(
         await server.start()
         yield server
     finally:
-        await server.close()
-        await asyncio.to_thread(launcher.close)
+        try:
+            await server.close()
+        finally:
+            await asyncio.to_thread(launcher.close)
