@@ -180,8 +180,11 @@ class RunnerDesk:
         now = self._now()
 
         def step(view: View) -> Change | None:
+            if view.attempt.state.terminal:
+                reply.accepted = _decided(view.attempt, request)
+                return None
             reply.accepted = view.attempt.fence == request.fence and _owns(view, request)
-            if not reply.accepted or view.attempt.state.terminal:
+            if not reply.accepted:
                 return None
             return ended(view, self._outcome(view, request), now)
 
@@ -192,12 +195,7 @@ class RunnerDesk:
     ) -> runner_pb2.CommitAttemptResponse:
         """The answer to a commit of an attempt that left memory: what is stored decides."""
         attempt = await self._store.attempt(request.attempt)
-        accepted = (
-            attempt is not None
-            and attempt.fence == request.fence
-            and attempt.nonce == request.nonce
-            and attempt.state.terminal
-        )
+        accepted = attempt is not None and attempt.state.terminal and _decided(attempt, request)
         return runner_pb2.CommitAttemptResponse(attempt=request.attempt, accepted=accepted)
 
     def known(self, name: str) -> bool:
@@ -262,6 +260,13 @@ def _owns(view: View, request: runner_pb2.CommitAttemptRequest) -> bool:
     if view.attempt.nonce:
         return view.attempt.nonce == request.nonce
     return request.kind != runner_pb2.EXIT_KIND_EXITED or request.exit_code != 0
+
+
+def _decided(attempt: Attempt, request: runner_pb2.CommitAttemptRequest) -> bool:
+    """Whether it was this runner's commit that ended the attempt."""
+    lost = attempt.state is AttemptState.LOST and request.kind != runner_pb2.EXIT_KIND_LOST
+    same = (attempt.fence, attempt.nonce) == (request.fence, request.nonce)
+    return same and not lost
 
 
 def _then(future: asyncio.Future[T], use: Callable[[T], R]) -> asyncio.Future[R]:

@@ -82,9 +82,12 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         self, request: runner_pb2.CommitAttemptRequest, context: Context
     ) -> runner_pb2.CommitAttemptResponse:
         """Decide how it ended."""
-        if not self._desk.known(request.attempt):
-            return await self._desk.late_commit(request)
-        return await self._desk.commit(request)
+        if self._desk.known(request.attempt):
+            reply = await self._desk.commit(request)
+            if reply.accepted:
+                return reply
+        # It has left memory, perhaps only just: what is stored decides.
+        return await self._desk.late_commit(request)
 
     async def PushLogs(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,6 +159,13 @@ def state(job: job_pb2.Job | job_pb2.Task | job_pb2.CancelResult) -> str:
     return common_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_")
 
 
+async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for what no event tells of."""
+    async with asyncio.timeout(PATIENCE):
+        while not await holds():  # noqa: ASYNC110 - it is asked over the wire
+            await asyncio.sleep(0.01)
+
+
 # -- refusals --------------------------------------------------------------------------------------
 
 
@@ -255,6 +262,16 @@ class Host:
         told = worker_pb2.AttemptStarted(attempt=launch.attempt, fence=launch.fence)
         await self.say(worker_pb2.WorkerItem(started=told))
 
+    async def checkpoint(
+        self, launch: worker_pb2.LaunchAttempt, step: int
+    ) -> runner_pb2.CommitCheckpointResponse:
+        """Commit a checkpoint."""
+        request = runner_pb2.CommitCheckpointRequest(
+            attempt=launch.attempt, fence=launch.fence, step=step, metrics={"loss": 0.5}
+        )
+        request.manifest.digest = f"sha256:{step:064x}"
+        return await self._wire.once(request, runner_pb2.CommitCheckpointResponse)
+
     async def commit(
         self, launch: worker_pb2.LaunchAttempt, nonce: str = "n" * 16, **fields: Any
     ) -> runner_pb2.CommitAttemptResponse:
@@ -274,8 +291,10 @@ def commit_of(
 
 
 @asynccontextmanager
-async def connected(wire: Wire, name: str, **hello: Any) -> AsyncIterator[Host]:
-    """A host that is connected and has nothing. Give it a label of cpus that only it can hold."""
+async def connected(
+    wire: Wire, name: str, *, complete: bool = True, **hello: Any
+) -> AsyncIterator[Host]:
+    """A host that is connected and, where its inventory is said to be complete, has nothing."""
     channel = await wire.channel()
     method: Any = channel.stream_stream(
         "/hatoba.v1.WorkerService/Connect",
@@ -285,10 +304,10 @@ async def connected(wire: Wire, name: str, **hello: Any) -> AsyncIterator[Host]:
     stream = method(metadata=wire.metadata)
     greeting = {"incarnation": "i" * 8, "protocol": 1, "slots": 4, "version": "0", **hello}
     host = Host(wire, name, stream)
-    await host.say(
-        worker_pb2.WorkerItem(hello=worker_pb2.WorkerHello(host=name, **greeting)),
-        worker_pb2.WorkerItem(inventory_complete=worker_pb2.InventoryComplete()),
-    )
+    items = [worker_pb2.WorkerItem(hello=worker_pb2.WorkerHello(host=name, **greeting))]
+    if complete:
+        items.append(worker_pb2.WorkerItem(inventory_complete=worker_pb2.InventoryComplete()))
+    await host.say(*items)
     try:
         await host.hears("welcome")
         yield host
@@ -297,7 +316,16 @@ async def connected(wire: Wire, name: str, **hello: Any) -> AsyncIterator[Host]:
 
 
 @pytest.fixture
-async def host(own_wire: Wire) -> AsyncIterator[Host]:
-    """The one host of the test's own server."""
-    async with connected(own_wire, "alpha") as one:
+async def host(wire: Wire) -> AsyncIterator[Host]:
+    """A host of the shared server for one test alone; `job_on` makes jobs for it."""
+    name = fresh("h")
+    async with connected(wire, name, secrets=[name]) as one:
         yield one
+
+
+def job_on(secret: str, name: str = "job") -> job_pb2.JobSpec:
+    """A job that only hosts with this secret can run; its retries do not wait."""
+    made = spec(name, backend="hosts")
+    made.secrets.add(name=secret)
+    made.retries.backoff.SetInParent()
+    return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from typing import Any
 
 import grpc
 import pytest
@@ -14,8 +15,8 @@ from hatoba.v1 import common_pb2, job_pb2, queue_pb2
 from .conftest import cancel, fresh, held, refused, running, spec, state, submit
 
 
-async def page(wire: Wire, project: str, **fields: object) -> job_pb2.ListJobsResponse:
-    request = job_pb2.ListJobsRequest(project=project, **fields)  # type: ignore[arg-type]
+async def page(wire: Wire, project: str, **fields: Any) -> job_pb2.ListJobsResponse:
+    request = job_pb2.ListJobsRequest(project=project, **fields)
     return await wire.once(request, job_pb2.ListJobsResponse)
 
 
@@ -133,9 +134,8 @@ async def test_filters(wire: Wire, project: str) -> None:
     a, b, c = held("a"), held("b"), spec("c", backend="null")
     a.labels.update({"team": "vision", "Owner/x": "two words"})
     b.queue, c.labels["team"] = "gpu", "sound"
-    for wanted in (a, b, c):
-        job = await submit(wire, wanted, project)
-    await wire.ended(job.name)
+    jobs = [await submit(wire, wanted, project) for wanted in (a, b, c)]
+    await wire.ended(jobs[-1].name)
     expected = {
         "state = HELD": ["b-1", "a-1"],
         "state != HELD": ["c-1"],

@@ -98,12 +98,12 @@ async def test_an_empty_cursor_begins_now_and_says_where(wire: Wire, project: st
 async def test_jobs_that_end_as_their_watch_begins_end_it(wire: Wire, project: str) -> None:
     """The last event may come between reading the job and reading the log."""
     jobs = [await submit(wire, held(), project) for _ in range(40)]
-    watches = [watch(wire, jobs=[job.name]) for job in jobs]
-    cancels = [cancel(wire, job.name) for job in jobs]
-    mixed = [call for pair in zip(watches, cancels, strict=True) for call in pair]
-    answers = await asyncio.gather(*mixed)
-    for messages in answers[::2]:
-        assert messages[-1].end.reason == "terminal"  # type: ignore[union-attr]
+    async with asyncio.TaskGroup() as group:
+        watches = []
+        for job in jobs:
+            watches.append(group.create_task(watch(wire, jobs=[job.name]), name="watch"))
+            group.create_task(cancel(wire, job.name), name="cancel")
+    assert {each.result()[-1].end.reason for each in watches} == {"terminal"}
 
 
 async def test_jobs_only_tells_what_moved_the_job(wire: Wire, project: str) -> None:
