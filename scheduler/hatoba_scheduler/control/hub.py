@@ -125,13 +125,13 @@ class Hub:
     async def open(self, hello: worker_pb2.WorkerHello) -> Session:
         """Begin a stream. Raises FailedPrecondition for a foreign or too new worker."""
         self._check(hello)
-        former = self._sessions.pop(hello.host, None)
-        if former is not None:
-            former.close()
         known = self._hosts.get(hello.host)
         host = _host(hello, known, round(self._clock.time() * 1e6))
         await self._store.put_host(host)
         self._hosts[host.name] = host
+        former = self._sessions.pop(hello.host, None)
+        if former is not None:
+            former.close()
         session = self._sessions[hello.host] = Session(hello)
         welcome = worker_pb2.WorkerWelcome(
             cluster_id=self._store.identity.cluster_id, version=self._version
@@ -161,8 +161,8 @@ class Hub:
             return
         session.ready = True
         for name, known in list(self._known.items()):
-            mine = known.host == session.hello.host
-            if mine and known.session is not session and known.phase < Phase.ENDED:
+            if known.host == session.hello.host and known.session is not session:
+                # Of one that ended the word that nothing is left may have been lost.
                 del self._known[name]
         self._publish(self.snapshot())
         self._publish(Gap(session.hello.host))

@@ -85,13 +85,16 @@ class WorkerItems:
 
     async def _commit(self, session: Session, commit: runner_pb2.CommitAttemptRequest) -> None:
         def answer(reply: runner_pb2.CommitAttemptResponse) -> Item:
-            self._hub.ended(commit.attempt, exit_of(commit), left=not commit.gone)
+            if reply.accepted:
+                self._hub.ended(commit.attempt, exit_of(commit), left=not commit.gone)
             return Item(committed=reply)
 
         if self._desk.known(commit.attempt):
             self._reply(session, self._desk.commit(commit), answer)
         else:
-            session.send(answer(await self._desk.late_commit(commit)))
+            session.send(Item(committed=await self._desk.late_commit(commit)))
+            if commit.gone:
+                self._hub.left_nothing(commit.attempt)
 
     def _started(self, session: Session, started: worker_pb2.AttemptStarted) -> None:
         def answer(_: bool) -> None:
@@ -100,6 +103,11 @@ class WorkerItems:
         self._reply(session, self._desk.started(started), answer)
 
     def _gone(self, session: Session, gone: worker_pb2.AttemptGone) -> None:
+        attempt = self._desk.current(gone.attempt, gone.fence)
+        if attempt is not None and attempt.host != session.hello.host:
+            # It was refused the claim of what another host runs.
+            return
+
         def answer(_: bool) -> None:
             self._hub.left_nothing(gone.attempt)
 
@@ -141,8 +149,8 @@ class WorkerItems:
                 session.close()
                 return
             item = answer(done.result())
-            if item is not None:
-                session.send(item)
+            if item is not None and not session.send(item):
+                session.close()
 
         future.add_done_callback(settle)
 
