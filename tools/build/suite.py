@@ -53,7 +53,7 @@ SUITES = {
         Step("contract", program("python", "tools/build/contract.py", "check")),
         *STATIC,
         Step("faults", program("python", "tools/faults/faults.py", "--count", "40")),
-        Step("tests", program("pytest"), runner=True),
+        Step("tests", program("pytest", "-n", "2", "--dist", "loadfile"), runner=True),
     ],
 }
 
