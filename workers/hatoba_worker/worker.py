@@ -356,7 +356,8 @@ class Worker:
 
     def _drop(self, name: str) -> None:
         attempt = self._book.live.get(name)
-        if attempt is None or attempt.dropped:
+        if attempt is None or attempt.dropped or attempt.ended.is_set():
+            # One that has ended is told and shipped, or refused, like any other, and forgotten.
             return
         self._book.dropped(attempt)
         if self._course.drop(attempt):

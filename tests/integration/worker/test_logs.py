@@ -6,6 +6,8 @@ import sys
 
 from worker_house import House, until
 
+from hatoba.v1 import runner_pb2, worker_pb2
+
 LIMIT = 1 << 20
 
 
@@ -75,3 +77,23 @@ async def test_a_log_grows_while_the_job_runs(house: House) -> None:
     assert house.heard.all("commit", "a-1") == []
     (house.data / "gate").touch()
     await house.logged("a-1", b"one\ntwo\n")
+
+
+async def test_the_log_of_what_ended_is_shipped_though_the_server_wants_no_more_of_it(
+    house: House,
+) -> None:
+    house.server.silent.add("commit")
+    house.server.hold_logs.clear()
+    house.shell("a-1", "seq 1000000; exit 3")
+    commit = await house.commit("a-1")
+    # As after a restart of a server that had stored the end and not answered.
+    house.server.drop("a-1")
+    house.server.send(committed("a-1"))
+    house.server.hold_logs.set()
+    await house.forgotten("a-1")
+    assert len(house.server.log("a-1")) == dict(commit.log_sizes)["stdout"] == 6_888_896
+
+
+def committed(attempt: str) -> worker_pb2.ServerItem:
+    answer = runner_pb2.CommitAttemptResponse(attempt=attempt, accepted=True)
+    return worker_pb2.ServerItem(committed=answer)
