@@ -356,8 +356,11 @@ class Worker:
 
     def _drop(self, name: str) -> None:
         attempt = self._book.live.get(name)
-        if attempt is None or attempt.dropped or attempt.ended.is_set():
-            # One that has ended is told and shipped, or refused, like any other, and forgotten.
+        if attempt is None or attempt.dropped:
+            return
+        if attempt.ended.is_set():
+            # The server is done with its end; what it wrote may still be wanted.
+            attempt.committed.set()
             return
         self._book.dropped(attempt)
         if self._course.drop(attempt):

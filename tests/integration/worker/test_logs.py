@@ -6,8 +6,6 @@ import sys
 
 from worker_house import House, until
 
-from hatoba.v1 import runner_pb2, worker_pb2
-
 LIMIT = 1 << 20
 
 
@@ -88,12 +86,6 @@ async def test_the_log_of_what_ended_is_shipped_though_the_server_wants_no_more_
     commit = await house.commit("a-1")
     # As after a restart of a server that had stored the end and not answered.
     house.server.drop("a-1")
-    house.server.send(committed("a-1"))
     house.server.hold_logs.set()
     await house.forgotten("a-1")
     assert len(house.server.log("a-1")) == dict(commit.log_sizes)["stdout"] == 6_888_896
-
-
-def committed(attempt: str) -> worker_pb2.ServerItem:
-    answer = runner_pb2.CommitAttemptResponse(attempt=attempt, accepted=True)
-    return worker_pb2.ServerItem(committed=answer)
