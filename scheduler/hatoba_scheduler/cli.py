@@ -180,8 +180,10 @@ def stop(data: str, everything: bool, grace: float) -> None:
     found = _running(directory)
     if found is None and not everything:
         _fail(f"no server runs on {directory}", 1)
+    if found is not None:
+        # First, since it would start keeper and worker again.
+        _end(int(found["pid"]))
     if everything:
-        # The worker first: a job that ends with the server away is told of at the next start.
         subprocess.run(
             [
                 *(sys.executable, "-m", "hatoba_worker.embedded", "end"),
@@ -189,8 +191,6 @@ def stop(data: str, everything: bool, grace: float) -> None:
             ],
             check=False,
         )
-    if found is not None:
-        _end(int(found["pid"]))
 
 
 def _end(pid: int) -> None:

@@ -122,7 +122,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         size = page_size(request.page_size)
         names = [name for name in self._book.names(project) if name > after]
         reply = queue_pb2.ListQueuesResponse(
-            queues=[queue_to_proto(self._book.get(project, name)) for name in names[:size]]
+            queues=[queue_to_proto(await self._book.fresh(project, name)) for name in names[:size]]
         )
         if len(names) > size:
             reply.next_page_token = self._pager.token(scope, names[size - 1])
