@@ -118,6 +118,7 @@ class BackendLoop:
         self._stops = _Todo()
         self._releases = _Todo()
         self._held: dict[str, None] = {}
+        self._asked_to_stop: set[str] = set()
         self._watching = asyncio.Event()
         ctx.ledger.listen(self._on_commit)
 
@@ -135,7 +136,8 @@ class BackendLoop:
                     self._recover(attempt)
 
     def _recover(self, attempt: Attempt) -> None:
-        if attempt.state is AttemptState.LAUNCHING and not attempt.claim_time:
+        unclaimed = attempt.state is AttemptState.LAUNCHING and not attempt.claim_time
+        if unclaimed or not (attempt.handle or attempt.state.terminal):
             self._doubtful.add(attempt.name)
         self._note(attempt)
 
@@ -355,7 +357,9 @@ class BackendLoop:
         current = [
             attempt
             for _, attempt in self._current(list(self._held))
-            if (not pool or attempt.host == pool) and attempt.handle and not attempt.state.terminal
+            if (not pool or attempt.host == pool)
+            and (attempt.handle or attempt.state > AttemptState.LAUNCHING)
+            and not attempt.state.terminal
         ]
         for attempt in current:
             self._note(attempt)
@@ -379,6 +383,7 @@ class BackendLoop:
 
     async def _stop_loop(self) -> None:
         """Ask for each stop now, and again until it took effect: cancel is never forgotten."""
+        self._asked_to_stop.clear()
         async with asyncio.TaskGroup() as group:
             while True:
                 names = await self._stops.take(GROUP)
@@ -389,8 +394,9 @@ class BackendLoop:
                 ]
                 for grace in {grace for grace, _ in current}:
                     await self._stop([a for g, a in current if g == grace], grace)
-                if current:
-                    again = [attempt.name for _, attempt in current]
+                again = {attempt.name for _, attempt in current} - self._asked_to_stop
+                if again:
+                    self._asked_to_stop |= again
                     group.create_task(self._stop_again(again), name=f"{self.name}:stop-again")
 
     async def _stop(self, attempts: Sequence[Attempt], grace: float) -> None:
@@ -404,8 +410,9 @@ class BackendLoop:
         asked = [(name, self._ask(name, never_was_step(self._now()))) for name in unknown]
         await self._settle(asked, self._stops)
 
-    async def _stop_again(self, names: Sequence[str]) -> None:
+    async def _stop_again(self, names: set[str]) -> None:
         await self._ctx.clock.sleep(STOP_AGAIN)
+        self._asked_to_stop -= names
         for name in names:
             self._stops.add(name)
 

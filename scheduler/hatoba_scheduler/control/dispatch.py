@@ -186,14 +186,21 @@ class Dispatcher:
         """Bring back what waited for a back-off, when its time has come."""
         while True:
             await self._clock.sleep(0.1 if self._later else 0.5)
-            now = self._clock.time()
-            while self._later and self._later[0][0] <= now:
-                due = heapq.heappop(self._later)
-                self._timed.discard(due)
-                rows = self._ledger.rows(due[1])
+            for uid in self._due():
+                rows = self._ledger.rows(uid)
                 if rows is not None:
                     self._refresh(rows)
                     self._wake.set()
+
+    def _due(self) -> set[str]:
+        """Jobs with a task whose back-off is over: each once, however many tasks it is."""
+        due: set[str] = set()
+        now = self._clock.time()
+        while self._later and self._later[0][0] <= now:
+            when = heapq.heappop(self._later)
+            self._timed.discard(when)
+            due.add(when[1])
+        return due
 
     async def _commit(self, assignments: Sequence[Assignment]) -> bool:
         """False when the store did not take all of them."""

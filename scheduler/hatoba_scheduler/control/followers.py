@@ -19,6 +19,7 @@ from hatoba_scheduler.domain.transitions import (
     upstream_failed,
     upstream_succeeded,
 )
+from hatoba_scheduler.errors import HatobaError
 from hatoba_scheduler.store.base import Store
 
 log = structlog.get_logger(__name__)
@@ -112,6 +113,13 @@ class Followers:
 
     async def _check_doubtful(self) -> None:
         while self._doubtful:
-            job = await self._store.job(self._doubtful.pop())
+            uid = next(iter(self._doubtful))
+            try:
+                job = await self._store.job(uid)
+            except HatobaError as error:
+                log.warning("follow.not_read", error=error.message)
+                await self._clock.sleep(AGAIN)
+                continue
+            self._doubtful.discard(uid)
             if job is not None and job.state.terminal:
                 self._carry(job)

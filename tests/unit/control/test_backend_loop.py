@@ -1,0 +1,128 @@
+"""One backend's loops over a running ledger, with a backend that is away."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+from domain_rows import CANCEL, NOW, intent, new_job
+
+from hatoba_plugins.backend import Backend
+from hatoba_plugins.clock import FakeClock
+from hatoba_plugins.values import (
+    FindOutcome,
+    Gap,
+    Health,
+    HealthStatus,
+    NotYet,
+    Observation,
+    Phase,
+    Ref,
+    ReleaseOutcome,
+    StopResult,
+    Synced,
+    Unsure,
+    WatchItem,
+)
+from hatoba_scheduler.control.backend_loop import STOP_AGAIN, BackendLoop, LoopContext
+from hatoba_scheduler.control.observe import Step, of_attempt
+from hatoba_scheduler.control.specs import SpecCache
+from hatoba_scheduler.domain.states import AttemptState
+from hatoba_scheduler.domain.transitions import cancel, claimed, launch, launched
+
+if TYPE_CHECKING:
+    from tests.unit.control.conftest import Books
+
+NAME = "h1-job-1-0-1"
+GAPS = 7.3
+
+
+@dataclass
+class Away:
+    """A backend that has all there is and cannot be reached, until it is known to have nothing."""
+
+    clock: FakeClock = field(default_factory=FakeClock)
+    gone: bool = False
+    stops: list[str] = field(default_factory=list)
+
+    @property
+    def jobs(self) -> Away:
+        return self
+
+    async def health(self) -> Health:
+        return Health(HealthStatus.HEALTHY)
+
+    async def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
+        return [Unsure(ref.name, 1.0) for ref in refs]
+
+    async def observe(self, refs: Sequence[Ref]) -> list[Observation]:
+        phase = Phase.GONE if self.gone else Phase.EXISTS
+        return [
+            Observation(ref.name, phase, exists=not self.gone, reachable=self.gone) for ref in refs
+        ]
+
+    async def watch(self) -> AsyncIterator[WatchItem]:
+        yield Synced()
+        while True:
+            await self.clock.sleep(GAPS)
+            yield Gap()
+
+    async def stop(self, refs: Sequence[Ref], grace: float) -> list[StopResult]:
+        del grace
+        self.stops += [ref.name for ref in refs]
+        return [StopResult(ref.name, known=True) for ref in refs]
+
+    async def release(self, refs: Sequence[Ref]) -> list[ReleaseOutcome]:
+        return [NotYet(ref.name, 1.0) for ref in refs]
+
+
+@asynccontextmanager
+async def looping(books: Books, backend: Away) -> AsyncIterator[FakeClock]:
+    specs = SpecCache(books.store.as_store())
+    ctx = LoopContext(
+        books.ledger, specs, backend.clock, random.Random(1), "cluster", lambda *_: None
+    )
+    loop = BackendLoop("null", cast(Backend, backend), ctx)
+    loop.recover()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(loop.run(), name="backend")
+        yield backend.clock
+        task.cancel()
+
+
+async def launching(books: Books, *steps: Step) -> None:
+    """A job whose first attempt went through these steps."""
+    await books.submit(new_job())
+    await books.ledger.decide("job-1", lambda rows: launch(rows, intent(rows, fenced=True), NOW))
+    for step in steps:
+        await books.ledger.decide("job-1", of_attempt(0, NAME, step))
+
+
+async def moved(clock: FakeClock, seconds: int) -> None:
+    for _ in range(seconds):
+        await clock.advance(1.0)
+
+
+async def test_a_stop_is_asked_for_again_at_one_pace_however_long_it_takes(books: Books) -> None:
+    backend = Away()
+    await launching(books, lambda view: launched(view, b"1:host"))
+    async with looping(books, backend) as clock:
+        await clock.advance(0.5)
+        await books.ledger.decide("job-1", lambda rows: cancel(rows, CANCEL, NOW))
+        await moved(clock, 300)
+        early = len(backend.stops)
+        await moved(clock, 300)
+        late = len(backend.stops) - early
+    assert 300 / STOP_AGAIN <= late <= early + 2
+
+
+async def test_what_was_claimed_before_its_handle_was_stored_is_looked_after(books: Books) -> None:
+    await launching(books, lambda view: claimed(view, "nonce", NOW))
+    assert books.rows().attempts[0].state is AttemptState.STARTING
+    async with looping(books, Away(gone=True)) as clock:
+        await moved(clock, 3)
+    assert books.rows().attempts[0].state is AttemptState.LOST
