@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -67,7 +68,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hato
     root = tmp_path_factory.mktemp("services")
     _install_broken_plugin(root / "site")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(root / "site"))
+        patch.setenv("PYTHONPATH", str(root / "site"), prepend=os.pathsep)
         async with running_server(configure(root / "data"), worker=False) as one:
             yield one
 

@@ -211,8 +211,6 @@ async def test_usage_counts_what_is_unfinished_and_held(wire: Wire, project: str
     wanted.array.size = 5
     wanted.resources.cpus, wanted.resources.memory_bytes = 0.5, 1024
     job = await submit(wire, wanted, project)
-    done = in_queue(spec("done", exit_code=1), "q")
-    done.array.size = 3
     await wire.watched(job.name, lambda job: job.counts.by_state["RUNNING"] == 2, 20)
     await submit(wire, in_queue(held(), "q"), project)
     request = queue_pb2.GetQueueUsageRequest(name=made.name)
@@ -228,6 +226,20 @@ async def test_usage_counts_what_is_unfinished_and_held(wire: Wire, project: str
     await wire.ended(job.name)
     usage = await wire.once(request, queue_pb2.QueueUsage)
     assert (usage.jobs, dict(usage.tasks.by_state)) == (1, {"HELD": 1})
+
+
+async def test_tasks_that_ended_are_no_usage(wire: Wire, project: str) -> None:
+    made = await create(wire, project, "q")
+    wanted = in_queue(spec("array"), "q")
+    wanted.array.size, wanted.array.max_parallel = 100_000, 1
+    job = await submit(wire, wanted, project)
+    await wire.watched(job.name, lambda job: job.counts.by_state["SUCCEEDED"] > 1, 20)
+    request = queue_pb2.GetQueueUsageRequest(name=made.name)
+    usage = await wire.once(request, queue_pb2.QueueUsage)
+    assert usage.jobs == 1
+    assert "SUCCEEDED" not in usage.tasks.by_state
+    assert usage.tasks.total < 100_000
+    await cancel(wire, job.name)
 
 
 async def test_a_higher_limit_lets_more_run_at_once(wire: Wire, project: str) -> None:
