@@ -7,6 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import settings
+
+# How long an example takes is the machine's affair, not the code's.
+settings.register_profile("hatoba", deadline=None)
+settings.load_profile("hatoba")
 
 OURS = ["hatoba", "hatoba_plugins", "hatoba_scheduler", "hatoba_worker"]
 

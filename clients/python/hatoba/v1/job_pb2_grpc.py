@@ -117,8 +117,8 @@ class JobServiceServicer(object):
 
     def SubmitJob(self, request, context):
         """Accepts one job durably: after OK it survives a crash of the server. May be repeated with the
-        same request_id. INVALID_ARGUMENT names every field that is wrong; NOT_FOUND a queue or job it
-        names that does not exist; RESOURCE_EXHAUSTED when the store is full.
+        same request_id. INVALID_ARGUMENT names every field that is wrong, a queue or job that is not
+        there among them; RESOURCE_EXHAUSTED when the store or the queue is full.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

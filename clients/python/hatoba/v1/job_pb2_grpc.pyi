@@ -38,8 +38,8 @@ class JobServiceStub:
     def __new__(cls, channel: _aio.Channel) -> JobServiceAsyncStub: ...
     SubmitJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.SubmitJobRequest, _job_pb2.Job]
     """Accepts one job durably: after OK it survives a crash of the server. May be repeated with the
-    same request_id. INVALID_ARGUMENT names every field that is wrong; NOT_FOUND a queue or job it
-    names that does not exist; RESOURCE_EXHAUSTED when the store is full.
+    same request_id. INVALID_ARGUMENT names every field that is wrong, a queue or job that is not
+    there among them; RESOURCE_EXHAUSTED when the store or the queue is full.
     """
     SubmitJobs: _grpc.UnaryUnaryMultiCallable[_job_pb2.SubmitJobsRequest, _job_pb2.SubmitJobsResponse]
     """Accepts many jobs in one transaction per part; each item succeeds or fails on its own."""
@@ -88,8 +88,8 @@ class JobServiceAsyncStub(JobServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     SubmitJob: _aio.UnaryUnaryMultiCallable[_job_pb2.SubmitJobRequest, _job_pb2.Job]  # type: ignore[assignment]
     """Accepts one job durably: after OK it survives a crash of the server. May be repeated with the
-    same request_id. INVALID_ARGUMENT names every field that is wrong; NOT_FOUND a queue or job it
-    names that does not exist; RESOURCE_EXHAUSTED when the store is full.
+    same request_id. INVALID_ARGUMENT names every field that is wrong, a queue or job that is not
+    there among them; RESOURCE_EXHAUSTED when the store or the queue is full.
     """
     SubmitJobs: _aio.UnaryUnaryMultiCallable[_job_pb2.SubmitJobsRequest, _job_pb2.SubmitJobsResponse]  # type: ignore[assignment]
     """Accepts many jobs in one transaction per part; each item succeeds or fails on its own."""
@@ -141,8 +141,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
         """Accepts one job durably: after OK it survives a crash of the server. May be repeated with the
-        same request_id. INVALID_ARGUMENT names every field that is wrong; NOT_FOUND a queue or job it
-        names that does not exist; RESOURCE_EXHAUSTED when the store is full.
+        same request_id. INVALID_ARGUMENT names every field that is wrong, a queue or job that is not
+        there among them; RESOURCE_EXHAUSTED when the store or the queue is full.
         """
 
     @_abc_1.abstractmethod
