@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -102,8 +103,9 @@ def state_to_proto(state: JobState) -> common_pb2.JobState.ValueType:
     return common_pb2.JobState.ValueType(state)
 
 
+@functools.lru_cache(maxsize=4096)
 def counts_to_proto(counts: Counts) -> common_pb2.TaskCounts:
-    """The message of task counts; states with none are left out."""
+    """The message of task counts, shared: not to be changed; states with none are left out."""
     by_state = {JobState(n).name: count for n, count in enumerate(counts) if count}
     return common_pb2.TaskCounts(total=sum(counts), by_state=by_state)
 
@@ -147,8 +149,9 @@ def job_to_proto(job: Job, spec: job_pb2.JobSpec | None) -> job_pb2.Job:
 def _put_spec(out: job_pb2.JobSpec, spec: job_pb2.JobSpec, job: Job) -> None:
     out.CopyFrom(spec)
     out.priority, out.queue, out.hold = job.priority, job.queue, job.hold
-    out.labels.clear()
-    out.labels.update(dict(job.labels))
+    if out.labels or job.labels:
+        out.labels.clear()
+        out.labels.update(dict(job.labels))
 
 
 def task_to_proto(job: Job, task: Task, progress: Progress | None = None) -> job_pb2.Task:

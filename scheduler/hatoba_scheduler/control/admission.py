@@ -28,14 +28,14 @@ class Grounds:
 
 def problems(spec: job_pb2.JobSpec, project: str, grounds: Grounds) -> list[FieldViolation]:
     """What of a specification is wrong, beyond the rules of the contract; in field order."""
-    found = [
-        *_of_size(spec),
-        *_of_queue(spec, project, grounds),
-        *_of_env(spec.env),
-        *_of_params(spec),
-        *_of_environment(spec),
-        *_of_secrets(spec, grounds.secrets),
-    ]
+    found = [*_of_size(spec), *_of_queue(spec, project, grounds)]
+    if spec.env:
+        found += _of_env(spec.env)
+    found += _of_params(spec)
+    if spec.HasField("environment"):
+        found += _of_environment(spec.environment)
+    if spec.secrets:
+        found += _of_secrets(spec, grounds.secrets)
     if (spec.backend or grounds.default_backend) not in grounds.backends:
         found.append(_unknown_backend(spec, grounds))
     return found
@@ -106,8 +106,8 @@ def _of_env(env: Mapping[str, str]) -> Iterator[FieldViolation]:
 
 
 def _of_params(spec: job_pb2.JobSpec) -> Iterator[FieldViolation]:
-    for name, value in spec.params.items():
-        kind = value.WhichOneof("kind")
+    for name in spec.params:
+        kind = spec.params[name].WhichOneof("kind")
         if kind not in ("number_value", "string_value", "bool_value"):
             yield FieldViolation(
                 f"spec.params[{shown(name)}]",
@@ -126,8 +126,7 @@ def _of_params(spec: job_pb2.JobSpec) -> Iterator[FieldViolation]:
         )
 
 
-def _of_environment(spec: job_pb2.JobSpec) -> Iterator[FieldViolation]:
-    environment = spec.environment
+def _of_environment(environment: job_pb2.Environment) -> Iterator[FieldViolation]:
     if environment.image and (environment.python or environment.requirements):
         yield FieldViolation(
             "spec.environment",

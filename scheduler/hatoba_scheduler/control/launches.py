@@ -31,6 +31,7 @@ def unknown_params(spec: job_pb2.JobSpec) -> list[tuple[int, str]]:
     return [
         (position, name)
         for position, argument in enumerate(spec.command)
+        if "${" in argument
         for name in PLACEHOLDER.findall(argument)
         if name not in spec.params
     ]

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from hatoba_scheduler.control.gather import Gatherer
 from hatoba_scheduler.domain.records import (
     Attempt,
     Change,
@@ -73,6 +74,14 @@ class _Live:
 
 
 @dataclass(slots=True)
+class _New:
+    """New jobs of one call."""
+
+    items: Sequence[Submission]
+    answer: asyncio.Future[list[SubmitResult]]
+
+
+@dataclass(slots=True)
 class _Ask:
     uid: str
     decide: Decide
@@ -115,6 +124,7 @@ class Ledger:
         self._wake = asyncio.Event()
         self._listeners: list[Listener] = []
         self._submits = asyncio.TaskGroup()
+        self._arrivals = Gatherer(self._begin)
         self._running = asyncio.Event()
         self._stopped = False
 
@@ -166,24 +176,42 @@ class Ledger:
         await self._running.wait()
         if self._stopped:
             raise _stopping()
-        answer: asyncio.Future[list[SubmitResult]] = asyncio.get_running_loop().create_future()
-        self._submits.create_task(self._submit(items, answer), name="submit")
-        return await answer
+        new = _New(items, asyncio.get_running_loop().create_future())
+        self._arrivals.add(new, len(items))
+        return await new.answer
 
-    async def _submit(
-        self, items: Sequence[Submission], answer: asyncio.Future[list[SubmitResult]]
-    ) -> None:
+    def _begin(self, group: list[_New]) -> None:
+        self._submits.create_task(self._submit(group), name="submit")
+
+    async def _submit(self, group: list[_New]) -> None:
         try:
-            results = await self._store.submit(items)
+            await self._store_all(group)
         except asyncio.CancelledError:
-            _fail(answer, _stopping())
+            for new in group:
+                _fail(new.answer, _stopping())
             raise
         except Exception as error:  # noqa: BLE001 - told to who asked
-            _fail(answer, error)
+            for new in group:
+                _fail(new.answer, error)
+
+    async def _store_all(self, group: Sequence[_New]) -> None:
+        """Store jobs together; when a row of one is refused, each call's for themselves."""
+        items = [item for new in group for item in new.items]
+        try:
+            results = await self._store.submit(items)
+        except WriteRefused:
+            if len(group) == 1:
+                raise
+            for new in group:
+                await self._submit([new])
             return
         self._take_in(items, results)
-        if not answer.done():
-            answer.set_result(results)
+        start = 0
+        for new in group:
+            end = start + len(new.items)
+            if not new.answer.done():
+                new.answer.set_result(results[start:end])
+            start = end
 
     def _take_in(self, items: Sequence[Submission], results: Sequence[SubmitResult]) -> None:
         commits, events = [], []
@@ -226,6 +254,8 @@ class Ledger:
                     await self._commit_all()
                 finally:
                     self._stopped = True
+                    for new in self._arrivals.take():
+                        _fail(new.answer, _stopping())
         finally:
             for ask in self._asks:
                 _fail(ask.answer, _stopping())

@@ -13,13 +13,14 @@ from hatoba_scheduler.convert import pairs
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, DEFAULT_QUEUE
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import Checkpoint, Job, Resources, RetryPolicy
-from hatoba_scheduler.domain.states import Desired, JobState
+from hatoba_scheduler.domain.states import Desired
 from hatoba_scheduler.domain.transitions import Now, first_state, initial_counts, submitted
 from hatoba_scheduler.store.base import RequestKey, Submission
 from hatoba_scheduler.telemetry.tracing import SpanContext
 
 STOP_GRACE = 10.0
 _POLICY = RetryPolicy()
+_ONE = Ranges.upto(1)
 
 
 class Caller(NamedTuple):
@@ -88,6 +89,7 @@ class JobMaker:
         size = spec.array.size or 1
         state = first_state(spec.hold, origin.blocked_on)
         wanted = spec.resources
+        environment = spec.environment
         return Job(
             uid=self._uid(),
             project=caller.project or DEFAULT_PROJECT,
@@ -100,11 +102,11 @@ class JobMaker:
             fail_fast=spec.array.fail_fast,
             resources=Resources(wanted.cpus, wanted.memory_bytes, wanted.gpus),
             retries=retry_policy(spec) if spec.HasField("retries") else _POLICY,
-            state=JobState(state),
+            state=state,
             desired=Desired.RUN,
             version=1,
             settings_version=1,
-            unstarted=Ranges.upto(size),
+            unstarted=_ONE if size == 1 else Ranges.upto(size),
             unstarted_state=state,
             counts=initial_counts(size, state),
             hold=spec.hold,
@@ -116,8 +118,8 @@ class JobMaker:
             sampled=caller.trace.sampled,
             rerun_of=origin.rerun_of,
             stop_grace=seconds(spec.stop_grace),
-            labels=pairs(spec.labels.items()),
-            secrets=tuple(sorted(secret.name for secret in spec.secrets)),
-            embedded_only=bool(spec.environment.caller_interpreter) and not spec.environment.python,
+            labels=pairs(spec.labels.items()) if spec.labels else (),
+            secrets=tuple(sorted(secret.name for secret in spec.secrets)) if spec.secrets else (),
+            embedded_only=bool(environment.caller_interpreter) and not environment.python,
             restore=origin.restore,
         )

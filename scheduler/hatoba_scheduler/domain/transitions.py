@@ -7,6 +7,7 @@ when nothing changes. What a stale observer says changes nothing; what is illega
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -138,6 +139,7 @@ def _derive_live(counts: Counts, started: bool, waiting: JobState) -> JobState:
     return _J.QUEUED if counts[_J.QUEUED] else waiting
 
 
+@functools.lru_cache(maxsize=1024)
 def initial_counts(size: int, state: JobState) -> Counts:
     """All tasks of a new job, in its first state."""
     counts = list(no_counts())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,8 @@ from hatoba_scheduler.domain.transitions import (
     updated,
 )
 from hatoba_scheduler.errors import Unavailable
-from hatoba_scheduler.store.base import Submission, Submitted
+from hatoba_scheduler.store.base import Duplicate, Mismatch, Submission, Submitted
+from hatoba_scheduler.store.errors import WriteRefused
 
 if TYPE_CHECKING:
     from tests.unit.control.conftest import Books
@@ -359,3 +360,39 @@ async def test_the_same_request_twice_is_one_job(
     books.store.submit = repeated  # type: ignore[method-assign, assignment]
     await books.ledger.submit([submission_of(new_job())])
     assert len(books.told) == 1
+
+
+async def test_submits_that_arrive_together_are_one_write(
+    books: Books, submission_of: Callable[[Job], Submission]
+) -> None:
+    calls: list[list[str]] = []
+    store_submit = books.store.submit
+
+    async def noted(items: Sequence[Submission]) -> list[Submitted | Duplicate | Mismatch]:
+        calls.append([item.job.uid for item in items])
+        return await store_submit(items)
+
+    books.store.submit = noted  # type: ignore[method-assign]
+    jobs = [new_job(f"job-{number}") for number in range(1, 6)]
+    found = await asyncio.gather(*(books.ledger.submit([submission_of(job)]) for job in jobs))
+    assert calls == [[job.uid for job in jobs]]
+    assert [result.job.uid for (result,) in found if isinstance(result, Submitted)] == calls[0]
+
+
+async def test_a_refused_submit_fails_alone(
+    books: Books, submission_of: Callable[[Job], Submission]
+) -> None:
+    store_submit = books.store.submit
+
+    async def picky(items: Sequence[Submission]) -> list[Submitted | Duplicate | Mismatch]:
+        if any(item.job.uid == "bad" for item in items):
+            raise WriteRefused("the store refused a row")
+        return await store_submit(items)
+
+    books.store.submit = picky  # type: ignore[method-assign]
+    jobs = [new_job("good"), new_job("bad"), new_job("fine")]
+    answers = await asyncio.gather(
+        *(books.ledger.submit([submission_of(job)]) for job in jobs), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [list, WriteRefused, list]
+    assert {event.job_uid for event in books.told} == {"good", "fine"}

@@ -169,6 +169,7 @@ def _ranges(text: str) -> Ranges:
     return Ranges.parse(text)
 
 
+@functools.lru_cache(maxsize=1024)
 def _ranges_text(ranges: Ranges) -> str:
     return str(ranges) if ranges.runs else ""
 
