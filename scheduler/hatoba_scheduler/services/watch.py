@@ -45,19 +45,26 @@ class Watcher:
         if not request.cursor:
             # A stream that breaks before its first event must know where it began.
             yield Response(cursor=self._cursor(after), heartbeat=Response.Heartbeat())
+        loop = asyncio.get_running_loop()
+        spoke = loop.time()
         while True:
             page = await self._events.read(after)
             for event in page:
                 after = event.seq
                 if self._relevant(event, request, wanted):
+                    spoke = loop.time()
                     yield Response(cursor=self._cursor(after), event=event_to_proto(event))
                 if event.job_terminal:
                     open_jobs.discard(event.job_uid)
-            reason = self._over(bool(wanted), open_jobs, after >= newest)
-            if reason and not page:
+            over = bool(wanted) and not open_jobs and after >= newest and not page
+            if over or self._stopping.is_set():
+                reason = "terminal" if over else "shutdown"
                 yield Response(cursor=self._cursor(after), end=Response.End(reason=reason))
                 return
-            if not page and not await self._more(after):
+            # Where others' events come all the time, this watcher is told that it lives as well.
+            quiet = loop.time() - spoke >= HEARTBEAT if page else not await self._more(after)
+            if quiet:
+                spoke = loop.time()
                 yield Response(cursor=self._cursor(after), heartbeat=Response.Heartbeat())
 
     def _begin(self, cursor: str, oldest: int) -> int:
@@ -85,11 +92,6 @@ class Watcher:
             chosen = event.project == (request.project or DEFAULT_PROJECT)
         moved = event.job_from is not event.job_to or event.reason == "submit"
         return chosen and (moved or not request.jobs_only)
-
-    def _over(self, named: bool, open_jobs: set[str], caught_up: bool) -> str:
-        if self._stopping.is_set():
-            return "shutdown"
-        return "terminal" if named and not open_jobs and caught_up else ""
 
     async def _more(self, after: int) -> bool:
         """Wait for an event or the server's stop; False after a heartbeat's time without any."""
