@@ -50,6 +50,8 @@ class Watcher:
         while True:
             page = await self._events.read(after)
             for event in page:
+                if self._stopping.is_set():
+                    break
                 after = event.seq
                 if self._relevant(event, request, wanted):
                     spoke = loop.time()
