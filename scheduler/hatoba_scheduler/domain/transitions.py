@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.records import (
     Attempt,
     AttemptWrite,
@@ -200,7 +201,7 @@ def _moved(job: Job, move: _Move, now: Now, attempts: tuple[AttemptWrite, ...] =
     unstarted = job.unstarted if move.before else job.unstarted.without(move.after.index)
     running = new is _J.RUNNING
     after = _settled(
-        replace(
+        changed(
             job,
             version=job.version + 1,
             counts=tuple(counts),
@@ -225,8 +226,8 @@ def _settled(job: Job, now: Now, outputs: ManifestRef | None) -> Job:
         job.size, job.desired, job.counts, bool(job.start_time), job.unstarted_state
     )
     if not state.terminal:
-        return replace(job, state=state)
-    return replace(
+        return changed(job, state=state)
+    return changed(
         job,
         state=state,
         end_time=now.time,
@@ -258,9 +259,9 @@ def _event(before: Job, after: Job, now: Now, move: _Move) -> Event:
 
 def _stepped(view: View, state: AttemptState, reason: str, now: Now, **fields: object) -> Change:
     """An attempt and its task one step on, neither of them over."""
-    attempt = replace(view.attempt, state=state, version=view.attempt.version + 1, **fields)  # type: ignore[arg-type]
+    attempt = changed(view.attempt, state=state, version=view.attempt.version + 1, **fields)  # type: ignore[arg-type]
     start = now.time if state is AttemptState.RUNNING else 0
-    task = replace(
+    task = changed(
         view.task,
         state=ATTEMPT_OF[state],
         version=view.task.version + 1,
@@ -272,10 +273,10 @@ def _stepped(view: View, state: AttemptState, reason: str, now: Now, **fields: o
 
 def _noted(view: View, attempt: Attempt, task: Task | None = None) -> Change:
     """A change of an attempt's or task's facts that is no transition: no event tells of it."""
-    attempt = replace(attempt, version=view.attempt.version + 1)
+    attempt = changed(attempt, version=view.attempt.version + 1)
     tasks: tuple[TaskWrite, ...] = ()
     if task is not None:
-        tasks = (TaskWrite(replace(task, version=view.task.version + 1), view.task.version),)
+        tasks = (TaskWrite(changed(task, version=view.task.version + 1), view.task.version),)
     return Change(view.job, view.job.version, tasks, (AttemptWrite(attempt, view.attempt.version),))
 
 
@@ -310,7 +311,7 @@ def launch(rows: Rows, intent: Intent, now: Now) -> Change | None:
         return None
     number = task.attempt + 1 if task else 1
     after = (
-        replace(
+        changed(
             task,
             state=_J.LAUNCHING,
             version=task.version + 1,
@@ -352,7 +353,7 @@ def launched(view: View, handle: bytes) -> Change | None:
     """The backend has it: its handle is kept before anything else depends on it."""
     if view.attempt.handle == handle or view.attempt.state.terminal:
         return None
-    return _noted(view, replace(view.attempt, handle=handle))
+    return _noted(view, changed(view.attempt, handle=handle))
 
 
 def waiting(view: View, now: Now) -> Change | None:
@@ -375,7 +376,7 @@ def claimed(view: View, nonce: str, now: Now) -> Change:
     The caller has checked that the attempt may be claimed (`control.runners`).
     """
     if view.attempt.state >= AttemptState.STARTING:
-        return _noted(view, replace(view.attempt, nonce=nonce, claim_time=now.time))
+        return _noted(view, changed(view.attempt, nonce=nonce, claim_time=now.time))
     return _stepped(view, AttemptState.STARTING, "claim", now, nonce=nonce, claim_time=now.time)
 
 
@@ -383,7 +384,7 @@ def running(view: View, start: Micros, limit_by: str, now: Now) -> Change | None
     """LAUNCHING, WAITING or STARTING -> RUNNING: the user's code began."""
     if view.attempt.state >= AttemptState.RUNNING:
         return None
-    usage = replace(view.attempt.usage, memory_limit_by=limit_by)
+    usage = changed(view.attempt.usage, memory_limit_by=limit_by)
     return _stepped(view, AttemptState.RUNNING, "run", now, start_time=start, usage=usage)
 
 
@@ -406,7 +407,7 @@ def _stopping_for_good(view: View, intended: AttemptState, cause: Cause | None) 
     cancels = intended is AttemptState.CANCELLED
     if not cancels or view.attempt.intended is AttemptState.CANCELLED:
         return None
-    return _noted(view, replace(view.attempt, intended=intended, cause=cause))
+    return _noted(view, changed(view.attempt, intended=intended, cause=cause))
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,7 +434,7 @@ def ended(view: View, outcome: Outcome, now: Now) -> Change | None:
     if view.attempt.state.terminal:
         return None
     outcome = _as_intended(view, outcome)
-    attempt = replace(
+    attempt = changed(
         view.attempt,
         state=outcome.state,
         version=view.attempt.version + 1,
@@ -454,7 +455,7 @@ def ended(view: View, outcome: Outcome, now: Now) -> Change | None:
 def _usage(known: Usage, told: Usage | None) -> Usage:
     if told is None:
         return known
-    return replace(told, memory_limit_by=told.memory_limit_by or known.memory_limit_by)
+    return changed(told, memory_limit_by=told.memory_limit_by or known.memory_limit_by)
 
 
 def _as_intended(view: View, outcome: Outcome) -> Outcome:
@@ -465,29 +466,29 @@ def _as_intended(view: View, outcome: Outcome) -> Outcome:
     intended = view.attempt.intended
     if intended is None or outcome.state is AttemptState.SUCCEEDED:
         return outcome
-    return replace(outcome, state=intended, cause=view.attempt.cause or outcome.cause)
+    return changed(outcome, state=intended, cause=view.attempt.cause or outcome.cause)
 
 
 def _after_attempt(view: View, outcome: Outcome, now: Now) -> Task:
     task = _charged(view.task, outcome)
-    task = replace(task, version=task.version + 1, cause=outcome.cause)
+    task = changed(task, version=task.version + 1, cause=outcome.cause)
     if may_retry(view, outcome):
         wait = round(outcome.wait * 1_000_000)
-        return replace(task, state=_J.QUEUED, not_before=now.time + wait if wait else 0)
+        return changed(task, state=_J.QUEUED, not_before=now.time + wait if wait else 0)
     state = ATTEMPT_OF[outcome.state]
     if view.job.desired is Desired.CANCELLED and state is not _J.SUCCEEDED:
         state = _J.CANCELLED
-    return replace(task, state=state, end_time=outcome.end or now.time, outputs=outcome.outputs)
+    return changed(task, state=state, end_time=outcome.end or now.time, outputs=outcome.outputs)
 
 
 def _charged(task: Task, outcome: Outcome) -> Task:
     if outcome.cause is None or not outcome.charged:
         return task
     if outcome.cause.origin is Origin.USER:
-        return replace(task, user_failures=task.user_failures + 1)
+        return changed(task, user_failures=task.user_failures + 1)
     if outcome.cause.origin is Origin.PREEMPTION:
-        return replace(task, preemptions=task.preemptions + 1)
-    return replace(task, infrastructure_failures=task.infrastructure_failures + 1)
+        return changed(task, preemptions=task.preemptions + 1)
+    return changed(task, infrastructure_failures=task.infrastructure_failures + 1)
 
 
 def may_retry(view: View, outcome: Outcome) -> bool:
@@ -520,7 +521,7 @@ def released(view: View) -> Change | None:
     """Nothing of an ended attempt is left: what it held is free, and another may follow."""
     if view.attempt.release is Release.RELEASED or not view.attempt.state.terminal:
         return None
-    return _noted(view, replace(view.attempt, release=Release.RELEASED))
+    return _noted(view, changed(view.attempt, release=Release.RELEASED))
 
 
 def reachability(view: View, reachable: bool, now: Now) -> Change | None:
@@ -528,14 +529,14 @@ def reachability(view: View, reachable: bool, now: Now) -> Change | None:
     since = view.attempt.unknown_since
     if view.attempt.state.terminal or reachable == (since == 0):
         return None
-    return _noted(view, replace(view.attempt, unknown_since=0 if reachable else now.time))
+    return _noted(view, changed(view.attempt, unknown_since=0 if reachable else now.time))
 
 
 def used(view: View, usage: Usage) -> Change | None:
     """Higher use was seen."""
     if view.attempt.state.terminal or usage == view.attempt.usage:
         return None
-    return _noted(view, replace(view.attempt, usage=_usage(view.attempt.usage, usage)))
+    return _noted(view, changed(view.attempt, usage=_usage(view.attempt.usage, usage)))
 
 
 def checkpointed(view: View, checkpoint: Checkpoint) -> Change | None:
@@ -543,8 +544,8 @@ def checkpointed(view: View, checkpoint: Checkpoint) -> Change | None:
     known = view.attempt.checkpoint
     if view.attempt.state.terminal or (known is not None and known.step >= checkpoint.step):
         return None
-    task = replace(view.task, checkpoint=checkpoint, preemptions=0)
-    return _noted(view, replace(view.attempt, checkpoint=checkpoint), task)
+    task = changed(view.task, checkpoint=checkpoint, preemptions=0)
+    return _noted(view, changed(view.attempt, checkpoint=checkpoint), task)
 
 
 # -- the job as a whole -------------------------------------------------------------------------
@@ -560,8 +561,8 @@ def _job_moved(
         moved = len(before.unstarted)
         counts[before.unstarted_state] -= moved
         counts[after.unstarted_state] += moved
-        after = replace(after, counts=tuple(counts))
-    after = replace(after, version=before.version + 1, cause=after.cause or cause)
+        after = changed(after, counts=tuple(counts))
+    after = changed(after, version=before.version + 1, cause=after.cause or cause)
     after = _settled(after, now, None)
     event = Event(
         job_uid=after.uid,
@@ -599,9 +600,9 @@ def cancel(rows: Rows, cause: Cause, now: Now) -> Change | None:
     job = rows.job
     if job.state.terminal or job.desired is Desired.CANCELLED:
         return None
-    after = replace(job, desired=Desired.CANCELLED, cause=cause)
+    after = changed(job, desired=Desired.CANCELLED, cause=cause)
     if job.unstarted:
-        after = replace(after, unstarted_state=_J.CANCELLED)
+        after = changed(after, unstarted_state=_J.CANCELLED)
     change = _job_moved(job, after, "cancel", now, cause)
     return _cancel_started(rows, change, cause, now)
 
@@ -614,7 +615,7 @@ def fail_fast(rows: Rows, index: int | None, now: Now) -> Change | None:
     cause = causes.sibling_failed(index)
     if not _waiting_tasks(job) and not any(_goes_on(rows, index) for index in rows.tasks):
         return None
-    after = replace(job, unstarted_state=_J.CANCELLED) if _waiting_tasks(job) else job
+    after = changed(job, unstarted_state=_J.CANCELLED) if _waiting_tasks(job) else job
     change = _job_moved(job, after, "fail_fast", now, cause)
     return _cancel_started(rows, change, cause, now)
 
@@ -649,7 +650,7 @@ def _cancel_started(rows: Rows, change: Change, cause: Cause, now: Now) -> Chang
 
 
 def _cancel_waiting(view: View, cause: Cause, now: Now) -> Change:
-    task = replace(
+    task = changed(
         view.task,
         state=_J.CANCELLED,
         version=view.task.version + 1,
@@ -665,9 +666,9 @@ def hold(rows: Rows, held: bool, now: Now) -> Change | None:
     job = rows.job
     if job.hold == held or job.state.terminal:
         return None
-    after = replace(job, hold=held, settings_version=job.settings_version + 1)
+    after = changed(job, hold=held, settings_version=job.settings_version + 1)
     if _waiting_tasks(job):
-        after = replace(after, unstarted_state=first_state(held, job.blocked_on))
+        after = changed(after, unstarted_state=first_state(held, job.blocked_on))
     return _job_moved(job, after, "hold" if held else "release", now)
 
 
@@ -677,9 +678,9 @@ def upstream_succeeded(rows: Rows, uid: str, now: Now) -> Change | None:
     if uid not in job.blocked_on or job.state.terminal:
         return None
     rest = tuple(known for known in job.blocked_on if known != uid)
-    after = replace(job, blocked_on=rest)
+    after = changed(job, blocked_on=rest)
     if job.unstarted_state is _J.BLOCKED and not rest:
-        after = replace(after, unstarted_state=_J.QUEUED)
+        after = changed(after, unstarted_state=_J.QUEUED)
     return _job_moved(job, after, "unblock", now)
 
 
@@ -689,7 +690,7 @@ def upstream_failed(rows: Rows, name: str, state: JobState, now: Now) -> Change 
     if not job.blocked_on or job.state.terminal:
         return None
     cause = causes.upstream_failed(name, state.name)
-    after = replace(job, unstarted_state=_J.UPSTREAM_FAILED)
+    after = changed(job, unstarted_state=_J.UPSTREAM_FAILED)
     return _job_moved(job, after, "upstream_failed", now, cause)
 
 
@@ -704,12 +705,12 @@ class Settings:
 def updated(rows: Rows, settings: Settings, now: Now) -> Change | None:
     """New priority or queue."""
     job = rows.job
-    after = replace(
+    after = changed(
         job,
         priority=job.priority if settings.priority is None else settings.priority,
         queue=job.queue if settings.queue is None else settings.queue,
     )
     if after == job or job.state.terminal:
         return None
-    after = replace(after, settings_version=job.settings_version + 1)
+    after = changed(after, settings_version=job.settings_version + 1)
     return _job_moved(job, after, "update", now)
