@@ -243,6 +243,7 @@ class Course:
         if attempt.begun is not None:
             self._parts.executor.stop(attempt.name, 0.0)
             await attempt.is_gone.wait()
+        self._parts.session.send(gone_item(attempt.name, attempt.fence))
         self.forget(attempt, "DROPPED")
 
     def _lines(self, attempt: Attempt, ending: Ending) -> tuple[str, ...]:

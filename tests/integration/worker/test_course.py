@@ -265,6 +265,7 @@ async def test_a_dropped_attempt_is_ended_and_nothing_is_committed(house: House)
     await until(lambda: not runs(pid))
     await house.forgotten("a-1")
     await house.keeper_has()
+    assert (await house.heard.wait("gone", "a-1")).fence == 1
     assert house.heard.all("commit", "a-1") == []
 
 
