@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,10 @@ from hypothesis import settings
 # How long an example takes is the machine's affair, not the code's.
 settings.register_profile("hatoba", deadline=None)
 settings.load_profile("hatoba")
+
+# A shell ignores these for what it starts in the background; tests of Ctrl-C need them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 OURS = ["hatoba", "hatoba_plugins", "hatoba_scheduler", "hatoba_worker"]
 

@@ -112,7 +112,8 @@ async def test_a_process_leads_a_session_and_has_no_ignored_signals(
     await watcher.exited("a")
 
     [_, ignored, pid, session] = house.out("a").split()
-    assert int(ignored, 16) == 0
+    # Signals from 32 on are the C library's own: nobody can give them back.
+    assert int(ignored, 16) & 0x7FFF_FFFF == 0
     assert pid == session
 
 

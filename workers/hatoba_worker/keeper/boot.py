@@ -27,6 +27,8 @@ LOCK = "keeper.lock"
 READY = "keeper.json"
 JOURNAL = "keeper.journal"
 LOG = "keeper.log"
+# Python ignores these for itself, and gives them back in every child.
+_RESTORED = frozenset({signal.SIGPIPE, signal.SIGXFSZ})
 
 
 class HeldError(Exception):
@@ -105,6 +107,7 @@ def _serve(data: Path, options: argparse.Namespace, ready: int, lock: int) -> No
     book = Book(Journal(data / JOURNAL), identity["boot_id"])
     keeper = Keeper(identity, data_key(data), book, use_groups=not options.no_cgroups)
     service = Service(listen(data), keeper.handle)
+    _take_back_signals()
     service.wake_by(_wake_on_signals(keeper))
     keeper.recover()
     _announce(data / READY, identity)
@@ -140,6 +143,13 @@ def _identity(release: str) -> Json:
         "incarnation": os.urandom(16).hex(),
         "version": release,
     }
+
+
+def _take_back_signals() -> None:
+    """Shells ignore some for what they start in the background; what we start must not."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is signal.SIG_IGN and number not in _RESTORED:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _wake_on_signals(keeper: Keeper) -> int:
