@@ -68,6 +68,7 @@ class Locator:
         """Where to dial; blocks on small files. Raises NoServer."""
         try:
             address, tls = parse_address(self._server or self._embedded())
+            tls = tls or bool(self._ca_file)
             token = read_token(str(self._token_file))
             return Target(address, tls, self._authority() if tls else None, token)
         except (OSError, ValueError, KeyError, TypeError, InvalidSpec) as error:
