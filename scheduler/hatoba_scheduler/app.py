@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ from hatoba_plugins.clock import SystemClock
 from hatoba_scheduler.auth.authenticator import Authenticator
 from hatoba_scheduler.auth.files import ensure_token_files
 from hatoba_scheduler.backends import Backends, open_backends
-from hatoba_scheduler.config import Config
+from hatoba_scheduler.config import Address, Config
 from hatoba_scheduler.control.admission import Grounds
 from hatoba_scheduler.control.backend_loop import BackendLoop, LoopContext
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
@@ -469,17 +469,24 @@ def _announce(core: Core, transport: Transport, grpc_port: int, http_port: int) 
     """Write the ready file, whole or not at all, here and where it was asked for."""
     server = core.options.config.server
     ready = {
-        "grpc": str(replace(server.listen, port=grpc_port)),
-        "http": str(replace(server.http_listen, port=http_port)),
+        "grpc": str(_dialled(server.listen, grpc_port)),
+        "http": str(_dialled(server.http_listen, http_port)),
         "pid": os.getpid(),
         "token_file": str(core.options.data / "admin.token"),
     }
-    if transport.ca_file is not None:
-        ready["ca_file"] = str(transport.ca_file)
+    authority = transport.ca_file or transport.certificate
+    if authority is not None:
+        ready["ca_file"] = str(authority)
     for path in (core.options.data / "server.json", core.options.ready_file):
         if path is not None:
             _write_whole(path, json.dumps(ready) + "\n")
     log.info("ready", **ready)
+
+
+def _dialled(listen: Address, port: int) -> Address:
+    """Where this machine reaches a port: a wildcard cannot be dialled or certified."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)
+    return Address(host, port)
 
 
 def _write_whole(path: Path, text: str) -> None:

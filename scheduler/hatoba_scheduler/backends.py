@@ -54,6 +54,7 @@ class Backends:
                 capacity={
                     pool.name: describe_free(pool, pool.total) or "nothing"
                     for pool in capacity.pools(name)
+                    if pool.accepting
                 },
                 distribution=f"{opened.registered.distribution} {opened.registered.version}",
                 is_default=name == self.default,

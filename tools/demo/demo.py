@@ -40,7 +40,6 @@ class Demo:
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("HATOBA_")},
             "HATOBA_DATA": str(self.data),
-            "HATOBA_CONFIG_DIR": str(work / "config"),
             "XDG_CONFIG_HOME": str(work / "config"),
         }
 

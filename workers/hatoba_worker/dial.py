@@ -67,10 +67,12 @@ class Locator:
     def find(self) -> Target:
         """Where to dial; blocks on small files. Raises NoServer."""
         try:
-            address, tls = parse_address(self._server or self._embedded())
-            tls = tls or bool(self._ca_file)
             token = read_token(str(self._token_file))
-            return Target(address, tls, self._authority() if tls else None, token)
+            if not self._server:
+                return self._embedded(token)
+            address, tls = parse_address(self._server)
+            authority = Path(self._ca_file).expanduser().read_bytes() if self._ca_file else None
+            return Target(address, tls or authority is not None, authority, token)
         except (OSError, ValueError, KeyError, TypeError, InvalidSpec) as error:
             raise NoServer(str(error)) from error
 
@@ -81,15 +83,12 @@ class Locator:
         except OSError:
             return 0
 
-    def _embedded(self) -> str:
+    def _embedded(self, token: str) -> Target:
+        """The server of this directory speaks TLS exactly when it names an authority."""
         found = json.loads((self._data / "server.json").read_text(encoding="utf-8"))
-        return str(found["grpc"])
-
-    def _authority(self) -> bytes | None:
-        own = self._data / "tls" / "ca.pem"
-        if self._ca_file:
-            return Path(self._ca_file).expanduser().read_bytes()
-        return own.read_bytes() if not self._server and own.exists() else None
+        ca_file = found.get("ca_file")
+        authority = Path(ca_file).read_bytes() if ca_file else None
+        return Target(str(found["grpc"]), authority is not None, authority, token)
 
 
 @asynccontextmanager

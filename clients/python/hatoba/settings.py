@@ -179,8 +179,9 @@ def embedded_server(data: Path) -> Server | None:
     if not _runs(pid):
         return None
     token = read_token(token_file) if Path(token_file).exists() else ""
-    host_port, tls = parse_address(address)
-    ca_file = str(data / "tls" / "ca.pem") if tls else ""
+    host_port, _ = parse_address(address)
+    ca_file = str(found.get("ca_file") or "")
+    tls = bool(ca_file)
     source = f"embedded server in {data}"
     return Server(host_port, token, tls, ca_file, key=str(data.resolve()), source=source)
 

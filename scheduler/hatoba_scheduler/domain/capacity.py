@@ -125,7 +125,7 @@ class Capacity:
         pools = self.pools(needs.backend)
         want = describe(needs.resources)
         if not any(pool.accepting for pool in pools):
-            return f"Needs {want}; no host of backend {needs.backend!r} is connected."
+            return f"Needs {want}; no host of backend {needs.backend!r} takes work now."
         suited = [pool for pool in pools if pool.suits(needs)]
         if not suited:
             return f"Needs {want} and {_special(needs)}; no connected host has that."

@@ -169,7 +169,7 @@ def busy() -> Capacity:
     [
         (
             Needs("k8s", Resources(cpus=1.0)),
-            "Needs 1 cpu; no host of backend 'k8s' is connected.",
+            "Needs 1 cpu; no host of backend 'k8s' takes work now.",
         ),
         (
             Needs("hosts", Resources(cpus=64.0, memory=GIB)),
