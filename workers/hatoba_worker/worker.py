@@ -37,6 +37,8 @@ from hatoba_worker.vitals import Vitals
 
 log = structlog.get_logger(__name__)
 
+SECRETS_EVERY = 2.0
+
 PROTOCOL = 1
 _SAVE_AGAIN = 1.0
 _GRANTED = runner_pb2.CLAIM_VERDICT_GRANTED
@@ -93,6 +95,7 @@ class Worker:
             tasks.create_task(self._reporter.poll(), name="poll spools")
             tasks.create_task(self._vitals.beat(), name="heartbeats")
             tasks.create_task(self._vitals.send_spans(), name="spans")
+            tasks.create_task(self._watch_secrets(), name="secrets")
 
     def _assemble(self, tasks: asyncio.TaskGroup) -> None:
         config, data = self._config, self._config.data
@@ -227,6 +230,14 @@ class Worker:
         """Return when it is known what this host holds."""
         await self._settled.wait()
         self._secret_names = await asyncio.to_thread(self._secrets.names)
+
+    async def _watch_secrets(self) -> None:
+        """The server learns of secrets that came or went from a new hello."""
+        while True:
+            await asyncio.sleep(SECRETS_EVERY)
+            names = await asyncio.to_thread(self._secrets.names)
+            if self._session.greeted and names != self._secret_names:
+                self._session.hang_up()
 
     def greeting(self) -> list[worker_pb2.WorkerItem]:
         """Hello, inventory, and everything that was not answered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -303,6 +304,13 @@ async def test_secrets_come_from_files_and_from_the_workers_own_variables(house:
 
 
 @pytest.mark.parametrize("mode", [None, 0o644])
+async def test_a_secret_that_comes_later_is_told_of(house: House) -> None:
+    before = len(house.heard.all("hello"))
+    await asyncio.to_thread(house.secret, "late", "x\n")
+    await house.heard.wait("hello", count=before + 1)
+    assert "late" in house.heard.all("hello")[-1].secrets
+
+
 async def test_a_secret_that_is_missing_or_open_to_others_fails_the_attempt(
     house: House, mode: int | None
 ) -> None:
