@@ -303,7 +303,6 @@ async def test_secrets_come_from_files_and_from_the_workers_own_variables(house:
     assert b"s3cret" not in kept
 
 
-@pytest.mark.parametrize("mode", [None, 0o644])
 async def test_a_secret_that_comes_later_is_told_of(house: House) -> None:
     before = len(house.heard.all("hello"))
     await asyncio.to_thread(house.secret, "late", "x\n")
@@ -311,6 +310,7 @@ async def test_a_secret_that_comes_later_is_told_of(house: House) -> None:
     assert "late" in house.heard.all("hello")[-1].secrets
 
 
+@pytest.mark.parametrize("mode", [None, 0o644])
 async def test_a_secret_that_is_missing_or_open_to_others_fails_the_attempt(
     house: House, mode: int | None
 ) -> None:
