@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -55,9 +56,15 @@ def lacking(spec: job_pb2.JobSpec, capabilities: Capabilities) -> list[Problem]:
             ability.field,
             f"this backend has no {ability.capability}; {ability.remedy}, or use another backend",
         )
-        for ability in _ABILITIES
-        if ability.asked(spec) and not getattr(capabilities, ability.capability)
+        for ability in _absent(capabilities)
+        if ability.asked(spec)
     ]
+
+
+@functools.lru_cache(maxsize=64)
+def _absent(capabilities: Capabilities) -> tuple[_Ability, ...]:
+    """Abilities that an instance has not: submits ask by the thousand, answers never change."""
+    return tuple(a for a in _ABILITIES if not getattr(capabilities, a.capability))
 
 
 def own_options(spec: job_pb2.JobSpec, key: str) -> dict[str, object]:

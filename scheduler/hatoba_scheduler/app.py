@@ -7,6 +7,7 @@ SERVING. The stop goes backwards: refuse what is new, end streams, finish calls,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import gc
 import hashlib
@@ -158,7 +159,7 @@ async def serve(options: ServeOptions) -> None:
     transport = prepare(options.config.server, options.data, dt.datetime.now(dt.UTC))
     async with AsyncExitStack() as stack:
         core = await _open_core(options, stack)
-        stop = _on_signals(core.stopping)
+        stop = _on_signals()
         async with asyncio.TaskGroup() as tasks:
             backends = await _open_backends(core, stack)
             running = _start_loops(core, backends, tasks)
@@ -173,7 +174,7 @@ async def serve(options: ServeOptions) -> None:
                 task.cancel()
 
 
-def _on_signals(stopping: asyncio.Event) -> asyncio.Future[None]:
+def _on_signals() -> asyncio.Future[None]:
     """Done at the first SIGTERM or SIGINT; the second ends the process at once."""
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[None] = loop.create_future()
@@ -185,7 +186,6 @@ def _on_signals(stopping: asyncio.Event) -> asyncio.Future[None]:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked)
-    del stopping
     return stop
 
 
@@ -515,8 +515,14 @@ async def _start_worker(data: Path) -> None:
     except OSError as error:
         log.error("worker.not_started", error=str(error))
         return
-    if await process.wait() != 0:
-        log.error("worker.not_started", remedy="pip install 'hatoba[worker]'")
+    try:
+        if await process.wait() != 0:
+            log.error("worker.not_started", remedy="pip install 'hatoba[worker]'")
+    except asyncio.CancelledError:
+        # A server that ends leaves nobody behind who starts things after it.
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        raise
 
 
 async def _drain(core: Core, server: GrpcServer) -> None:

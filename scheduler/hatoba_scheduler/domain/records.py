@@ -182,6 +182,14 @@ class Job:
     restore: Checkpoint | None = None
     """A checkpoint of another job to begin from."""
 
+    def completed(self, name: str) -> Job:
+        """This job, with its name, which only the transaction that numbers it knows.
+
+        Completes the job itself: nobody has seen it before its commit.
+        """
+        object.__setattr__(self, "name", name)
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

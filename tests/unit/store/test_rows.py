@@ -211,15 +211,6 @@ def test_events(database: sqlite3.Connection, event: Event) -> None:
     assert rows.event_from(_through(database, "insert_events", row, "events")) == event
 
 
-@given(job=jobs, name=texts)
-def test_a_named_job_differs_in_its_name_only(job: Job, name: str) -> None:
-    before = repr(job)
-    named = rows.named(job, name)
-    assert repr(job) == before
-    assert named.name == name
-    assert rows.named(named, job.name) == job
-
-
 @given(count=st.integers(0, 2_000))
 def test_chunks_are_the_rows_in_order(count: int) -> None:
     found = list(chunks([(number,) for number in range(count)]))

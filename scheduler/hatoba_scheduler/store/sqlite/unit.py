@@ -145,7 +145,7 @@ class Submit:
             out.labels += [(label, value, position) for label, value in job.labels]
         out.events.append((position, name, *item.event))
         known.jobs[job.uid] = job.version
-        return Submitted(rows.named(job, name), position)
+        return Submitted(job.completed(name), position)
 
 
 def _new_job(item: Submission) -> _NewJob:
