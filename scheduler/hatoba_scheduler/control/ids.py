@@ -25,6 +25,5 @@ class UidMaker:
         stamp = max(int(self._clock() * 1000) << 12, self._last + 1)
         self._last = stamp
         millis, count = stamp >> 12, stamp & 0xFFF
-        tail = (0b10 << 62) | self._bits(62)
-        digits = f"{millis:012x}7{count:03x}{tail:016x}"
-        return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+        variant, node = 0x8000 | self._bits(14), self._bits(48)
+        return f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-7{count:03x}-{variant:04x}-{node:012x}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +13,11 @@ from hatoba_scheduler.store.base import Stale, Store
 
 PAGE = 1_000
 Changed = Callable[[Queue], None]
+
+
+@functools.lru_cache(maxsize=1_000)
+def _unseen_default(project: str) -> Queue:
+    return Queue(project, DEFAULT_QUEUE, 0, "system", 0)
 
 
 class QueueBook:
@@ -43,7 +49,7 @@ class QueueBook:
         if found is not None:
             return found
         if name == DEFAULT_QUEUE:
-            return Queue(project, name, 0, "system", 0)
+            return _unseen_default(project)
         raise NotFound(
             f"there is no queue {name!r} in project {project!r}; "
             f"make it with `hatoba queues create {name}`"

@@ -39,7 +39,7 @@ class QueueRoom:
         Raises ResourceExhausted when the queue has as many unfinished jobs as it may.
         """
         key = (queue.project, queue.name)
-        pending = self._unfinished[key] + self._coming[key]
+        pending = self._unfinished.get(key, 0) + self._coming.get(key, 0)
         if queue.max_pending and pending >= queue.max_pending:
             raise ResourceExhausted(
                 f"queue {queue.name!r} holds {pending} unfinished jobs, "
@@ -54,6 +54,8 @@ class QueueRoom:
 
 
 def _add(counts: Counter[QueueKey], key: QueueKey, by: int) -> None:
-    counts[key] += by
-    if not counts[key]:
+    count = counts.get(key, 0) + by
+    if count:
+        counts[key] = count
+    else:
         del counts[key]

@@ -192,7 +192,8 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         if found:
             raise InvalidArgument.of(found)
         await self._check_backend(spec, visit.grounds)
-        await self._check_manifests(spec)
+        if spec.inputs or spec.HasField("code"):
+            await self._check_manifests(spec)
         if spec.after_ok:
             blocked_on = await self._dependencies(spec.after_ok, visit.caller.project)
             origin = Origin(blocked_on, origin.rerun_of, origin.restore)
