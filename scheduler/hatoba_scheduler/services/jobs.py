@@ -631,7 +631,11 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             queue=request.queue if "queue" in paths else None,
         )
 
+        decided = False
+
         def decide(rows: Rows) -> Change | None:
+            nonlocal decided
+            decided = True
             if rows.job.state.terminal:
                 raise _ended(rows.job)
             if request.etag and request.etag != etag(rows.job):
@@ -644,6 +648,9 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
             return updated(rows, settings, now)
 
         await self._ledger.decide(job.uid, decide)
+        if not decided:
+            # It ended, and left memory, since it was looked up.
+            raise _ended(await self._by_uid(job.uid))
 
 
 def _ended(job: Job) -> FailedPrecondition:
