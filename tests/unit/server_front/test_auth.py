@@ -70,7 +70,7 @@ async def test_the_text_itself_is_never_stored(authenticator: Authenticator, row
     record, text = await authenticator.create("ann", Role.USER)
     assert rows.rows[record.id] == record
     assert record.sha256 == digest(text)
-    assert text.rpartition("_")[2] not in repr(rows.rows)
+    assert text.split("_", 2)[2] not in repr(rows.rows)
 
 
 async def test_tokens_are_known_after_a_restart(authenticator: Authenticator, rows: Rows) -> None:
