@@ -182,6 +182,10 @@ class LogShipper:
                     sender.cancel()
             finally:
                 call.cancel()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # A call that ends just then answers with its status: the cancel is lost.
+                raise asyncio.CancelledError
             await self._sleep(_AGAIN)
 
     def _begin(self) -> None:

@@ -141,7 +141,9 @@ class Session:
             # Whatever is sent from here on is not in the greeting, and follows it.
             self._greeted = True
             for batch in _batches(self._listener.greeting()):
-                await call.write(batch)
+                # A write on a stream whose server just went may wait for ever.
+                async with asyncio.timeout(_WELCOME):
+                    await call.write(batch)
             await self._welcomed(call)
             self._link = link
             self._open.set()
