@@ -12,7 +12,7 @@ BACKEND ?= hosts
 N ?= 200
 SEED ?=
 
-.PHONY: help install venv venv-gen demo test check bench faults long proto proto-check landed lock format clean
+.PHONY: help install venv venv-gen venv-emulators demo test check bench faults long proto proto-check landed lock format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,25 +23,28 @@ install: venv ## make .venv with everything and `hatoba` in it
 venv:
 	@$(PYTHON) tools/build/environment.py .venv dev --project
 
+venv-emulators:
+	@$(PYTHON) tools/build/environment.py .venv-emulators emulators
+
 venv-gen:
 	@$(PYTHON) tools/build/environment.py .venv-gen gen
 
 demo: venv ## train a classifier, kill the server in the middle, look at what came out
 	@$(BIN)/python tools/demo/demo.py
 
-test: venv venv-gen ## everything: stubs, lint, types, all suites, one short round of faults and long
+test: venv venv-gen venv-emulators ## everything: stubs, lint, types, all suites, one short round of faults and long
 	@$(BIN)/python tools/build/suite.py test
 
 check: venv ## the quick part: lint, format, types, arrows, unit tests
 	@$(BIN)/python tools/build/suite.py check
 
-bench: venv ## figures with their floors, into build/bench.json
+bench: venv venv-emulators ## figures with their floors, into build/bench.json
 	@$(BIN)/python tools/bench/bench.py
 
 faults: venv ## kill and fault loops: BACKEND=hosts N=200 SEED=
 	@$(BIN)/python tools/faults/faults.py --backend $(BACKEND) --count $(N) $(if $(SEED),--seed $(SEED))
 
-long: venv ## the tests that take minutes, in full rounds
+long: venv venv-emulators ## the tests that take minutes, in full rounds
 	@$(BIN)/pytest -m slow --round full
 
 proto: venv venv-gen ## lint the contract, compare it with the landed one, write stubs and schema
@@ -61,5 +64,5 @@ format: venv venv-gen ## ruff's fixes and format, buf's format
 	@.venv-gen/bin/buf format --write proto --path proto/hatoba
 
 clean: ## remove environments, caches and what was built
-	rm -rf .venv .venv-gen .venv*.lock build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
+	rm -rf .venv .venv-gen .venv-emulators .venv*.lock build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

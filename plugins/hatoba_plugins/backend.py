@@ -7,26 +7,31 @@ method may be called again after a time-out or a restart of the core, with the s
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from hatoba.v1 import job_pb2, worker_pb2
+from hatoba.v1 import deployment_pb2, job_pb2, worker_pb2
 from hatoba_plugins.values import (
     BackendOptions,
     Capabilities,
+    DeploymentItem,
     FindOutcome,
+    Handle,
     Health,
     LaunchGroup,
     LaunchOutcome,
     LogChunk,
     Observation,
     Owned,
+    OwnedDeployment,
     Problem,
     Ref,
     ReleaseOutcome,
+    Share,
     StopResult,
+    Target,
     WatchItem,
 )
 
@@ -84,6 +89,40 @@ class WorkerHub(Protocol):
         """Snapshots of all hosts as they change, gaps when a host comes or goes, what they tell."""
         ...
 
+    def hosts_for_replicas(self) -> list[HostRoom]:
+        """All remembered hosts by name, connected or not, with what jobs leave of them."""
+        ...
+
+    def order_replicas(self, host: str, replicas: Sequence[worker_pb2.ReplicaSpec]) -> bool:
+        """Have a host keep exactly these replicas; False when it is not connected: order again.
+
+        What they need is held back from jobs from now on.
+        """
+        ...
+
+    def replicas(self, host: str) -> Mapping[str, deployment_pb2.Replica] | None:
+        """What a host has told of its replicas, by name; None until it has told of all once."""
+        ...
+
+    def watch_replicas(self) -> AsyncIterator[str]:
+        """Names of hosts whose replicas, connection or room changed; first each that there is."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoom:
+    """A host as a place for replicas: `free` is what neither jobs nor replicas hold."""
+
+    name: str
+    connected: bool
+    accepting: bool
+    """False: cordoned, declared gone or not connected."""
+    free: Share
+    free_gpus: tuple[str, ...]
+    labels: tuple[tuple[str, str], ...]
+    embedded: bool
+    secrets: frozenset[str]
+
 
 @dataclass(frozen=True, slots=True)
 class BackendContext:
@@ -136,12 +175,59 @@ class JobBackend(Protocol):
         ...
 
 
+class DeploymentBackend(Protocol):
+    """Keeps deployments running. It owns the replacement of replicas inside one generation; steps,
+    weights, bake, promotion and roll-back are the core's, each a new generation.
+    """
+
+    async def apply(self, target: Target) -> Handle:
+        """Have the deployment become `target`; returns at once, replicas follow.
+
+        Idempotent; called again after a restart of the core. Raises Stale for a generation below the
+        newest it was given, and another `BackendError` when nothing was taken in.
+        """
+        ...
+
+    def watch(self) -> AsyncIterator[DeploymentItem]:
+        """Every ReplicaSet as it changes, from now on: first all there are, then Synced.
+
+        After a Gap the core watches anew, as it does when this ends. What is removed comes once more
+        with no replicas.
+        """
+        ...
+
+    async def retire(self, uid: str, replicas: Sequence[str]) -> None:
+        """Let these replicas end, politely: no router sends them anything any more.
+
+        Of those in `leaving` only; others are not touched. Idempotent.
+        """
+        ...
+
+    async def remove(self, uid: str, handle: Handle | None) -> ReleaseOutcome:
+        """End all of a deployment at once, politely. Released when nothing of it is left. Idempotent;
+        a later `apply` of this uid is refused as Stale."""
+        ...
+
+    def owned(self, cluster_id: str) -> AsyncIterator[OwnedDeployment]:
+        """Everything of deployments with our labels, for the core to adopt or remove."""
+        ...
+
+    def replica_logs(self, replica: str, stream: str, tail_lines: int) -> AsyncIterator[LogChunk]:
+        """The last lines that a replica wrote. Raises Unsupported without the capability `logs`."""
+        ...
+
+
 class Backend(Protocol):
     """One opened instance; a role it lacks is None."""
 
     @property
     def jobs(self) -> JobBackend | None:
         """Its job role."""
+        ...
+
+    @property
+    def deployments(self) -> DeploymentBackend | None:
+        """Its deployment role."""
         ...
 
     def capabilities(self) -> Capabilities:

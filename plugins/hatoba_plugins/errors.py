@@ -54,3 +54,7 @@ class Unsupported(BackendError):
     def __init__(self, capability: str) -> None:
         super().__init__(f"this backend has no {capability}")
         self.capability = capability
+
+
+class Stale(BackendError):
+    """A newer generation of this deployment was taken in before, or it was removed."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple, get_origin, get_type_hints
 
-from hatoba.v1 import job_pb2
+from hatoba.v1 import common_pb2, job_pb2, worker_pb2
 from hatoba_plugins.errors import BackendError
 
 
@@ -296,9 +296,113 @@ class Capabilities:
     native_arrays: bool = False
     gangs: bool = False
     logs: bool = False
+    deployments: bool = False
+    """It has a DeploymentBackend."""
+    canary: bool = False
+    """Targets may have several revisions with shares of the traffic."""
     find_settles_after: float = 0.0
     """Seconds after which a launch that cannot be found certainly did not happen."""
     limits: tuple[tuple[str, Rate], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionTarget:
+    """So many replicas of one revision, with a share of the traffic in percent.
+
+    `template` is what each of its replicas is made from; `name` and `gpus` in it are empty.
+    """
+
+    revision: int
+    replicas: int
+    weight: int
+    template: worker_pb2.ReplicaSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a deployment shall be. Generations only grow, also for a change of weight or scale and for
+    a roll-back. Replicas of revisions that it does not name are to be replaced, never more than
+    `max_unavailable` below the wanted number of ready ones and `max_surge` above it in all.
+    """
+
+    deployment: str
+    """Resource name."""
+    uid: str
+    """32 hex digits; part of every external name."""
+    generation: int
+    revisions: tuple[RevisionTarget, ...]
+    max_unavailable: int = 0
+    max_surge: int = 1
+
+    @property
+    def wanted(self) -> int:
+        """Replicas of all revisions together."""
+        return sum(one.replicas for one in self.revisions)
+
+
+class ReplicaPhase(Enum):
+    """Where a replica stands."""
+
+    PENDING = "pending"
+    """Wanted; not heard of yet."""
+    STARTING = "starting"
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+    """Ended, or not ready any more; it is started again by itself."""
+    DRAINING = "draining"
+    """Retired: it finishes what it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """One replica as its backend sees it. `cause` tells why it is UNHEALTHY, or how it ended last,
+    with its last log lines.
+    """
+
+    name: str
+    revision: int
+    phase: ReplicaPhase
+    host: str = ""
+    address: str = ""
+    """`HOST:PORT` where it answers, with READY."""
+    restarts: int = 0
+    since: float = 0.0
+    cause: common_pb2.Cause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSet:
+    """All that a backend has of one deployment now, each time whole.
+
+    `generation` is the newest target it works on. `leaving` names replicas that it would end: they may
+    still be ready, and it waits until the core retires them. `routed_by` is `us` or `native`.
+    `problem` says why it cannot have what is wanted, for example that no host has room.
+    """
+
+    uid: str
+    generation: int
+    replicas: tuple[ReplicaView, ...]
+    leaving: frozenset[str] = frozenset()
+    routed_by: str = "us"
+    problem: common_pb2.Cause | None = None
+
+    def ready(self, revision: int) -> tuple[ReplicaView, ...]:
+        """Ready replicas of a revision that are to stay or have not been let go yet."""
+        return tuple(
+            one
+            for one in self.replicas
+            if one.revision == revision and one.phase is ReplicaPhase.READY
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class OwnedDeployment:
+    """Something of a deployment that carries our labels."""
+
+    uid: str
+    cluster_id: str
+    generation: int
+    handle: Handle
 
 
 class HealthStatus(Enum):
@@ -354,6 +458,7 @@ def _option_problem(name: str, value: object, types: dict[str, Any]) -> str:
     return f"must be {wanted.__name__}, not {type(value).__name__}"
 
 
+DeploymentItem = ReplicaSet | Synced | Gap
 WatchItem = Observation | CapacitySnapshot | Synced | Gap
 LaunchOutcome = Launched | Refused | Ambiguous
 FindOutcome = Found | Absent | Unsure

@@ -16,6 +16,7 @@ lock() {
 
 lock bootstrap locks/bootstrap.in
 lock gen locks/gen.in
+lock emulators locks/emulators.in
 lock base pyproject.toml --constraint locks/newest.in
 lock server pyproject.toml --extra server --extra worker --constraint locks/newest.in
 lock server-pb6 pyproject.toml --extra server --extra worker --constraint locks/floor.in

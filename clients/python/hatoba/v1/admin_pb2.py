@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from hatoba.v1 import job_pb2 as hatoba_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hatoba/v1/admin.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13hatoba/v1/job.proto\"\x15\n\x13ListBackendsRequest\"\x81\x01\n\x14ListBackendsResponse\x12\x32\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32\x16.hatoba.v1.BackendInfoR\x08\x62\x61\x63kends\x12\x35\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x19.hatoba.v1.BackendFailureR\x08\x66\x61ilures\"\xb8\x03\n\x0b\x42\x61\x63kendInfo\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n\x06health\x18\x03 \x01(\tR\x06health\x12\x18\n\x07message\x18\x04 \x01(\tR\x07message\x12L\n\x0c\x63\x61pabilities\x18\x05 \x03(\x0b\x32(.hatoba.v1.BackendInfo.CapabilitiesEntryR\x0c\x63\x61pabilities\x12@\n\x08\x63\x61pacity\x18\x06 \x03(\x0b\x32$.hatoba.v1.BackendInfo.CapacityEntryR\x08\x63\x61pacity\x12\"\n\x0c\x64istribution\x18\x07 \x01(\tR\x0c\x64istribution\x12\x1d\n\nis_default\x18\x08 \x01(\x08R\tisDefault\x1a?\n\x11\x43\x61pabilitiesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a;\n\rCapacityEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"x\n\x0e\x42\x61\x63kendFailure\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n\x06remedy\x18\x03 \x01(\tR\x06remedy\x12\"\n\x0c\x64istribution\x18\x04 \x01(\tR\x0c\x64istribution\"\x18\n\x16GetServerStatusRequest\"\xcb\x02\n\x0cServerStatus\x12\x1d\n\ncluster_id\x18\x01 \x01(\tR\tclusterId\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x39\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x14\n\x05phase\x18\x04 \x01(\tR\x05phase\x12\x1f\n\x0b\x61\x63tive_jobs\x18\x05 \x01(\x03R\nactiveJobs\x12#\n\rlive_attempts\x18\x06 \x01(\x03R\x0cliveAttempts\x12\x1d\n\nlast_event\x18\x07 \x01(\x03R\tlastEvent\x12\x19\n\x08\x64\x61ta_dir\x18\x08 \x01(\tR\x07\x64\x61taDir\x12\x10\n\x03pid\x18\t \x01(\x05R\x03pid\x12\x1f\n\x0bstore_epoch\x18\n \x01(\x05R\nstoreEpoch\"\x91\x02\n\x05Token\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\tprincipal\x18\x02 \x01(\tR\tprincipal\x12#\n\x04role\x18\x03 \x01(\x0e\x32\x0f.hatoba.v1.RoleR\x04role\x12;\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x18\n\x07revoked\x18\x06 \x01(\x08R\x07revoked\x12\x1d\n\ncreated_by\x18\x07 \x01(\tR\tcreatedBy\"\x87\x02\n\x12\x43reateTokenRequest\x12H\n\tprincipal\x18\x01 \x01(\tB*\xbaH\'r%2#^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$R\tprincipal\x12/\n\x04role\x18\x02 \x01(\x0e\x32\x0f.hatoba.v1.RoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04role\x12=\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x06\x08\x80\x86\xb0\x96\x01*\x00R\x03ttl\x12\x37\n\nrequest_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"U\n\x13\x43reateTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x10.hatoba.v1.TokenR\x05token\x12\x16\n\x06secret\x18\x02 \x01(\tR\x06secret\"e\n\x11ListTokensRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"f\n\x12ListTokensResponse\x12(\n\x06tokens\x18\x01 \x03(\x0b\x32\x10.hatoba.v1.TokenR\x06tokens\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"4\n\x12RevokeTokenRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x04name\"D\n\x10PushSpansRequest\x12\x30\n\x05spans\x18\x01 \x03(\x0b\x32\x0f.hatoba.v1.SpanB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x05spans\"\x13\n\x11PushSpansResponse*]\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_ADMIN\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x0f\n\x0bROLE_VIEWER\x10\x03\x12\x0f\n\x0bROLE_WORKER\x10\x04\x32\xcf\x03\n\x0c\x41\x64minService\x12O\n\x0cListBackends\x12\x1e.hatoba.v1.ListBackendsRequest\x1a\x1f.hatoba.v1.ListBackendsResponse\x12M\n\x0fGetServerStatus\x12!.hatoba.v1.GetServerStatusRequest\x1a\x17.hatoba.v1.ServerStatus\x12L\n\x0b\x43reateToken\x12\x1d.hatoba.v1.CreateTokenRequest\x1a\x1e.hatoba.v1.CreateTokenResponse\x12I\n\nListTokens\x12\x1c.hatoba.v1.ListTokensRequest\x1a\x1d.hatoba.v1.ListTokensResponse\x12>\n\x0bRevokeToken\x12\x1d.hatoba.v1.RevokeTokenRequest\x1a\x10.hatoba.v1.Token\x12\x46\n\tPushSpans\x12\x1b.hatoba.v1.PushSpansRequest\x1a\x1c.hatoba.v1.PushSpansResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hatoba/v1/admin.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13hatoba/v1/job.proto\"\x15\n\x13ListBackendsRequest\"\x81\x01\n\x14ListBackendsResponse\x12\x32\n\x08\x62\x61\x63kends\x18\x01 \x03(\x0b\x32\x16.hatoba.v1.BackendInfoR\x08\x62\x61\x63kends\x12\x35\n\x08\x66\x61ilures\x18\x02 \x03(\x0b\x32\x19.hatoba.v1.BackendFailureR\x08\x66\x61ilures\"\xb8\x03\n\x0b\x42\x61\x63kendInfo\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n\x04type\x18\x02 \x01(\tR\x04type\x12\x16\n\x06health\x18\x03 \x01(\tR\x06health\x12\x18\n\x07message\x18\x04 \x01(\tR\x07message\x12L\n\x0c\x63\x61pabilities\x18\x05 \x03(\x0b\x32(.hatoba.v1.BackendInfo.CapabilitiesEntryR\x0c\x63\x61pabilities\x12@\n\x08\x63\x61pacity\x18\x06 \x03(\x0b\x32$.hatoba.v1.BackendInfo.CapacityEntryR\x08\x63\x61pacity\x12\"\n\x0c\x64istribution\x18\x07 \x01(\tR\x0c\x64istribution\x12\x1d\n\nis_default\x18\x08 \x01(\x08R\tisDefault\x1a?\n\x11\x43\x61pabilitiesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1a;\n\rCapacityEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"x\n\x0e\x42\x61\x63kendFailure\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n\x06remedy\x18\x03 \x01(\tR\x06remedy\x12\"\n\x0c\x64istribution\x18\x04 \x01(\tR\x0c\x64istribution\"\x18\n\x16GetServerStatusRequest\"\xcb\x02\n\x0cServerStatus\x12\x1d\n\ncluster_id\x18\x01 \x01(\tR\tclusterId\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\x12\x39\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x14\n\x05phase\x18\x04 \x01(\tR\x05phase\x12\x1f\n\x0b\x61\x63tive_jobs\x18\x05 \x01(\x03R\nactiveJobs\x12#\n\rlive_attempts\x18\x06 \x01(\x03R\x0cliveAttempts\x12\x1d\n\nlast_event\x18\x07 \x01(\x03R\tlastEvent\x12\x19\n\x08\x64\x61ta_dir\x18\x08 \x01(\tR\x07\x64\x61taDir\x12\x10\n\x03pid\x18\t \x01(\x05R\x03pid\x12\x1f\n\x0bstore_epoch\x18\n \x01(\x05R\nstoreEpoch\"\xb1\x02\n\x05Token\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\tprincipal\x18\x02 \x01(\tR\tprincipal\x12#\n\x04role\x18\x03 \x01(\x0e\x32\x0f.hatoba.v1.RoleR\x04role\x12;\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12;\n\x0b\x65xpire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\x12\x18\n\x07revoked\x18\x06 \x01(\x08R\x07revoked\x12\x1d\n\ncreated_by\x18\x07 \x01(\tR\tcreatedBy\x12\x1e\n\ndeployment\x18\x08 \x01(\tR\ndeployment\"\xb1\x02\n\x12\x43reateTokenRequest\x12H\n\tprincipal\x18\x01 \x01(\tB*\xbaH\'r%2#^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$R\tprincipal\x12/\n\x04role\x18\x02 \x01(\x0e\x32\x0f.hatoba.v1.RoleB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04role\x12=\n\x03ttl\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n\"\x06\x08\x80\x86\xb0\x96\x01*\x00R\x03ttl\x12(\n\ndeployment\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02R\ndeployment\x12\x37\n\nrequest_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"U\n\x13\x43reateTokenResponse\x12&\n\x05token\x18\x01 \x01(\x0b\x32\x10.hatoba.v1.TokenR\x05token\x12\x16\n\x06secret\x18\x02 \x01(\tR\x06secret\"e\n\x11ListTokensRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"f\n\x12ListTokensResponse\x12(\n\x06tokens\x18\x01 \x03(\x0b\x32\x10.hatoba.v1.TokenR\x06tokens\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"4\n\x12RevokeTokenRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x04name\"D\n\x10PushSpansRequest\x12\x30\n\x05spans\x18\x01 \x03(\x0b\x32\x0f.hatoba.v1.SpanB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x05spans\"\x13\n\x11PushSpansResponse*\x80\x01\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_ADMIN\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x0f\n\x0bROLE_VIEWER\x10\x03\x12\x0f\n\x0bROLE_WORKER\x10\x04\x12\x0f\n\x0bROLE_ROUTER\x10\x05\x12\x10\n\x0cROLE_PREDICT\x10\x06\x32\xcf\x03\n\x0c\x41\x64minService\x12O\n\x0cListBackends\x12\x1e.hatoba.v1.ListBackendsRequest\x1a\x1f.hatoba.v1.ListBackendsResponse\x12M\n\x0fGetServerStatus\x12!.hatoba.v1.GetServerStatusRequest\x1a\x17.hatoba.v1.ServerStatus\x12L\n\x0b\x43reateToken\x12\x1d.hatoba.v1.CreateTokenRequest\x1a\x1e.hatoba.v1.CreateTokenResponse\x12I\n\nListTokens\x12\x1c.hatoba.v1.ListTokensRequest\x1a\x1d.hatoba.v1.ListTokensResponse\x12>\n\x0bRevokeToken\x12\x1d.hatoba.v1.RevokeTokenRequest\x1a\x10.hatoba.v1.Token\x12\x46\n\tPushSpans\x12\x1b.hatoba.v1.PushSpansRequest\x1a\x1c.hatoba.v1.PushSpansResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATETOKENREQUEST'].fields_by_name['role']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
   _globals['_CREATETOKENREQUEST'].fields_by_name['ttl']._loaded_options = None
   _globals['_CREATETOKENREQUEST'].fields_by_name['ttl']._serialized_options = b'\272H\r\252\001\n\"\006\010\200\206\260\226\001*\000'
+  _globals['_CREATETOKENREQUEST'].fields_by_name['deployment']._loaded_options = None
+  _globals['_CREATETOKENREQUEST'].fields_by_name['deployment']._serialized_options = b'\272H\005r\003\030\200\002'
   _globals['_CREATETOKENREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATETOKENREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\025r\0202\016^[!-~]{1,128}$\330\001\001'
   _globals['_LISTTOKENSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -55,8 +57,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVOKETOKENREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
   _globals['_PUSHSPANSREQUEST'].fields_by_name['spans']._loaded_options = None
   _globals['_PUSHSPANSREQUEST'].fields_by_name['spans']._serialized_options = b'\272H\006\222\001\003\020\350\007'
-  _globals['_ROLE']._serialized_start=2212
-  _globals['_ROLE']._serialized_end=2305
+  _globals['_ROLE']._serialized_start=2287
+  _globals['_ROLE']._serialized_end=2415
   _globals['_LISTBACKENDSREQUEST']._serialized_start=151
   _globals['_LISTBACKENDSREQUEST']._serialized_end=172
   _globals['_LISTBACKENDSRESPONSE']._serialized_start=175
@@ -74,21 +76,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVERSTATUS']._serialized_start=898
   _globals['_SERVERSTATUS']._serialized_end=1229
   _globals['_TOKEN']._serialized_start=1232
-  _globals['_TOKEN']._serialized_end=1505
-  _globals['_CREATETOKENREQUEST']._serialized_start=1508
-  _globals['_CREATETOKENREQUEST']._serialized_end=1771
-  _globals['_CREATETOKENRESPONSE']._serialized_start=1773
-  _globals['_CREATETOKENRESPONSE']._serialized_end=1858
-  _globals['_LISTTOKENSREQUEST']._serialized_start=1860
-  _globals['_LISTTOKENSREQUEST']._serialized_end=1961
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=1963
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=2065
-  _globals['_REVOKETOKENREQUEST']._serialized_start=2067
-  _globals['_REVOKETOKENREQUEST']._serialized_end=2119
-  _globals['_PUSHSPANSREQUEST']._serialized_start=2121
-  _globals['_PUSHSPANSREQUEST']._serialized_end=2189
-  _globals['_PUSHSPANSRESPONSE']._serialized_start=2191
-  _globals['_PUSHSPANSRESPONSE']._serialized_end=2210
-  _globals['_ADMINSERVICE']._serialized_start=2308
-  _globals['_ADMINSERVICE']._serialized_end=2771
+  _globals['_TOKEN']._serialized_end=1537
+  _globals['_CREATETOKENREQUEST']._serialized_start=1540
+  _globals['_CREATETOKENREQUEST']._serialized_end=1845
+  _globals['_CREATETOKENRESPONSE']._serialized_start=1847
+  _globals['_CREATETOKENRESPONSE']._serialized_end=1932
+  _globals['_LISTTOKENSREQUEST']._serialized_start=1934
+  _globals['_LISTTOKENSREQUEST']._serialized_end=2035
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=2037
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=2139
+  _globals['_REVOKETOKENREQUEST']._serialized_start=2141
+  _globals['_REVOKETOKENREQUEST']._serialized_end=2193
+  _globals['_PUSHSPANSREQUEST']._serialized_start=2195
+  _globals['_PUSHSPANSREQUEST']._serialized_end=2263
+  _globals['_PUSHSPANSRESPONSE']._serialized_start=2265
+  _globals['_PUSHSPANSRESPONSE']._serialized_end=2284
+  _globals['_ADMINSERVICE']._serialized_start=2418
+  _globals['_ADMINSERVICE']._serialized_end=2881
 # @@protoc_insertion_point(module_scope)

@@ -38,6 +38,10 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """Read."""
     ROLE_WORKER: _Role.ValueType  # 4
     """Be a host's worker."""
+    ROLE_ROUTER: _Role.ValueType  # 5
+    """Be a router: follow deployments, report predictions."""
+    ROLE_PREDICT: _Role.ValueType  # 6
+    """Ask one deployment for predictions, through a router; no call of this API."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """What a token may do."""
@@ -52,6 +56,10 @@ ROLE_VIEWER: Role.ValueType  # 3
 """Read."""
 ROLE_WORKER: Role.ValueType  # 4
 """Be a host's worker."""
+ROLE_ROUTER: Role.ValueType  # 5
+"""Be a router: follow deployments, report predictions."""
+ROLE_PREDICT: Role.ValueType  # 6
+"""Ask one deployment for predictions, through a router; no call of this API."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
@@ -319,6 +327,7 @@ class Token(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REVOKED_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tokens/ID`."""
     principal: _builtins.str
@@ -329,6 +338,8 @@ class Token(_message.Message):
     """Ended by RevokeToken."""
     created_by: _builtins.str
     """Who made it."""
+    deployment: _builtins.str
+    """With PREDICT: the deployment that it opens (`projects/P/deployments/D`)."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -347,10 +358,11 @@ class Token(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         revoked: _builtins.bool = ...,
         created_by: _builtins.str = ...,
+        deployment: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created_by", b"created_by", "expire_time", b"expire_time", "name", b"name", "principal", b"principal", "revoked", b"revoked", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created_by", b"created_by", "deployment", b"deployment", "expire_time", b"expire_time", "name", b"name", "principal", b"principal", "revoked", b"revoked", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -365,11 +377,14 @@ class CreateTokenRequest(_message.Message):
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     principal: _builtins.str
     """Whom it speaks for."""
     role: Global___Role.ValueType
     """What it may do."""
+    deployment: _builtins.str
+    """With PREDICT, and only then: the deployment that it opens, which need not exist yet."""
     request_id: _builtins.str
     """As in SubmitJobRequest. A repeat makes no second token and is ALREADY_EXISTS, since the text is not kept."""
     @_builtins.property
@@ -382,11 +397,12 @@ class CreateTokenRequest(_message.Message):
         principal: _builtins.str = ...,
         role: Global___Role.ValueType = ...,
         ttl: _duration_pb2.Duration | None = ...,
+        deployment: _builtins.str = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["principal", b"principal", "request_id", b"request_id", "role", b"role", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "principal", b"principal", "request_id", b"request_id", "role", b"role", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,6 +6,7 @@ Content-addressed bytes: chunks of at most 8 MiB, and manifests that name them."
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hatoba.v1 import common_pb2 as _common_pb2
@@ -48,6 +49,30 @@ ENTRY_TYPE_SYMLINK: EntryType.ValueType  # 3
 """A symbolic link that stays inside the tree."""
 Global___EntryType: _TypeAlias = EntryType  # noqa: Y015
 
+class _TransferDirection:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TransferDirectionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TransferDirection.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRANSFER_DIRECTION_UNSPECIFIED: _TransferDirection.ValueType  # 0
+    """Not set; refused."""
+    TRANSFER_DIRECTION_UPLOAD: _TransferDirection.ValueType  # 1
+    """To the store."""
+    TRANSFER_DIRECTION_DOWNLOAD: _TransferDirection.ValueType  # 2
+    """From the store."""
+
+class TransferDirection(_TransferDirection, metaclass=_TransferDirectionEnumTypeWrapper):
+    """Which way bytes go."""
+
+TRANSFER_DIRECTION_UNSPECIFIED: TransferDirection.ValueType  # 0
+"""Not set; refused."""
+TRANSFER_DIRECTION_UPLOAD: TransferDirection.ValueType  # 1
+"""To the store."""
+TRANSFER_DIRECTION_DOWNLOAD: TransferDirection.ValueType  # 2
+"""From the store."""
+Global___TransferDirection: _TypeAlias = TransferDirection  # noqa: Y015
+
 @_typing.final
 class ManifestEntry(_message.Message):
     """One file, directory or link of a tree."""
@@ -60,6 +85,7 @@ class ManifestEntry(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
     TARGET_FIELD_NUMBER: _builtins.int
+    EXTERNAL_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     """Path below the root: relative, `/` between parts, no empty, `.` or `..` part, no NUL; NFC."""
     type: Global___EntryType.ValueType
@@ -74,6 +100,10 @@ class ManifestEntry(_message.Message):
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chunk]:
         """Its content in order; every chunk but the last is 8 MiB."""
 
+    @_builtins.property
+    def external(self) -> Global___ExternalObject:
+        """With a file that stays where it is: an object of a bucket instead of chunks."""
+
     def __init__(
         self,
         *,
@@ -83,14 +113,43 @@ class ManifestEntry(_message.Message):
         size: _builtins.int = ...,
         chunks: _abc.Iterable[Global___Chunk] | None = ...,
         target: _builtins.str = ...,
+        external: Global___ExternalObject | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["external", b"external"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "mode", b"mode", "path", b"path", "size", b"size", "target", b"target", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "external", b"external", "mode", b"mode", "path", b"path", "size", b"size", "target", b"target", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ManifestEntry: _TypeAlias = ManifestEntry  # noqa: Y015
+
+@_typing.final
+class ExternalObject(_message.Message):
+    """An object that is recorded by reference. When it is not the same any more as when it was recorded,
+    what reads it fails with INPUT_CHANGED.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """`s3://BUCKET/KEY`."""
+    etag: _builtins.str
+    """Its entity tag when it was recorded, without quotes."""
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExternalObject: _TypeAlias = ExternalObject  # noqa: Y015
 
 @_typing.final
 class Chunk(_message.Message):
@@ -127,7 +186,7 @@ class Manifest(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManifestEntry]:
-        """Sorted by path, each path once; at most 100,000."""
+        """Sorted by path, each path once; at most 1,000,000."""
 
     def __init__(
         self,
@@ -199,26 +258,58 @@ class UploadChunksRequest(_message.Message):
     SHA256_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
     """The chunk's digest; on its first piece, and it may be left out on the others."""
     data: _builtins.bytes
     """At most 1 MiB."""
     last: _builtins.bool
     """This is the chunk's last piece."""
+    @_builtins.property
+    def whole(self) -> _containers.RepeatedCompositeFieldContainer[Global___WholeChunk]:
+        """Instead of a piece, between two chunks: whole small chunks, together at most 1 MiB."""
+
     def __init__(
         self,
         *,
         sha256: _builtins.bytes = ...,
         data: _builtins.bytes = ...,
         last: _builtins.bool = ...,
+        whole: _abc.Iterable[Global___WholeChunk] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "last", b"last", "sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "last", b"last", "sha256", b"sha256", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UploadChunksRequest: _TypeAlias = UploadChunksRequest  # noqa: Y015
+
+@_typing.final
+class WholeChunk(_message.Message):
+    """A small chunk in one piece."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    sha256: _builtins.bytes
+    """Its digest."""
+    data: _builtins.bytes
+    """Its bytes, 1 to 1 MiB."""
+    def __init__(
+        self,
+        *,
+        sha256: _builtins.bytes = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WholeChunk: _TypeAlias = WholeChunk  # noqa: Y015
 
 @_typing.final
 class UploadChunksResponse(_message.Message):
@@ -253,18 +344,22 @@ class DownloadChunksRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SHA256_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
+    whole: _builtins.bool
+    """The caller takes `whole`."""
     @_builtins.property
     def sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Which, in order; at most 1,000."""
+        """Which, in order; at most 10,000."""
 
     def __init__(
         self,
         *,
         sha256: _abc.Iterable[_builtins.bytes] | None = ...,
+        whole: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -279,22 +374,30 @@ class DownloadChunksResponse(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    WHOLE_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Position of the chunk in the request."""
     data: _builtins.bytes
     """At most 1 MiB."""
     last: _builtins.bool
     """This is the chunk's last piece."""
+    @_builtins.property
+    def whole(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Instead of a piece, when the caller takes it: whole small chunks from `position` on, one after the
+        other, together at most 1 MiB.
+        """
+
     def __init__(
         self,
         *,
         position: _builtins.int = ...,
         data: _builtins.bytes = ...,
         last: _builtins.bool = ...,
+        whole: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "last", b"last", "position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "last", b"last", "position", b"position", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -369,3 +472,271 @@ class GetManifestRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetManifestRequest: _TypeAlias = GetManifestRequest  # noqa: Y015
+
+@_typing.final
+class UploadManifestRequest(_message.Message):
+    """A piece of a manifest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """At most 1 MiB of its deterministic serialisation."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadManifestRequest: _TypeAlias = UploadManifestRequest  # noqa: Y015
+
+@_typing.final
+class DownloadManifestResponse(_message.Message):
+    """A piece of a manifest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """At most 1 MiB of its deterministic serialisation."""
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadManifestResponse: _TypeAlias = DownloadManifestResponse  # noqa: Y015
+
+@_typing.final
+class GetTransferUrlsRequest(_message.Message):
+    """See ArtifactService.GetTransferUrls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    EXTERNAL_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    direction: Global___TransferDirection.ValueType
+    """Which way."""
+    manifest: _builtins.str
+    """The manifest that names the external objects, `sha256:` and 64 hex digits."""
+    @_builtins.property
+    def sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Chunks, at most 1,000."""
+
+    @_builtins.property
+    def external(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExternalObject]:
+        """Objects recorded by reference, for downloads; at most 1,000. Each must be named by a stored manifest."""
+
+    def __init__(
+        self,
+        *,
+        direction: Global___TransferDirection.ValueType = ...,
+        sha256: _abc.Iterable[_builtins.bytes] | None = ...,
+        external: _abc.Iterable[Global___ExternalObject] | None = ...,
+        manifest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direction", b"direction", "external", b"external", "manifest", b"manifest", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTransferUrlsRequest: _TypeAlias = GetTransferUrlsRequest  # noqa: Y015
+
+@_typing.final
+class GetTransferUrlsResponse(_message.Message):
+    """See ArtifactService.GetTransferUrls."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECT_FIELD_NUMBER: _builtins.int
+    URLS_FIELD_NUMBER: _builtins.int
+    direct: _builtins.bool
+    """False: bytes pass the server, there are no addresses for chunks."""
+    @_builtins.property
+    def urls(self) -> _containers.RepeatedCompositeFieldContainer[Global___TransferUrl]:
+        """One for each chunk, then one for each external object, in the order asked for."""
+
+    def __init__(
+        self,
+        *,
+        direct: _builtins.bool = ...,
+        urls: _abc.Iterable[Global___TransferUrl] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["direct", b"direct", "urls", b"urls"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTransferUrlsResponse: _TypeAlias = GetTransferUrlsResponse  # noqa: Y015
+
+@_typing.final
+class TransferUrl(_message.Message):
+    """Where one object is put or got. It is a secret until it expires."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """Address for one PUT or any number of GETs."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """After this time it is refused; ask again."""
+
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferUrl: _TypeAlias = TransferUrl  # noqa: Y015
+
+@_typing.final
+class ConfirmChunksRequest(_message.Message):
+    """See ArtifactService.ConfirmChunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Chunk]:
+        """Chunks with the sizes they must have; at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        chunks: _abc.Iterable[Global___Chunk] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmChunksRequest: _TypeAlias = ConfirmChunksRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmChunksResponse(_message.Message):
+    """See ArtifactService.ConfirmChunks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MISSING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """Those that did not arrive."""
+
+    def __init__(
+        self,
+        *,
+        missing: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmChunksResponse: _TypeAlias = ConfirmChunksResponse  # noqa: Y015
+
+@_typing.final
+class CollectGarbageRequest(_message.Message):
+    """See ArtifactService.CollectGarbage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Only say what would be marked or deleted."""
+    def __init__(
+        self,
+        *,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectGarbageRequest: _TypeAlias = CollectGarbageRequest  # noqa: Y015
+
+@_typing.final
+class CollectGarbageResponse(_message.Message):
+    """See ArtifactService.CollectGarbage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STORED_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    MARKED_FIELD_NUMBER: _builtins.int
+    DELETED_FIELD_NUMBER: _builtins.int
+    DELETED_BYTES_FIELD_NUMBER: _builtins.int
+    stored: _builtins.int
+    """Stored chunks and manifests."""
+    live: _builtins.int
+    """Named by something."""
+    marked: _builtins.int
+    """Marked now: unnamed, kept until a later run."""
+    deleted: _builtins.int
+    """Deleted now."""
+    deleted_bytes: _builtins.int
+    """Bytes of what was deleted."""
+    def __init__(
+        self,
+        *,
+        stored: _builtins.int = ...,
+        live: _builtins.int = ...,
+        marked: _builtins.int = ...,
+        deleted: _builtins.int = ...,
+        deleted_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deleted", b"deleted", "deleted_bytes", b"deleted_bytes", "live", b"live", "marked", b"marked", "stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CollectGarbageResponse: _TypeAlias = CollectGarbageResponse  # noqa: Y015
+
+@_typing.final
+class DownloadManifestRequest(_message.Message):
+    """See ArtifactService.DownloadManifest."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """`sha256:` and 64 hex digits."""
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DownloadManifestRequest: _TypeAlias = DownloadManifestRequest  # noqa: Y015

@@ -55,10 +55,35 @@ class ArtifactServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_artifact__pb2.CreateManifestRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_artifact__pb2.CreateManifestResponse.FromString,
                 _registered_method=True)
+        self.UploadManifest = channel.stream_unary(
+                '/hatoba.v1.ArtifactService/UploadManifest',
+                request_serializer=hatoba_dot_v1_dot_artifact__pb2.UploadManifestRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_artifact__pb2.CreateManifestResponse.FromString,
+                _registered_method=True)
         self.GetManifest = channel.unary_unary(
                 '/hatoba.v1.ArtifactService/GetManifest',
                 request_serializer=hatoba_dot_v1_dot_artifact__pb2.GetManifestRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_artifact__pb2.Manifest.FromString,
+                _registered_method=True)
+        self.DownloadManifest = channel.unary_stream(
+                '/hatoba.v1.ArtifactService/DownloadManifest',
+                request_serializer=hatoba_dot_v1_dot_artifact__pb2.DownloadManifestRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_artifact__pb2.DownloadManifestResponse.FromString,
+                _registered_method=True)
+        self.GetTransferUrls = channel.unary_unary(
+                '/hatoba.v1.ArtifactService/GetTransferUrls',
+                request_serializer=hatoba_dot_v1_dot_artifact__pb2.GetTransferUrlsRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_artifact__pb2.GetTransferUrlsResponse.FromString,
+                _registered_method=True)
+        self.ConfirmChunks = channel.unary_unary(
+                '/hatoba.v1.ArtifactService/ConfirmChunks',
+                request_serializer=hatoba_dot_v1_dot_artifact__pb2.ConfirmChunksRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_artifact__pb2.ConfirmChunksResponse.FromString,
+                _registered_method=True)
+        self.CollectGarbage = channel.unary_unary(
+                '/hatoba.v1.ArtifactService/CollectGarbage',
+                request_serializer=hatoba_dot_v1_dot_artifact__pb2.CollectGarbageRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_artifact__pb2.CollectGarbageResponse.FromString,
                 _registered_method=True)
 
 
@@ -67,7 +92,8 @@ class ArtifactServiceServicer(object):
     """
 
     def FindMissingChunks(self, request, context):
-        """Says which of these chunks are not stored. May be asked at any time.
+        """Says which of these chunks are not stored. May be asked at any time. Those that are stored are
+        leased: they are kept for an hour even when nothing names them yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -75,7 +101,8 @@ class ArtifactServiceServicer(object):
 
     def UploadChunks(self, request_iterator, context):
         """Stores chunks. Each is sent in pieces, in order; the last piece closes it and its digest is
-        checked: a wrong one is INVALID_ARGUMENT and nothing of it is kept. A known chunk is accepted again.
+        checked: a wrong one is INVALID_ARGUMENT and nothing of it is kept. Small chunks may go many in one
+        message. A known chunk is accepted again. What was stored is leased for an hour.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,8 +123,49 @@ class ArtifactServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UploadManifest(self, request_iterator, context):
+        """As CreateManifest, for trees of any size: the pieces are the manifest's deterministic
+        serialisation, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetManifest(self, request, context):
-        """Returns a manifest by digest.
+        """Returns a manifest by digest. RESOURCE_EXHAUSTED when it is larger than one message:
+        DownloadManifest has no such limit.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadManifest(self, request, context):
+        """Streams the deterministic serialisation of a manifest, in pieces of at most 1 MiB.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTransferUrls(self, request, context):
+        """Gives addresses at the object store itself, so that bytes need not pass the server. `direct` is
+        false and there are none when chunks are kept in a directory: use UploadChunks and DownloadChunks.
+        An upload address takes one PUT of a whole chunk; the chunk counts once ConfirmChunks accepted it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmChunks(self, request, context):
+        """Checks the digests of chunks that were sent to upload addresses and takes them in. A wrong one is
+        INVALID_ARGUMENT and is deleted; one that did not arrive is named in `missing`. Repeats are harmless.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectGarbage(self, request, context):
+        """Deletes chunks and manifests that nothing names: marks first, and deletes what is still unnamed at a
+        later run, after the leases have passed. It also runs by itself. Repeats are harmless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -126,10 +194,35 @@ def add_ArtifactServiceServicer_to_server(servicer, server):
                     request_deserializer=hatoba_dot_v1_dot_artifact__pb2.CreateManifestRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_artifact__pb2.CreateManifestResponse.SerializeToString,
             ),
+            'UploadManifest': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadManifest,
+                    request_deserializer=hatoba_dot_v1_dot_artifact__pb2.UploadManifestRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_artifact__pb2.CreateManifestResponse.SerializeToString,
+            ),
             'GetManifest': grpc.unary_unary_rpc_method_handler(
                     servicer.GetManifest,
                     request_deserializer=hatoba_dot_v1_dot_artifact__pb2.GetManifestRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_artifact__pb2.Manifest.SerializeToString,
+            ),
+            'DownloadManifest': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadManifest,
+                    request_deserializer=hatoba_dot_v1_dot_artifact__pb2.DownloadManifestRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_artifact__pb2.DownloadManifestResponse.SerializeToString,
+            ),
+            'GetTransferUrls': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTransferUrls,
+                    request_deserializer=hatoba_dot_v1_dot_artifact__pb2.GetTransferUrlsRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_artifact__pb2.GetTransferUrlsResponse.SerializeToString,
+            ),
+            'ConfirmChunks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmChunks,
+                    request_deserializer=hatoba_dot_v1_dot_artifact__pb2.ConfirmChunksRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_artifact__pb2.ConfirmChunksResponse.SerializeToString,
+            ),
+            'CollectGarbage': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectGarbage,
+                    request_deserializer=hatoba_dot_v1_dot_artifact__pb2.CollectGarbageRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_artifact__pb2.CollectGarbageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -252,6 +345,33 @@ class ArtifactService(object):
             _registered_method=True)
 
     @staticmethod
+    def UploadManifest(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/hatoba.v1.ArtifactService/UploadManifest',
+            hatoba_dot_v1_dot_artifact__pb2.UploadManifestRequest.SerializeToString,
+            hatoba_dot_v1_dot_artifact__pb2.CreateManifestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetManifest(request,
             target,
             options=(),
@@ -268,6 +388,114 @@ class ArtifactService(object):
             '/hatoba.v1.ArtifactService/GetManifest',
             hatoba_dot_v1_dot_artifact__pb2.GetManifestRequest.SerializeToString,
             hatoba_dot_v1_dot_artifact__pb2.Manifest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadManifest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hatoba.v1.ArtifactService/DownloadManifest',
+            hatoba_dot_v1_dot_artifact__pb2.DownloadManifestRequest.SerializeToString,
+            hatoba_dot_v1_dot_artifact__pb2.DownloadManifestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTransferUrls(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.ArtifactService/GetTransferUrls',
+            hatoba_dot_v1_dot_artifact__pb2.GetTransferUrlsRequest.SerializeToString,
+            hatoba_dot_v1_dot_artifact__pb2.GetTransferUrlsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConfirmChunks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.ArtifactService/ConfirmChunks',
+            hatoba_dot_v1_dot_artifact__pb2.ConfirmChunksRequest.SerializeToString,
+            hatoba_dot_v1_dot_artifact__pb2.ConfirmChunksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectGarbage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.ArtifactService/CollectGarbage',
+            hatoba_dot_v1_dot_artifact__pb2.CollectGarbageRequest.SerializeToString,
+            hatoba_dot_v1_dot_artifact__pb2.CollectGarbageResponse.FromString,
             options,
             channel_credentials,
             insecure,

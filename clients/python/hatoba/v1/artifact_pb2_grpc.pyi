@@ -34,10 +34,13 @@ class ArtifactServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ArtifactServiceAsyncStub: ...
     FindMissingChunks: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.FindMissingChunksRequest, _artifact_pb2.FindMissingChunksResponse]
-    """Says which of these chunks are not stored. May be asked at any time."""
+    """Says which of these chunks are not stored. May be asked at any time. Those that are stored are
+    leased: they are kept for an hour even when nothing names them yet.
+    """
     UploadChunks: _grpc.StreamUnaryMultiCallable[_artifact_pb2.UploadChunksRequest, _artifact_pb2.UploadChunksResponse]
     """Stores chunks. Each is sent in pieces, in order; the last piece closes it and its digest is
-    checked: a wrong one is INVALID_ARGUMENT and nothing of it is kept. A known chunk is accepted again.
+    checked: a wrong one is INVALID_ARGUMENT and nothing of it is kept. Small chunks may go many in one
+    message. A known chunk is accepted again. What was stored is leased for an hour.
     """
     DownloadChunks: _grpc.UnaryStreamMultiCallable[_artifact_pb2.DownloadChunksRequest, _artifact_pb2.DownloadChunksResponse]
     """Streams chunks in the order asked for, in pieces of at most 1 MiB. NOT_FOUND names a missing one."""
@@ -45,8 +48,29 @@ class ArtifactServiceStub:
     """Stores a manifest. All its chunks must be stored (FAILED_PRECONDITION names the missing ones).
     The same manifest again is the same digest.
     """
+    UploadManifest: _grpc.StreamUnaryMultiCallable[_artifact_pb2.UploadManifestRequest, _artifact_pb2.CreateManifestResponse]
+    """As CreateManifest, for trees of any size: the pieces are the manifest's deterministic
+    serialisation, in order.
+    """
     GetManifest: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.GetManifestRequest, _artifact_pb2.Manifest]
-    """Returns a manifest by digest."""
+    """Returns a manifest by digest. RESOURCE_EXHAUSTED when it is larger than one message:
+    DownloadManifest has no such limit.
+    """
+    DownloadManifest: _grpc.UnaryStreamMultiCallable[_artifact_pb2.DownloadManifestRequest, _artifact_pb2.DownloadManifestResponse]
+    """Streams the deterministic serialisation of a manifest, in pieces of at most 1 MiB."""
+    GetTransferUrls: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.GetTransferUrlsRequest, _artifact_pb2.GetTransferUrlsResponse]
+    """Gives addresses at the object store itself, so that bytes need not pass the server. `direct` is
+    false and there are none when chunks are kept in a directory: use UploadChunks and DownloadChunks.
+    An upload address takes one PUT of a whole chunk; the chunk counts once ConfirmChunks accepted it.
+    """
+    ConfirmChunks: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.ConfirmChunksRequest, _artifact_pb2.ConfirmChunksResponse]
+    """Checks the digests of chunks that were sent to upload addresses and takes them in. A wrong one is
+    INVALID_ARGUMENT and is deleted; one that did not arrive is named in `missing`. Repeats are harmless.
+    """
+    CollectGarbage: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.CollectGarbageRequest, _artifact_pb2.CollectGarbageResponse]
+    """Deletes chunks and manifests that nothing names: marks first, and deletes what is still unnamed at a
+    later run, after the leases have passed. It also runs by itself. Repeats are harmless.
+    """
 
 @_typing.type_check_only
 class ArtifactServiceAsyncStub(ArtifactServiceStub):
@@ -54,10 +78,13 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     FindMissingChunks: _aio.UnaryUnaryMultiCallable[_artifact_pb2.FindMissingChunksRequest, _artifact_pb2.FindMissingChunksResponse]  # type: ignore[assignment]
-    """Says which of these chunks are not stored. May be asked at any time."""
+    """Says which of these chunks are not stored. May be asked at any time. Those that are stored are
+    leased: they are kept for an hour even when nothing names them yet.
+    """
     UploadChunks: _aio.StreamUnaryMultiCallable[_artifact_pb2.UploadChunksRequest, _artifact_pb2.UploadChunksResponse]  # type: ignore[assignment]
     """Stores chunks. Each is sent in pieces, in order; the last piece closes it and its digest is
-    checked: a wrong one is INVALID_ARGUMENT and nothing of it is kept. A known chunk is accepted again.
+    checked: a wrong one is INVALID_ARGUMENT and nothing of it is kept. Small chunks may go many in one
+    message. A known chunk is accepted again. What was stored is leased for an hour.
     """
     DownloadChunks: _aio.UnaryStreamMultiCallable[_artifact_pb2.DownloadChunksRequest, _artifact_pb2.DownloadChunksResponse]  # type: ignore[assignment]
     """Streams chunks in the order asked for, in pieces of at most 1 MiB. NOT_FOUND names a missing one."""
@@ -65,8 +92,29 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
     """Stores a manifest. All its chunks must be stored (FAILED_PRECONDITION names the missing ones).
     The same manifest again is the same digest.
     """
+    UploadManifest: _aio.StreamUnaryMultiCallable[_artifact_pb2.UploadManifestRequest, _artifact_pb2.CreateManifestResponse]  # type: ignore[assignment]
+    """As CreateManifest, for trees of any size: the pieces are the manifest's deterministic
+    serialisation, in order.
+    """
     GetManifest: _aio.UnaryUnaryMultiCallable[_artifact_pb2.GetManifestRequest, _artifact_pb2.Manifest]  # type: ignore[assignment]
-    """Returns a manifest by digest."""
+    """Returns a manifest by digest. RESOURCE_EXHAUSTED when it is larger than one message:
+    DownloadManifest has no such limit.
+    """
+    DownloadManifest: _aio.UnaryStreamMultiCallable[_artifact_pb2.DownloadManifestRequest, _artifact_pb2.DownloadManifestResponse]  # type: ignore[assignment]
+    """Streams the deterministic serialisation of a manifest, in pieces of at most 1 MiB."""
+    GetTransferUrls: _aio.UnaryUnaryMultiCallable[_artifact_pb2.GetTransferUrlsRequest, _artifact_pb2.GetTransferUrlsResponse]  # type: ignore[assignment]
+    """Gives addresses at the object store itself, so that bytes need not pass the server. `direct` is
+    false and there are none when chunks are kept in a directory: use UploadChunks and DownloadChunks.
+    An upload address takes one PUT of a whole chunk; the chunk counts once ConfirmChunks accepted it.
+    """
+    ConfirmChunks: _aio.UnaryUnaryMultiCallable[_artifact_pb2.ConfirmChunksRequest, _artifact_pb2.ConfirmChunksResponse]  # type: ignore[assignment]
+    """Checks the digests of chunks that were sent to upload addresses and takes them in. A wrong one is
+    INVALID_ARGUMENT and is deleted; one that did not arrive is named in `missing`. Repeats are harmless.
+    """
+    CollectGarbage: _aio.UnaryUnaryMultiCallable[_artifact_pb2.CollectGarbageRequest, _artifact_pb2.CollectGarbageResponse]  # type: ignore[assignment]
+    """Deletes chunks and manifests that nothing names: marks first, and deletes what is still unnamed at a
+    later run, after the leases have passed. It also runs by itself. Repeats are harmless.
+    """
 
 class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
     """Moves file trees in and out. Resuming an upload is asking which chunks are missing and sending those."""
@@ -77,7 +125,9 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifact_pb2.FindMissingChunksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifact_pb2.FindMissingChunksResponse, _abc.Awaitable[_artifact_pb2.FindMissingChunksResponse]]:
-        """Says which of these chunks are not stored. May be asked at any time."""
+        """Says which of these chunks are not stored. May be asked at any time. Those that are stored are
+        leased: they are kept for an hour even when nothing names them yet.
+        """
 
     @_abc_1.abstractmethod
     def UploadChunks(
@@ -86,7 +136,8 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_artifact_pb2.UploadChunksResponse, _abc.Awaitable[_artifact_pb2.UploadChunksResponse]]:
         """Stores chunks. Each is sent in pieces, in order; the last piece closes it and its digest is
-        checked: a wrong one is INVALID_ARGUMENT and nothing of it is kept. A known chunk is accepted again.
+        checked: a wrong one is INVALID_ARGUMENT and nothing of it is kept. Small chunks may go many in one
+        message. A known chunk is accepted again. What was stored is leased for an hour.
         """
 
     @_abc_1.abstractmethod
@@ -108,11 +159,62 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def UploadManifest(
+        self,
+        request_iterator: _MaybeAsyncIterator[_artifact_pb2.UploadManifestRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_artifact_pb2.CreateManifestResponse, _abc.Awaitable[_artifact_pb2.CreateManifestResponse]]:
+        """As CreateManifest, for trees of any size: the pieces are the manifest's deterministic
+        serialisation, in order.
+        """
+
+    @_abc_1.abstractmethod
     def GetManifest(
         self,
         request: _artifact_pb2.GetManifestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifact_pb2.Manifest, _abc.Awaitable[_artifact_pb2.Manifest]]:
-        """Returns a manifest by digest."""
+        """Returns a manifest by digest. RESOURCE_EXHAUSTED when it is larger than one message:
+        DownloadManifest has no such limit.
+        """
+
+    @_abc_1.abstractmethod
+    def DownloadManifest(
+        self,
+        request: _artifact_pb2.DownloadManifestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_artifact_pb2.DownloadManifestResponse], _abc.AsyncIterator[_artifact_pb2.DownloadManifestResponse]]:
+        """Streams the deterministic serialisation of a manifest, in pieces of at most 1 MiB."""
+
+    @_abc_1.abstractmethod
+    def GetTransferUrls(
+        self,
+        request: _artifact_pb2.GetTransferUrlsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_artifact_pb2.GetTransferUrlsResponse, _abc.Awaitable[_artifact_pb2.GetTransferUrlsResponse]]:
+        """Gives addresses at the object store itself, so that bytes need not pass the server. `direct` is
+        false and there are none when chunks are kept in a directory: use UploadChunks and DownloadChunks.
+        An upload address takes one PUT of a whole chunk; the chunk counts once ConfirmChunks accepted it.
+        """
+
+    @_abc_1.abstractmethod
+    def ConfirmChunks(
+        self,
+        request: _artifact_pb2.ConfirmChunksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_artifact_pb2.ConfirmChunksResponse, _abc.Awaitable[_artifact_pb2.ConfirmChunksResponse]]:
+        """Checks the digests of chunks that were sent to upload addresses and takes them in. A wrong one is
+        INVALID_ARGUMENT and is deleted; one that did not arrive is named in `missing`. Repeats are harmless.
+        """
+
+    @_abc_1.abstractmethod
+    def CollectGarbage(
+        self,
+        request: _artifact_pb2.CollectGarbageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_artifact_pb2.CollectGarbageResponse, _abc.Awaitable[_artifact_pb2.CollectGarbageResponse]]:
+        """Deletes chunks and manifests that nothing names: marks first, and deletes what is still unnamed at a
+        later run, after the leases have passed. It also runs by itself. Repeats are harmless.
+        """
 
 def add_ArtifactServiceServicer_to_server(servicer: ArtifactServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -305,6 +305,16 @@ class _CauseCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CauseCode.V
     """A secret that the job names is not known where it runs."""
     CAUSE_CODE_NOT_COMMITTED: _CauseCode.ValueType  # 25
     """The wrapped command exited 0 without the runner's commit."""
+    CAUSE_CODE_INPUT_CHANGED: _CauseCode.ValueType  # 26
+    """An input that is recorded by reference is not the same any more."""
+    CAUSE_CODE_MODEL_REFUSED: _CauseCode.ValueType  # 27
+    """A model that the job logged cannot be registered."""
+    CAUSE_CODE_NOT_READY: _CauseCode.ValueType  # 28
+    """A replica did not become ready in its time."""
+    CAUSE_CODE_PREDICTIONS_FAIL: _CauseCode.ValueType  # 29
+    """A replica answers, and its predictions fail."""
+    CAUSE_CODE_CRASH_LOOP: _CauseCode.ValueType  # 30
+    """A replica ended again and again."""
 
 class CauseCode(_CauseCode, metaclass=_CauseCodeEnumTypeWrapper):
     """Why a job, task or attempt ended, or why it waits. A closed set."""
@@ -361,6 +371,16 @@ CAUSE_CODE_SECRET_MISSING: CauseCode.ValueType  # 24
 """A secret that the job names is not known where it runs."""
 CAUSE_CODE_NOT_COMMITTED: CauseCode.ValueType  # 25
 """The wrapped command exited 0 without the runner's commit."""
+CAUSE_CODE_INPUT_CHANGED: CauseCode.ValueType  # 26
+"""An input that is recorded by reference is not the same any more."""
+CAUSE_CODE_MODEL_REFUSED: CauseCode.ValueType  # 27
+"""A model that the job logged cannot be registered."""
+CAUSE_CODE_NOT_READY: CauseCode.ValueType  # 28
+"""A replica did not become ready in its time."""
+CAUSE_CODE_PREDICTIONS_FAIL: CauseCode.ValueType  # 29
+"""A replica answers, and its predictions fail."""
+CAUSE_CODE_CRASH_LOOP: CauseCode.ValueType  # 30
+"""A replica ended again and again."""
 Global___CauseCode: _TypeAlias = CauseCode  # noqa: Y015
 
 @_typing.final

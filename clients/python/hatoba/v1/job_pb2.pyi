@@ -24,6 +24,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _InputMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InputModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InputMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INPUT_MODE_UNSPECIFIED: _InputMode.ValueType  # 0
+    """Not set: CACHE."""
+    INPUT_MODE_COPY: _InputMode.ValueType  # 1
+    """A copy of its own that the command may write to."""
+    INPUT_MODE_CACHE: _InputMode.ValueType  # 2
+    """Read-only, from the host's verified cache, shared by attempts."""
+    INPUT_MODE_STREAM: _InputMode.ValueType  # 3
+    """The command starts at once and reads files in order as they come, with `job.stream(NAME)`; only a
+    bounded part of it is on the disk at a time.
+    """
+
+class InputMode(_InputMode, metaclass=_InputModeEnumTypeWrapper):
+    """How an input is brought in."""
+
+INPUT_MODE_UNSPECIFIED: InputMode.ValueType  # 0
+"""Not set: CACHE."""
+INPUT_MODE_COPY: InputMode.ValueType  # 1
+"""A copy of its own that the command may write to."""
+INPUT_MODE_CACHE: InputMode.ValueType  # 2
+"""Read-only, from the host's verified cache, shared by attempts."""
+INPUT_MODE_STREAM: InputMode.ValueType  # 3
+"""The command starts at once and reads files in order as they come, with `job.stream(NAME)`; only a
+bounded part of it is on the disk at a time.
+"""
+Global___InputMode: _TypeAlias = InputMode  # noqa: Y015
+
 class _CancelOutcome:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -120,25 +152,68 @@ class Input(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     MANIFEST_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name under `inputs/`."""
+    source: _builtins.str
+    """Instead of a manifest: `datasets/faces:3` (`datasets/faces` is its newest version),
+    `models/digits@production` or `jobs/digits-42/outputs`. Resolved once, at submit, to a version that
+    is kept; a missing one is refused.
+    """
+    mode: Global___InputMode.ValueType
+    """How it is brought in."""
     @_builtins.property
     def manifest(self) -> _common_pb2.ManifestRef:
-        """The tree's content."""
+        """The tree's content. Filled in by the server where a source is named."""
 
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         manifest: _common_pb2.ManifestRef | None = ...,
+        source: _builtins.str = ...,
+        mode: Global___InputMode.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "mode", b"mode", "name", b"name", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Input: _TypeAlias = Input  # noqa: Y015
+
+@_typing.final
+class Publish(_message.Message):
+    """Has the outputs of a job become a dataset version when it succeeded."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATASET_FIELD_NUMBER: _builtins.int
+    FOLDER_FIELD_NUMBER: _builtins.int
+    MAX_ERRORS_FIELD_NUMBER: _builtins.int
+    dataset: _builtins.str
+    """The dataset."""
+    folder: _builtins.str
+    """Of every task's outputs this folder, whose `items.jsonl` lists its items; in order of the tasks."""
+    max_errors: _builtins.int
+    """Not published when the tasks' `summary.json` add up to more errors; unset: no limit."""
+    def __init__(
+        self,
+        *,
+        dataset: _builtins.str = ...,
+        folder: _builtins.str = ...,
+        max_errors: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_errors", b"_max_errors", "max_errors", b"max_errors"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_errors", b"_max_errors", "dataset", b"dataset", "folder", b"folder", "max_errors", b"max_errors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_errors: _TypeAlias = _typing.Literal["max_errors"]  # noqa: Y015
+    _WhichOneofArgType__max_errors: _TypeAlias = _typing.Literal["_max_errors", b"_max_errors"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_errors) -> _WhichOneofReturnType__max_errors | None: ...
+
+Global___Publish: _TypeAlias = Publish  # noqa: Y015
 
 @_typing.final
 class ArraySpec(_message.Message):
@@ -278,6 +353,8 @@ class JobSpec(_message.Message):
     BACKEND_OPTIONS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
+    CODE_VERSION_FIELD_NUMBER: _builtins.int
+    PUBLISH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """NAME of NAME-N; lower case letters, digits and dashes."""
     queue: _builtins.str
@@ -288,6 +365,8 @@ class JobSpec(_message.Message):
     """Higher goes first in its queue, -1000 to 1000."""
     hold: _builtins.bool
     """Submit it held; it waits until released."""
+    code_version: _builtins.str
+    """Reference of the recorded version of `code` (`code/train:3`), for lineage; `code` is its content."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Program and arguments; no shell. `${params.NAME}` is replaced by the parameter's value."""
@@ -352,6 +431,10 @@ class JobSpec(_message.Message):
     def source(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Where the code came from, recorded: git remote, commit, whether it was dirty."""
 
+    @_builtins.property
+    def publish(self) -> Global___Publish:
+        """What becomes of the outputs."""
+
     def __init__(
         self,
         *,
@@ -376,10 +459,12 @@ class JobSpec(_message.Message):
         backend_options: _struct_pb2.Struct | None = ...,
         source: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         hold: _builtins.bool = ...,
+        code_version: _builtins.str = ...,
+        publish: Global___Publish | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "backend_options", b"backend_options", "code", b"code", "environment", b"environment", "resources", b"resources", "retries", b"retries", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "backend_options", b"backend_options", "code", b"code", "environment", b"environment", "publish", b"publish", "resources", b"resources", "retries", b"retries", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_ok", b"after_ok", "array", b"array", "backend", b"backend", "backend_options", b"backend_options", "code", b"code", "command", b"command", "env", b"env", "environment", b"environment", "hold", b"hold", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "priority", b"priority", "queue", b"queue", "resources", b"resources", "retries", b"retries", "secrets", b"secrets", "source", b"source", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_ok", b"after_ok", "array", b"array", "backend", b"backend", "backend_options", b"backend_options", "code", b"code", "code_version", b"code_version", "command", b"command", "env", b"env", "environment", b"environment", "hold", b"hold", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "priority", b"priority", "publish", b"publish", "queue", b"queue", "resources", b"resources", "retries", b"retries", "secrets", b"secrets", "source", b"source", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,6 +530,9 @@ class Job(_message.Message):
     WAITING_REASON_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    PUBLISHED_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/PROJECT/jobs/NAME-N`."""
     uid: _builtins.str
@@ -465,6 +553,10 @@ class Job(_message.Message):
     """The job this one was made from, if any."""
     waiting_reason: _builtins.str
     """Why it is not running yet, in words that say what it needs and what is free."""
+    published: _builtins.str
+    """The dataset version that its outputs became, or why they became none."""
+    summary: _builtins.str
+    """What the tasks' `summary.json` add up to, for example `9,998 of 10,000, 2 errors`."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """What was asked."""
@@ -497,6 +589,10 @@ class Job(_message.Message):
     def outputs(self) -> _common_pb2.ManifestRef:
         """What it put into its outputs directory; set when it succeeded and there was something."""
 
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Model versions that it registered (`projects/P/models/digits/versions/7`)."""
+
     def __init__(
         self,
         *,
@@ -518,10 +614,13 @@ class Job(_message.Message):
         waiting_reason: _builtins.str = ...,
         progress: Global___Progress | None = ...,
         outputs: _common_pb2.ManifestRef | None = ...,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        published: _builtins.str = ...,
+        summary: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "outputs", b"outputs", "progress", b"progress", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "counts", b"counts", "create_time", b"create_time", "created_by", b"created_by", "desired", b"desired", "end_time", b"end_time", "etag", b"etag", "name", b"name", "outputs", b"outputs", "progress", b"progress", "rerun_of", b"rerun_of", "spec", b"spec", "start_time", b"start_time", "state", b"state", "trace_id", b"trace_id", "uid", b"uid", "version", b"version", "waiting_reason", b"waiting_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "counts", b"counts", "create_time", b"create_time", "created_by", b"created_by", "desired", b"desired", "end_time", b"end_time", "etag", b"etag", "models", b"models", "name", b"name", "outputs", b"outputs", "progress", b"progress", "published", b"published", "rerun_of", b"rerun_of", "spec", b"spec", "start_time", b"start_time", "state", b"state", "summary", b"summary", "trace_id", b"trace_id", "uid", b"uid", "version", b"version", "waiting_reason", b"waiting_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

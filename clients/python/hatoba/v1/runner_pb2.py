@@ -27,9 +27,10 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from hatoba.v1 import common_pb2 as hatoba_dot_v1_dot_common__pb2
 from hatoba.v1 import job_pb2 as hatoba_dot_v1_dot_job__pb2
+from hatoba.v1 import model_pb2 as hatoba_dot_v1_dot_model__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16hatoba/v1/runner.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16hatoba/v1/common.proto\x1a\x13hatoba/v1/job.proto\"r\n\x13\x43laimAttemptRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x1f\n\x05nonce\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x10\x18@R\x05nonce\"\x9a\x01\n\x14\x43laimAttemptResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x31\n\x07verdict\x18\x02 \x01(\x0e\x32\x17.hatoba.v1.ClaimVerdictR\x07verdict\x12\x35\n\ncheckpoint\x18\x03 \x01(\x0b\x32\x15.hatoba.v1.CheckpointR\ncheckpoint\"\xa7\x01\n\x10HeartbeatRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12/\n\x08progress\x18\x03 \x01(\x0b\x32\x13.hatoba.v1.ProgressR\x08progress\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x10.hatoba.v1.UsageR\x05usage\"\x8c\x01\n\x11HeartbeatResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12,\n\x05order\x18\x02 \x01(\x0e\x32\x16.hatoba.v1.RunnerOrderR\x05order\x12/\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace\"\xe9\x01\n\x0fPushLogsRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x34\n\x06stream\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17R\x06stdoutR\x06stderrR\x05\x62uildR\x06stream\x12\x1f\n\x06offset\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x06offset\x12\x1d\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x10R\x04\x64\x61ta\x12$\n\tgap_bytes\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x08gapBytes\"t\n\x10PushLogsResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x16\n\x06stream\x18\x02 \x01(\tR\x06stream\x12\x14\n\x05\x61\x63ked\x18\x03 \x01(\x03R\x05\x61\x63ked\x12\x18\n\x07refused\x18\x04 \x01(\x08R\x07refused\"\x86\x01\n\x0cMetricSample\x12\x1c\n\x03key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x03key\x12\x12\n\x04step\x18\x02 \x01(\x03R\x04step\x12\x14\n\x05value\x18\x03 \x01(\x01R\x05value\x12.\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"\xa8\x01\n\x14ReportMetricsRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12<\n\x07samples\x18\x03 \x03(\x0b\x32\x17.hatoba.v1.MetricSampleB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x07samples\x12\x16\n\x06report\x18\x04 \x01(\x03R\x06report\"T\n\x15ReportMetricsResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12!\n\x0c\x61\x63ked_report\x18\x02 \x01(\x03R\x0b\x61\x63kedReport\"\xb7\x02\n\x17\x43ommitCheckpointRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x12\n\x04step\x18\x03 \x01(\x03R\x04step\x12:\n\x08manifest\x18\x04 \x01(\x0b\x32\x16.hatoba.v1.ManifestRefB\x06\xbaH\x03\xc8\x01\x01R\x08manifest\x12T\n\x07metrics\x18\x05 \x03(\x0b\x32/.hatoba.v1.CommitCheckpointRequest.MetricsEntryB\t\xbaH\x06\x9a\x01\x03\x10\x80\x02R\x07metrics\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"d\n\x18\x43ommitCheckpointResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x12\n\x04step\x18\x02 \x01(\x03R\x04step\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x08R\x08\x61\x63\x63\x65pted\"\xc0\x05\n\x14\x43ommitAttemptRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x1d\n\x05nonce\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x05nonce\x12\x33\n\x04kind\x18\x04 \x01(\x0e\x32\x13.hatoba.v1.ExitKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04kind\x12\'\n\texit_code\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xff\x01(\x00R\x08\x65xitCode\x12!\n\x06signal\x18\x06 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18@(\x00R\x06signal\x12\"\n\x07message\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x07message\x12\x30\n\x07outputs\x18\x08 \x01(\x0b\x32\x16.hatoba.v1.ManifestRefR\x07outputs\x12T\n\tlog_sizes\x18\t \x03(\x0b\x32-.hatoba.v1.CommitAttemptRequest.LogSizesEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x08R\x08logSizes\x12\x35\n\x0elast_log_lines\x18\n \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10\x14\"\x05r\x03\x18\x80\x04R\x0clastLogLines\x12&\n\x05usage\x18\x0b \x01(\x0b\x32\x10.hatoba.v1.UsageR\x05usage\x12\x39\n\nstart_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12\x12\n\x04gone\x18\x0e \x01(\x08R\x04gone\x1a;\n\rLogSizesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"M\n\x15\x43ommitAttemptResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08R\x08\x61\x63\x63\x65pted*\xa0\x01\n\x0c\x43laimVerdict\x12\x1d\n\x19\x43LAIM_VERDICT_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43LAIM_VERDICT_GRANTED\x10\x01\x12\x1b\n\x17\x43LAIM_VERDICT_DUPLICATE\x10\x02\x12\x1c\n\x18\x43LAIM_VERDICT_SUPERSEDED\x10\x03\x12\x1b\n\x17\x43LAIM_VERDICT_CANCELLED\x10\x04*X\n\x0bRunnerOrder\x12\x1c\n\x18RUNNER_ORDER_UNSPECIFIED\x10\x00\x12\x14\n\x10RUNNER_ORDER_RUN\x10\x01\x12\x15\n\x11RUNNER_ORDER_STOP\x10\x02*\xe8\x02\n\x08\x45xitKind\x12\x19\n\x15\x45XIT_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45XIT_KIND_EXITED\x10\x01\x12\x16\n\x12\x45XIT_KIND_SIGNALED\x10\x02\x12\x1b\n\x17\x45XIT_KIND_OUT_OF_MEMORY\x10\x03\x12\x17\n\x13\x45XIT_KIND_NOT_FOUND\x10\x04\x12\x1c\n\x18\x45XIT_KIND_NOT_EXECUTABLE\x10\x05\x12\x19\n\x15\x45XIT_KIND_RUN_TIMEOUT\x10\x06\x12\x15\n\x11\x45XIT_KIND_STOPPED\x10\x07\x12 \n\x1c\x45XIT_KIND_ENVIRONMENT_FAILED\x10\x08\x12\x1c\n\x18\x45XIT_KIND_STAGING_FAILED\x10\t\x12\x1b\n\x17\x45XIT_KIND_OUTPUT_FAILED\x10\n\x12\x1c\n\x18\x45XIT_KIND_SECRET_MISSING\x10\x0b\x12\x12\n\x0e\x45XIT_KIND_LOST\x10\x0c\x32\xf6\x03\n\rRunnerService\x12O\n\x0c\x43laimAttempt\x12\x1e.hatoba.v1.ClaimAttemptRequest\x1a\x1f.hatoba.v1.ClaimAttemptResponse\x12\x46\n\tHeartbeat\x12\x1b.hatoba.v1.HeartbeatRequest\x1a\x1c.hatoba.v1.HeartbeatResponse\x12G\n\x08PushLogs\x12\x1a.hatoba.v1.PushLogsRequest\x1a\x1b.hatoba.v1.PushLogsResponse(\x01\x30\x01\x12R\n\rReportMetrics\x12\x1f.hatoba.v1.ReportMetricsRequest\x1a .hatoba.v1.ReportMetricsResponse\x12[\n\x10\x43ommitCheckpoint\x12\".hatoba.v1.CommitCheckpointRequest\x1a#.hatoba.v1.CommitCheckpointResponse\x12R\n\rCommitAttempt\x12\x1f.hatoba.v1.CommitAttemptRequest\x1a .hatoba.v1.CommitAttemptResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16hatoba/v1/runner.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16hatoba/v1/common.proto\x1a\x13hatoba/v1/job.proto\x1a\x15hatoba/v1/model.proto\"r\n\x13\x43laimAttemptRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x1f\n\x05nonce\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x10\x18@R\x05nonce\"\x9a\x01\n\x14\x43laimAttemptResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x31\n\x07verdict\x18\x02 \x01(\x0e\x32\x17.hatoba.v1.ClaimVerdictR\x07verdict\x12\x35\n\ncheckpoint\x18\x03 \x01(\x0b\x32\x15.hatoba.v1.CheckpointR\ncheckpoint\"\xa7\x01\n\x10HeartbeatRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12/\n\x08progress\x18\x03 \x01(\x0b\x32\x13.hatoba.v1.ProgressR\x08progress\x12&\n\x05usage\x18\x04 \x01(\x0b\x32\x10.hatoba.v1.UsageR\x05usage\"\x8c\x01\n\x11HeartbeatResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12,\n\x05order\x18\x02 \x01(\x0e\x32\x16.hatoba.v1.RunnerOrderR\x05order\x12/\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace\"\xe9\x01\n\x0fPushLogsRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x34\n\x06stream\x18\x03 \x01(\tB\x1c\xbaH\x19r\x17R\x06stdoutR\x06stderrR\x05\x62uildR\x06stream\x12\x1f\n\x06offset\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x06offset\x12\x1d\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80\x10R\x04\x64\x61ta\x12$\n\tgap_bytes\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x08gapBytes\"t\n\x10PushLogsResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x16\n\x06stream\x18\x02 \x01(\tR\x06stream\x12\x14\n\x05\x61\x63ked\x18\x03 \x01(\x03R\x05\x61\x63ked\x12\x18\n\x07refused\x18\x04 \x01(\x08R\x07refused\"\x86\x01\n\x0cMetricSample\x12\x1c\n\x03key\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x03key\x12\x12\n\x04step\x18\x02 \x01(\x03R\x04step\x12\x14\n\x05value\x18\x03 \x01(\x01R\x05value\x12.\n\x04time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\"\xa8\x01\n\x14ReportMetricsRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12<\n\x07samples\x18\x03 \x03(\x0b\x32\x17.hatoba.v1.MetricSampleB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x07samples\x12\x16\n\x06report\x18\x04 \x01(\x03R\x06report\"T\n\x15ReportMetricsResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12!\n\x0c\x61\x63ked_report\x18\x02 \x01(\x03R\x0b\x61\x63kedReport\"\xb7\x02\n\x17\x43ommitCheckpointRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x12\n\x04step\x18\x03 \x01(\x03R\x04step\x12:\n\x08manifest\x18\x04 \x01(\x0b\x32\x16.hatoba.v1.ManifestRefB\x06\xbaH\x03\xc8\x01\x01R\x08manifest\x12T\n\x07metrics\x18\x05 \x03(\x0b\x32/.hatoba.v1.CommitCheckpointRequest.MetricsEntryB\t\xbaH\x06\x9a\x01\x03\x10\x80\x02R\x07metrics\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\"d\n\x18\x43ommitCheckpointResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x12\n\x04step\x18\x02 \x01(\x03R\x04step\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\x08R\x08\x61\x63\x63\x65pted\"\xfa\x05\n\x14\x43ommitAttemptRequest\x12$\n\x07\x61ttempt\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x1d\n\x05nonce\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x05nonce\x12\x33\n\x04kind\x18\x04 \x01(\x0e\x32\x13.hatoba.v1.ExitKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04kind\x12\'\n\texit_code\x18\x05 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xff\x01(\x00R\x08\x65xitCode\x12!\n\x06signal\x18\x06 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18@(\x00R\x06signal\x12\"\n\x07message\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x07message\x12\x30\n\x07outputs\x18\x08 \x01(\x0b\x32\x16.hatoba.v1.ManifestRefR\x07outputs\x12T\n\tlog_sizes\x18\t \x03(\x0b\x32-.hatoba.v1.CommitAttemptRequest.LogSizesEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x08R\x08logSizes\x12\x35\n\x0elast_log_lines\x18\n \x03(\tB\x0f\xbaH\x0c\x92\x01\t\x10\x14\"\x05r\x03\x18\x80\x04R\x0clastLogLines\x12&\n\x05usage\x18\x0b \x01(\x0b\x32\x10.hatoba.v1.UsageR\x05usage\x12\x39\n\nstart_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\tstartTime\x12\x35\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12\x12\n\x04gone\x18\x0e \x01(\x08R\x04gone\x12\x38\n\x06models\x18\x0f \x03(\x0b\x32\x16.hatoba.v1.LoggedModelB\x08\xbaH\x05\x92\x01\x02\x10\x10R\x06models\x1a;\n\rLogSizesEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x03R\x05value:\x02\x38\x01\"\xc3\x04\n\x0bLoggedModel\x12\x41\n\x05model\x18\x01 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$R\x05model\x12:\n\x08manifest\x18\x02 \x01(\x0b\x32\x16.hatoba.v1.ManifestRefB\x06\xbaH\x03\xc8\x01\x01R\x08manifest\x12,\n\x07serving\x18\x03 \x01(\x0b\x32\x12.hatoba.v1.ServingR\x07serving\x12\x32\n\tsignature\x18\x04 \x01(\x0b\x32\x14.hatoba.v1.SignatureR\tsignature\x12H\n\x07metrics\x18\x05 \x03(\x0b\x32#.hatoba.v1.LoggedModel.MetricsEntryB\t\xbaH\x06\x9a\x01\x03\x10\x80\x02R\x07metrics\x12*\n\x0b\x64\x65scription\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x0b\x64\x65scription\x12 \n\x06parent\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02R\x06parent\x12\x44\n\x06labels\x18\x08 \x03(\x0b\x32\".hatoba.v1.LoggedModel.LabelsEntryB\x08\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x1a:\n\x0cMetricsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\x01R\x05value:\x02\x38\x01\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"M\n\x15\x43ommitAttemptResponse\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x1a\n\x08\x61\x63\x63\x65pted\x18\x02 \x01(\x08R\x08\x61\x63\x63\x65pted*\xa0\x01\n\x0c\x43laimVerdict\x12\x1d\n\x19\x43LAIM_VERDICT_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43LAIM_VERDICT_GRANTED\x10\x01\x12\x1b\n\x17\x43LAIM_VERDICT_DUPLICATE\x10\x02\x12\x1c\n\x18\x43LAIM_VERDICT_SUPERSEDED\x10\x03\x12\x1b\n\x17\x43LAIM_VERDICT_CANCELLED\x10\x04*X\n\x0bRunnerOrder\x12\x1c\n\x18RUNNER_ORDER_UNSPECIFIED\x10\x00\x12\x14\n\x10RUNNER_ORDER_RUN\x10\x01\x12\x15\n\x11RUNNER_ORDER_STOP\x10\x02*\x85\x03\n\x08\x45xitKind\x12\x19\n\x15\x45XIT_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45XIT_KIND_EXITED\x10\x01\x12\x16\n\x12\x45XIT_KIND_SIGNALED\x10\x02\x12\x1b\n\x17\x45XIT_KIND_OUT_OF_MEMORY\x10\x03\x12\x17\n\x13\x45XIT_KIND_NOT_FOUND\x10\x04\x12\x1c\n\x18\x45XIT_KIND_NOT_EXECUTABLE\x10\x05\x12\x19\n\x15\x45XIT_KIND_RUN_TIMEOUT\x10\x06\x12\x15\n\x11\x45XIT_KIND_STOPPED\x10\x07\x12 \n\x1c\x45XIT_KIND_ENVIRONMENT_FAILED\x10\x08\x12\x1c\n\x18\x45XIT_KIND_STAGING_FAILED\x10\t\x12\x1b\n\x17\x45XIT_KIND_OUTPUT_FAILED\x10\n\x12\x1c\n\x18\x45XIT_KIND_SECRET_MISSING\x10\x0b\x12\x12\n\x0e\x45XIT_KIND_LOST\x10\x0c\x12\x1b\n\x17\x45XIT_KIND_INPUT_CHANGED\x10\r2\xf6\x03\n\rRunnerService\x12O\n\x0c\x43laimAttempt\x12\x1e.hatoba.v1.ClaimAttemptRequest\x1a\x1f.hatoba.v1.ClaimAttemptResponse\x12\x46\n\tHeartbeat\x12\x1b.hatoba.v1.HeartbeatRequest\x1a\x1c.hatoba.v1.HeartbeatResponse\x12G\n\x08PushLogs\x12\x1a.hatoba.v1.PushLogsRequest\x1a\x1b.hatoba.v1.PushLogsResponse(\x01\x30\x01\x12R\n\rReportMetrics\x12\x1f.hatoba.v1.ReportMetricsRequest\x1a .hatoba.v1.ReportMetricsResponse\x12[\n\x10\x43ommitCheckpoint\x12\".hatoba.v1.CommitCheckpointRequest\x1a#.hatoba.v1.CommitCheckpointResponse\x12R\n\rCommitAttempt\x12\x1f.hatoba.v1.CommitAttemptRequest\x1a .hatoba.v1.CommitAttemptResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -84,42 +85,66 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMITATTEMPTREQUEST'].fields_by_name['log_sizes']._serialized_options = b'\272H\005\232\001\002\020\010'
   _globals['_COMMITATTEMPTREQUEST'].fields_by_name['last_log_lines']._loaded_options = None
   _globals['_COMMITATTEMPTREQUEST'].fields_by_name['last_log_lines']._serialized_options = b'\272H\014\222\001\t\020\024\"\005r\003\030\200\004'
-  _globals['_CLAIMVERDICT']._serialized_start=2713
-  _globals['_CLAIMVERDICT']._serialized_end=2873
-  _globals['_RUNNERORDER']._serialized_start=2875
-  _globals['_RUNNERORDER']._serialized_end=2963
-  _globals['_EXITKIND']._serialized_start=2966
-  _globals['_EXITKIND']._serialized_end=3326
-  _globals['_CLAIMATTEMPTREQUEST']._serialized_start=176
-  _globals['_CLAIMATTEMPTREQUEST']._serialized_end=290
-  _globals['_CLAIMATTEMPTRESPONSE']._serialized_start=293
-  _globals['_CLAIMATTEMPTRESPONSE']._serialized_end=447
-  _globals['_HEARTBEATREQUEST']._serialized_start=450
-  _globals['_HEARTBEATREQUEST']._serialized_end=617
-  _globals['_HEARTBEATRESPONSE']._serialized_start=620
-  _globals['_HEARTBEATRESPONSE']._serialized_end=760
-  _globals['_PUSHLOGSREQUEST']._serialized_start=763
-  _globals['_PUSHLOGSREQUEST']._serialized_end=996
-  _globals['_PUSHLOGSRESPONSE']._serialized_start=998
-  _globals['_PUSHLOGSRESPONSE']._serialized_end=1114
-  _globals['_METRICSAMPLE']._serialized_start=1117
-  _globals['_METRICSAMPLE']._serialized_end=1251
-  _globals['_REPORTMETRICSREQUEST']._serialized_start=1254
-  _globals['_REPORTMETRICSREQUEST']._serialized_end=1422
-  _globals['_REPORTMETRICSRESPONSE']._serialized_start=1424
-  _globals['_REPORTMETRICSRESPONSE']._serialized_end=1508
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=1511
-  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=1822
-  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_start=1764
-  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_end=1822
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=1824
-  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=1924
-  _globals['_COMMITATTEMPTREQUEST']._serialized_start=1927
-  _globals['_COMMITATTEMPTREQUEST']._serialized_end=2631
-  _globals['_COMMITATTEMPTREQUEST_LOGSIZESENTRY']._serialized_start=2572
-  _globals['_COMMITATTEMPTREQUEST_LOGSIZESENTRY']._serialized_end=2631
-  _globals['_COMMITATTEMPTRESPONSE']._serialized_start=2633
-  _globals['_COMMITATTEMPTRESPONSE']._serialized_end=2710
-  _globals['_RUNNERSERVICE']._serialized_start=3329
-  _globals['_RUNNERSERVICE']._serialized_end=3831
+  _globals['_COMMITATTEMPTREQUEST'].fields_by_name['models']._loaded_options = None
+  _globals['_COMMITATTEMPTREQUEST'].fields_by_name['models']._serialized_options = b'\272H\005\222\001\002\020\020'
+  _globals['_LOGGEDMODEL_METRICSENTRY']._loaded_options = None
+  _globals['_LOGGEDMODEL_METRICSENTRY']._serialized_options = b'8\001'
+  _globals['_LOGGEDMODEL_LABELSENTRY']._loaded_options = None
+  _globals['_LOGGEDMODEL_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_LOGGEDMODEL'].fields_by_name['model']._loaded_options = None
+  _globals['_LOGGEDMODEL'].fields_by_name['model']._serialized_options = b'\272H(r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$'
+  _globals['_LOGGEDMODEL'].fields_by_name['manifest']._loaded_options = None
+  _globals['_LOGGEDMODEL'].fields_by_name['manifest']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_LOGGEDMODEL'].fields_by_name['metrics']._loaded_options = None
+  _globals['_LOGGEDMODEL'].fields_by_name['metrics']._serialized_options = b'\272H\006\232\001\003\020\200\002'
+  _globals['_LOGGEDMODEL'].fields_by_name['description']._loaded_options = None
+  _globals['_LOGGEDMODEL'].fields_by_name['description']._serialized_options = b'\272H\005r\003\030\200 '
+  _globals['_LOGGEDMODEL'].fields_by_name['parent']._loaded_options = None
+  _globals['_LOGGEDMODEL'].fields_by_name['parent']._serialized_options = b'\272H\005r\003\030\200\002'
+  _globals['_LOGGEDMODEL'].fields_by_name['labels']._loaded_options = None
+  _globals['_LOGGEDMODEL'].fields_by_name['labels']._serialized_options = b'\272H\005\232\001\002\020@'
+  _globals['_CLAIMVERDICT']._serialized_start=3376
+  _globals['_CLAIMVERDICT']._serialized_end=3536
+  _globals['_RUNNERORDER']._serialized_start=3538
+  _globals['_RUNNERORDER']._serialized_end=3626
+  _globals['_EXITKIND']._serialized_start=3629
+  _globals['_EXITKIND']._serialized_end=4018
+  _globals['_CLAIMATTEMPTREQUEST']._serialized_start=199
+  _globals['_CLAIMATTEMPTREQUEST']._serialized_end=313
+  _globals['_CLAIMATTEMPTRESPONSE']._serialized_start=316
+  _globals['_CLAIMATTEMPTRESPONSE']._serialized_end=470
+  _globals['_HEARTBEATREQUEST']._serialized_start=473
+  _globals['_HEARTBEATREQUEST']._serialized_end=640
+  _globals['_HEARTBEATRESPONSE']._serialized_start=643
+  _globals['_HEARTBEATRESPONSE']._serialized_end=783
+  _globals['_PUSHLOGSREQUEST']._serialized_start=786
+  _globals['_PUSHLOGSREQUEST']._serialized_end=1019
+  _globals['_PUSHLOGSRESPONSE']._serialized_start=1021
+  _globals['_PUSHLOGSRESPONSE']._serialized_end=1137
+  _globals['_METRICSAMPLE']._serialized_start=1140
+  _globals['_METRICSAMPLE']._serialized_end=1274
+  _globals['_REPORTMETRICSREQUEST']._serialized_start=1277
+  _globals['_REPORTMETRICSREQUEST']._serialized_end=1445
+  _globals['_REPORTMETRICSRESPONSE']._serialized_start=1447
+  _globals['_REPORTMETRICSRESPONSE']._serialized_end=1531
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_start=1534
+  _globals['_COMMITCHECKPOINTREQUEST']._serialized_end=1845
+  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_start=1787
+  _globals['_COMMITCHECKPOINTREQUEST_METRICSENTRY']._serialized_end=1845
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_start=1847
+  _globals['_COMMITCHECKPOINTRESPONSE']._serialized_end=1947
+  _globals['_COMMITATTEMPTREQUEST']._serialized_start=1950
+  _globals['_COMMITATTEMPTREQUEST']._serialized_end=2712
+  _globals['_COMMITATTEMPTREQUEST_LOGSIZESENTRY']._serialized_start=2653
+  _globals['_COMMITATTEMPTREQUEST_LOGSIZESENTRY']._serialized_end=2712
+  _globals['_LOGGEDMODEL']._serialized_start=2715
+  _globals['_LOGGEDMODEL']._serialized_end=3294
+  _globals['_LOGGEDMODEL_METRICSENTRY']._serialized_start=1787
+  _globals['_LOGGEDMODEL_METRICSENTRY']._serialized_end=1845
+  _globals['_LOGGEDMODEL_LABELSENTRY']._serialized_start=3237
+  _globals['_LOGGEDMODEL_LABELSENTRY']._serialized_end=3294
+  _globals['_COMMITATTEMPTRESPONSE']._serialized_start=3296
+  _globals['_COMMITATTEMPTRESPONSE']._serialized_end=3373
+  _globals['_RUNNERSERVICE']._serialized_start=4021
+  _globals['_RUNNERSERVICE']._serialized_end=4523
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from hatoba.v1 import common_pb2 as _common_pb2
 from hatoba.v1 import job_pb2 as _job_pb2
+from hatoba.v1 import model_pb2 as _model_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -111,6 +112,8 @@ class _ExitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitKind.Val
     """A secret it names is not here."""
     EXIT_KIND_LOST: _ExitKind.ValueType  # 12
     """It is proven gone, and nobody saw how it ended."""
+    EXIT_KIND_INPUT_CHANGED: _ExitKind.ValueType  # 13
+    """An input that is recorded by reference is not the same any more."""
 
 class ExitKind(_ExitKind, metaclass=_ExitKindEnumTypeWrapper):
     """How a command ended, as its runner saw it."""
@@ -141,6 +144,8 @@ EXIT_KIND_SECRET_MISSING: ExitKind.ValueType  # 11
 """A secret it names is not here."""
 EXIT_KIND_LOST: ExitKind.ValueType  # 12
 """It is proven gone, and nobody saw how it ended."""
+EXIT_KIND_INPUT_CHANGED: ExitKind.ValueType  # 13
+"""An input that is recorded by reference is not the same any more."""
 Global___ExitKind: _TypeAlias = ExitKind  # noqa: Y015
 
 @_typing.final
@@ -581,6 +586,7 @@ class CommitAttemptRequest(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
     GONE_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """The attempt."""
     fence: _builtins.int
@@ -621,6 +627,12 @@ class CommitAttemptRequest(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedModel]:
+        """Models that it logged, each with its stored manifest. They become versions in the same transaction
+        that makes the attempt SUCCEEDED, and only then.
+        """
+
     def __init__(
         self,
         *,
@@ -638,14 +650,115 @@ class CommitAttemptRequest(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
         gone: _builtins.bool = ...,
+        models: _abc.Iterable[Global___LoggedModel] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "outputs", b"outputs", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end_time", b"end_time", "exit_code", b"exit_code", "fence", b"fence", "gone", b"gone", "kind", b"kind", "last_log_lines", b"last_log_lines", "log_sizes", b"log_sizes", "message", b"message", "nonce", b"nonce", "outputs", b"outputs", "signal", b"signal", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end_time", b"end_time", "exit_code", b"exit_code", "fence", b"fence", "gone", b"gone", "kind", b"kind", "last_log_lines", b"last_log_lines", "log_sizes", b"log_sizes", "message", b"message", "models", b"models", "nonce", b"nonce", "outputs", b"outputs", "signal", b"signal", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommitAttemptRequest: _TypeAlias = CommitAttemptRequest  # noqa: Y015
+
+@_typing.final
+class LoggedModel(_message.Message):
+    """A model that a job logged: its handler was imported and has answered the example in the job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    MANIFEST_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
+    SIGNATURE_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    description: _builtins.str
+    """A few words."""
+    parent: _builtins.str
+    """Reference of the version it was made from, if any (`digits:6`)."""
+    @_builtins.property
+    def manifest(self) -> _common_pb2.ManifestRef:
+        """Its files."""
+
+    @_builtins.property
+    def serving(self) -> _model_pb2.Serving:
+        """How it is served; code and environment are the job's where they are not set."""
+
+    @_builtins.property
+    def signature(self) -> _model_pb2.Signature:
+        """What goes in and out."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Values that tell how good it is."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Free labels."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        manifest: _common_pb2.ManifestRef | None = ...,
+        serving: _model_pb2.Serving | None = ...,
+        signature: _model_pb2.Signature | None = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        description: _builtins.str = ...,
+        parent: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "serving", b"serving", "signature", b"signature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "labels", b"labels", "manifest", b"manifest", "metrics", b"metrics", "model", b"model", "parent", b"parent", "serving", b"serving", "signature", b"signature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoggedModel: _TypeAlias = LoggedModel  # noqa: Y015
 
 @_typing.final
 class CommitAttemptResponse(_message.Message):

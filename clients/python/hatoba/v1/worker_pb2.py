@@ -27,11 +27,13 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from hatoba.v1 import common_pb2 as hatoba_dot_v1_dot_common__pb2
+from hatoba.v1 import deployment_pb2 as hatoba_dot_v1_dot_deployment__pb2
 from hatoba.v1 import job_pb2 as hatoba_dot_v1_dot_job__pb2
+from hatoba.v1 import model_pb2 as hatoba_dot_v1_dot_model__pb2
 from hatoba.v1 import runner_pb2 as hatoba_dot_v1_dot_runner__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16hatoba/v1/worker.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16hatoba/v1/common.proto\x1a\x13hatoba/v1/job.proto\x1a\x16hatoba/v1/runner.proto\"T\n\x1bWorkerServiceConnectRequest\x12\x35\n\x05items\x18\x01 \x03(\x0b\x32\x15.hatoba.v1.WorkerItemB\x08\xbaH\x05\x92\x01\x02\x10\x64R\x05items\"\xb7\x05\n\nWorkerItem\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x16.hatoba.v1.WorkerHelloH\x00R\x05hello\x12,\n\x04held\x18\x02 \x01(\x0b\x32\x16.hatoba.v1.HeldAttemptH\x00R\x04held\x12M\n\x12inventory_complete\x18\x03 \x01(\x0b\x32\x1c.hatoba.v1.InventoryCompleteH\x00R\x11inventoryComplete\x12\x36\n\x05\x63laim\x18\x04 \x01(\x0b\x32\x1e.hatoba.v1.ClaimAttemptRequestH\x00R\x05\x63laim\x12\x35\n\x07started\x18\x05 \x01(\x0b\x32\x19.hatoba.v1.AttemptStartedH\x00R\x07started\x12;\n\theartbeat\x18\x06 \x01(\x0b\x32\x1b.hatoba.v1.HeartbeatRequestH\x00R\theartbeat\x12;\n\x07metrics\x18\x07 \x01(\x0b\x32\x1f.hatoba.v1.ReportMetricsRequestH\x00R\x07metrics\x12\x44\n\ncheckpoint\x18\x08 \x01(\x0b\x32\".hatoba.v1.CommitCheckpointRequestH\x00R\ncheckpoint\x12\x39\n\x06\x63ommit\x18\t \x01(\x0b\x32\x1f.hatoba.v1.CommitAttemptRequestH\x00R\x06\x63ommit\x12,\n\x04gone\x18\n \x01(\x0b\x32\x16.hatoba.v1.AttemptGoneH\x00R\x04gone\x12,\n\x05spans\x18\x0b \x01(\x0b\x32\x14.hatoba.v1.SpanBatchH\x00R\x05spans\x12.\n\x05\x61live\x18\x0c \x01(\x0b\x32\x16.hatoba.v1.WorkerAliveH\x00R\x05\x61liveB\x06\n\x04item\"\xf7\x04\n\x0bWorkerHello\x12?\n\x04host\x18\x01 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04host\x12+\n\x0bincarnation\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x08\x18@R\x0bincarnation\x12 \n\x07\x62oot_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x06\x62ootId\x12\x1f\n\x06keeper\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x06keeper\x12\x1a\n\x08protocol\x18\x05 \x01(\x05R\x08protocol\x12&\n\ncluster_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@R\tclusterId\x12!\n\x07version\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x07version\x12$\n\x04\x63pus\x18\x08 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01R\x04\x63pus\x12*\n\x0cmemory_bytes\x18\t \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x0bmemoryBytes\x12\x1d\n\x04gpus\x18\n \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x08R\x04gpus\x12\x1d\n\x05slots\x18\x0b \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x05slots\x12\x44\n\x06labels\x18\x0c \x03(\x0b\x32\".hatoba.v1.WorkerHello.LabelsEntryB\x08\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x12#\n\x07secrets\x18\r \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x07secrets\x12\x1a\n\x08\x65mbedded\x18\x0e \x01(\x08R\x08\x65mbedded\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xc1\x01\n\x0bHeldAttempt\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x18\n\x07\x63laimed\x18\x03 \x01(\x08R\x07\x63laimed\x12\x18\n\x07started\x18\x04 \x01(\x08R\x07started\x12 \n\x07job_uid\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x06jobUid\x12\x14\n\x05index\x18\x06 \x01(\x05R\x05index\x12\x16\n\x06number\x18\x07 \x01(\x05R\x06number\"\x13\n\x11InventoryComplete\"\r\n\x0bWorkerAlive\"\x98\x01\n\x0e\x41ttemptStarted\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12.\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12&\n\x0fmemory_limit_by\x18\x04 \x01(\tR\rmemoryLimitBy\"=\n\x0b\x41ttemptGone\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\"=\n\tSpanBatch\x12\x30\n\x05spans\x18\x01 \x03(\x0b\x32\x0f.hatoba.v1.SpanB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x05spans\"K\n\x1cWorkerServiceConnectResponse\x12+\n\x05items\x18\x01 \x03(\x0b\x32\x15.hatoba.v1.ServerItemR\x05items\"\xeb\x04\n\nServerItem\x12\x34\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.hatoba.v1.WorkerWelcomeH\x00R\x07welcome\x12\x32\n\x06launch\x18\x02 \x01(\x0b\x32\x18.hatoba.v1.LaunchAttemptH\x00R\x06launch\x12,\n\x04stop\x18\x03 \x01(\x0b\x32\x16.hatoba.v1.StopAttemptH\x00R\x04stop\x12;\n\x07\x63laimed\x18\x04 \x01(\x0b\x32\x1f.hatoba.v1.ClaimAttemptResponseH\x00R\x07\x63laimed\x12\x34\n\x05order\x18\x05 \x01(\x0b\x32\x1c.hatoba.v1.HeartbeatResponseH\x00R\x05order\x12I\n\x0emetrics_stored\x18\x06 \x01(\x0b\x32 .hatoba.v1.ReportMetricsResponseH\x00R\rmetricsStored\x12R\n\x11\x63heckpoint_stored\x18\x07 \x01(\x0b\x32#.hatoba.v1.CommitCheckpointResponseH\x00R\x10\x63heckpointStored\x12@\n\tcommitted\x18\x08 \x01(\x0b\x32 .hatoba.v1.CommitAttemptResponseH\x00R\tcommitted\x12,\n\x04\x64rop\x18\t \x01(\x0b\x32\x16.hatoba.v1.DropAttemptH\x00R\x04\x64rop\x12;\n\ngoing_away\x18\n \x01(\x0b\x32\x1a.hatoba.v1.ServerGoingAwayH\x00R\tgoingAwayB\x06\n\x04item\"H\n\rWorkerWelcome\x12\x1d\n\ncluster_id\x18\x01 \x01(\tR\tclusterId\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\"\xe8\x06\n\rLaunchAttempt\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x10\n\x03job\x18\x03 \x01(\tR\x03job\x12\x14\n\x05index\x18\x04 \x01(\x05R\x05index\x12\x16\n\x06number\x18\x05 \x01(\x05R\x06number\x12\x18\n\x07\x63ommand\x18\x06 \x03(\tR\x07\x63ommand\x12\x33\n\x03\x65nv\x18\x07 \x03(\x0b\x32!.hatoba.v1.LaunchAttempt.EnvEntryR\x03\x65nv\x12.\n\x07secrets\x18\x08 \x03(\x0b\x32\x14.hatoba.v1.SecretRefR\x07secrets\x12<\n\x06params\x18\t \x03(\x0b\x32$.hatoba.v1.LaunchAttempt.ParamsEntryR\x06params\x12\x38\n\x0b\x65nvironment\x18\n \x01(\x0b\x32\x16.hatoba.v1.EnvironmentR\x0b\x65nvironment\x12\x32\n\tresources\x18\x0b \x01(\x0b\x32\x14.hatoba.v1.ResourcesR\tresources\x12\x12\n\x04gpus\x18\x0c \x03(\tR\x04gpus\x12\x33\n\x07timeout\x18\r \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12\x38\n\nstop_grace\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationR\tstopGrace\x12*\n\x04\x63ode\x18\x0f \x01(\x0b\x32\x16.hatoba.v1.ManifestRefR\x04\x63ode\x12(\n\x06inputs\x18\x10 \x03(\x0b\x32\x10.hatoba.v1.InputR\x06inputs\x12 \n\x0btraceparent\x18\x11 \x01(\tR\x0btraceparent\x12\x1d\n\ntask_count\x18\x12 \x01(\x05R\ttaskCount\x12\x17\n\x07job_uid\x18\x13 \x01(\tR\x06jobUid\x1a\x36\n\x08\x45nvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1aQ\n\x0bParamsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueR\x05value:\x02\x38\x01\"n\n\x0bStopAttempt\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12/\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace\"\'\n\x0b\x44ropAttempt\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\"B\n\x0fServerGoingAway\x12/\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05\x61\x66ter\"\xa6\x04\n\x04Host\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\tconnected\x18\x02 \x01(\x08R\tconnected\x12\x1a\n\x08\x63ordoned\x18\x03 \x01(\x08R\x08\x63ordoned\x12#\n\rdeclared_gone\x18\x04 \x01(\x08R\x0c\x64\x65\x63laredGone\x12\x12\n\x04\x63pus\x18\x05 \x01(\x01R\x04\x63pus\x12!\n\x0cmemory_bytes\x18\x06 \x01(\x03R\x0bmemoryBytes\x12\x12\n\x04gpus\x18\x07 \x03(\tR\x04gpus\x12\x14\n\x05slots\x18\x08 \x01(\x05R\x05slots\x12\x30\n\x08reserved\x18\t \x01(\x0b\x32\x14.hatoba.v1.ResourcesR\x08reserved\x12\x1d\n\nslots_used\x18\n \x01(\x05R\tslotsUsed\x12\x1a\n\x08\x61ttempts\x18\x0b \x01(\x05R\x08\x61ttempts\x12\x33\n\x06labels\x18\x0c \x03(\x0b\x32\x1b.hatoba.v1.Host.LabelsEntryR\x06labels\x12\x18\n\x07version\x18\r \x01(\tR\x07version\x12\x37\n\tlast_seen\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08lastSeen\x12\x1a\n\x08\x65mbedded\x18\x0f \x01(\x08R\x08\x65mbedded\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"d\n\x10ListHostsRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"b\n\x11ListHostsResponse\x12%\n\x05hosts\x18\x01 \x03(\x0b\x32\x0f.hatoba.v1.HostR\x05hosts\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"0\n\x0eGetHostRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x04name\"O\n\x11\x43ordonHostRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x04name\x12\x1a\n\x08\x63ordoned\x18\x02 \x01(\x08R\x08\x63ordoned\"\\\n\x16\x44\x65\x63lareHostGoneRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x04name\x12\"\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x04R\x06reason2\xf2\x02\n\rWorkerService\x12^\n\x07\x43onnect\x12&.hatoba.v1.WorkerServiceConnectRequest\x1a\'.hatoba.v1.WorkerServiceConnectResponse(\x01\x30\x01\x12\x46\n\tListHosts\x12\x1b.hatoba.v1.ListHostsRequest\x1a\x1c.hatoba.v1.ListHostsResponse\x12\x35\n\x07GetHost\x12\x19.hatoba.v1.GetHostRequest\x1a\x0f.hatoba.v1.Host\x12;\n\nCordonHost\x12\x1c.hatoba.v1.CordonHostRequest\x1a\x0f.hatoba.v1.Host\x12\x45\n\x0f\x44\x65\x63lareHostGone\x12!.hatoba.v1.DeclareHostGoneRequest\x1a\x0f.hatoba.v1.Hostb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16hatoba/v1/worker.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16hatoba/v1/common.proto\x1a\x1ahatoba/v1/deployment.proto\x1a\x13hatoba/v1/job.proto\x1a\x15hatoba/v1/model.proto\x1a\x16hatoba/v1/runner.proto\"T\n\x1bWorkerServiceConnectRequest\x12\x35\n\x05items\x18\x01 \x03(\x0b\x32\x15.hatoba.v1.WorkerItemB\x08\xbaH\x05\x92\x01\x02\x10\x64R\x05items\"\xef\x05\n\nWorkerItem\x12.\n\x05hello\x18\x01 \x01(\x0b\x32\x16.hatoba.v1.WorkerHelloH\x00R\x05hello\x12,\n\x04held\x18\x02 \x01(\x0b\x32\x16.hatoba.v1.HeldAttemptH\x00R\x04held\x12M\n\x12inventory_complete\x18\x03 \x01(\x0b\x32\x1c.hatoba.v1.InventoryCompleteH\x00R\x11inventoryComplete\x12\x36\n\x05\x63laim\x18\x04 \x01(\x0b\x32\x1e.hatoba.v1.ClaimAttemptRequestH\x00R\x05\x63laim\x12\x35\n\x07started\x18\x05 \x01(\x0b\x32\x19.hatoba.v1.AttemptStartedH\x00R\x07started\x12;\n\theartbeat\x18\x06 \x01(\x0b\x32\x1b.hatoba.v1.HeartbeatRequestH\x00R\theartbeat\x12;\n\x07metrics\x18\x07 \x01(\x0b\x32\x1f.hatoba.v1.ReportMetricsRequestH\x00R\x07metrics\x12\x44\n\ncheckpoint\x18\x08 \x01(\x0b\x32\".hatoba.v1.CommitCheckpointRequestH\x00R\ncheckpoint\x12\x39\n\x06\x63ommit\x18\t \x01(\x0b\x32\x1f.hatoba.v1.CommitAttemptRequestH\x00R\x06\x63ommit\x12,\n\x04gone\x18\n \x01(\x0b\x32\x16.hatoba.v1.AttemptGoneH\x00R\x04gone\x12,\n\x05spans\x18\x0b \x01(\x0b\x32\x14.hatoba.v1.SpanBatchH\x00R\x05spans\x12.\n\x05\x61live\x18\x0c \x01(\x0b\x32\x16.hatoba.v1.WorkerAliveH\x00R\x05\x61live\x12\x36\n\x08replicas\x18\r \x01(\x0b\x32\x18.hatoba.v1.ReplicaReportH\x00R\x08replicasB\x06\n\x04item\"\xf7\x04\n\x0bWorkerHello\x12?\n\x04host\x18\x01 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$R\x04host\x12+\n\x0bincarnation\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x08\x18@R\x0bincarnation\x12 \n\x07\x62oot_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x06\x62ootId\x12\x1f\n\x06keeper\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x06keeper\x12\x1a\n\x08protocol\x18\x05 \x01(\x05R\x08protocol\x12&\n\ncluster_id\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@R\tclusterId\x12!\n\x07version\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x07version\x12$\n\x04\x63pus\x18\x08 \x01(\x01\x42\x10\xbaH\r\x12\x0b)\x00\x00\x00\x00\x00\x00\x00\x00@\x01R\x04\x63pus\x12*\n\x0cmemory_bytes\x18\t \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x0bmemoryBytes\x12\x1d\n\x04gpus\x18\n \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\x80\x08R\x04gpus\x12\x1d\n\x05slots\x18\x0b \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\x05slots\x12\x44\n\x06labels\x18\x0c \x03(\x0b\x32\".hatoba.v1.WorkerHello.LabelsEntryB\x08\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x12#\n\x07secrets\x18\r \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x07secrets\x12\x1a\n\x08\x65mbedded\x18\x0e \x01(\x08R\x08\x65mbedded\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xc1\x01\n\x0bHeldAttempt\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x18\n\x07\x63laimed\x18\x03 \x01(\x08R\x07\x63laimed\x12\x18\n\x07started\x18\x04 \x01(\x08R\x07started\x12 \n\x07job_uid\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x06jobUid\x12\x14\n\x05index\x18\x06 \x01(\x05R\x05index\x12\x16\n\x06number\x18\x07 \x01(\x05R\x06number\"\x13\n\x11InventoryComplete\"\r\n\x0bWorkerAlive\"\x98\x01\n\x0e\x41ttemptStarted\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12.\n\x04time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x04time\x12&\n\x0fmemory_limit_by\x18\x04 \x01(\tR\rmemoryLimitBy\"=\n\x0b\x41ttemptGone\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\"=\n\tSpanBatch\x12\x30\n\x05spans\x18\x01 \x03(\x0b\x32\x0f.hatoba.v1.SpanB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x05spans\"K\n\x1cWorkerServiceConnectResponse\x12+\n\x05items\x18\x01 \x03(\x0b\x32\x15.hatoba.v1.ServerItemR\x05items\"\xa2\x05\n\nServerItem\x12\x34\n\x07welcome\x18\x01 \x01(\x0b\x32\x18.hatoba.v1.WorkerWelcomeH\x00R\x07welcome\x12\x32\n\x06launch\x18\x02 \x01(\x0b\x32\x18.hatoba.v1.LaunchAttemptH\x00R\x06launch\x12,\n\x04stop\x18\x03 \x01(\x0b\x32\x16.hatoba.v1.StopAttemptH\x00R\x04stop\x12;\n\x07\x63laimed\x18\x04 \x01(\x0b\x32\x1f.hatoba.v1.ClaimAttemptResponseH\x00R\x07\x63laimed\x12\x34\n\x05order\x18\x05 \x01(\x0b\x32\x1c.hatoba.v1.HeartbeatResponseH\x00R\x05order\x12I\n\x0emetrics_stored\x18\x06 \x01(\x0b\x32 .hatoba.v1.ReportMetricsResponseH\x00R\rmetricsStored\x12R\n\x11\x63heckpoint_stored\x18\x07 \x01(\x0b\x32#.hatoba.v1.CommitCheckpointResponseH\x00R\x10\x63heckpointStored\x12@\n\tcommitted\x18\x08 \x01(\x0b\x32 .hatoba.v1.CommitAttemptResponseH\x00R\tcommitted\x12,\n\x04\x64rop\x18\t \x01(\x0b\x32\x16.hatoba.v1.DropAttemptH\x00R\x04\x64rop\x12;\n\ngoing_away\x18\n \x01(\x0b\x32\x1a.hatoba.v1.ServerGoingAwayH\x00R\tgoingAway\x12\x35\n\x08replicas\x18\x0b \x01(\x0b\x32\x17.hatoba.v1.ReplicaOrderH\x00R\x08replicasB\x06\n\x04item\"H\n\rWorkerWelcome\x12\x1d\n\ncluster_id\x18\x01 \x01(\tR\tclusterId\x12\x18\n\x07version\x18\x02 \x01(\tR\x07version\"\xe8\x06\n\rLaunchAttempt\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12\x10\n\x03job\x18\x03 \x01(\tR\x03job\x12\x14\n\x05index\x18\x04 \x01(\x05R\x05index\x12\x16\n\x06number\x18\x05 \x01(\x05R\x06number\x12\x18\n\x07\x63ommand\x18\x06 \x03(\tR\x07\x63ommand\x12\x33\n\x03\x65nv\x18\x07 \x03(\x0b\x32!.hatoba.v1.LaunchAttempt.EnvEntryR\x03\x65nv\x12.\n\x07secrets\x18\x08 \x03(\x0b\x32\x14.hatoba.v1.SecretRefR\x07secrets\x12<\n\x06params\x18\t \x03(\x0b\x32$.hatoba.v1.LaunchAttempt.ParamsEntryR\x06params\x12\x38\n\x0b\x65nvironment\x18\n \x01(\x0b\x32\x16.hatoba.v1.EnvironmentR\x0b\x65nvironment\x12\x32\n\tresources\x18\x0b \x01(\x0b\x32\x14.hatoba.v1.ResourcesR\tresources\x12\x12\n\x04gpus\x18\x0c \x03(\tR\x04gpus\x12\x33\n\x07timeout\x18\r \x01(\x0b\x32\x19.google.protobuf.DurationR\x07timeout\x12\x38\n\nstop_grace\x18\x0e \x01(\x0b\x32\x19.google.protobuf.DurationR\tstopGrace\x12*\n\x04\x63ode\x18\x0f \x01(\x0b\x32\x16.hatoba.v1.ManifestRefR\x04\x63ode\x12(\n\x06inputs\x18\x10 \x03(\x0b\x32\x10.hatoba.v1.InputR\x06inputs\x12 \n\x0btraceparent\x18\x11 \x01(\tR\x0btraceparent\x12\x1d\n\ntask_count\x18\x12 \x01(\x05R\ttaskCount\x12\x17\n\x07job_uid\x18\x13 \x01(\tR\x06jobUid\x1a\x36\n\x08\x45nvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\x1aQ\n\x0bParamsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12,\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.ValueR\x05value:\x02\x38\x01\"n\n\x0bStopAttempt\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\x12\x14\n\x05\x66\x65nce\x18\x02 \x01(\x03R\x05\x66\x65nce\x12/\n\x05grace\x18\x03 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05grace\"\'\n\x0b\x44ropAttempt\x12\x18\n\x07\x61ttempt\x18\x01 \x01(\tR\x07\x61ttempt\"B\n\x0fServerGoingAway\x12/\n\x05\x61\x66ter\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationR\x05\x61\x66ter\"\xa6\x04\n\x04Host\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\tconnected\x18\x02 \x01(\x08R\tconnected\x12\x1a\n\x08\x63ordoned\x18\x03 \x01(\x08R\x08\x63ordoned\x12#\n\rdeclared_gone\x18\x04 \x01(\x08R\x0c\x64\x65\x63laredGone\x12\x12\n\x04\x63pus\x18\x05 \x01(\x01R\x04\x63pus\x12!\n\x0cmemory_bytes\x18\x06 \x01(\x03R\x0bmemoryBytes\x12\x12\n\x04gpus\x18\x07 \x03(\tR\x04gpus\x12\x14\n\x05slots\x18\x08 \x01(\x05R\x05slots\x12\x30\n\x08reserved\x18\t \x01(\x0b\x32\x14.hatoba.v1.ResourcesR\x08reserved\x12\x1d\n\nslots_used\x18\n \x01(\x05R\tslotsUsed\x12\x1a\n\x08\x61ttempts\x18\x0b \x01(\x05R\x08\x61ttempts\x12\x33\n\x06labels\x18\x0c \x03(\x0b\x32\x1b.hatoba.v1.Host.LabelsEntryR\x06labels\x12\x18\n\x07version\x18\r \x01(\tR\x07version\x12\x37\n\tlast_seen\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08lastSeen\x12\x1a\n\x08\x65mbedded\x18\x0f \x01(\x08R\x08\x65mbedded\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"d\n\x10ListHostsRequest\x12\'\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"b\n\x11ListHostsResponse\x12%\n\x05hosts\x18\x01 \x03(\x0b\x32\x0f.hatoba.v1.HostR\x05hosts\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"0\n\x0eGetHostRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x04name\"O\n\x11\x43ordonHostRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x04name\x12\x1a\n\x08\x63ordoned\x18\x02 \x01(\x08R\x08\x63ordoned\"\\\n\x16\x44\x65\x63lareHostGoneRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01R\x04name\x12\"\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x04R\x06reason\"c\n\x0cReplicaOrder\x12\x14\n\x05order\x18\x01 \x01(\x03R\x05order\x12=\n\x08replicas\x18\x02 \x03(\x0b\x32\x16.hatoba.v1.ReplicaSpecB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x08replicas\"\xa4\x04\n\x0bReplicaSpec\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n\ndeployment\x18\x02 \x01(\tR\ndeployment\x12\x1a\n\x08revision\x18\x03 \x01(\x05R\x08revision\x12#\n\rmodel_version\x18\x04 \x01(\tR\x0cmodelVersion\x12,\n\x05model\x18\x05 \x01(\x0b\x32\x16.hatoba.v1.ManifestRefR\x05model\x12,\n\x07serving\x18\x06 \x01(\x0b\x32\x12.hatoba.v1.ServingR\x07serving\x12\x32\n\tresources\x18\x07 \x01(\x0b\x32\x14.hatoba.v1.ResourcesR\tresources\x12\x12\n\x04gpus\x18\x08 \x03(\tR\x04gpus\x12\x31\n\x03\x65nv\x18\t \x03(\x0b\x32\x1f.hatoba.v1.ReplicaSpec.EnvEntryR\x03\x65nv\x12.\n\x07secrets\x18\n \x03(\x0b\x32\x14.hatoba.v1.SecretRefR\x07secrets\x12\x30\n\x06limits\x18\x0b \x01(\x0b\x32\x18.hatoba.v1.ServingLimitsR\x06limits\x12/\n\x05\x64rain\x18\x0c \x01(\x0b\x32\x19.google.protobuf.DurationR\x05\x64rain\x1a\x36\n\x08\x45nvEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"|\n\rReplicaReport\x12\x14\n\x05order\x18\x01 \x01(\x03R\x05order\x12\x1a\n\x08\x63omplete\x18\x02 \x01(\x08R\x08\x63omplete\x12\x39\n\x08replicas\x18\x03 \x03(\x0b\x32\x12.hatoba.v1.ReplicaB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x08replicas2\xf2\x02\n\rWorkerService\x12^\n\x07\x43onnect\x12&.hatoba.v1.WorkerServiceConnectRequest\x1a\'.hatoba.v1.WorkerServiceConnectResponse(\x01\x30\x01\x12\x46\n\tListHosts\x12\x1b.hatoba.v1.ListHostsRequest\x1a\x1c.hatoba.v1.ListHostsResponse\x12\x35\n\x07GetHost\x12\x19.hatoba.v1.GetHostRequest\x1a\x0f.hatoba.v1.Host\x12;\n\nCordonHost\x12\x1c.hatoba.v1.CordonHostRequest\x1a\x0f.hatoba.v1.Host\x12\x45\n\x0f\x44\x65\x63lareHostGone\x12!.hatoba.v1.DeclareHostGoneRequest\x1a\x0f.hatoba.v1.Hostb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -88,58 +90,72 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECLAREHOSTGONEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\200\001'
   _globals['_DECLAREHOSTGONEREQUEST'].fields_by_name['reason']._loaded_options = None
   _globals['_DECLAREHOSTGONEREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\200\004'
-  _globals['_WORKERSERVICECONNECTREQUEST']._serialized_start=230
-  _globals['_WORKERSERVICECONNECTREQUEST']._serialized_end=314
-  _globals['_WORKERITEM']._serialized_start=317
-  _globals['_WORKERITEM']._serialized_end=1012
-  _globals['_WORKERHELLO']._serialized_start=1015
-  _globals['_WORKERHELLO']._serialized_end=1646
-  _globals['_WORKERHELLO_LABELSENTRY']._serialized_start=1589
-  _globals['_WORKERHELLO_LABELSENTRY']._serialized_end=1646
-  _globals['_HELDATTEMPT']._serialized_start=1649
-  _globals['_HELDATTEMPT']._serialized_end=1842
-  _globals['_INVENTORYCOMPLETE']._serialized_start=1844
-  _globals['_INVENTORYCOMPLETE']._serialized_end=1863
-  _globals['_WORKERALIVE']._serialized_start=1865
-  _globals['_WORKERALIVE']._serialized_end=1878
-  _globals['_ATTEMPTSTARTED']._serialized_start=1881
-  _globals['_ATTEMPTSTARTED']._serialized_end=2033
-  _globals['_ATTEMPTGONE']._serialized_start=2035
-  _globals['_ATTEMPTGONE']._serialized_end=2096
-  _globals['_SPANBATCH']._serialized_start=2098
-  _globals['_SPANBATCH']._serialized_end=2159
-  _globals['_WORKERSERVICECONNECTRESPONSE']._serialized_start=2161
-  _globals['_WORKERSERVICECONNECTRESPONSE']._serialized_end=2236
-  _globals['_SERVERITEM']._serialized_start=2239
-  _globals['_SERVERITEM']._serialized_end=2858
-  _globals['_WORKERWELCOME']._serialized_start=2860
-  _globals['_WORKERWELCOME']._serialized_end=2932
-  _globals['_LAUNCHATTEMPT']._serialized_start=2935
-  _globals['_LAUNCHATTEMPT']._serialized_end=3807
-  _globals['_LAUNCHATTEMPT_ENVENTRY']._serialized_start=3670
-  _globals['_LAUNCHATTEMPT_ENVENTRY']._serialized_end=3724
-  _globals['_LAUNCHATTEMPT_PARAMSENTRY']._serialized_start=3726
-  _globals['_LAUNCHATTEMPT_PARAMSENTRY']._serialized_end=3807
-  _globals['_STOPATTEMPT']._serialized_start=3809
-  _globals['_STOPATTEMPT']._serialized_end=3919
-  _globals['_DROPATTEMPT']._serialized_start=3921
-  _globals['_DROPATTEMPT']._serialized_end=3960
-  _globals['_SERVERGOINGAWAY']._serialized_start=3962
-  _globals['_SERVERGOINGAWAY']._serialized_end=4028
-  _globals['_HOST']._serialized_start=4031
-  _globals['_HOST']._serialized_end=4581
-  _globals['_HOST_LABELSENTRY']._serialized_start=1589
-  _globals['_HOST_LABELSENTRY']._serialized_end=1646
-  _globals['_LISTHOSTSREQUEST']._serialized_start=4583
-  _globals['_LISTHOSTSREQUEST']._serialized_end=4683
-  _globals['_LISTHOSTSRESPONSE']._serialized_start=4685
-  _globals['_LISTHOSTSRESPONSE']._serialized_end=4783
-  _globals['_GETHOSTREQUEST']._serialized_start=4785
-  _globals['_GETHOSTREQUEST']._serialized_end=4833
-  _globals['_CORDONHOSTREQUEST']._serialized_start=4835
-  _globals['_CORDONHOSTREQUEST']._serialized_end=4914
-  _globals['_DECLAREHOSTGONEREQUEST']._serialized_start=4916
-  _globals['_DECLAREHOSTGONEREQUEST']._serialized_end=5008
-  _globals['_WORKERSERVICE']._serialized_start=5011
-  _globals['_WORKERSERVICE']._serialized_end=5381
+  _globals['_REPLICAORDER'].fields_by_name['replicas']._loaded_options = None
+  _globals['_REPLICAORDER'].fields_by_name['replicas']._serialized_options = b'\272H\006\222\001\003\020\350\007'
+  _globals['_REPLICASPEC_ENVENTRY']._loaded_options = None
+  _globals['_REPLICASPEC_ENVENTRY']._serialized_options = b'8\001'
+  _globals['_REPLICAREPORT'].fields_by_name['replicas']._loaded_options = None
+  _globals['_REPLICAREPORT'].fields_by_name['replicas']._serialized_options = b'\272H\006\222\001\003\020\350\007'
+  _globals['_WORKERSERVICECONNECTREQUEST']._serialized_start=281
+  _globals['_WORKERSERVICECONNECTREQUEST']._serialized_end=365
+  _globals['_WORKERITEM']._serialized_start=368
+  _globals['_WORKERITEM']._serialized_end=1119
+  _globals['_WORKERHELLO']._serialized_start=1122
+  _globals['_WORKERHELLO']._serialized_end=1753
+  _globals['_WORKERHELLO_LABELSENTRY']._serialized_start=1696
+  _globals['_WORKERHELLO_LABELSENTRY']._serialized_end=1753
+  _globals['_HELDATTEMPT']._serialized_start=1756
+  _globals['_HELDATTEMPT']._serialized_end=1949
+  _globals['_INVENTORYCOMPLETE']._serialized_start=1951
+  _globals['_INVENTORYCOMPLETE']._serialized_end=1970
+  _globals['_WORKERALIVE']._serialized_start=1972
+  _globals['_WORKERALIVE']._serialized_end=1985
+  _globals['_ATTEMPTSTARTED']._serialized_start=1988
+  _globals['_ATTEMPTSTARTED']._serialized_end=2140
+  _globals['_ATTEMPTGONE']._serialized_start=2142
+  _globals['_ATTEMPTGONE']._serialized_end=2203
+  _globals['_SPANBATCH']._serialized_start=2205
+  _globals['_SPANBATCH']._serialized_end=2266
+  _globals['_WORKERSERVICECONNECTRESPONSE']._serialized_start=2268
+  _globals['_WORKERSERVICECONNECTRESPONSE']._serialized_end=2343
+  _globals['_SERVERITEM']._serialized_start=2346
+  _globals['_SERVERITEM']._serialized_end=3020
+  _globals['_WORKERWELCOME']._serialized_start=3022
+  _globals['_WORKERWELCOME']._serialized_end=3094
+  _globals['_LAUNCHATTEMPT']._serialized_start=3097
+  _globals['_LAUNCHATTEMPT']._serialized_end=3969
+  _globals['_LAUNCHATTEMPT_ENVENTRY']._serialized_start=3832
+  _globals['_LAUNCHATTEMPT_ENVENTRY']._serialized_end=3886
+  _globals['_LAUNCHATTEMPT_PARAMSENTRY']._serialized_start=3888
+  _globals['_LAUNCHATTEMPT_PARAMSENTRY']._serialized_end=3969
+  _globals['_STOPATTEMPT']._serialized_start=3971
+  _globals['_STOPATTEMPT']._serialized_end=4081
+  _globals['_DROPATTEMPT']._serialized_start=4083
+  _globals['_DROPATTEMPT']._serialized_end=4122
+  _globals['_SERVERGOINGAWAY']._serialized_start=4124
+  _globals['_SERVERGOINGAWAY']._serialized_end=4190
+  _globals['_HOST']._serialized_start=4193
+  _globals['_HOST']._serialized_end=4743
+  _globals['_HOST_LABELSENTRY']._serialized_start=1696
+  _globals['_HOST_LABELSENTRY']._serialized_end=1753
+  _globals['_LISTHOSTSREQUEST']._serialized_start=4745
+  _globals['_LISTHOSTSREQUEST']._serialized_end=4845
+  _globals['_LISTHOSTSRESPONSE']._serialized_start=4847
+  _globals['_LISTHOSTSRESPONSE']._serialized_end=4945
+  _globals['_GETHOSTREQUEST']._serialized_start=4947
+  _globals['_GETHOSTREQUEST']._serialized_end=4995
+  _globals['_CORDONHOSTREQUEST']._serialized_start=4997
+  _globals['_CORDONHOSTREQUEST']._serialized_end=5076
+  _globals['_DECLAREHOSTGONEREQUEST']._serialized_start=5078
+  _globals['_DECLAREHOSTGONEREQUEST']._serialized_end=5170
+  _globals['_REPLICAORDER']._serialized_start=5172
+  _globals['_REPLICAORDER']._serialized_end=5271
+  _globals['_REPLICASPEC']._serialized_start=5274
+  _globals['_REPLICASPEC']._serialized_end=5822
+  _globals['_REPLICASPEC_ENVENTRY']._serialized_start=3832
+  _globals['_REPLICASPEC_ENVENTRY']._serialized_end=3886
+  _globals['_REPLICAREPORT']._serialized_start=5824
+  _globals['_REPLICAREPORT']._serialized_end=5948
+  _globals['_WORKERSERVICE']._serialized_start=5951
+  _globals['_WORKERSERVICE']._serialized_end=6321
 # @@protoc_insertion_point(module_scope)

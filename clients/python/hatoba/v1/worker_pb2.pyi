@@ -11,7 +11,9 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from hatoba.v1 import common_pb2 as _common_pb2
+from hatoba.v1 import deployment_pb2 as _deployment_pb2
 from hatoba.v1 import job_pb2 as _job_pb2
+from hatoba.v1 import model_pb2 as _model_pb2
 from hatoba.v1 import runner_pb2 as _runner_pb2
 import builtins as _builtins
 import sys
@@ -66,6 +68,7 @@ class WorkerItem(_message.Message):
     GONE_FIELD_NUMBER: _builtins.int
     SPANS_FIELD_NUMBER: _builtins.int
     ALIVE_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___WorkerHello:
         """First item of a stream."""
@@ -114,6 +117,10 @@ class WorkerItem(_message.Message):
     def alive(self) -> Global___WorkerAlive:
         """The host lives; sent when nothing else was for 10 s."""
 
+    @_builtins.property
+    def replicas(self) -> Global___ReplicaReport:
+        """How replicas are; after inventory_complete all of them, later those that changed."""
+
     def __init__(
         self,
         *,
@@ -129,12 +136,13 @@ class WorkerItem(_message.Message):
         gone: Global___AttemptGone | None = ...,
         spans: Global___SpanBatch | None = ...,
         alive: Global___WorkerAlive | None = ...,
+        replicas: Global___ReplicaReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "checkpoint", b"checkpoint", "claim", b"claim", "commit", b"commit", "gone", b"gone", "heartbeat", b"heartbeat", "held", b"held", "hello", b"hello", "inventory_complete", b"inventory_complete", "item", b"item", "metrics", b"metrics", "spans", b"spans", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "checkpoint", b"checkpoint", "claim", b"claim", "commit", b"commit", "gone", b"gone", "heartbeat", b"heartbeat", "held", b"held", "hello", b"hello", "inventory_complete", b"inventory_complete", "item", b"item", "metrics", b"metrics", "replicas", b"replicas", "spans", b"spans", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "checkpoint", b"checkpoint", "claim", b"claim", "commit", b"commit", "gone", b"gone", "heartbeat", b"heartbeat", "held", b"held", "hello", b"hello", "inventory_complete", b"inventory_complete", "item", b"item", "metrics", b"metrics", "spans", b"spans", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "checkpoint", b"checkpoint", "claim", b"claim", "commit", b"commit", "gone", b"gone", "heartbeat", b"heartbeat", "held", b"held", "hello", b"hello", "inventory_complete", b"inventory_complete", "item", b"item", "metrics", b"metrics", "replicas", b"replicas", "spans", b"spans", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["hello", "held", "inventory_complete", "claim", "started", "heartbeat", "metrics", "checkpoint", "commit", "gone", "spans", "alive"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["hello", "held", "inventory_complete", "claim", "started", "heartbeat", "metrics", "checkpoint", "commit", "gone", "spans", "alive", "replicas"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -446,6 +454,7 @@ class ServerItem(_message.Message):
     COMMITTED_FIELD_NUMBER: _builtins.int
     DROP_FIELD_NUMBER: _builtins.int
     GOING_AWAY_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___WorkerWelcome:
         """First item of a stream."""
@@ -486,6 +495,10 @@ class ServerItem(_message.Message):
     def going_away(self) -> Global___ServerGoingAway:
         """The server is about to stop; reconnect after a while."""
 
+    @_builtins.property
+    def replicas(self) -> Global___ReplicaOrder:
+        """All replicas that this host shall have."""
+
     def __init__(
         self,
         *,
@@ -499,12 +512,13 @@ class ServerItem(_message.Message):
         committed: _runner_pb2.CommitAttemptResponse | None = ...,
         drop: Global___DropAttempt | None = ...,
         going_away: Global___ServerGoingAway | None = ...,
+        replicas: Global___ReplicaOrder | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "replicas", b"replicas", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "replicas", b"replicas", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "launch", "stop", "claimed", "order", "metrics_stored", "checkpoint_stored", "committed", "drop", "going_away"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "launch", "stop", "claimed", "order", "metrics_stored", "checkpoint_stored", "committed", "drop", "going_away", "replicas"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -1004,3 +1018,167 @@ class DeclareHostGoneRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeclareHostGoneRequest: _TypeAlias = DeclareHostGoneRequest  # noqa: Y015
+
+@_typing.final
+class ReplicaOrder(_message.Message):
+    """All replicas that a host shall have. What it has beyond that is drained and ended. The host keeps the
+    order on its disk and keeps to it, restarts included, while the server is away.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    order: _builtins.int
+    """Grows; a lower one than the host has is dropped."""
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaSpec]:
+        """Each named once; the same bytes each time it is sent."""
+
+    def __init__(
+        self,
+        *,
+        order: _builtins.int = ...,
+        replicas: _abc.Iterable[Global___ReplicaSpec] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaOrder: _TypeAlias = ReplicaOrder  # noqa: Y015
+
+@_typing.final
+class ReplicaSpec(_message.Message):
+    """Everything a host needs to run one replica."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SERVING_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    SECRETS_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """External name, unique for ever, at most 63 characters of `[a-z0-9-]`."""
+    deployment: _builtins.str
+    """The deployment (resource name)."""
+    revision: _builtins.int
+    """Its revision."""
+    model_version: _builtins.str
+    """The model version (resource name)."""
+    @_builtins.property
+    def model(self) -> _common_pb2.ManifestRef:
+        """The model's files."""
+
+    @_builtins.property
+    def serving(self) -> _model_pb2.Serving:
+        """How it is served."""
+
+    @_builtins.property
+    def resources(self) -> _common_pb2.Resources:
+        """What it needs."""
+
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """GPU ids that are its own."""
+
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Environment variables, without the platform's own."""
+
+    @_builtins.property
+    def secrets(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.SecretRef]:
+        """Secrets to resolve here."""
+
+    @_builtins.property
+    def limits(self) -> _deployment_pb2.ServingLimits:
+        """What it accepts."""
+
+    @_builtins.property
+    def drain(self) -> _duration_pb2.Duration:
+        """How long it may go on with what it has once it is to end."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        deployment: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        model_version: _builtins.str = ...,
+        model: _common_pb2.ManifestRef | None = ...,
+        serving: _model_pb2.Serving | None = ...,
+        resources: _common_pb2.Resources | None = ...,
+        gpus: _abc.Iterable[_builtins.str] | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        secrets: _abc.Iterable[_job_pb2.SecretRef] | None = ...,
+        limits: _deployment_pb2.ServingLimits | None = ...,
+        drain: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "limits", b"limits", "model", b"model", "resources", b"resources", "serving", b"serving"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "drain", b"drain", "env", b"env", "gpus", b"gpus", "limits", b"limits", "model", b"model", "model_version", b"model_version", "name", b"name", "resources", b"resources", "revision", b"revision", "secrets", b"secrets", "serving", b"serving"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaSpec: _TypeAlias = ReplicaSpec  # noqa: Y015
+
+@_typing.final
+class ReplicaReport(_message.Message):
+    """How some replicas of a host are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORDER_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    order: _builtins.int
+    """The newest order that the host has."""
+    complete: _builtins.bool
+    """This names all that the host has: what is not in it is gone."""
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[_deployment_pb2.Replica]:
+        """Each whole. GONE is told once, or by absence."""
+
+    def __init__(
+        self,
+        *,
+        order: _builtins.int = ...,
+        complete: _builtins.bool = ...,
+        replicas: _abc.Iterable[_deployment_pb2.Replica] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "order", b"order", "replicas", b"replicas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaReport: _TypeAlias = ReplicaReport  # noqa: Y015
