@@ -183,16 +183,16 @@ class DeploymentBackend(Protocol):
     async def apply(self, target: Target) -> Handle:
         """Have the deployment become `target`; returns at once, replicas follow.
 
-        Idempotent; called again after a restart of the core. Raises Stale for a generation below the
-        newest it was given, and another `BackendError` when nothing was taken in.
+        Idempotent; called again after a restart of the core. Raises Stale for a generation below
+        the newest it was given, and another `BackendError` when nothing was taken in.
         """
         ...
 
     def watch(self) -> AsyncIterator[DeploymentItem]:
         """Every ReplicaSet as it changes, from now on: first all there are, then Synced.
 
-        After a Gap the core watches anew, as it does when this ends. What is removed comes once more
-        with no replicas.
+        After a Gap the core watches anew, as it does when this ends. What is removed comes once
+        more with no replicas.
         """
         ...
 
@@ -204,8 +204,10 @@ class DeploymentBackend(Protocol):
         ...
 
     async def remove(self, uid: str, handle: Handle | None) -> ReleaseOutcome:
-        """End all of a deployment at once, politely. Released when nothing of it is left. Idempotent;
-        a later `apply` of this uid is refused as Stale."""
+        """End all of a deployment at once, politely. Released when nothing of it is left.
+
+        Idempotent; a later `apply` of this uid is refused as Stale.
+        """
         ...
 
     def owned(self, cluster_id: str) -> AsyncIterator[OwnedDeployment]:

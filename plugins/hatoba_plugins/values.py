@@ -320,8 +320,8 @@ class RevisionTarget:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a deployment shall be. Generations only grow, also for a change of weight or scale and for
-    a roll-back. Replicas of revisions that it does not name are to be replaced, never more than
+    """What a deployment shall be. Generations only grow, also for a change of weight or scale and
+    for a roll-back. Replicas of revisions that it does not name are to be replaced, never more than
     `max_unavailable` below the wanted number of ready ones and `max_surge` above it in all.
     """
 
@@ -374,8 +374,8 @@ class ReplicaView:
 class ReplicaSet:
     """All that a backend has of one deployment now, each time whole.
 
-    `generation` is the newest target it works on. `leaving` names replicas that it would end: they may
-    still be ready, and it waits until the core retires them. `routed_by` is `us` or `native`.
+    `generation` is the newest target it works on. `leaving` names replicas that it would end: they
+    may still be ready, and it waits until the core retires them. `routed_by` is `us` or `native`.
     `problem` says why it cannot have what is wanted, for example that no host has room.
     """
 

@@ -290,6 +290,7 @@ class HelloBackend:
     def __init__(self, directory: Path, jobs: HelloJobs) -> None:
         self._directory = directory
         self.jobs = jobs
+        self.deployments = None
 
     def capabilities(self) -> Capabilities:
         """What it can."""

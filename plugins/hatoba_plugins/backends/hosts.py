@@ -67,6 +67,11 @@ class HostsBackend:
         """Its job role: itself."""
         return self
 
+    @property
+    def deployments(self) -> None:
+        """It keeps none."""
+        return None
+
     def capabilities(self) -> Capabilities:
         """What every host can."""
         return Capabilities(

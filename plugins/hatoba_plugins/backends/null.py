@@ -15,7 +15,14 @@ from dataclasses import astuple, dataclass, field
 from typing import NamedTuple
 
 from hatoba.v1 import job_pb2
-from hatoba_plugins.backend import API_VERSION, Backend, BackendContext, BackendType, Clock
+from hatoba_plugins.backend import (
+    API_VERSION,
+    Backend,
+    BackendContext,
+    BackendType,
+    Clock,
+    DeploymentBackend,
+)
 from hatoba_plugins.checks import lacking, out_of_range, own_options, require_kind
 from hatoba_plugins.errors import Conflict, Fatal, Unsupported
 from hatoba_plugins.feed import Feed
@@ -289,6 +296,7 @@ class NullBackend:
 
     def __init__(self, jobs: NullJobs, world: NullWorld, clock: Clock) -> None:
         self.jobs = jobs
+        self.deployments: DeploymentBackend | None = None
         self._world = world
         self._clock = clock
 

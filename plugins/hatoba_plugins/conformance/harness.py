@@ -7,7 +7,7 @@ import random
 import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum
 from pathlib import Path
@@ -16,8 +16,15 @@ from typing import Protocol, Self
 
 import pytest
 
-from hatoba.v1 import job_pb2, worker_pb2
-from hatoba_plugins.backend import Backend, BackendContext, BackendType, Clock, JobBackend
+from hatoba.v1 import deployment_pb2, job_pb2, worker_pb2
+from hatoba_plugins.backend import (
+    Backend,
+    BackendContext,
+    BackendType,
+    Clock,
+    HostRoom,
+    JobBackend,
+)
 from hatoba_plugins.clock import FakeClock, SystemClock
 from hatoba_plugins.errors import BackendError
 from hatoba_plugins.values import Gap, Observation, Owned, Phase, Ref, Synced, WatchItem
@@ -94,6 +101,23 @@ class NoWorkers:
     async def watch(self) -> AsyncIterator[WatchItem]:
         """Nothing to tell."""
         yield Synced()
+
+    def hosts_for_replicas(self) -> list[HostRoom]:
+        """No host is there."""
+        return []
+
+    def order_replicas(self, host: str, replicas: Sequence[worker_pb2.ReplicaSpec]) -> bool:
+        """No host is there."""
+        return False
+
+    def replicas(self, host: str) -> Mapping[str, deployment_pb2.Replica] | None:
+        """Nothing is known."""
+        return None
+
+    async def watch_replicas(self) -> AsyncIterator[str]:
+        """Nothing to tell."""
+        for host in self.ready_hosts():
+            yield host
 
 
 class FaultInjector:

@@ -13,7 +13,14 @@ from hatoba_plugins import backend, errors, spec
 from hatoba_plugins.backends.mock import FaultKind, MockOptions, Script
 from hatoba_plugins.backends.null import NullOptions
 from hatoba_plugins.conformance import FaultInjector
-from hatoba_plugins.values import Capabilities, Phase
+from hatoba_plugins.values import (
+    Capabilities,
+    Phase,
+    ReplicaPhase,
+    ReplicaSet,
+    RevisionTarget,
+    Target,
+)
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "backends.md").read_text()
 WORDS = set(re.findall(r"`(\w+)`", PAGE)) | set(re.findall(r"`(\w+)\(", PAGE))
@@ -29,14 +36,17 @@ def heading(kind: str) -> set[str]:
     return set(re.findall(r"^\| `(\w+)", table, re.MULTILINE))
 
 
-@pytest.mark.parametrize("protocol", [backend.Backend, backend.JobBackend])
+PROTOCOLS = (backend.Backend, backend.JobBackend, backend.DeploymentBackend)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_each_method_has_its_row(protocol: type) -> None:
     assert heading(f"member of `{protocol.__name__}`") == members(protocol)
 
 
 def test_method_signatures_are_those_of_the_contract() -> None:
-    for protocol in (backend.Backend, backend.JobBackend):
-        for name in members(protocol) - {"jobs"}:
+    for protocol in PROTOCOLS:
+        for name in members(protocol) - {"jobs", "deployments"}:
             parameters = list(inspect.signature(getattr(protocol, name)).parameters)[1:]
             assert f"`{name}({', '.join(parameters)})`" in PAGE
 
@@ -54,6 +64,9 @@ def test_what_a_type_and_a_context_hold_is_named() -> None:
     names = members(backend.BackendType) | {f.name for f in fields(backend.BackendContext)}
     assert names <= WORDS
     assert {phase.name for phase in Phase} <= WORDS
+    assert {phase.name for phase in ReplicaPhase} <= WORDS
+    assert {f.name for kind in (Target, RevisionTarget) for f in fields(kind)} <= WORDS
+    assert {"leaving", "routed_by", "problem"} <= {f.name for f in fields(ReplicaSet)} & WORDS
     assert members(spec.HatobaSpec) <= WORDS
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hatoba.v1 import job_pb2
-from hatoba_plugins.backend import API_VERSION, Backend, BackendContext
+from hatoba_plugins.backend import API_VERSION, Backend, BackendContext, DeploymentBackend
 from hatoba_plugins.backends.mock.faults import OPERATIONS
 from hatoba_plugins.backends.mock.objects import MockObject, Owner
 from hatoba_plugins.backends.mock.script import script_of, script_problems
@@ -257,6 +257,7 @@ class MockBackend:
         self._memory = _Memory(ctx, options.settles_after)
         self._capabilities = capabilities_of(options)
         self.jobs = MockJobs(world, options, ctx, self._memory)
+        self.deployments: DeploymentBackend | None = None
 
     def capabilities(self) -> Capabilities:
         """All that it can play, less what the options take away."""

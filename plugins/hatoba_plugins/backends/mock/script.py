@@ -52,6 +52,7 @@ ERRORS: dict[str, type[errors.BackendError]] = {
         errors.Fatal,
         errors.Conflict,
         errors.Unsupported,
+        errors.Stale,
     )
 }
 _CHOICES = {
