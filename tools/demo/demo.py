@@ -1,7 +1,7 @@
-"""The main job, shown: a real training run that does not notice its scheduler being killed.
+"""The whole loop, shown: data, training, models, a deployment, inference, and a server that dies.
 
 Works in a fresh directory with a server of its own; prints each step with its time, and fails when
-a step does not show what it should.
+a step does not show what it should. Its pictures are kept in `build/`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,9 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from traffic import Address, Caller, Traffic, accuracy
+
 ROOT = Path(__file__).resolve().parents[2]
 ACCURACY = 0.95
-STEP_SECONDS = 60.0
+STEP_SECONDS = 90.0
+CLIENTS = 8
+WEAK = ("lr=0.0005", "epochs=2", "hidden=12")
+STRONG = ("lr=0.003", "epochs=40")
 
 
 class DemoFailed(Exception):
@@ -34,6 +38,7 @@ class Demo:
 
     def __init__(self, work: Path, hatoba: Sequence[str]) -> None:
         self.work = work
+        self.code = work / "digits"
         self.data = work / "data"
         self.began = time.monotonic()
         self.hatoba = list(hatoba)
@@ -41,14 +46,15 @@ class Demo:
             **{k: v for k, v in os.environ.items() if not k.startswith("HATOBA_")},
             "HATOBA_DATA": str(self.data),
             "XDG_CONFIG_HOME": str(work / "config"),
+            "XDG_CACHE_HOME": str(work / "cache"),
         }
 
     def say(self, text: str) -> None:
         """Print a step with the time since the start."""
         print(f"[{time.monotonic() - self.began:6.1f} s] {text}", flush=True)
 
-    def run(self, *args: str, cwd: Path | None = None, code: int = 0) -> str:
-        """One `hatoba` command; its output. Fails on another exit code."""
+    def run(self, *args: str, cwd: Path | None = None) -> str:
+        """One `hatoba` command; its output. Fails when it fails."""
         done = subprocess.run(
             [*self.hatoba, *args],
             env=self.env,
@@ -58,35 +64,41 @@ class Demo:
             timeout=STEP_SECONDS,
             check=False,
         )
-        if done.returncode != code:
-            raise DemoFailed(f"hatoba {' '.join(args)}: {done.returncode}\n{done.stderr}")
+        if done.returncode != 0:
+            raise DemoFailed(
+                f"hatoba {' '.join(args)}: {done.returncode}\n{done.stdout}{done.stderr}"
+            )
         return done.stdout
 
-    def job(self, name: str) -> dict[str, Any]:
-        """A job as the server knows it."""
-        found: dict[str, Any] = json.loads(self.run("jobs", "get", name, "-o", "json"))
+    def read(self, *args: str) -> dict[str, Any]:
+        """What a `hatoba` command tells, as JSON."""
+        found: dict[str, Any] = json.loads(self.run(*args, "-o", "json"))
         return found
 
     def submit(self, *params: str) -> str:
         """Submit the training with these parameters; its name."""
-        args = [item for param in params for item in ("-p", param)]
-        out = self.run(
-            *("run", "--name", "digits", "--detach", *args, "--", "python", "train.py"),
-            cwd=self.work / "digits",
-        )
+        options = [item for param in ("log=1", *params) for item in ("-p", param)]
+        options += ["--input", "data=datasets/digits", "--name", "train", "--detach"]
+        out = self.run("run", *options, "--", "python", "train.py", cwd=self.code)
         return out.strip().splitlines()[-1].split("/")[-1]
 
     def wait(self, what: str, name: str, state: str) -> dict[str, Any]:
         """Poll until a job is in a state."""
         deadline = time.monotonic() + STEP_SECONDS
         while time.monotonic() < deadline:
-            job = self.job(name)
+            job = self.read("jobs", "get", name)
             if job["state"] == state:
                 return job
             if job["state"] in ("FAILED", "CANCELLED", "TIMED_OUT"):
                 raise DemoFailed(f"{name} ended {job['state']}: {job.get('cause')}")
             time.sleep(0.1)
         raise DemoFailed(f"{name}: waited {STEP_SECONDS:.0f} s for {what}")
+
+    def address(self, deployment: str) -> Address:
+        """Where a deployment answers."""
+        ready = json.loads((self.data / "server.json").read_text())
+        token = (self.data / "admin.token").read_text().strip()
+        return Address(ready["router"], f"/{deployment}/predict", token)
 
     def kill_server(self) -> int:
         """kill -9, as a crash would; the pid that is no more."""
@@ -96,6 +108,144 @@ class Demo:
             time.sleep(0.01)
         return pid
 
+    def keep(self, picture: Path) -> str:
+        """Keep a picture where it outlives the demo; its path from here."""
+        if not picture.read_bytes().startswith(b"\x89PNG"):
+            raise DemoFailed(f"{picture} is no PNG")
+        kept = ROOT / "build" / f"demo-{picture.name}"
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copy(picture, kept)
+        return str(kept.relative_to(ROOT))
+
+
+def push_data(demo: Demo) -> None:
+    """The images become a dataset whose items have labels and splits."""
+    shutil.copytree(ROOT / "examples" / "digits", demo.code)
+    subprocess.run([sys.executable, "prepare.py", str(demo.work / "images")], cwd=demo.code)
+    demo.run("status")
+    demo.say("a server runs in a fresh directory")
+    demo.run("datasets", "push", "images", "--name", "digits", "--labels-from", "folders")
+    version = demo.read("datasets", "get", "digits:1")
+    demo.say(f"pushed datasets/digits:1: {version['item_count']} items, splits {version['splits']}")
+
+
+def train(demo: Demo) -> tuple[str, str]:
+    """Two candidates; the server dies while the second one trains."""
+    weak = demo.submit(*WEAK)
+    strong = demo.submit(*STRONG)
+    demo.say(f"submitted {weak} ({' '.join(WEAK)}) and {strong} ({' '.join(STRONG)})")
+    job = demo.wait("it to run", strong, "RUNNING")
+    while not job.get("progress", {}).get("done"):
+        time.sleep(0.1)
+        job = demo.read("jobs", "get", strong)
+    demo.say(f"{strong} trains: {job['progress']['message']}")
+    demo.say(f"killed the server (pid {demo.kill_server()}) with SIGKILL")
+    demo.run("status")
+    demo.say("started it again")
+    models = [demo.wait("it to succeed", name, "SUCCEEDED")["models"][0] for name in (weak, strong)]
+    attempts = demo.run("events", strong, "--cursor", "0", "-o", "json").splitlines()
+    count = sum(json.loads(line)["reason"] == "launch" for line in attempts)
+    if count != 1:
+        raise DemoFailed(f"{strong} needed {count} attempts; it should not have noticed")
+    plot = demo.work / "metrics.png"
+    demo.run("jobs", "metrics", strong, "--plot", str(plot))
+    first, second = (_short(name) for name in models)
+    demo.say(f"both succeeded in one attempt; they logged {first} and {second}")
+    demo.say(f"metrics of {strong}: {demo.keep(plot)}")
+    print(demo.run("models", "compare", first, second))
+    return first, second
+
+
+def deploy(demo: Demo, weak: str, held_out: Sequence[Path]) -> float:
+    """The weaker one goes into production first, on two replicas."""
+    demo.run("models", "alias", "digits", "production", weak.partition(":")[2])
+    demo.run(
+        *("deploy", "digits@production", "--name", "reader", "--replicas", "2", "--bake", "1s"),
+        *("--capture", "reader-inputs", "--capture-rate", "0.05"),
+    )
+    share = accuracy(demo.address("reader"), held_out)
+    demo.say(f"reader serves {weak} on 2 replicas: held-out accuracy over HTTP {share:.4f}")
+    return share
+
+
+def promote(demo: Demo, strong: str, images: Sequence[Path]) -> None:
+    """The better one takes over while requests flow, and the server dies meanwhile."""
+    bodies = [path.read_bytes() for path in images]
+    with Traffic(demo.address("reader"), bodies, CLIENTS) as traffic:
+        demo.run("models", "alias", "digits", "production", strong.partition(":")[2])
+        demo.say(f"moved digits@production to {strong} under load of {CLIENTS} clients")
+        demo.say(f"killed the server (pid {demo.kill_server()}) with SIGKILL")
+        demo.run("status")
+        demo.run("deployments", "watch", "reader")
+        served = demo.read("deployments", "get", "reader")["revisions"]
+        time.sleep(1.0)
+    tally = traffic.tally
+    demo.say(f"promoted: {tally}; slowest {tally.slowest * 1e3:.0f} ms")
+    if tally.failures:
+        raise DemoFailed(f"{len(tally.failures)} requests failed, such as {tally.failures[0]}")
+    if not tally.models[strong] or [_short(one["model_version"]) for one in served] != [strong]:
+        raise DemoFailed(f"{strong} does not serve: {served}")
+
+
+def check_accuracy(demo: Demo, before: float, held_out: Sequence[Path]) -> None:
+    """What users get now."""
+    share = accuracy(demo.address("reader"), held_out)
+    demo.say(f"held-out accuracy over HTTP {share:.4f} (it was {before:.4f})")
+    if share < ACCURACY or share <= before:
+        raise DemoFailed(f"accuracy {share:.4f}; it should be at least {ACCURACY}")
+
+
+def infer_batch(demo: Demo) -> None:
+    """All images at once, in four shards; the predictions become a dataset version."""
+    out = demo.run(
+        *("predict", "digits@production", "--dataset", "digits:1", "--shards", "4"),
+        *("--on-item-error", "record", "--max-errors", "0"),
+    )
+    print(out)
+    version = demo.read("datasets", "get", "digits-predictions:1")
+    if "1,797 of 1,797" not in out or version["item_count"] != "1797":
+        raise DemoFailed(f"the predictions are not complete: {out}")
+    demo.say(f"batch inference over 4 shards made {_short(version['name'])}")
+
+
+def commit_captured(demo: Demo) -> None:
+    """What users sent becomes data to learn from."""
+    deadline = time.monotonic() + STEP_SECONDS
+    while not int(demo.read("datasets", "get", "reader-inputs", "--head").get("head_items", 0)):
+        if time.monotonic() > deadline:
+            raise DemoFailed("no captured input arrived")
+        time.sleep(0.2)
+    demo.run("datasets", "commit", "reader-inputs", "--message", "what users sent")
+    version = demo.read("datasets", "get", "reader-inputs:1")
+    demo.say(f"committed {version['item_count']} captured inputs as reader-inputs:1")
+
+
+def explain(demo: Demo, strong: str, image: Path) -> None:
+    """From one prediction back to the code and the data, and the whole lineage as a picture."""
+    caller = Caller(demo.address("reader"))
+    trace = caller.ask(image.read_bytes()).trace_id
+    caller.close()
+    deadline = time.monotonic() + STEP_SECONDS
+    while True:
+        try:
+            text = demo.run("explain", f"predictions/{trace}")
+            break
+        except DemoFailed:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+    print(text)
+    if strong not in text or "digits:1" not in text or "train-2" not in text:
+        raise DemoFailed("the explanation does not name model, job and data")
+    picture = demo.work / "lineage.png"
+    print(demo.run("models", "lineage", strong, "--plot", str(picture)))
+    demo.say(f"a prediction explained; the lineage is {demo.keep(picture)}")
+
+
+def _short(name: str) -> str:
+    parts = name.split("/")
+    return f"{parts[-3]}:{parts[-1]}"
+
 
 def _status(pid: int) -> str:
     try:
@@ -104,75 +254,19 @@ def _status(pid: int) -> str:
         return "State:\tZ"
 
 
-def train(demo: Demo) -> str:
-    """A job that trains while its server is killed and started again."""
-    shutil.copytree(ROOT / "examples" / "digits", demo.work / "digits")
-    demo.run("status")
-    demo.say("a server runs in a fresh directory")
-    name = demo.submit("lr=0.003", "epochs=40")
-    demo.say(f"submitted {name}")
-    job = demo.wait("it to run", name, "RUNNING")
-    while not job.get("progress", {}).get("done"):
-        time.sleep(0.1)
-        job = demo.job(name)
-    demo.say(f"{name} trains: {job['progress']['message']}")
-    demo.say(f"killed the server (pid {demo.kill_server()}) with SIGKILL")
-    demo.run("status")
-    demo.say("started it again")
-    job = demo.wait("it to succeed", name, "SUCCEEDED")
-    lines = demo.run("events", name, "--cursor", "0", "-o", "json").splitlines()
-    count = sum(json.loads(line)["reason"] == "launch" for line in lines)
-    if count != 1:
-        raise DemoFailed(f"{name} needed {count} attempts; it should not have noticed")
-    demo.say(f"{name} succeeded in one attempt; it did not notice")
-    return name
-
-
-def check_metrics(demo: Demo, name: str) -> None:
-    """Metrics read back and plotted; the accuracy is what it should be."""
-    plot = demo.work / "metrics.png"
-    text = demo.run("jobs", "metrics", name, "-o", "json")
-    series = {one["key"]: one["points"] for one in json.loads(text)["series"]}
-    steps = [point.get("step", 0) for point in series["accuracy"]]
-    accuracy = float(series["accuracy"][-1]["value"])
-    demo.run("jobs", "metrics", name, "--plot", str(plot))
-    if not plot.read_bytes().startswith(b"\x89PNG"):
-        raise DemoFailed(f"{plot} is no PNG")
-    if len(steps) != 40 or accuracy < ACCURACY:
-        raise DemoFailed(f"{len(steps)} epochs, accuracy {accuracy:.4f} (at least {ACCURACY})")
-    kept = ROOT / "build" / "demo-metrics.png"
-    kept.parent.mkdir(exist_ok=True)
-    shutil.copy(plot, kept)
-    demo.say(f"40 epochs, accuracy {accuracy:.4f}; the plot is {kept.relative_to(ROOT)}")
-
-
-def check_trace(demo: Demo, name: str) -> None:
-    """One trace from the command's call to the process, over the server's death."""
-    spans = json.loads(demo.run("jobs", "trace", name, "-o", "json"))["spans"]
-    traces = {span["trace_id"] for span in spans}
-    processes = {span["process"] for span in spans}
-    print(demo.run("jobs", "trace", name))
-    if len(traces) != 1 or len(processes) < 3:
-        raise DemoFailed(f"{len(traces)} trace ids, spans from {sorted(processes)}")
-    demo.say(f"one trace of {len(spans)} spans from {len(processes)} processes")
-
-
-def check_compare(demo: Demo, first: str) -> None:
-    """A second run with other parameters, beside the first."""
-    second = demo.submit("lr=0.0005", "epochs=10")
-    demo.wait("it to succeed", second, "SUCCEEDED")
-    text = demo.run("jobs", "compare", first, second)
-    print(text)
-    if not re.search(r"lr", text):
-        raise DemoFailed("the comparison does not show the parameters")
-    demo.say(f"compared {first} and {second}")
-
-
-def check_outputs(demo: Demo, name: str) -> None:
-    """The model comes back."""
-    demo.run("jobs", "outputs", name, str(demo.work / "model"))
-    size = (demo.work / "model" / "model.pkl").stat().st_size
-    demo.say(f"fetched the model, {size:,} bytes")
+def show(demo: Demo) -> None:
+    """Every step, in order."""
+    push_data(demo)
+    weak, strong = train(demo)
+    held_out = sorted((demo.work / "images" / "test").glob("*/*.png"))
+    before = deploy(demo, weak, held_out)
+    promote(demo, strong, held_out)
+    check_accuracy(demo, before, held_out)
+    infer_batch(demo)
+    commit_captured(demo)
+    explain(demo, strong, held_out[0])
+    demo.run("server", "stop", "--all")
+    demo.say("stopped; done")
 
 
 def main() -> int:
@@ -183,13 +277,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hatoba-demo-") as work:
         demo = Demo(Path(work), options.hatoba.split())
         try:
-            name = train(demo)
-            check_metrics(demo, name)
-            check_trace(demo, name)
-            check_compare(demo, name)
-            check_outputs(demo, name)
-            demo.run("server", "stop", "--all")
-            demo.say("stopped; done")
+            show(demo)
         except (DemoFailed, subprocess.TimeoutExpired) as failure:
             demo.say(f"FAILED: {failure}")
             print(_tail(demo.data / "server.log"), file=sys.stderr)

@@ -1,0 +1,199 @@
+"""What users of a served model notice of roll-outs, broken models and dying servers: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+from google.protobuf import field_mask_pb2
+from server_process import HatobaServer, kill9, runs, until
+from serving_house import Tally, asking, deployed, registered, router_of, settled
+from wire import Wire
+
+from hatoba.v1 import common_pb2, deployment_pb2
+
+pytestmark = pytest.mark.timeout(240)
+CLIENTS = 20
+
+
+def spec(model: str, replicas: int = 2) -> deployment_pb2.DeploymentSpec:
+    """A deployment that goes on quickly."""
+    wanted = deployment_pb2.DeploymentSpec(model=model, replicas=replicas)
+    wanted.strategy.bake.FromSeconds(2)
+    wanted.strategy.ready_deadline.FromSeconds(10)
+    return wanted
+
+
+async def changed(wire: Wire, wanted: deployment_pb2.DeploymentSpec, *fields: str) -> None:
+    """Update the deployment."""
+    mask = field_mask_pb2.FieldMask(paths=fields)
+    request = deployment_pb2.UpdateDeploymentRequest(name="reader", spec=wanted, update_mask=mask)
+    await wire.call(request, deployment_pb2.Deployment)
+
+
+async def answered(tally: Tally, more: int, patience: float = 60.0) -> None:
+    """Wait until so many more requests were answered."""
+    goal = tally.answered + more
+    await until_true(lambda: tally.answered >= goal, patience)
+
+
+async def until_true(what: Callable[[], bool], patience: float) -> None:
+    """Wait for something that this process itself notes."""
+    async with asyncio.timeout(patience):
+        while not what():
+            await asyncio.sleep(0.01)
+
+
+async def for_seconds(seconds: float, tally: Tally) -> None:
+    """Let requests flow for a time that is part of what is shown."""
+    ends = time.monotonic() + seconds
+    await until_true(lambda: time.monotonic() >= ends and tally.answered > 0, seconds + 60)
+
+
+@pytest.mark.slow
+async def test_rolling_updates_lose_no_request(
+    own_server: HatobaServer, own_wire: Wire, tmp_path: Path, full_round: bool
+) -> None:
+    first, second = [await registered(own_wire, tmp_path) for _ in range(2)]
+    await deployed(own_wire, spec(first.name))
+    seconds = 30.0 if full_round else 6.0
+    began = time.monotonic()
+    async with asking(own_server, CLIENTS) as tally:
+        await answered(tally, 100)
+        rounds = 0
+        while rounds < 1 or time.monotonic() < began + seconds:
+            model = (second, first)[rounds % 2]
+            await changed(own_wire, spec(model.name), "model")
+            found = await settled(own_wire, "reader")
+            assert found.rollout.state == deployment_pb2.ROLLOUT_STATE_SUCCEEDED, found
+            assert [one.model_version for one in found.revisions] == [model.name]
+            rounds += 1
+        await answered(tally, 100)
+    assert tally.failures == []
+    assert len(tally.revisions()) == rounds + 1
+    print(f"{rounds} updates, {tally.answered} answered, longest {tally.longest * 1e3:.0f} ms")
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"),
+    [
+        ("never-ready", common_pb2.CAUSE_CODE_NOT_READY),
+        ("crashes", common_pb2.CAUSE_CODE_CRASH_LOOP),
+        ("predict-fails", common_pb2.CAUSE_CODE_PREDICTIONS_FAIL),
+    ],
+)
+async def test_a_broken_revision_is_rolled_back(
+    how: str,
+    cause: common_pb2.CauseCode.ValueType,
+    own_server: HatobaServer,
+    own_wire: Wire,
+    tmp_path: Path,
+) -> None:
+    version = await registered(own_wire, tmp_path)
+    await deployed(own_wire, spec(version.name))
+    broken = spec(version.name)
+    broken.env["BREAK"] = how
+    async with asking(own_server, CLIENTS) as tally:
+        await answered(tally, 100)
+        await changed(own_wire, broken, "env")
+        found = await settled(own_wire, "reader")
+        await answered(tally, 100)
+    assert found.rollout.state == deployment_pb2.ROLLOUT_STATE_ROLLED_BACK, found
+    assert found.rollout.cause.code == cause, found.rollout
+    assert found.current_revision == 1
+    assert [one.revision for one in found.revisions] == [1]
+    # Of a replica that dies, what it was working on is lost: at most one request of each client.
+    allowed = CLIENTS * 4 if how == "crashes" else 0
+    assert len(tally.failures) <= allowed, tally.failures[:5]
+    assert all(failure.startswith("502") for failure in tally.failures), tally.failures[:5]
+    lines = "\n".join(found.rollout.cause.last_log_lines)
+    if how == "predict-fails":
+        assert "these weights are of another model" in lines + found.rollout.cause.message
+    if how == "crashes":
+        assert "a segmentation fault, nearly" in lines
+
+
+@pytest.mark.slow
+async def test_predictions_outlive_the_server(
+    own_server: HatobaServer, own_wire: Wire, tmp_path: Path, full_round: bool
+) -> None:
+    version = await registered(own_wire, tmp_path)
+    await deployed(own_wire, spec(version.name))
+    seconds = 30.0 if full_round else 6.0
+    async with asking(own_server, CLIENTS) as tally:
+        await for_seconds(seconds / 3, tally)
+        await own_server.kill()
+        await for_seconds(seconds / 3, tally)
+        await own_server.start()
+        await for_seconds(seconds / 3, tally)
+        found = await settled(own_wire, "reader")
+        await answered(tally, 100)
+    assert tally.failures == []
+    assert found.state == deployment_pb2.DEPLOYMENT_STATE_READY
+    assert {replica.restarts for replica in found.replicas} == {0}
+    print(f"{tally.answered} answered, longest {tally.longest * 1e3:.0f} ms")
+
+
+async def test_a_router_comes_back_from_its_table(
+    own_server: HatobaServer, own_wire: Wire, tmp_path: Path
+) -> None:
+    version = await registered(own_wire, tmp_path)
+    await deployed(own_wire, spec(version.name))
+    router = await asyncio.to_thread(router_pid, own_server)
+    await own_server.kill()
+    began = time.monotonic()
+    assert await asyncio.to_thread(kill9, router)
+    await until_served(own_server)
+    took = time.monotonic() - began
+    assert await asyncio.to_thread(router_pid, own_server) != router
+    print(f"the router was back after {took:.2f} s")
+    assert took < 2.0
+    await own_server.start()
+
+
+async def until_served(server: HatobaServer, patience: float = 20.0) -> None:
+    """Ask until an answer comes."""
+    url = f"http://{router_of(server)}/reader/predict"
+    headers = {"authorization": f"Bearer {await asyncio.to_thread(server.token)}"}
+    async with asyncio.timeout(patience), aiohttp.ClientSession(headers=headers) as session:
+        while True:
+            try:
+                async with session.post(url, json={"x": 1}) as reply:
+                    if reply.status == 200:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.01)
+
+
+async def test_what_is_deleted_leaves_nothing(
+    own_server: HatobaServer, own_wire: Wire, tmp_path: Path
+) -> None:
+    version = await registered(own_wire, tmp_path)
+    await deployed(own_wire, spec(version.name))
+    await own_wire.call(
+        deployment_pb2.DeleteDeploymentRequest(name="reader"), deployment_pb2.Deployment
+    )
+    await until(lambda: not any("hatoba_worker.serving" in line for line in own_server.left()))
+    url = f"http://{router_of(own_server)}/reader/predict"
+    headers = {"authorization": f"Bearer {await asyncio.to_thread(own_server.token)}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(url, json={"x": 1}) as reply,
+    ):
+        assert reply.status == 404
+        assert "reader" in json.dumps(await reply.json())
+
+
+def router_pid(server: HatobaServer) -> int:
+    """The router's pid."""
+    pid = int(json.loads((server.data / "router.json").read_text())["pid"])
+    assert runs(pid)
+    assert pid != os.getpid()
+    return pid
