@@ -154,6 +154,7 @@ class Input(_message.Message):
     MANIFEST_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name under `inputs/`."""
     source: _builtins.str
@@ -167,6 +168,10 @@ class Input(_message.Message):
     def manifest(self) -> _common_pb2.ManifestRef:
         """The tree's content. Filled in by the server where a source is named."""
 
+    @_builtins.property
+    def items(self) -> _common_pb2.ManifestRef:
+        """Items of a dataset version: a tree of one file `items.jsonl`. Filled in by the server."""
+
     def __init__(
         self,
         *,
@@ -174,10 +179,11 @@ class Input(_message.Message):
         manifest: _common_pb2.ManifestRef | None = ...,
         source: _builtins.str = ...,
         mode: Global___InputMode.ValueType = ...,
+        items: _common_pb2.ManifestRef | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "manifest", b"manifest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest", b"manifest", "mode", b"mode", "name", b"name", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "manifest", b"manifest", "mode", b"mode", "name", b"name", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
