@@ -22,11 +22,10 @@ _ROWS = re.compile(r"/\*rows (\d+)\*/")
 @functools.cache
 def _texts() -> dict[str, str]:
     found: dict[str, str] = {}
-    for file in ("writes.sql", "reads.sql"):
-        text = resources.files(__package__).joinpath("sql", file).read_text("utf-8")
-        parts = _NAME.split(text)[1:]
+    for file in resources.files(__package__).joinpath("sql").iterdir():
+        parts = _NAME.split(file.read_text("utf-8"))[1:]
         found |= {
-            f"{file}:{name}": body for name, body in zip(parts[::2], parts[1::2], strict=True)
+            f"{file.name}:{name}": body for name, body in zip(parts[::2], parts[1::2], strict=True)
         }
     return found
 
@@ -44,9 +43,15 @@ def read(name: str) -> str:
 
 
 @functools.cache
-def many(name: str, rows: int) -> str:
-    """The writer's statement `name` for so many rows."""
-    text = write(name)
+def of(part: str, name: str) -> str:
+    """A statement of `sql/PART.sql`; without its semicolon."""
+    return _texts()[f"{part}.sql:{name}"].strip().removesuffix(";")
+
+
+@functools.cache
+def many(name: str, rows: int, part: str = "writes") -> str:
+    """The statement `name` of `sql/PART.sql` for so many rows."""
+    text = _texts()[f"{part}.sql:{name}"]
     found = _ROWS.search(text)
     assert found is not None, name
     row = f"({', '.join('?' * int(found[1]))})"
@@ -57,11 +62,11 @@ def warm() -> None:
     """Build every text now, so that no call on the event loop reads a file."""
     for key in _texts():
         file, _, name = key.partition(":")
-        if file == "reads.sql":
-            read(name)
-        elif _ROWS.search(write(name)):
-            for size in SIZES:
-                many(name, size)
+        part = file.removesuffix(".sql")
+        if not _ROWS.search(of(part, name)):
+            continue
+        for size in SIZES:
+            many(name, size, part)
 
 
 def chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
@@ -73,10 +78,12 @@ def chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
             start += size
 
 
-def execute_rows(connection: sqlite3.Connection, name: str, rows: Sequence[Row]) -> list[Row]:
+def execute_rows(
+    connection: sqlite3.Connection, name: str, rows: Sequence[Row], part: str = "writes"
+) -> list[Row]:
     """Run a many-row statement over all rows; what it returned."""
     found: list[Row] = []
     for chunk in chunks(rows):
         flat = list(chain.from_iterable(chunk))
-        found.extend(connection.execute(many(name, len(chunk)), flat))
+        found.extend(connection.execute(many(name, len(chunk), part), flat))
     return found
