@@ -25,6 +25,7 @@ from hatoba.following import (
     silent,
     watch_events,
 )
+from hatoba.frames import Metrics
 from hatoba.options import Parcel, SubmitOptions, build_parcel, set_param
 from hatoba.settings import Choice, Server
 from hatoba.tracing import Tracer
@@ -266,16 +267,18 @@ class AsyncJob:
 
     async def metrics(
         self, *keys: str, index: int | None = None
-    ) -> dict[str, list[tuple[int, float]]]:
+    ) -> Metrics:
         """Logged values as (step, value) by key; keys of an array's tasks are `key[index]`."""
         series = await self.series(*keys, index=index)
         tasks = {one.index for one in series}
-        return {
-            one.key if len(tasks) < 2 else f"{one.key}[{one.index}]": [
-                (p.step, p.value) for p in one.points
-            ]
-            for one in series
-        }
+        return Metrics(
+            {
+                one.key if len(tasks) < 2 else f"{one.key}[{one.index}]": [
+                    (p.step, p.value) for p in one.points
+                ]
+                for one in series
+            }
+        )
 
     async def series(self, *keys: str, index: int | None = None) -> list[job_pb2.MetricSeries]:
         """Logged values with their times and attempts."""

@@ -17,6 +17,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from hatoba.aio import AsyncClient, AsyncJob
 from hatoba.following import LogPiece, Resync, silent
+from hatoba.frames import Metrics, table
 from hatoba.options import SubmitOptions
 from hatoba.v1 import common_pb2, job_pb2
 
@@ -101,6 +102,10 @@ class Job:
     def __repr__(self) -> str:
         return f"<hatoba.Job {self.name} {self._job.state}>"
 
+    def _repr_html_(self) -> str:
+        """Name and state as last read, for notebooks."""
+        return table(("job", "state"), [(self.name, self._job.state)])
+
     @property
     def name(self) -> str:
         """NAME-N."""
@@ -135,8 +140,8 @@ class Job:
             self._job.logs(follow=follow, stream=stream, index=index, attempt=attempt, tail=tail)
         )
 
-    def metrics(self, *keys: str, index: int | None = None) -> dict[str, list[tuple[int, float]]]:
-        """See AsyncJob.metrics."""
+    def metrics(self, *keys: str, index: int | None = None) -> Metrics:
+        """See AsyncJob.metrics; in a notebook it is a table, and `.to_pandas()` a data frame."""
         return self._loop.run(self._job.metrics(*keys, index=index))
 
     def cancel(self, reason: str = "") -> job_pb2.CancelResult:
