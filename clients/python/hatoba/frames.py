@@ -20,8 +20,10 @@ class Metrics(dict[str, list[tuple[int, float]]]):
     """Logged values as (step, value) by key."""
 
     def to_pandas(self) -> DataFrame:
-        """One column a key, one row a step, NaN where a key has no value. Raises MissingExtra without
-        pandas."""
+        """One column a key, one row a step, NaN where a key has no value.
+
+        Raises MissingExtra without pandas.
+        """
         return frame(
             {key: dict(points) for key, points in self.items()},
             index=sorted({step for points in self.values() for step, _ in points}),
