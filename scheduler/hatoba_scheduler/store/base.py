@@ -25,6 +25,7 @@ from hatoba_scheduler.domain.records import (
     TokenRecord,
 )
 from hatoba_scheduler.domain.states import JobState
+from hatoba_scheduler.store.blob_index import BlobIndex
 
 
 class RequestKey(NamedTuple):
@@ -126,6 +127,15 @@ class Store(Protocol):
     @property
     def identity(self) -> ServerIdentity:
         """Made when the store was made."""
+        ...
+
+    @property
+    def blob_index(self) -> BlobIndex:
+        """Leases and marks of stored chunks and manifests."""
+        ...
+
+    async def manifest_roots(self) -> set[str]:
+        """Digests of all manifests that jobs name: code, inputs, outputs, checkpoints."""
         ...
 
     # -- jobs ---------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from hatoba_scheduler.store.base import (
     Submitted,
 )
 from hatoba_scheduler.store.sqlite import queries, rows
+from hatoba_scheduler.store.sqlite.blob_index import SqliteBlobIndex, job_roots
 from hatoba_scheduler.store.sqlite.database import (
     FILE,
     Connect,
@@ -118,11 +119,21 @@ class SqliteStore:
         self._readers = readers
         self._lock: DirectoryLock | None = lock
         self._now = now
+        self._blob_index = SqliteBlobIndex(writer, readers)
 
     @property
     def identity(self) -> ServerIdentity:
         """Made when the store was made."""
         return self._identity
+
+    @property
+    def blob_index(self) -> SqliteBlobIndex:
+        """Leases and marks of stored chunks and manifests."""
+        return self._blob_index
+
+    async def manifest_roots(self) -> set[str]:
+        """See `Store.manifest_roots`."""
+        return await self._readers.run(job_roots)
 
     # -- jobs ---------------------------------------------------------------------------------
 
