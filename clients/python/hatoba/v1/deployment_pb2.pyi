@@ -491,6 +491,8 @@ class Replica(_message.Message):
     RESTARTS_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """External name, unique for ever."""
     revision: _builtins.int
@@ -511,6 +513,14 @@ class Replica(_message.Message):
     def cause(self) -> _common_pb2.Cause:
         """Why it is UNHEALTHY, or how it ended last."""
 
+    @_builtins.property
+    def resources(self) -> _common_pb2.Resources:
+        """What it was promised of its host."""
+
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """GPU ids that are its own."""
+
     def __init__(
         self,
         *,
@@ -522,10 +532,12 @@ class Replica(_message.Message):
         restarts: _builtins.int = ...,
         since: _timestamp_pb2.Timestamp | None = ...,
         cause: _common_pb2.Cause | None = ...,
+        resources: _common_pb2.Resources | None = ...,
+        gpus: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "since", b"since"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "resources", b"resources", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cause", b"cause", "host", b"host", "name", b"name", "restarts", b"restarts", "revision", b"revision", "since", b"since", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cause", b"cause", "gpus", b"gpus", "host", b"host", "name", b"name", "resources", b"resources", "restarts", b"restarts", "revision", b"revision", "since", b"since", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

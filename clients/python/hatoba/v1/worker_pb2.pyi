@@ -69,6 +69,7 @@ class WorkerItem(_message.Message):
     SPANS_FIELD_NUMBER: _builtins.int
     ALIVE_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___WorkerHello:
         """First item of a stream."""
@@ -119,7 +120,11 @@ class WorkerItem(_message.Message):
 
     @_builtins.property
     def replicas(self) -> Global___ReplicaReport:
-        """How replicas are; after inventory_complete all of them, later those that changed."""
+        """How replicas are; after inventory_complete and after each order all of them, else those that changed."""
+
+    @_builtins.property
+    def tail(self) -> Global___ReplicaTail:
+        """Answer to a look at a replica's log."""
 
     def __init__(
         self,
@@ -137,12 +142,13 @@ class WorkerItem(_message.Message):
         spans: Global___SpanBatch | None = ...,
         alive: Global___WorkerAlive | None = ...,
         replicas: Global___ReplicaReport | None = ...,
+        tail: Global___ReplicaTail | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "checkpoint", b"checkpoint", "claim", b"claim", "commit", b"commit", "gone", b"gone", "heartbeat", b"heartbeat", "held", b"held", "hello", b"hello", "inventory_complete", b"inventory_complete", "item", b"item", "metrics", b"metrics", "replicas", b"replicas", "spans", b"spans", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "checkpoint", b"checkpoint", "claim", b"claim", "commit", b"commit", "gone", b"gone", "heartbeat", b"heartbeat", "held", b"held", "hello", b"hello", "inventory_complete", b"inventory_complete", "item", b"item", "metrics", b"metrics", "replicas", b"replicas", "spans", b"spans", "started", b"started", "tail", b"tail"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "checkpoint", b"checkpoint", "claim", b"claim", "commit", b"commit", "gone", b"gone", "heartbeat", b"heartbeat", "held", b"held", "hello", b"hello", "inventory_complete", b"inventory_complete", "item", b"item", "metrics", b"metrics", "replicas", b"replicas", "spans", b"spans", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alive", b"alive", "checkpoint", b"checkpoint", "claim", b"claim", "commit", b"commit", "gone", b"gone", "heartbeat", b"heartbeat", "held", b"held", "hello", b"hello", "inventory_complete", b"inventory_complete", "item", b"item", "metrics", b"metrics", "replicas", b"replicas", "spans", b"spans", "started", b"started", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["hello", "held", "inventory_complete", "claim", "started", "heartbeat", "metrics", "checkpoint", "commit", "gone", "spans", "alive", "replicas"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["hello", "held", "inventory_complete", "claim", "started", "heartbeat", "metrics", "checkpoint", "commit", "gone", "spans", "alive", "replicas", "tail"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -455,6 +461,7 @@ class ServerItem(_message.Message):
     DROP_FIELD_NUMBER: _builtins.int
     GOING_AWAY_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___WorkerWelcome:
         """First item of a stream."""
@@ -499,6 +506,10 @@ class ServerItem(_message.Message):
     def replicas(self) -> Global___ReplicaOrder:
         """All replicas that this host shall have."""
 
+    @_builtins.property
+    def tail(self) -> Global___TailReplica:
+        """Tell the last lines of a replica's log."""
+
     def __init__(
         self,
         *,
@@ -513,12 +524,13 @@ class ServerItem(_message.Message):
         drop: Global___DropAttempt | None = ...,
         going_away: Global___ServerGoingAway | None = ...,
         replicas: Global___ReplicaOrder | None = ...,
+        tail: Global___TailReplica | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "replicas", b"replicas", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "replicas", b"replicas", "stop", b"stop", "tail", b"tail", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "replicas", b"replicas", "stop", b"stop", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "replicas", b"replicas", "stop", b"stop", "tail", b"tail", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "launch", "stop", "claimed", "order", "metrics_stored", "checkpoint_stored", "committed", "drop", "going_away", "replicas"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "launch", "stop", "claimed", "order", "metrics_stored", "checkpoint_stored", "committed", "drop", "going_away", "replicas", "tail"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
@@ -854,7 +866,7 @@ class Host(_message.Message):
 
     @_builtins.property
     def reserved(self) -> _common_pb2.Resources:
-        """What live attempts hold of it."""
+        """What live attempts and replicas hold of it."""
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -1033,7 +1045,9 @@ class ReplicaOrder(_message.Message):
     """Grows; a lower one than the host has is dropped."""
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReplicaSpec]:
-        """Each named once; the same bytes each time it is sent."""
+        """Each named once; the same bytes each time it is sent. Of one that the host has, the name alone is
+        enough: it stays what it was when it came.
+        """
 
     def __init__(
         self,
@@ -1182,3 +1196,67 @@ class ReplicaReport(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReplicaReport: _TypeAlias = ReplicaReport  # noqa: Y015
+
+@_typing.final
+class TailReplica(_message.Message):
+    """A look at a replica's log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    STREAM_FIELD_NUMBER: _builtins.int
+    LINES_FIELD_NUMBER: _builtins.int
+    request: _builtins.int
+    """Chosen by the server, to know the answer by."""
+    replica: _builtins.str
+    """External name."""
+    stream: _builtins.str
+    """`stdout`, `stderr` or `build`."""
+    lines: _builtins.int
+    """At most so many of the last lines, and at most 1 MiB."""
+    def __init__(
+        self,
+        *,
+        request: _builtins.int = ...,
+        replica: _builtins.str = ...,
+        stream: _builtins.str = ...,
+        lines: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lines", b"lines", "replica", b"replica", "request", b"request", "stream", b"stream"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TailReplica: _TypeAlias = TailReplica  # noqa: Y015
+
+@_typing.final
+class ReplicaTail(_message.Message):
+    """Answer to TailReplica."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    request: _builtins.int
+    """As asked."""
+    offset: _builtins.int
+    """Place of `data` in the log, bytes."""
+    data: _builtins.bytes
+    """Bytes as they were written; empty when there is no such log."""
+    def __init__(
+        self,
+        *,
+        request: _builtins.int = ...,
+        offset: _builtins.int = ...,
+        data: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "offset", b"offset", "request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplicaTail: _TypeAlias = ReplicaTail  # noqa: Y015
