@@ -30,6 +30,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hatoba import __version__
+from hatoba.sampling import RateSampler
 from hatoba.v1 import (
     admin_pb2,
     admin_pb2_grpc,
@@ -83,7 +84,7 @@ from hatoba_scheduler.telemetry.metrics import (
     watch_loop_lag,
 )
 from hatoba_scheduler.telemetry.trace_store import TraceStore
-from hatoba_scheduler.telemetry.tracing import RateSampler, Tracer
+from hatoba_scheduler.telemetry.tracing import Tracer
 from hatoba_scheduler.tls import Transport, prepare
 from hatoba_scheduler.validation import warm
 

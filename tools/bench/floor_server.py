@@ -19,6 +19,7 @@ import grpc
 from bench_house import held_spec
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from hatoba.sampling import RateSampler
 from hatoba.v1 import common_pb2, job_pb2
 from hatoba_scheduler.auth.authenticator import Authenticator
 from hatoba_scheduler.auth.files import ensure_token_files
@@ -28,7 +29,7 @@ from hatoba_scheduler.store.sqlite import open_store, tune_interpreter
 from hatoba_scheduler.telemetry.logging import configure_logging
 from hatoba_scheduler.telemetry.metrics import ServerMetrics
 from hatoba_scheduler.telemetry.trace_store import TraceStore
-from hatoba_scheduler.telemetry.tracing import RateSampler, Tracer
+from hatoba_scheduler.telemetry.tracing import Tracer
 from hatoba_scheduler.validation import warm
 
 Context = grpc.aio.ServicerContext[Any, Any]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from hatoba_scheduler.auth import tokens
-from hatoba_scheduler.auth.roles import Role
+from hatoba_scheduler.auth.roles import PREDICTING, Role
 from hatoba_scheduler.domain.records import Micros, TokenRecord
 from hatoba_scheduler.errors import NotFound, Reason, Resource, Unauthenticated
 
@@ -35,6 +35,7 @@ class Authenticator:
         self._clock = clock
         self._records: dict[str, TokenRecord] = {}
         self._watchers: dict[str, set[Callable[[], None]]] = {}
+        self._followers: set[Callable[[], None]] = set()
 
     async def load(self) -> None:
         """Read every token from the store; before the first call is answered."""
@@ -77,10 +78,33 @@ class Authenticator:
             return None
         return max(0.0, (record.expire_time - self._clock()) / 1e6)
 
+    def access(self) -> list[TokenRecord]:
+        """The tokens that may ask for predictions now, by id; an empty `deployment` opens all.
+
+        Whoever goes by this list later has to look at `expire_time` too.
+        """
+        now = self._clock()
+        return [
+            record
+            for record in self.records
+            if record.role in PREDICTING
+            and not record.revoked
+            and not 0 < record.expire_time <= now
+        ]
+
     async def create(
-        self, principal: str, role: Role, *, ttl: Micros = 0, created_by: str = ""
+        self,
+        principal: str,
+        role: Role,
+        *,
+        ttl: Micros = 0,
+        created_by: str = "",
+        deployment: str = "",
     ) -> tuple[TokenRecord, str]:
-        """Make and store a token; the text is in the result and nowhere else. `ttl` 0: no end."""
+        """Make and store a token; the text is in the result and nowhere else. `ttl` 0: no end.
+
+        `deployment` is the one that it opens for predictions (resource name).
+        """
         identity, text = tokens.mint()
         now = self._clock()
         record = TokenRecord(
@@ -91,9 +115,11 @@ class Authenticator:
             create_time=now,
             expire_time=now + ttl if ttl else 0,
             created_by=created_by,
+            deployment=deployment,
         )
         await self._store.put_token(record)
         self._records[identity] = record
+        self._tell_followers(record)
         return record, text
 
     async def revoke(self, identity: str) -> TokenRecord:
@@ -108,6 +134,7 @@ class Authenticator:
         self._records[identity] = revoked
         for notify in tuple(self._watchers.get(identity, ())):
             notify()
+        self._tell_followers(revoked)
         return revoked
 
     def on_revoked(self, identity: str, notify: Callable[[], None]) -> Callable[[], None]:
@@ -121,6 +148,19 @@ class Authenticator:
                 del self._watchers[identity]
 
         return forget
+
+    def on_access(self, notify: Callable[[], None]) -> Callable[[], None]:
+        """Call `notify` whenever `access` gives something else; the result takes that back.
+
+        A token whose time is over is not told of: it carries its end with it.
+        """
+        self._followers.add(notify)
+        return lambda: self._followers.discard(notify)
+
+    def _tell_followers(self, record: TokenRecord) -> None:
+        if record.role in PREDICTING:
+            for notify in tuple(self._followers):
+                notify()
 
 
 def _refused(reason: Reason, what: str, remedy: str) -> Unauthenticated:

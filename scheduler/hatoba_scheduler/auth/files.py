@@ -15,7 +15,7 @@ from hatoba_scheduler.errors import Unauthenticated
 TOKEN_FILES: dict[str, Role] = {
     "admin.token": Role.ADMIN,
     "worker.token": Role.WORKER,
-    "router.token": Role.VIEWER,
+    "router.token": Role.ROUTER,
 }
 """Token files of the data directory, each for the principal of its name."""
 

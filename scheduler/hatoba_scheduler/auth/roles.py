@@ -12,6 +12,8 @@ class Role(enum.IntEnum):
     USER = 2
     VIEWER = 3
     WORKER = 4
+    ROUTER = 5
+    PREDICT = 6
 
 
 Access = frozenset[Role]
@@ -22,6 +24,9 @@ READ: Access = frozenset({Role.VIEWER, Role.USER, Role.ADMIN})
 WRITE: Access = frozenset({Role.USER, Role.ADMIN})
 OPERATE: Access = frozenset({Role.ADMIN})
 HOST: Access = frozenset({Role.WORKER, Role.ADMIN})
+ROUTE: Access = frozenset({Role.ROUTER, Role.ADMIN})
+PREDICTING: Access = frozenset({Role.ADMIN, Role.USER, Role.PREDICT})
+"""May ask for predictions, at a router; PREDICT may do nothing else, and of one deployment only."""
 
 _SERVICES: dict[str, dict[str, Access]] = {
     "hatoba.v1.JobService": {

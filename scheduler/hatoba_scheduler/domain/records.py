@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.states import (
@@ -19,6 +19,9 @@ from hatoba_scheduler.domain.states import (
     Origin,
     Release,
 )
+
+if TYPE_CHECKING:
+    from hatoba_scheduler.domain.models import ModelVersion
 
 Micros = int
 Counts = tuple[int, ...]
@@ -332,6 +335,8 @@ class TokenRecord:
     expire_time: Micros = 0
     revoked: bool = False
     created_by: str = ""
+    deployment: str = ""
+    """The one deployment that a token for predictions opens (resource name)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +379,8 @@ class Change:
     tasks: tuple[TaskWrite, ...] = ()
     attempts: tuple[AttemptWrite, ...] = ()
     events: tuple[Event, ...] = ()
+    models: tuple[ModelVersion, ...] = ()
+    """Versions that become with it, numbered by the commit."""
 
 
 def combined(changes: Sequence[Change]) -> Change:
@@ -404,4 +411,5 @@ def combined(changes: Sequence[Change]) -> Change:
         tuple(tasks.values()),
         tuple(attempts.values()),
         tuple(events),
+        tuple(model for change in changes for model in change.models),
     )

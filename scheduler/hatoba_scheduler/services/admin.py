@@ -12,8 +12,9 @@ from hatoba.v1 import admin_pb2, admin_pb2_grpc
 from hatoba_scheduler.auth.authenticator import Authenticator
 from hatoba_scheduler.auth.roles import Role
 from hatoba_scheduler.convert import set_time
+from hatoba_scheduler.domain import references
 from hatoba_scheduler.domain.records import TokenRecord
-from hatoba_scheduler.errors import AlreadyExists, Reason
+from hatoba_scheduler.errors import AlreadyExists, InvalidArgument, Reason
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.services.requests import request_key
@@ -57,6 +58,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.CreateTokenRequest, context: Context
     ) -> admin_pb2.CreateTokenResponse:
         """Make a token; its text is shown once."""
+        deployment = _opened(request)
         key = request_key("", "CreateToken", request.request_id, request)
         if key is not None and await self._parts.store.remember_request(key, request.principal):
             raise AlreadyExists(
@@ -71,6 +73,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             Role(request.role),
             ttl=lifetime,
             created_by=current_call().principal,
+            deployment=deployment,
         )
         return admin_pb2.CreateTokenResponse(token=_message(record), secret=text)
 
@@ -102,6 +105,31 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         return admin_pb2.PushSpansResponse()
 
 
+def _opened(request: admin_pb2.CreateTokenRequest) -> str:
+    """The deployment that a token for predictions opens; raises InvalidArgument."""
+    wanted = request.role == admin_pb2.ROLE_PREDICT
+    if wanted != bool(request.deployment):
+        raise InvalidArgument.field(
+            "deployment",
+            "a token of the role PREDICT opens one deployment, and no other token does",
+            value=request.deployment,
+            remedy="name it, for example `reader`"
+            if wanted
+            else "leave it out",
+        )
+    if not wanted:
+        return ""
+    try:
+        return references.parse(request.deployment, "deployments").parent
+    except references.BadReference as error:
+        raise InvalidArgument.field(
+            "deployment",
+            str(error),
+            value=request.deployment,
+            remedy="write `reader`, or projects/P/deployments/reader",
+        ) from None
+
+
 def _message(record: TokenRecord) -> admin_pb2.Token:
     out = admin_pb2.Token(
         name=f"tokens/{record.id}",
@@ -109,6 +137,7 @@ def _message(record: TokenRecord) -> admin_pb2.Token:
         role=admin_pb2.Role.ValueType(record.role),
         revoked=record.revoked,
         created_by=record.created_by,
+        deployment=record.deployment,
     )
     set_time(out.create_time, record.create_time)
     set_time(out.expire_time, record.expire_time)

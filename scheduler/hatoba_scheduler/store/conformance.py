@@ -901,7 +901,8 @@ class StoreConformance:
     async def test_tokens_are_kept(self, store: Store) -> None:
         """By id; the last write stays."""
         token = TokenRecord("b", "ff" * 32, "user:ada", 2, 5, 6, False, "admin")
-        other = TokenRecord("a", "ee" * 32, "user:eve", 1, 5)
+        deployment = "projects/default/deployments/reader"
+        other = TokenRecord("a", "ee" * 32, "user:eve", 6, 5, deployment=deployment)
         await store.put_token(token)
         await store.put_token(other)
         await store.put_token(revoked := replace(token, revoked=True))

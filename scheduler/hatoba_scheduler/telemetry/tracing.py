@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import NamedTuple
 
+from hatoba.sampling import RateSampler
 from hatoba.v1 import job_pb2
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -86,37 +87,6 @@ class FinishedSpan(NamedTuple):
 
 SpanSink = Callable[[FinishedSpan], None]
 """Takes finished spans; must return at once and never raise."""
-
-
-class RateSampler:
-    """Keeps every new trace below a rate, and a share of them above it.
-
-    `full_below` is in traces per second, `share` a fraction; the choice above the rate depends on
-    the trace id alone, so that every process that asks the same way decides the same.
-    """
-
-    def __init__(
-        self,
-        full_below: float = 50.0,
-        share: float = 0.1,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._full_below = full_below
-        self._threshold = int(share * 0x1_0000_0000)
-        self._monotonic = monotonic
-        self._allowance = full_below
-        self._last = monotonic()
-
-    def keep(self, trace_id: str) -> bool:
-        """Whether a trace that begins now is kept."""
-        now = self._monotonic()
-        refill = (now - self._last) * self._full_below
-        self._last = now
-        self._allowance = min(self._full_below, self._allowance + refill)
-        if self._allowance >= 1.0:
-            self._allowance -= 1.0
-            return True
-        return int(trace_id[-8:], 16) < self._threshold
 
 
 class Tracer:

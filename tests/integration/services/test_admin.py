@@ -162,6 +162,10 @@ async def test_a_token_is_made_once_per_request(wire: Wire) -> None:
         ({"principal": "a", "role": 2, "ttl": Duration(seconds=0)}, "ttl"),
         ({"principal": "a", "role": 2, "ttl": Duration(seconds=-1)}, "ttl"),
         ({"principal": "a", "role": 2, "request_id": "a b"}, "request_id"),
+        ({"principal": "a", "role": 2, "deployment": "reader"}, "deployment"),
+        ({"principal": "a", "role": 6}, "deployment"),
+        ({"principal": "a", "role": 6, "deployment": "models/reader"}, "deployment"),
+        ({"principal": "a", "role": 6, "deployment": "Reader"}, "deployment"),
     ],
 )
 async def test_wrong_tokens_are_not_made(wire: Wire, fields: dict[str, Any], field: str) -> None:
@@ -182,6 +186,18 @@ async def test_however_short_it_lives_a_token_ends(
             grpc.StatusCode.UNAUTHENTICATED,
             "TOKEN_EXPIRED",
         )
+
+
+async def test_a_token_for_predictions_can_call_nothing(server: HatobaServer, wire: Wire) -> None:
+    request = admin_pb2.CreateTokenRequest(
+        principal="app", role=admin_pb2.ROLE_PREDICT, deployment="reader"
+    )
+    made = await wire.once(request, admin_pb2.CreateTokenResponse)
+    assert made.token.deployment == "projects/default/deployments/reader"
+    assert (await tokens(wire))[made.token.name].deployment == made.token.deployment
+    async with Wire(server, token=made.secret) as app:
+        refusal = await refused(status(app))
+        assert refusal.code is grpc.StatusCode.PERMISSION_DENIED
 
 
 async def test_revoking_a_token_ends_its_streams_and_calls(

@@ -94,6 +94,18 @@ def test_a_tokens_text_is_alone_on_stdout(fake: FakeServer, cli: Cli) -> None:
     assert "revoked tokens/t1" in cli("tokens", "revoke", "t1").stderr
 
 
+def test_a_token_for_predictions_names_its_deployment(fake: FakeServer, cli: Cli) -> None:
+    arguments = ("tokens", "create", "app", "--role", "predict")
+    assert cli(*arguments, "--deployment", "reader").stdout == "the-secret\n"
+    assert cli(*arguments, "--deployment", "reader", "--project", "lab").exit_code == 0
+    assert [request.deployment for request in fake.requests("CreateTokenRequest")] == [
+        "projects/default/deployments/reader",
+        "projects/lab/deployments/reader",
+    ]
+    assert cli(*arguments).exit_code == Exit.USAGE
+    assert cli("tokens", "create", "ann", "--deployment", "reader").exit_code == Exit.USAGE
+
+
 def test_login_tries_the_token_and_remembers_both(fake: FakeServer, cli: Cli, home: Path) -> None:
     nothing = {"HATOBA_ADDRESS": "", "HATOBA_TOKEN_FILE": ""}
     result = cli(

@@ -123,6 +123,46 @@ def _texts(directory: Path) -> dict[str, str]:
     return {path.name: path.read_text().strip() for path in directory.iterdir()}
 
 
+# -- who may ask for predictions -----------------------------------------------------------------
+
+READER = "projects/default/deployments/reader"
+
+
+async def test_who_may_ask_for_predictions_is_told_with_what_it_opens(rows: Rows) -> None:
+    now = NOW
+    authenticator = Authenticator(rows, lambda: now)
+    ann, _ = await authenticator.create("ann", Role.USER)
+    app, text = await authenticator.create("app", Role.PREDICT, deployment=READER, ttl=1_000_000)
+    await authenticator.create("eve", Role.VIEWER)
+    await authenticator.create("w", Role.WORKER)
+    assert {one.principal: one.deployment for one in authenticator.access()} == {
+        "ann": "",
+        "app": READER,
+    }
+    assert digest(text) in {one.sha256 for one in authenticator.access()}
+    now += 1_000_000
+    assert authenticator.access() == [ann]
+    await authenticator.revoke(ann.id)
+    assert authenticator.access() == []
+    again = Authenticator(rows, lambda: NOW)
+    await again.load()
+    assert [one.deployment for one in again.access()] == [app.deployment]
+
+
+async def test_followers_hear_when_others_may_ask(authenticator: Authenticator) -> None:
+    heard: list[str] = []
+    forget = authenticator.on_access(lambda: heard.append("changed"))
+    await authenticator.create("eve", Role.VIEWER)
+    assert heard == []
+    app, _ = await authenticator.create("app", Role.PREDICT, deployment=READER)
+    await authenticator.revoke(app.id)
+    await authenticator.revoke(app.id)
+    assert heard == ["changed", "changed"]
+    forget()
+    await authenticator.create("ann", Role.USER)
+    assert len(heard) == 2
+
+
 # -- files ---------------------------------------------------------------------------------------
 
 
@@ -163,6 +203,8 @@ async def test_token_files_are_made_once_and_kept(
     assert _texts(tmp_path) == before
     worker = authenticator.authenticate(f"Bearer {before['worker.token']}")
     assert (worker.principal, worker.role) == ("worker", Role.WORKER)
+    router = authenticator.authenticate(f"Bearer {before['router.token']}")
+    assert (router.principal, router.role) == ("router", Role.ROUTER)
 
 
 async def test_a_token_file_that_is_no_longer_good_is_made_anew(

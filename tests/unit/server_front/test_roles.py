@@ -62,6 +62,10 @@ def test_who_may_what_is_as_people_expect() -> None:
     assert allowed("ArtifactService/UploadChunks") == {"ADMIN", "USER", "WORKER"}
 
 
+def test_a_token_for_predictions_opens_no_call() -> None:
+    assert not [name for name, access in METHOD_ACCESS.items() if Role.PREDICT in access]
+
+
 def test_what_a_viewer_may_do_changes_nothing() -> None:
     changing = {name for name, access in METHOD_ACCESS.items() if may_change(access)}
     assert "/hatoba.v1.JobService/CancelJobs" in changing

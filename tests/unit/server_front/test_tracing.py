@@ -13,13 +13,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
+from hatoba.sampling import RateSampler
 from hatoba.v1 import job_pb2
 from hatoba_scheduler import validation
 from hatoba_scheduler.telemetry import otlp
 from hatoba_scheduler.telemetry.trace_store import QUEUE_SPANS, TraceStore
 from hatoba_scheduler.telemetry.tracing import (
     FinishedSpan,
-    RateSampler,
     SpanContext,
     Tracer,
     parse_traceparent,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hatoba.aio import AsyncClient
     from hatoba.v1 import admin_pb2
 
-ROLES = ("admin", "user", "viewer", "worker")
+ROLES = ("admin", "user", "viewer", "worker", "router", "predict")
 
 
 @click.group(cls=Group)
@@ -33,21 +33,41 @@ def tokens() -> None:
 @click.option(
     "--ttl", type=DURATION, metavar="DURATION", help="How long it is good. [default: until revoked]"
 )
+@click.option(
+    "--deployment",
+    default="",
+    metavar="NAME",
+    help="With --role predict: the one deployment that it may ask.",
+)
 @output_option
 @server_options()
-def create(principal: str, role: str, ttl: float | None, output: str) -> None:
-    """Make a token for PRINCIPAL. Its text is printed once and kept nowhere."""
+def create(principal: str, role: str, ttl: float | None, deployment: str, output: str) -> None:
+    """Make a token for PRINCIPAL. Its text is printed once and kept nowhere.
+
+    `--role predict --deployment reader` makes one that can ask `reader` for predictions and nothing
+    else, for whoever uses a model.
+    """
+    if (role == "predict") != bool(deployment):
+        raise click.UsageError("--role predict and --deployment NAME go together")
     from hatoba.v1 import admin_pb2
 
     async def make(client: AsyncClient) -> admin_pb2.CreateTokenResponse:
         wanted = admin_pb2.Role.Value(f"ROLE_{role.upper()}")
         request = admin_pb2.CreateTokenRequest(principal=principal, role=wanted)
+        request.deployment = _resource(client.project, deployment)
         if ttl is not None:
             request.ttl.FromTimedelta(timedelta(seconds=ttl))
         return await client.call(request, admin_pb2.CreateTokenResponse)
 
     reply = with_client(make)
     emit(reply, output, lambda: show_secret(reply))
+
+
+def _resource(project: str, deployment: str) -> str:
+    """A bare name belongs to the project of this command."""
+    if not deployment or "/" in deployment:
+        return deployment
+    return f"projects/{project}/deployments/{deployment}"
 
 
 def show_secret(reply: admin_pb2.CreateTokenResponse) -> None:
@@ -89,6 +109,8 @@ def show(found: Sequence[admin_pb2.Token]) -> None:
     rows = []
     for token in found:
         role = admin_pb2.Role.Name(token.role).removeprefix("ROLE_")
+        if token.deployment:
+            role += f" {short_name(token.deployment)}"
         state = "revoked" if token.revoked else moment(token.expire_time) or "good"
         created = moment(token.create_time)
         rows.append(

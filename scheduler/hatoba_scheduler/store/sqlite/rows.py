@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from hatoba_scheduler.domain.models import Alias, Model, ModelState, ModelVersion, Move, MoveState
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
     Attempt,
@@ -44,6 +45,8 @@ _JOB_STATES = {int(state): state for state in JobState}
 _ATTEMPT_STATES = {int(state): state for state in AttemptState}
 _DESIRED = {int(desired): desired for desired in Desired}
 _RELEASES = {int(release): release for release in Release}
+_MODEL_STATES = {int(state): state for state in ModelState}
+_MOVE_STATES = {int(state): state for state in MoveState}
 _FLAGS = {0: False, 1: True}
 
 _dump: Callable[[object], str] = json.JSONEncoder(
@@ -55,7 +58,8 @@ _load: Callable[[str], Any] = json.JSONDecoder().decode
 # -- parts: JSON arrays in a fixed order -------------------------------------------------------
 
 
-def _cause_text(cause: Cause | None) -> str:
+def cause_text(cause: Cause | None) -> str:
+    """A cause as it is stored; empty for none."""
     if cause is None:
         return ""
     return _dump(
@@ -225,7 +229,7 @@ def new_job_row(job: Job, base_name: str) -> Row:
         job.create_time,
         job.start_time,
         job.end_time,
-        _cause_text(job.cause),
+        cause_text(job.cause),
         job.trace_id,
         job.span_id,
         1 if job.sampled else 0,
@@ -256,7 +260,7 @@ def job_update_row(job: Job) -> Row:
         _dump(job.blocked_on) if job.blocked_on else "",
         job.start_time,
         job.end_time,
-        _cause_text(job.cause),
+        cause_text(job.cause),
         _manifest_text(job.outputs),
     )
 
@@ -317,7 +321,7 @@ def task_row(task: Task) -> Row:
         task.user_failures,
         task.infrastructure_failures,
         task.preemptions,
-        _cause_text(task.cause),
+        cause_text(task.cause),
         _checkpoint_text(task.checkpoint),
         _manifest_text(task.outputs),
         task.start_time,
@@ -369,7 +373,7 @@ def attempt_row(attempt: Attempt) -> Row:
         attempt.claim_time,
         attempt.start_time,
         attempt.end_time,
-        _cause_text(attempt.cause),
+        cause_text(attempt.cause),
         _usage_text(attempt.usage),
         _checkpoint_text(attempt.checkpoint),
         _manifest_text(attempt.outputs),
@@ -426,7 +430,7 @@ def event_row(event: Event) -> Row:
         int(event.to_state),
         int(event.job_from),
         int(event.job_to),
-        _cause_text(event.cause),
+        cause_text(event.cause),
         event.actor,
         event.reason,
         event.project,
@@ -474,6 +478,111 @@ def metric_from(row: Row) -> MetricPoint:
     """The point of a row."""
     uid, index, key, step, attempt, value, time = row
     return MetricPoint(uid, index, key, step, attempt, math.nan if value is None else value, time)
+
+
+# -- models --------------------------------------------------------------------------------------
+
+
+def model_version_row(version: ModelVersion) -> Row:
+    """A version to insert, after its number."""
+    return (
+        version.project,
+        version.model,
+        int(version.state),
+        version.manifest.digest,
+        version.manifest.total_bytes,
+        version.manifest.files,
+        version.content,
+        version.create_time,
+        version.created_by,
+        version.handler,
+        version.code,
+        1 if version.has_example else 0,
+        _dump(version.metrics) if version.metrics else "",
+        version.description,
+        _dump(version.labels) if version.labels else "",
+        version.job,
+        version.attempt,
+        _dump(version.datasets) if version.datasets else "",
+        version.code_version,
+        version.git_commit,
+        version.parent,
+        version.check_job,
+        cause_text(version.cause),
+        version.trace_id,
+    )
+
+
+def model_version_from(row: Row) -> ModelVersion:
+    """The version of a row. Raises ValueError or KeyError when it cannot be read."""
+    return ModelVersion(
+        row[1],
+        row[2],
+        row[0],
+        _MODEL_STATES[row[3]],
+        ManifestRef(row[4], row[5], row[6]),
+        row[7],
+        row[8],
+        row[9],
+        row[10],
+        row[11],
+        _FLAGS[row[12]],
+        _text_pairs(row[13]),
+        row[14],
+        _text_pairs(row[15]),
+        row[16],
+        row[17],
+        _texts(row[18]),
+        row[19],
+        row[20],
+        row[21],
+        row[22],
+        _cause(row[23]),
+        row[24],
+    )
+
+
+def model_from(row: Row, aliases: list[Row]) -> Model:
+    """The model of a row and of its aliases' rows. Raises ValueError when it cannot be read."""
+    project, model, latest, protected, revision, created, creator = row
+    return Model(
+        project,
+        model,
+        latest,
+        _texts(protected),
+        revision,
+        created,
+        creator,
+        tuple([Alias(*alias) for alias in aliases]),
+    )
+
+
+def protected_text(aliases: tuple[str, ...]) -> str:
+    """Protected aliases as they are stored."""
+    return _dump(sorted(aliases)) if aliases else ""
+
+
+def move_row(move: Move) -> Row:
+    """A move to insert; the store numbers it."""
+    return (
+        move.project,
+        move.model,
+        move.alias,
+        move.source,
+        move.target,
+        int(move.state),
+        move.reason,
+        move.requested_by,
+        move.request_time,
+        move.decided_by,
+        move.decide_time,
+        move.comment,
+    )
+
+
+def move_from(row: Row) -> Move:
+    """The move of a row. Raises KeyError when it cannot be read."""
+    return Move(*row[:6], _MOVE_STATES[row[6]], *row[7:])
 
 
 # -- queues, hosts, tokens -----------------------------------------------------------------------
@@ -549,12 +658,13 @@ def token_row(token: TokenRecord) -> Row:
         token.expire_time,
         int(token.revoked),
         token.created_by,
+        token.deployment,
     )
 
 
 def token_from(row: Row) -> TokenRecord:
     """The token of a row. Raises KeyError when it cannot be read."""
-    identity, sha256, principal, role, created, expires, revoked, creator = row
+    identity, sha256, principal, role, created, expires, revoked, creator, deployment = row
     return TokenRecord(
-        identity, sha256, principal, role, created, expires, _FLAGS[revoked], creator
+        identity, sha256, principal, role, created, expires, _FLAGS[revoked], creator, deployment
     )

@@ -66,5 +66,5 @@ SELECT name, boot_id, keeper, capacity, gpus, labels, secrets, version, embedded
 FROM hosts ORDER BY name;
 
 -- name: tokens
-SELECT id, sha256, principal, role, create_time, expire_time, revoked, created_by
+SELECT id, sha256, principal, role, create_time, expire_time, revoked, created_by, deployment
 FROM tokens ORDER BY id;

@@ -145,5 +145,5 @@ INSERT OR REPLACE INTO hosts (
 
 -- name: put_token
 INSERT OR REPLACE INTO tokens (
-    id, sha256, principal, role, create_time, expire_time, revoked, created_by
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+    id, sha256, principal, role, create_time, expire_time, revoked, created_by, deployment
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
