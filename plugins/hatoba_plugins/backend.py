@@ -96,16 +96,26 @@ class WorkerHub(Protocol):
     def order_replicas(self, host: str, replicas: Sequence[worker_pb2.ReplicaSpec]) -> bool:
         """Have a host keep exactly these replicas; False when it is not connected: order again.
 
-        What they need is held back from jobs from now on.
+        What they need is held back from jobs from now on. Of those that `replicas` tells of, the
+        name alone is enough: they stay what they are.
         """
         ...
 
     def replicas(self, host: str) -> Mapping[str, deployment_pb2.Replica] | None:
-        """What a host has told of its replicas, by name; None until it has told of all once."""
+        """Replicas that a host has, or may yet get by an order under way (PENDING), by name.
+
+        As it told last while it is away; None until it has told of all once.
+        """
         ...
 
     def watch_replicas(self) -> AsyncIterator[str]:
         """Names of hosts whose replicas, connection or room changed; first each that there is."""
+        ...
+
+    async def replica_tail(
+        self, host: str, replica: str, stream: str, lines: int
+    ) -> LogChunk | None:
+        """The last lines of a replica's log; None when its host does not answer."""
         ...
 
 
@@ -122,6 +132,7 @@ class HostRoom:
     labels: tuple[tuple[str, str], ...]
     embedded: bool
     secrets: frozenset[str]
+    declared_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,12 @@ class Share(NamedTuple):
     gpus: int = 0
     slots: int = 0
 
+    @classmethod
+    def of(cls, needs: common_pb2.Resources) -> Share:
+        """What a task or replica with these needs takes: a slot when it states none."""
+        stated = cls(needs.cpus, needs.memory_bytes, needs.gpus)
+        return stated if any(stated) else cls(slots=1)
+
 
 class Handle(NamedTuple):
     """What a backend needs to find an attempt again: kept by the core, opaque to it.

@@ -9,19 +9,20 @@ connected.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
 
-from hatoba.v1 import worker_pb2
-from hatoba_plugins.backend import Clock
+from hatoba.v1 import deployment_pb2, worker_pb2
+from hatoba_plugins.backend import Clock, HostRoom
 from hatoba_plugins.values import (
     CapacitySnapshot,
     Exit,
     ExitKind,
     Gap,
     Handle,
+    LogChunk,
     Observation,
     Owned,
     Phase,
@@ -30,8 +31,10 @@ from hatoba_plugins.values import (
     Synced,
     WatchItem,
 )
+from hatoba_scheduler.control.holdings import Holdings
+from hatoba_scheduler.control.host_replicas import HostReplicas
 from hatoba_scheduler.control.ledger import Commit
-from hatoba_scheduler.domain.records import Event, Host, Resources
+from hatoba_scheduler.domain.records import Attempt, Event, Host, Resources
 from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.errors import FailedPrecondition, NotFound, Reason
 from hatoba_scheduler.store.base import Store
@@ -42,6 +45,7 @@ PROTOCOL = 1
 BATCH = 100
 OUT_LIMIT = 20_000
 WATCH_LIMIT = 10_000
+TAIL_TIMEOUT = 10.0
 
 
 @dataclass(slots=True)
@@ -110,15 +114,21 @@ class Hub:
         self._sessions: dict[str, Session] = {}
         self._watchers: set[asyncio.Queue[WatchItem]] = set()
         self._known: dict[str, Known] = {}
+        self._holdings = Holdings()
+        self._replicas = HostReplicas()
+        self._tails: dict[int, tuple[Session, asyncio.Future[worker_pb2.ReplicaTail | None]]] = {}
+        self._asked = 0
 
     @property
     def clock(self) -> Clock:
         """What it tells the time by."""
         return self._clock
 
-    async def recover(self) -> None:
-        """Load the hosts that were known before."""
+    async def recover(self, attempts: Iterable[Attempt] = ()) -> None:
+        """Load the hosts that were known before; `attempts` are all that are not over."""
         self._hosts = {host.name: host for host in await self._store.hosts()}
+        for attempt in attempts:
+            self._holdings.note(attempt)
 
     # -- the worker's stream --------------------------------------------------------------------
 
@@ -166,6 +176,7 @@ class Hub:
                 del self._known[name]
         self._publish(self.snapshot())
         self._publish(Gap(session.hello.host))
+        self._replicas.touch(session.hello.host)
 
     def held(self, session: Session, held: worker_pb2.HeldAttempt) -> None:
         """A host names an attempt that it has."""
@@ -205,8 +216,10 @@ class Hub:
         del events
         for commit in commits:
             for attempt, _ in commit.change.attempts:
+                self._holdings.note(attempt)
                 if attempt.release is Release.RELEASED:
                     self._known.pop(attempt.name, None)
+                    self._replicas.touch(attempt.host)
 
     def is_current(self, session: Session) -> bool:
         """Whether this is the host's newest stream; items of an older one are dropped."""
@@ -223,6 +236,8 @@ class Hub:
         log.info("host.left", host=host.name)
         self._publish(self.snapshot())
         self._publish(Gap(host.name))
+        self._replicas.touch(host.name)
+        self._answer_none(session)
         await self._store.put_host(host)
 
     def close(self) -> None:
@@ -331,18 +346,107 @@ class Hub:
         return CapacitySnapshot(pools, elastic=False, as_of=self._clock.time())
 
     def _pool(self, host: Host) -> Pool:
-        accepting = self.reachable(host.name) and not host.cordoned and not host.declared_gone
+        """A host as jobs see it: what replicas hold is not there for them."""
+        held, gpus = self._replicas.held(host.name)
         return Pool(
             host.name,
-            Share(*host.capacity),
-            host.gpus,
+            Share(*host.capacity.minus(held)),
+            tuple(gpu for gpu in host.gpus if gpu not in gpus),
             host.labels,
-            accepting,
+            self._accepting(host),
             host.embedded,
             frozenset(host.secrets),
         )
 
+    def _accepting(self, host: Host) -> bool:
+        return self.reachable(host.name) and not host.cordoned and not host.declared_gone
+
+    # -- replicas -------------------------------------------------------------------------------
+
+    def hosts_for_replicas(self) -> list[HostRoom]:
+        """All remembered hosts by name, connected or not, with what jobs leave of them."""
+        return [self._room(host) for host in self.hosts()]
+
+    def _room(self, host: Host) -> HostRoom:
+        held, gpus = self._replicas.held(host.name)
+        jobs = self._holdings.of(host.name)
+        taken = gpus | jobs.gpus
+        return HostRoom(
+            host.name,
+            connected=self.reachable(host.name),
+            accepting=self._accepting(host),
+            free=Share(*host.capacity.minus(jobs.amount.plus(held))),
+            free_gpus=tuple(gpu for gpu in host.gpus if gpu not in taken),
+            labels=host.labels,
+            embedded=host.embedded,
+            secrets=frozenset(host.secrets),
+            declared_gone=host.declared_gone,
+        )
+
+    def order_replicas(self, host: str, replicas: Sequence[worker_pb2.ReplicaSpec]) -> bool:
+        """Have a host keep exactly these replicas; False when it is not connected."""
+        session = self._sessions.get(host)
+        if session is None or not session.ready:
+            return False
+        before = self._replicas.held(host)
+        sent = self._replicas.order(host, replicas, session, session.send)
+        if self._replicas.held(host) != before:
+            self._publish(self.snapshot())
+        return sent
+
+    def replicas_told(self, session: Session, report: worker_pb2.ReplicaReport) -> None:
+        """A host tells how its replicas are."""
+        if self._replicas.report(session.hello.host, session, report):
+            self._publish(self.snapshot())
+
+    def replicas(self, host: str) -> Mapping[str, deployment_pb2.Replica] | None:
+        """Replicas that a host has, or may yet get by an order under way, by name."""
+        return self._replicas.of(host)
+
+    def watch_replicas(self) -> AsyncIterator[str]:
+        """Names of hosts whose replicas, connection or room changed; first each that there is."""
+        return self._replicas.watch(self._hosts)
+
+    async def replica_tail(
+        self, host: str, replica: str, stream: str, lines: int
+    ) -> LogChunk | None:
+        """The last lines of a replica's log; None when its host does not answer."""
+        session = self._sessions.get(host)
+        if session is None or not session.ready:
+            return None
+        self._asked += 1
+        number = self._asked
+        future: asyncio.Future[worker_pb2.ReplicaTail | None]
+        future = asyncio.get_running_loop().create_future()
+        self._tails[number] = session, future
+        look = worker_pb2.TailReplica(request=number, replica=replica, stream=stream, lines=lines)
+        session.send(worker_pb2.ServerItem(tail=look))
+        try:
+            async with asyncio.timeout(TAIL_TIMEOUT):
+                found = await future
+        except TimeoutError:
+            found = None
+        finally:
+            del self._tails[number]
+        return LogChunk(replica, stream, found.offset, found.data) if found else None
+
+    def tail_told(self, tail: worker_pb2.ReplicaTail) -> None:
+        """A host tells the last lines of a replica's log."""
+        _, future = self._tails.get(tail.request, (None, None))
+        if future is not None and not future.done():
+            future.set_result(tail)
+
+    def _answer_none(self, session: Session) -> None:
+        for of, future in self._tails.values():
+            if of is session and not future.done():
+                future.set_result(None)
+
     # -- what operators use ---------------------------------------------------------------------
+
+    def held_of(self, host: str) -> tuple[Resources, int]:
+        """What attempts and replicas hold of a host, and how many attempts they are."""
+        jobs = self._holdings.of(host)
+        return jobs.amount.plus(self._replicas.held(host)[0]), jobs.attempts
 
     def hosts(self) -> list[Host]:
         """All hosts by name."""
@@ -365,6 +469,7 @@ class Hub:
         host = self.host(name)
         if name in self._sessions:
             raise FailedPrecondition(f"host {name!r} is connected; stop its worker first")
+        self._replicas.lost(name)
         return await self._changed(replace(host, declared_gone=True))
 
     async def _changed(self, host: Host) -> Host:
@@ -372,6 +477,7 @@ class Hub:
         self._hosts[host.name] = host
         self._publish(self.snapshot())
         self._publish(Gap(host.name))
+        self._replicas.touch(host.name)
         return host
 
 

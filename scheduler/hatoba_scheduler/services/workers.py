@@ -19,7 +19,7 @@ from hatoba_scheduler.control.observe import back_off, of_attempt
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.convert import host_to_proto, micros
 from hatoba_scheduler.domain import causes
-from hatoba_scheduler.domain.records import Attempt, Change, Host, MetricPoint, Resources
+from hatoba_scheduler.domain.records import Attempt, Change, Host, MetricPoint
 from hatoba_scheduler.domain.states import AttemptState, Release
 from hatoba_scheduler.domain.transitions import Now, Outcome, View, ended, released
 from hatoba_scheduler.errors import InvalidArgument
@@ -73,8 +73,17 @@ class WorkerItems:
             self._spans.add(item.spans.spans)
         elif kind == "held":
             self._held(session, item.held)
-        elif kind == "inventory_complete":
+        else:
+            self._of_host(session, item)
+
+    def _of_host(self, session: Session, item: worker_pb2.WorkerItem) -> None:
+        kind = item.WhichOneof("item")
+        if kind == "inventory_complete":
             self._hub.inventory_complete(session)
+        elif kind == "replicas":
+            self._hub.replicas_told(session, item.replicas)
+        elif kind == "tail":
+            self._hub.tail_told(item.tail)
 
     def _held(self, session: Session, held: worker_pb2.HeldAttempt) -> None:
         self._hub.held(session, held)
@@ -235,12 +244,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     # -- operators ------------------------------------------------------------------------------
 
     def _message(self, host: Host) -> worker_pb2.Host:
-        used, attempts = Resources(), 0
-        for rows in self._ledger.all_rows():
-            for attempt in rows.attempts.values():
-                if attempt.host == host.name and attempt.release is not Release.RELEASED:
-                    used, attempts = used.plus(attempt.reserved), attempts + 1
-        return host_to_proto(host, self._hub.reachable(host.name), (used, attempts))
+        return host_to_proto(host, self._hub.reachable(host.name), self._hub.held_of(host.name))
 
     async def ListHosts(
         self, request: worker_pb2.ListHostsRequest, context: Context
