@@ -253,7 +253,7 @@ async def _recover(core: Core) -> None:
     core.ledger.listen(core.desk.on_commit)
     core.ledger.listen(core.hub.on_commit)
     core.ledger.listen(AttemptSpans(core.tracer).on_commit)
-    await core.hub.recover()
+    await core.hub.recover([a for rows in core.ledger.all_rows() for a in rows.attempts.values()])
     await core.queues.recover()
     core.dispatcher.recover()
     core.followers.recover()
