@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from hatoba_scheduler.domain.states import JobState
@@ -31,10 +32,15 @@ class FilterError(ValueError):
 
 def parse_filter(text: str) -> tuple[Term, ...]:
     """The terms of a filter; none for an empty one. Raises FilterError."""
-    terms: list[Term] = []
+    return tuple(_term(*comparison) for comparison in comparisons(text))
+
+
+def comparisons(text: str) -> Iterator[tuple[str, str, str]]:
+    """(field, operator, value) of every comparison of a filter. Raises FilterError."""
     position = 0
+    first = True
     while position < len(text.rstrip()):
-        if terms:
+        if not first:
             joined = _AND.match(text, position)
             if joined is None:
                 raise FilterError(f"expected AND at {text[position : position + 20]!r}")
@@ -45,9 +51,9 @@ def parse_filter(text: str) -> tuple[Term, ...]:
                 f"expected FIELD = VALUE or FIELD != VALUE at {text[position : position + 20]!r}"
             )
         value = match["quoted"] if match["quoted"] is not None else match["bare"]
-        terms.append(_term(match["field"], match["op"], value))
+        yield match["field"], match["op"], value
         position = match.end()
-    return tuple(terms)
+        first = False
 
 
 def _term(field: str, operator: str, value: str) -> Term:
