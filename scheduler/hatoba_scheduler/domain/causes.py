@@ -28,8 +28,9 @@ class ExitKind(Enum):
     OUTPUT_FAILED = 10
     SECRET_MISSING = 11
     LOST = 12
-    PREEMPTED = 13
-    BACKEND_FAILED = 14
+    INPUT_CHANGED = 13
+    PREEMPTED = 14
+    BACKEND_FAILED = 15
 
 
 class Ending(NamedTuple):
@@ -102,6 +103,9 @@ _VERDICTS: dict[ExitKind, _Verdict] = {
     ),
     ExitKind.SECRET_MISSING: _Verdict(
         CauseCode.SECRET_MISSING, _USER, _FAILED, False, "A secret is not known where it ran."
+    ),
+    ExitKind.INPUT_CHANGED: _Verdict(
+        CauseCode.INPUT_CHANGED, _USER, _FAILED, False, "An input is not what it was recorded as."
     ),
     ExitKind.LOST: _Verdict(
         CauseCode.LOST,
@@ -215,6 +219,11 @@ def declared_gone(host: str, actor: str, reason: str) -> Cause:
         f"Host {host!r} was declared gone by {actor}: {reason.rstrip('.')}.",
         True,
     )
+
+
+def model_refused(message: str, lines: tuple[str, ...] = ()) -> Cause:
+    """A model that it logged cannot be registered."""
+    return Cause(CauseCode.MODEL_REFUSED, Origin.USER, message, False, last_log_lines=lines)
 
 
 def lost(message: str, code: CauseCode = CauseCode.LOST) -> Cause:

@@ -114,6 +114,11 @@ class CauseCode(IntEnum):
     DECLARED_GONE = 23
     SECRET_MISSING = 24
     NOT_COMMITTED = 25
+    INPUT_CHANGED = 26
+    MODEL_REFUSED = 27
+    NOT_READY = 28
+    PREDICTIONS_FAIL = 29
+    CRASH_LOOP = 30
 
 
 STATE_COUNT: Final = max(JobState) + 1

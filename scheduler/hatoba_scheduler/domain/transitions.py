@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.models import ModelVersion
 from hatoba_scheduler.domain.records import (
     Attempt,
     AttemptWrite,
@@ -422,6 +423,8 @@ class Outcome:
     outputs: ManifestRef | None = None
     log_sizes: tuple[tuple[str, int], ...] = ()
     gone: bool = False
+    models: tuple[ModelVersion, ...] = ()
+    """Versions that it made; they become when the attempt has SUCCEEDED, and only then."""
     charged: bool = True
     """False: nobody's budget pays (no capacity, throttled)."""
 
@@ -449,7 +452,10 @@ def ended(view: View, outcome: Outcome, now: Now) -> Change | None:
     task = _after_attempt(view, outcome, now)
     reason = "retry" if task.state is _J.QUEUED else "end"
     move = _Move(view.task, task, reason, outcome.cause)
-    return _moved(view.job, move, now, (AttemptWrite(attempt, view.attempt.version),))
+    change = _moved(view.job, move, now, (AttemptWrite(attempt, view.attempt.version),))
+    if outcome.models and outcome.state is AttemptState.SUCCEEDED:
+        return changed(change, models=outcome.models)
+    return change
 
 
 def _usage(known: Usage, told: Usage | None) -> Usage:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from hatoba_scheduler.domain.records import (
     Attempt,
@@ -26,6 +26,10 @@ from hatoba_scheduler.domain.records import (
 )
 from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.store.blob_index import BlobIndex
+
+if TYPE_CHECKING:
+    from hatoba_scheduler.store.datasets import DatasetStore
+    from hatoba_scheduler.store.models import ModelStore
 
 
 class RequestKey(NamedTuple):
@@ -49,6 +53,8 @@ class Submission:
     spec: bytes
     event: Event
     request: RequestKey | None = None
+    reads: tuple[str, ...] = ()
+    """Resource names of what it reads by name, for lineage and for whoever would delete them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +140,18 @@ class Store(Protocol):
         """Leases and marks of stored chunks and manifests."""
         ...
 
+    @property
+    def models(self) -> ModelStore:
+        """Models, their versions and aliases, and what came from what."""
+        ...
+
     async def manifest_roots(self) -> set[str]:
         """Digests of all manifests that jobs name: code, inputs, outputs, checkpoints."""
+        ...
+
+    @property
+    def datasets(self) -> DatasetStore:
+        """Datasets, their heads, and code versions."""
         ...
 
     # -- jobs ---------------------------------------------------------------------------------
@@ -152,11 +168,11 @@ class Store(Protocol):
         """Write decided changes, each all or nothing, in one transaction.
 
         Of a job's row it writes what can change: queue, priority, state, desired, versions,
-        unstarted, counts, hold, blocked_on, times, cause, outputs; the rest was fixed by submit. A
-        row whose version is the expected one is guarded, not written. Raises StorageFull or
-        StorageFailed when the transaction could not be committed and WriteRefused when a row breaks
-        a rule of the schema (a final state left, a second attempt under way); then no change of the
-        call is written.
+        unstarted, counts, hold, blocked_on, times, cause, outputs; the rest was fixed by submit.
+        Model versions are numbered and stored with their change, or not at all. A row whose version
+        is the expected one is guarded, not written. Raises StorageFull or StorageFailed when the
+        transaction could not be committed and WriteRefused when a row breaks a rule of the schema
+        (a final state left, a second attempt under way); then no change of the call is written.
         """
         ...
 

@@ -48,6 +48,8 @@ from hatoba_scheduler.store.sqlite.database import (
     migrations,
     require_sqlite,
 )
+from hatoba_scheduler.store.sqlite.datasets import SqliteDatasets
+from hatoba_scheduler.store.sqlite.models import SqliteModels
 from hatoba_scheduler.store.sqlite.readers import Parameters, Readers, decoded, fetch, keyed, page
 from hatoba_scheduler.store.sqlite.statements import Row, read, warm, write
 from hatoba_scheduler.store.sqlite.unit import (
@@ -120,6 +122,7 @@ class SqliteStore:
         self._lock: DirectoryLock | None = lock
         self._now = now
         self._blob_index = SqliteBlobIndex(writer, readers)
+        self._models = SqliteModels(writer, readers, now)
 
     @property
     def identity(self) -> ServerIdentity:
@@ -131,9 +134,19 @@ class SqliteStore:
         """Leases and marks of stored chunks and manifests."""
         return self._blob_index
 
+    @property
+    def models(self) -> SqliteModels:
+        """Models, their versions and aliases."""
+        return self._models
+
     async def manifest_roots(self) -> set[str]:
         """See `Store.manifest_roots`."""
         return await self._readers.run(job_roots)
+
+    @property
+    def datasets(self) -> SqliteDatasets:
+        """Datasets, their heads, and code versions."""
+        return SqliteDatasets(self._writer, self._readers, self._now)
 
     # -- jobs ---------------------------------------------------------------------------------
 

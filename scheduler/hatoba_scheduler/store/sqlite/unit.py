@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from hatoba_scheduler.domain.models import ModelVersion, links_of
 from hatoba_scheduler.domain.naming import DEFAULT_QUEUE
 from hatoba_scheduler.domain.records import Change, Event, Job, MetricPoint, Micros, Queue
 from hatoba_scheduler.store.base import (
@@ -40,6 +41,7 @@ class Needs:
     attempts: dict[AttemptKey, int] = field(default_factory=dict)
     requests: dict[RequestId, None] = field(default_factory=dict)
     names: dict[NameKey, int] = field(default_factory=dict)
+    models: dict[NameKey, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -51,6 +53,8 @@ class Known:
     attempts: dict[AttemptKey, int]
     requests: dict[RequestId, tuple[bytes, str]]
     names: dict[NameKey, int]
+    models: dict[NameKey, int]
+    """The newest number that each model has given."""
 
 
 @dataclass(slots=True)
@@ -70,6 +74,10 @@ class Rows:
     attempts: dict[AttemptKey, Row] = field(default_factory=dict)
     events: list[Row] = field(default_factory=list)
     metrics: list[Row] = field(default_factory=list)
+    inputs: list[Row] = field(default_factory=list)
+    model_heads: dict[NameKey, Row] = field(default_factory=dict)
+    model_versions: list[Row] = field(default_factory=list)
+    links: list[Row] = field(default_factory=list)
 
 
 class Write(Protocol):
@@ -99,6 +107,7 @@ class _NewJob(NamedTuple):
     spec: bytes
     event: Row
     request: RequestKey | None
+    reads: tuple[str, ...]
 
 
 class Submit:
@@ -144,6 +153,8 @@ class Submit:
         if job.labels:
             out.labels += [(label, value, position) for label, value in job.labels]
         out.events.append((position, name, *item.event))
+        if item.reads:
+            out.inputs += [(resource, job.uid) for resource in item.reads]
         known.jobs[job.uid] = job.version
         return Submitted(job.completed(name), position)
 
@@ -156,6 +167,7 @@ def _new_job(item: Submission) -> _NewJob:
         item.spec,
         rows.event_row(item.event),
         item.request,
+        item.reads,
     )
 
 
@@ -197,6 +209,7 @@ class _Change(NamedTuple):
     tasks: tuple[tuple[TaskKey, _NewRow], ...]
     attempts: tuple[tuple[AttemptKey, _NewRow], ...]
     events: list[tuple[str, Row]]
+    models: tuple[ModelVersion, ...]
 
 
 class Apply:
@@ -205,7 +218,7 @@ class Apply:
     def __init__(self, changes: Sequence[Change]) -> None:
         self._changes = [_change(change) for change in changes]
         self.weight = sum(
-            1 + len(change.tasks) + len(change.attempts) + len(change.events) for change in changes
+            1 + len(c.tasks) + len(c.attempts) + len(c.events) + 3 * len(c.models) for c in changes
         )
 
     def need(self, needs: Needs) -> None:
@@ -216,6 +229,8 @@ class Apply:
                 needs.tasks.setdefault(task, new.expected)
             for attempt, new in change.attempts:
                 needs.attempts.setdefault(attempt, new.expected)
+            for model in change.models:
+                needs.models[model.project, model.model] = 0
 
     def decide(self, known: Known, out: Rows) -> list[Applied | Stale]:
         """Per change what became of it."""
@@ -246,6 +261,7 @@ def _change(change: Change) -> _Change:
             ]
         ),
         [_told(event) for event in change.events],
+        change.models,
     )
 
 
@@ -269,7 +285,31 @@ def _decide_change(change: _Change, known: Known, out: Rows) -> Applied | Stale:
     for name, row in change.events:
         out.position += 1
         out.events.append((out.position, name, *row))
+    for model in change.models:
+        _add_version(model, known, out)
     return Applied(tuple(range(first, out.position + 1)))
+
+
+def _add_version(model: ModelVersion, known: Known, out: Rows) -> None:
+    key = (model.project, model.model)
+    number = known.models[key] = known.models[key] + 1
+    model.completed(number)
+    out.model_heads[key] = head_row(model)
+    out.model_versions.append((number, *rows.model_version_row(model)))
+    out.links += links_of(model)
+
+
+def head_row(model: ModelVersion) -> Row:
+    """A model's row with this version as the newest that it gave a number."""
+    return (
+        model.project,
+        model.model,
+        model.version,
+        "",
+        1,
+        model.create_time,
+        model.created_by,
+    )
 
 
 def _holds(change: _Change, known: Known) -> bool:
@@ -368,7 +408,9 @@ def _load(connection: sqlite3.Connection, writes: Iterable[Write]) -> Known:
     }
     for project, base_name, last in execute_rows(connection, "name_counters", list(needs.names)):
         needs.names[project, base_name] = last
-    return Known(jobs, tasks, attempts, requests, needs.names)
+    for project, model, last in execute_rows(connection, "heads", list(needs.models), "models"):
+        needs.models[project, model] = last
+    return Known(jobs, tasks, attempts, requests, needs.names, needs.models)
 
 
 def _flush(connection: sqlite3.Connection, out: Rows) -> None:
@@ -388,3 +430,12 @@ def _flush(connection: sqlite3.Connection, out: Rows) -> None:
     ):
         if found:
             execute_rows(connection, name, found)
+    if out.inputs:
+        execute_rows(connection, "put_job_inputs", out.inputs, "datasets")
+    for name, found in (
+        ("put_heads", list(out.model_heads.values())),
+        ("insert_versions", out.model_versions),
+        ("insert_links", out.links),
+    ):
+        if found:
+            execute_rows(connection, name, found, "models")
