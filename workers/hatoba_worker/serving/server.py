@@ -1,0 +1,361 @@
+"""One model behind HTTP: loaded in a thread, ready once its example was answered, then drained."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, NamedTuple
+
+from hatoba import handlers
+from hatoba.handlers import ExampleRefused, Handler, HandlerError, Payload
+from hatoba_worker.serving.answering import Outcome, Question, answer, failure
+from hatoba_worker.serving.batching import Asked, Batcher, Full, Threads
+from hatoba_worker.serving.config import Config, Example
+from hatoba_worker.serving.http import Abandon, Connection, Headers, Reply, Request, Respond
+from hatoba_worker.serving.metrics import MEDIA_TYPE, Metrics
+
+HANDLER_FAILED = 3
+CANNOT_LISTEN = 71
+PORT_IN_USE = 98
+
+SWEEP_SECONDS = 0.1
+QUIET_SECONDS = 0.5
+FLUSH_SECONDS = 2.0
+MOST_CONNECTIONS = 1000
+FIRST_RETRY_SECONDS = 1.0
+LONGEST_RETRY_SECONDS = 30.0
+_GET = ("GET", "HEAD")
+_FORM = "application/x-www-form-urlencoded"
+
+Phase = Literal["loading", "checking", "ready", "ending", "failed"]
+
+
+class Loaded(NamedTuple):
+    """A handler, and the model's example."""
+
+    handler: Handler
+    example: Payload | None
+
+
+class CannotListen(Exception):
+    """The port is not to be had; `code` is the process's exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ModelServer:
+    """Serves one model until it is told to end.
+
+    It is well while a thread is free now and then, and ready once the model's example was answered.
+    """
+
+    def __init__(self, config: Config) -> None:
+        limits = config.limits
+        self.max_body_bytes = limits.max_body_bytes
+        self.read_seconds = limits.read_seconds
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self._threads = Threads(limits.concurrency)
+        self._handler: Handler | None = None
+        self._batcher = Batcher(
+            self._threads,
+            self._answer,
+            limits,
+            config.batching,
+            lambda n: self._metrics.batch.add(n),
+        )
+        self._metrics = Metrics(
+            lambda: self._batcher.in_flight, lambda: self._batcher.queued, lambda: self.ready
+        )
+        self._phase: Phase = "loading"
+        self._why = failure(503, "loading", f"the handler {config.handler} is being loaded")
+        self._connections: set[Connection] = set()
+        self._last_asked = self._loop.time()
+        self._told = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._signals = 0
+        self._input_type = config.example.media_type if config.example else handlers.JSON
+        self._model: Headers = (("hatoba-model", config.model),) if config.model else ()
+
+    @property
+    def ready(self) -> bool:
+        """What `/readyz` says."""
+        return self._phase == "ready" and not self._stuck(self._config.limits.timeout_seconds)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a thread still works, so that the interpreter cannot end in order."""
+        return self._batcher.in_flight > 0 or self._phase == "loading"
+
+    @property
+    def ending(self) -> bool:
+        """Whether it was told to end."""
+        return self._phase in ("ending", "failed")
+
+    async def run(self, announce: Callable[[str, int], None]) -> int:
+        """Serve until told to end; returns the exit code. `announce` hears where it listens.
+
+        Raises CannotListen.
+        """
+        server = await self._listen()
+        host, port = server.sockets[0].getsockname()[:2]
+        announce(host, port)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self.end)
+        async with asyncio.TaskGroup() as tasks:
+            sweep = tasks.create_task(self._sweep(), name="sweep connections")
+            self._threads.call(self._load, self._loaded)
+            await self._told.wait()
+            await self._drain(server)
+            sweep.cancel()
+        return HANDLER_FAILED if self._phase == "failed" else 0
+
+    def end(self) -> None:
+        """Be ready no more, finish what is begun, then return; told twice, return at once."""
+        self._signals += 1
+        if self._phase != "failed":
+            self._phase = "ending"
+            self._why = failure(503, "ending", "the server is about to end")
+        self._last_asked = self._loop.time()
+        self._told.set()
+        if self._signals > 1:
+            self._quiet.set()
+            self._empty.set()
+
+    async def _listen(self) -> asyncio.Server:
+        host, port = self._config.host, self._config.port
+        try:
+            return await self._loop.create_server(
+                lambda: Connection(self), host, port, backlog=1024, reuse_address=True
+            )
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                text = f"port {port} of {host} is in use: choose another, or 0 for a free one"
+                raise CannotListen(text, PORT_IN_USE) from error
+            text = f"cannot listen on port {port} of {host}: {error}"
+            raise CannotListen(text, CANNOT_LISTEN) from error
+
+    async def _drain(self, server: asyncio.Server) -> None:
+        """Go on answering until nobody asks any more, or until the time for that is over."""
+        if self._phase == "ending":
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._config.drain_seconds):
+                    await self._quiet.wait()
+        server.close()
+        for connection in list(self._connections):
+            connection.close_if_idle()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_SECONDS if self._connections else 0.0):
+                await self._empty.wait()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            now = self._loop.time()
+            for connection in list(self._connections):
+                connection.sweep(now)
+            if not self._batcher.in_flight and now - self._last_asked > QUIET_SECONDS:
+                self._quiet.set()
+            if not self._connections:
+                self._empty.set()
+
+    # -- the model ------------------------------------------------------------------------------
+
+    def _load(self) -> Loaded | HandlerError:
+        config = self._config
+        try:
+            handler = handlers.load(config.handler, config.code_dir, config.model_dir)
+            return Loaded(handler, _read(config.example) if config.example else None)
+        except HandlerError as error:
+            return error
+
+    def _loaded(self, found: Loaded | HandlerError) -> None:
+        if self.ending:
+            return
+        if isinstance(found, HandlerError):
+            self._phase = "failed"
+            self._why = failure(503, found.kind, str(found))
+            _note(kind=found.kind, error=str(found))
+            self._told.set()
+            return
+        self._handler = found.handler
+        if found.example is None:
+            self._phase = "ready"
+            return
+        self._phase = "checking"
+        self._why = failure(503, "checking", "the model's example is being answered")
+        self._try(found.example, FIRST_RETRY_SECONDS)
+
+    def _try(self, example: Payload, wait: float) -> None:
+        """Have the example answered; as long as it is not, again and again."""
+        if self._phase == "checking":
+            tried = partial(self._tried, example, wait)
+            self._batcher.ask(Asked(Question(example), tried))
+
+    def _tried(self, example: Payload, wait: float, outcome: Outcome) -> None:
+        if self._phase != "checking":
+            return
+        if outcome.status == 200:
+            self._phase = "ready"
+            return
+        text = f"the model's own example was not answered: {outcome.error}"
+        self._why = failure(503, "example_refused", text)
+        _note(kind="example_refused", error=text)
+        self._loop.call_later(wait, self._try, example, min(2 * wait, LONGEST_RETRY_SECONDS))
+
+    def _answer(self, questions: Sequence[Question]) -> list[Outcome]:
+        assert self._handler is not None
+        return answer(self._handler, questions)
+
+    def _stuck(self, limit: float) -> bool:
+        return self._batcher.stuck_seconds() > limit
+
+    # -- requests -------------------------------------------------------------------------------
+
+    def opened(self, connection: Connection) -> bool:
+        """A connection came; False when there are too many."""
+        self._connections.add(connection)
+        self._empty.clear()
+        return len(self._connections) <= MOST_CONNECTIONS
+
+    def closed(self, connection: Connection) -> None:
+        """A connection went."""
+        self._connections.discard(connection)
+
+    def refused(self, reply: Reply) -> None:
+        """A request was answered that was none."""
+        self._count(Question(Payload(b"", "")), reply.outcome, 0.0)
+
+    def respond(self, request: Request, respond: Respond) -> Abandon | None:
+        """Answer once, now or later."""
+        match request.path:
+            case "/predict":
+                return self._asked(request, respond)
+            case "/healthz":
+                self._look(request, respond, self._health())
+            case "/readyz":
+                self._look(request, respond, self._readiness())
+            case "/metrics":
+                told = Payload(self._metrics.text().encode(), MEDIA_TYPE)
+                self._look(request, respond, Outcome(200, told))
+            case _:
+                paths = "/predict, /healthz, /readyz and /metrics"
+                text = f"there is no {request.path!r} here: only {paths}"
+                respond(Reply(failure(404, "not_found", text)))
+        return None
+
+    def _look(self, request: Request, respond: Respond, outcome: Outcome) -> None:
+        if request.method in _GET:
+            respond(Reply(outcome))
+            return
+        respond(_wrong_method(request, ", ".join(_GET)))
+
+    def _health(self) -> Outcome:
+        limit = 2 * self._config.limits.timeout_seconds
+        if self._stuck(limit):
+            text = f"no prediction has ended for {self._batcher.stuck_seconds():.0f} s"
+            return failure(503, "stuck", text)
+        return Outcome(200, Payload(b'{"status":"ok"}', handlers.JSON))
+
+    def _readiness(self) -> Outcome:
+        if self.ready:
+            return Outcome(200, Payload(b'{"status":"ready"}', handlers.JSON))
+        if self._phase == "ready":
+            return failure(503, "stuck", "all threads are at predictions that are over their time")
+        return self._why
+
+    def _asked(self, request: Request, respond: Respond) -> Abandon | None:
+        if request.method != "POST":
+            respond(_wrong_method(request, "POST"))
+            return None
+        began = self._last_asked = self._loop.time()
+        question = Question(Payload(request.body, self._media_type(request)), request.trace)
+        if self._handler is None or self._phase == "checking":
+            self._reply(question, self._why, began, respond)
+            return None
+        asked = Asked(question, lambda outcome: self._reply(question, outcome, began, respond))
+        try:
+            self._batcher.ask(asked)
+        except Full:
+            text = f"{self._batcher.in_flight} requests are being answered: try again (max_queue)"
+            self._reply(question, failure(429, "queue_full", text), began, respond)
+            return None
+        return lambda: self._batcher.abandon(asked)
+
+    def _media_type(self, request: Request) -> str:
+        """What the body is; what curl says of each body unless told tells nothing."""
+        if not request.media_type or request.media_type.startswith(_FORM):
+            return self._input_type
+        return request.media_type
+
+    def _reply(self, question: Question, outcome: Outcome, began: float, respond: Respond) -> None:
+        again = (("retry-after", "1"),) if outcome.status in (429, 503) else ()
+        self._count(question, outcome, self._loop.time() - began)
+        respond(Reply(outcome, (*self._model, *again)))
+
+    def _count(self, question: Question, outcome: Outcome, seconds: float) -> None:
+        self._metrics.answered(outcome.status, seconds)
+        if outcome.status >= 400:
+            _note(
+                status=outcome.status,
+                kind=outcome.kind,
+                error=outcome.error,
+                seconds=round(seconds, 6),
+                traceparent=question.trace,
+            )
+
+
+def _read(example: Example) -> Payload:
+    try:
+        return Payload(example.path.read_bytes(), example.media_type)
+    except OSError as error:
+        raise ExampleRefused(f"the model's example cannot be read: {error}") from error
+
+
+def _wrong_method(request: Request, allowed: str) -> Reply:
+    text = f"{request.path} takes {allowed}, not {request.method}"
+    return Reply(failure(405, "method_not_allowed", text), (("allow", allowed),))
+
+
+def _note(**fields: object) -> None:
+    """One line of JSON on stderr; a disk that is full loses lines and ends nothing."""
+    line = json.dumps({"t": round(time.time(), 3), **fields}, ensure_ascii=False) + "\n"
+    with contextlib.suppress(OSError, ValueError):
+        os.write(sys.stderr.fileno(), line.encode(errors="replace"))
+
+
+def serve(config: Config, announce: Callable[[str, int], None]) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code, 3 when the handler cannot be loaded.
+
+    71 and 98: it cannot listen, the latter because the port is in use.
+    """
+    # A thread that predicts and the loop take turns: by default each would wait 5 ms for the other.
+    sys.setswitchinterval(0.0005)
+    try:
+        code, busy = asyncio.run(_serve(config, announce))
+    except CannotListen as error:
+        sys.stderr.write(f"hatoba serving: {error}\n")
+        return error.code
+    if busy:
+        # A thread that hangs would be torn away in the middle of the interpreter's end.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+async def _serve(config: Config, announce: Callable[[str, int], None]) -> tuple[int, bool]:
+    server = ModelServer(config)
+    code = await server.run(announce)
+    return code, server.busy
