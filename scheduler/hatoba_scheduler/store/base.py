@@ -29,6 +29,7 @@ from hatoba_scheduler.store.blob_index import BlobIndex
 
 if TYPE_CHECKING:
     from hatoba_scheduler.store.datasets import DatasetStore
+    from hatoba_scheduler.store.deployments import DeploymentStore
     from hatoba_scheduler.store.models import ModelStore
 
 
@@ -152,6 +153,11 @@ class Store(Protocol):
     @property
     def datasets(self) -> DatasetStore:
         """Datasets, their heads, and code versions."""
+        ...
+
+    @property
+    def deployments(self) -> DeploymentStore:
+        """Deployments, what routers were told, and what they told."""
         ...
 
     # -- jobs ---------------------------------------------------------------------------------

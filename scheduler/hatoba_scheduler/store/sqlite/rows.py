@@ -76,7 +76,8 @@ def cause_text(cause: Cause | None) -> str:
     )
 
 
-def _cause(text: str) -> Cause | None:
+def cause_from(text: str) -> Cause | None:
+    """A stored cause; None for empty text."""
     if not text:
         return None
     code, origin, message, retryable, exit_code, signal, evidence, lines = _load(text)
@@ -292,7 +293,7 @@ def job_from(row: Row) -> Job:
         row[22],
         row[23],
         row[24],
-        _cause(row[25]),
+        cause_from(row[25]),
         row[26],
         row[27],
         _FLAGS[row[28]],
@@ -341,7 +342,7 @@ def task_from(row: Row) -> Task:
         row[6],
         row[7],
         row[8],
-        _cause(row[9]),
+        cause_from(row[9]),
         _checkpoint(row[10]),
         _manifest(row[11]),
         row[12],
@@ -406,7 +407,7 @@ def attempt_from(row: Row) -> Attempt:
         row[18],
         row[19],
         row[20],
-        _cause(row[21]),
+        cause_from(row[21]),
         _usage(row[22]),
         _checkpoint(row[23]),
         _manifest(row[24]),
@@ -450,7 +451,7 @@ def event_from(row: Row) -> Event:
         _JOB_STATES[row[8]],
         _JOB_STATES[row[9]],
         _JOB_STATES[row[10]],
-        _cause(row[11]),
+        cause_from(row[11]),
         row[12],
         row[13],
         row[14],
@@ -537,7 +538,7 @@ def model_version_from(row: Row) -> ModelVersion:
         row[20],
         row[21],
         row[22],
-        _cause(row[23]),
+        cause_from(row[23]),
         row[24],
     )
 

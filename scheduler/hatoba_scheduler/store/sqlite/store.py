@@ -49,6 +49,7 @@ from hatoba_scheduler.store.sqlite.database import (
     require_sqlite,
 )
 from hatoba_scheduler.store.sqlite.datasets import SqliteDatasets
+from hatoba_scheduler.store.sqlite.deployments import SqliteDeployments
 from hatoba_scheduler.store.sqlite.models import SqliteModels
 from hatoba_scheduler.store.sqlite.readers import Parameters, Readers, decoded, fetch, keyed, page
 from hatoba_scheduler.store.sqlite.statements import Row, read, warm, write
@@ -147,6 +148,11 @@ class SqliteStore:
     def datasets(self) -> SqliteDatasets:
         """Datasets, their heads, and code versions."""
         return SqliteDatasets(self._writer, self._readers, self._now)
+
+    @property
+    def deployments(self) -> SqliteDeployments:
+        """Deployments, what routers were told, and what they told."""
+        return SqliteDeployments(self._writer, self._readers, self._now)
 
     # -- jobs ---------------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ WHERE project = ?1 AND model = ?2 AND target = ?3 AND state = 1
 UNION ALL
 SELECT 'deployments/' || d.name || ' (revision ' || max(r.revision) || ')'
 FROM revisions AS r JOIN deployments AS d ON d.uid = r.deployment_uid
-WHERE r.model_version = ?4 GROUP BY d.name
+WHERE r.model_version = ?4 AND r.in_use = 1 GROUP BY d.name
 UNION ALL
 SELECT 'jobs/' || j.base_name || '-' || j.number
 FROM job_inputs AS i JOIN jobs AS j ON j.uid = i.job_uid
