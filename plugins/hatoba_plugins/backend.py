@@ -226,7 +226,7 @@ class DeploymentBackend(Protocol):
         ...
 
     def replica_logs(self, replica: str, stream: str, tail_lines: int) -> AsyncIterator[LogChunk]:
-        """The last lines that a replica wrote. Raises Unsupported without the capability `logs`."""
+        """The last lines that a replica wrote. Raises Unsupported without `replica_logs`."""
         ...
 
 

@@ -306,6 +306,8 @@ class Capabilities:
     """It has a DeploymentBackend."""
     canary: bool = False
     """Targets may have several revisions with shares of the traffic."""
+    replica_logs: bool = False
+    """It tells what replicas wrote."""
     find_settles_after: float = 0.0
     """Seconds after which a launch that cannot be found certainly did not happen."""
     limits: tuple[tuple[str, Rate], ...] = ()

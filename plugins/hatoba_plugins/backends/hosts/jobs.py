@@ -1,4 +1,4 @@
-"""`hosts`: processes on Linux machines that run our worker, reached through the worker hub.
+"""Jobs on hosts.
 
 The hub is the transport; this module says what a job backend says. An attempt's handle is the host
 it was sent to: everything else is in the host's own journal.
@@ -8,33 +8,25 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
-from hatoba.v1 import job_pb2, worker_pb2
-from hatoba_plugins.backend import API_VERSION, BackendContext, BackendType, WorkerHub
-from hatoba_plugins.checks import lacking, require_kind
-from hatoba_plugins.errors import Fatal, NoCapacity, Unsupported
-from hatoba_plugins.spec import hookimpl
+from hatoba.v1 import worker_pb2
+from hatoba_plugins.backend import WorkerHub
+from hatoba_plugins.checks import require_kind
+from hatoba_plugins.errors import Fatal, NoCapacity
 from hatoba_plugins.values import (
     Absent,
-    BackendOptions,
     Capabilities,
     FindOutcome,
     Found,
     Handle,
-    Health,
-    HealthStatus,
     Launched,
     LaunchGroup,
     LaunchOutcome,
     LaunchRequest,
-    LogChunk,
     NotYet,
     Observation,
     Owned,
     Phase,
-    Problem,
     Ref,
     Refused,
     Released,
@@ -46,56 +38,19 @@ from hatoba_plugins.values import (
 
 HANDLE_VERSION = 1
 ASK_AGAIN = 1.0
+_SINGLE = Capabilities()
 MARKS = 100_000
 """Stops of what was not there that are remembered, to refuse a late launch."""
 
 
-@dataclass(frozen=True, slots=True)
-class HostsOptions(BackendOptions):
-    """Hosts bring their own settings; there are none here."""
-
-
-class HostsBackend:
+class HostJobs:
     """Runs jobs on the hosts that are connected to this scheduler."""
 
     def __init__(self, hub: WorkerHub) -> None:
         self._hub = hub
         self._refused: OrderedDict[str, None] = OrderedDict()
 
-    @property
-    def jobs(self) -> HostsBackend:
-        """Its job role: itself."""
-        return self
-
-    @property
-    def deployments(self) -> None:
-        """It keeps none."""
-        return None
-
-    def capabilities(self) -> Capabilities:
-        """What every host can."""
-        return Capabilities(
-            runner="host",
-            gpus=True,
-            requirements=True,
-            caller_interpreter=True,
-            secrets=True,
-            memory_limit=True,
-            inputs=True,
-        )
-
-    async def health(self) -> Health:
-        """Healthy while the scheduler is; that no host is connected is a matter of capacity."""
-        return Health(HealthStatus.HEALTHY)
-
-    async def validate(self, spec: job_pb2.JobSpec) -> list[Problem]:
-        """Images need a container engine, which hosts do not drive yet."""
-        problems = lacking(spec, self.capabilities())
-        if len(spec.backend_options.fields):
-            problems.append(Problem("backend_options", "hosts take no options; leave them out"))
-        return problems
-
-    async def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
+    def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
         """What the hosts' inventories say; Unsure of a host that is not connected."""
         return [self._find(ref) for ref in refs]
 
@@ -113,14 +68,9 @@ class HostsBackend:
             if owned.cluster_id == cluster_id:
                 yield owned
 
-    def logs(self, ref: Ref, stream: str, offset: int, follow: bool) -> AsyncIterator[LogChunk]:
-        """Workers push logs to the scheduler. Raises Unsupported."""
-        del ref, stream, offset, follow
-        raise Unsupported("logs of its own")
-
     async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
         """Send each member to the host it was planned for; what a host has is not sent again."""
-        require_kind(group, self.capabilities())
+        require_kind(group, _SINGLE)
         return [self._launch(member) for member in group.members]
 
     def _launch(self, member: LaunchRequest) -> LaunchOutcome:
@@ -208,31 +158,3 @@ def launch_message(member: LaunchRequest) -> worker_pb2.LaunchAttempt:
     if spec.HasField("code"):
         message.code.CopyFrom(spec.code)
     return message
-
-
-class HostsType:
-    """The type as it is registered."""
-
-    name = "hosts"
-    api = API_VERSION
-    options: type[BackendOptions] = HostsOptions
-
-    @asynccontextmanager
-    async def open(
-        self, instance: str, options: BackendOptions, ctx: BackendContext
-    ) -> AsyncIterator[HostsBackend]:
-        """Open on the core's hub; nothing is started."""
-        del instance, options
-        yield HostsBackend(ctx.workers)
-
-
-class HostsPlugin:
-    """Registers `hosts`."""
-
-    @hookimpl
-    def hatoba_backend_types(self) -> list[BackendType]:
-        """The one type."""
-        return [HostsType()]
-
-
-plugin = HostsPlugin()
