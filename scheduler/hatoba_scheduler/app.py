@@ -35,6 +35,7 @@ from hatoba.v1 import (
     admin_pb2,
     admin_pb2_grpc,
     artifact_pb2_grpc,
+    dataset_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
     queue_pb2_grpc,
@@ -69,6 +70,7 @@ from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.interceptors import Admission, CallLimits, Front, Phase, server_options
 from hatoba_scheduler.services.admin import AdminParts, AdminServicer
 from hatoba_scheduler.services.artifacts import ArtifactServicer
+from hatoba_scheduler.services.datasets import DatasetParts, DatasetServicer
 from hatoba_scheduler.services.jobs import JobParts, JobServicer
 from hatoba_scheduler.services.paging import Pager
 from hatoba_scheduler.services.queues import QueueServicer
@@ -76,6 +78,7 @@ from hatoba_scheduler.services.runners import RunnerServicer
 from hatoba_scheduler.services.workers import WorkerItems, WorkerServicer
 from hatoba_scheduler.store.base import Store
 from hatoba_scheduler.store.blobs import ChunkStore
+from hatoba_scheduler.store.buckets import external_bucket
 from hatoba_scheduler.store.sqlite import open_store, tune_interpreter
 from hatoba_scheduler.telemetry.metrics import (
     ServerMetrics,
@@ -94,6 +97,7 @@ SERVICES = (
     "hatoba.v1.JobService",
     "hatoba.v1.QueueService",
     "hatoba.v1.ArtifactService",
+    "hatoba.v1.DatasetService",
     "hatoba.v1.RunnerService",
     "hatoba.v1.WorkerService",
     "hatoba.v1.AdminService",
@@ -408,6 +412,14 @@ def _add_services(
         QueueServicer(core.queues, core.store, core.ledger, core.pager, core.now), server
     )
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(ArtifactServicer(core.chunks), server)
+    datasets = DatasetParts(
+        core.store,
+        core.chunks,
+        lambda name: external_bucket(name, core.options.config.blobs),
+        core.pager,
+        core.now,
+    )
+    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(DatasetServicer(datasets), server)
     items = WorkerItems(core.hub, core.desk, core.metric_writer, core.traces)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(
         WorkerServicer(core.hub, items, core.ledger, core.pager, tasks), server

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -79,6 +79,14 @@ class NewDatasetVersion:
     origins: Origins = Origins()
     expected: int | None = None
 
+    def described(self, message: str, labels: Pairs, origins: Origins) -> NewDatasetVersion:
+        """This one with a few words, labels and where it came from."""
+        return replace(self, message=message, labels=labels, origins=origins)
+
+    def over(self, latest: int) -> NewDatasetVersion:
+        """This one, only to be made when `latest` is the newest."""
+        return replace(self, expected=latest)
+
 
 @dataclass(frozen=True, slots=True)
 class DatasetVersionRecord:
@@ -120,6 +128,10 @@ class HeadItem:
     manifest: str = ""
     batch: int = 0
     position: int = 0
+
+    def stored_in(self, manifest: str) -> HeadItem:
+        """The item once its file is kept by this tree."""
+        return replace(self, manifest=manifest)
 
 
 @dataclass(frozen=True, slots=True)

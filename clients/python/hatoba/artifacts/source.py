@@ -38,6 +38,11 @@ def _remote(directory: str | Path) -> str:
     listed = _git(directory, "remote", "--verbose") or ""
     remotes = dict(line.split()[:2] for line in listed.splitlines() if len(line.split()) > 1)
     url = remotes.get("origin") or next(iter(remotes.values()), "")
+    return without_credentials(url)
+
+
+def without_credentials(url: str) -> str:
+    """An address without user and password, at most 1,024 characters of it."""
     return _CREDENTIALS.sub("", url)[:MAX_VALUE]
 
 
