@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Generic, TypeVar
 
-from hatoba_plugins.values import Gap, Synced, WatchItem
+from hatoba_plugins.values import Gap, Synced
+
+T = TypeVar("T")
 
 
-class _Watcher:
+class _Watcher(Generic[T]):
     """What one watcher has still to read."""
 
     def __init__(self, limit: int) -> None:
-        self.pending: deque[WatchItem] = deque()
+        self.pending: deque[T | Gap] = deque()
         self.limit = limit
         self.ready = asyncio.Event()
         self.ended = False
 
-    def give(self, items: Iterable[WatchItem]) -> None:
+    def give(self, items: Iterable[T | Gap]) -> None:
         """Add items; one who reads too slowly loses them all and is told of the gap."""
         self.pending.extend(items)
         if len(self.pending) > self.limit:
@@ -32,14 +35,14 @@ class _Watcher:
         self.ready.set()
 
 
-class Feed:
-    """`JobBackend.watch` for backends that hear of changes in their own process."""
+class Feed(Generic[T]):
+    """The `watch` of a role for backends that hear of changes in their own process."""
 
     def __init__(self, limit: int = 10_000) -> None:
         self._limit = limit
-        self._watchers: set[_Watcher] = set()
+        self._watchers: set[_Watcher[T]] = set()
 
-    def publish(self, items: Iterable[WatchItem]) -> None:
+    def publish(self, items: Iterable[T | Gap]) -> None:
         """Tell every watcher, in this order."""
         told = list(items)
         for watcher in self._watchers:
@@ -55,9 +58,9 @@ class Feed:
         for watcher in self._watchers:
             watcher.end()
 
-    async def watch(self, now: Callable[[], Iterable[WatchItem]]) -> AsyncIterator[WatchItem]:
+    async def watch(self, now: Callable[[], Iterable[T | Gap]]) -> AsyncIterator[T | Synced | Gap]:
         """First what `now` tells, then Synced, then everything published since `now` was asked."""
-        watcher = _Watcher(self._limit)
+        watcher: _Watcher[T] = _Watcher(self._limit)
         self._watchers.add(watcher)
         try:
             for item in list(now()):

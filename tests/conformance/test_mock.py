@@ -8,15 +8,19 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from hatoba.v1 import job_pb2
+from hatoba.v1 import job_pb2, worker_pb2
 from hatoba_plugins.backends.mock import FirstClaimWins, MockType, MockWorld
 from hatoba_plugins.clock import FakeClock
 from hatoba_plugins.conformance import (
     BackendHarness,
     Command,
+    DeploymentConformance,
+    DeploymentHarness,
     FaultInjector,
     JobConformance,
     JobHarness,
+    Life,
+    ReplicaHarness,
 )
 
 SCRIPTS: dict[Command, dict[str, Any]] = {
@@ -31,20 +35,21 @@ SCRIPTS: dict[Command, dict[str, Any]] = {
 class MockFaults(FaultInjector):
     """Everything the kit can ask for, the world can do."""
 
-    def __init__(self, world: MockWorld) -> None:
+    def __init__(self, world: MockWorld, operation: str = "create") -> None:
         self.world = world
+        self.operation = operation
 
     async def reply_lost_after_effect(self) -> None:
-        self.world.lose_reply()
+        self.world.lose_reply(self.operation)
 
     async def delay_reply(self, seconds: float) -> None:
-        self.world.delay_reply(seconds)
+        self.world.delay_reply(seconds, self.operation)
 
     async def double_reply(self) -> None:
-        self.world.double_reply()
+        self.world.double_reply(self.operation)
 
     async def land_late(self, seconds: float) -> None:
-        self.world.land_late(seconds)
+        self.world.land_late(seconds, self.operation)
 
     async def conflict(self, name: str) -> None:
         self.world.plant_foreign(name)
@@ -102,3 +107,44 @@ class TestMockInMemory(JobConformance):
     def harness(self) -> JobHarness:
         lacks: list[object] = ["native_arrays", "requirements", "inputs", "memory_limit"]
         return MockHarness(MockWorld(runner=FirstClaimWins()), {"lacks": lacks, "elastic": True})
+
+
+LIVES: dict[Life, str] = {
+    Life.READY: '{"starts_in": 1, "drains_for": 1}',
+    Life.NEVER_READY: '{"never_ready": true}',
+    Life.CRASHES: '{"crash_after": 5, "crashes": 2}',
+}
+
+
+class ReplicaFaults(MockFaults):
+    """The same, with replicas."""
+
+    async def delete_behind(self, name: str) -> None:
+        self.world.delete_replica(name)
+
+
+class MockReplicas(ReplicaHarness):
+    """Replicas that live by their templates' scripts."""
+
+    def __init__(self, world: MockWorld, options: dict[str, object]) -> None:
+        faults = ReplicaFaults(world, "apply")
+        super().__init__(MockType(world), options, clock=FakeClock(), faults=faults)
+
+    def template(self, life: Life) -> worker_pb2.ReplicaSpec:
+        return worker_pb2.ReplicaSpec(env={"MOCK_REPLICA": LIVES[life]})
+
+
+class TestMockDeployments(DeploymentConformance):
+    """With a ledger file: opening it again rebuilds deployments and replicas from it."""
+
+    @pytest.fixture
+    def harness(self, tmp_path: Path) -> DeploymentHarness:
+        return MockReplicas(MockWorld(tmp_path / "ledger.jsonl"), {})
+
+
+class TestMockDeploymentsInMemory(DeploymentConformance):
+    """Without a file, and without shares of the traffic."""
+
+    @pytest.fixture
+    def harness(self) -> DeploymentHarness:
+        return MockReplicas(MockWorld(), {"lacks": ["canary"]})

@@ -83,7 +83,7 @@ class HelloJobs:
         self._directory = directory
         self._slots = slots
         self._ctx = ctx
-        self._feed = Feed()
+        self._feed: Feed[WatchItem] = Feed()
         self._known: dict[str, Observation] = {}
         self._followed: dict[str, int] = {}
         self._kills: dict[str, asyncio.Task[None]] = {}

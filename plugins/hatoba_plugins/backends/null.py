@@ -1,4 +1,6 @@
-"""A backend that does nothing, instantly: what is launched has ended. For benchmarks and trials.
+"""A backend that does nothing, instantly. For benchmarks and trials.
+
+What is launched has ended, and what is deployed is ready.
 
 Its objects live in this process. Handles say all there is to know of an attempt, so one that an
 earlier process launched is still answered for.
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -21,17 +24,18 @@ from hatoba_plugins.backend import (
     BackendContext,
     BackendType,
     Clock,
-    DeploymentBackend,
 )
 from hatoba_plugins.checks import lacking, out_of_range, own_options, require_kind
-from hatoba_plugins.errors import Conflict, Fatal, Unsupported
+from hatoba_plugins.errors import Conflict, Fatal, Stale, Unsupported
 from hatoba_plugins.feed import Feed
+from hatoba_plugins.rolling import Creation, plan
 from hatoba_plugins.spec import hookimpl
 from hatoba_plugins.values import (
     Absent,
     BackendOptions,
     Capabilities,
     CapacitySnapshot,
+    DeploymentItem,
     Exit,
     ExitKind,
     FindOutcome,
@@ -47,6 +51,7 @@ from hatoba_plugins.values import (
     NotYet,
     Observation,
     Owned,
+    OwnedDeployment,
     Phase,
     Pool,
     Problem,
@@ -54,8 +59,12 @@ from hatoba_plugins.values import (
     Refused,
     Released,
     ReleaseOutcome,
+    ReplicaPhase,
+    ReplicaSet,
+    ReplicaView,
     Share,
     StopResult,
+    Target,
     WatchItem,
 )
 
@@ -135,11 +144,33 @@ class _Object(NamedTuple):
 
 
 @dataclass
+class _Kept:
+    """A deployment: what it shall be, and its replicas, all of them ready."""
+
+    cluster_id: str
+    target: Target
+    replicas: dict[str, ReplicaView] = field(default_factory=dict)
+
+    def converge(self, rng: random.Random, now: float) -> None:
+        """Make and end replicas until nothing is left to do but to retire some."""
+        while created := plan(self.target, self.replicas.values(), rng).create:
+            self.replicas |= {one.name: _ready(one, now) for one in created}
+
+    def seen(self, rng: random.Random) -> ReplicaSet:
+        """How it is now."""
+        replicas = tuple(self.replicas.values())
+        leaving = plan(self.target, replicas, rng).leaving
+        return ReplicaSet(self.target.uid, self.target.generation, replicas, leaving)
+
+
+@dataclass
 class NullWorld:
     """Where the objects of an instance are; it outlives closing and opening the backend."""
 
     objects: dict[str, _Object] = field(default_factory=dict)
     marks: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    kept: dict[str, _Kept] = field(default_factory=dict)
+    """Deployments by uid."""
 
     def mark(self, name: str, why: str) -> None:
         """Remember that a name is used up; the oldest marks are forgotten."""
@@ -172,7 +203,7 @@ class NullJobs:
         self._world = world
         self._clock = ctx.clock
         self._cluster_id = ctx.cluster_id
-        self._feed = Feed(limit=max(10_000, 2 * options.slots))
+        self._feed: Feed[WatchItem] = Feed(limit=max(10_000, 2 * options.slots))
         self._tasks = tasks
         self._lives: set[asyncio.Task[None]] = set()
         for known in world.objects.values():
@@ -287,16 +318,83 @@ class NullJobs:
             self._end(known)
 
 
-CAPABILITIES = Capabilities(caller_interpreter=True, memory_limit=True, inputs=True)
+class NullDeployments:
+    """Its deployment role: replicas are ready at once, at addresses where nothing answers."""
+
+    def __init__(self, world: NullWorld, ctx: BackendContext) -> None:
+        self._world = world
+        self._clock = ctx.clock
+        self._cluster_id = ctx.cluster_id
+        self._rng = ctx.rng
+        self._feed: Feed[DeploymentItem] = Feed()
+
+    async def apply(self, target: Target) -> Handle:
+        """All that may be started is ready when it returns."""
+        known = self._world.kept.get(target.uid)
+        if target.uid in self._world.marks:
+            raise Stale(f"deployment {target.uid} was {self._world.marks[target.uid]}")
+        if known and target.generation < known.target.generation:
+            raise Stale(f"generation {known.target.generation} of {target.uid} was taken in before")
+        kept = self._world.kept.setdefault(target.uid, _Kept(self._cluster_id, target))
+        kept.target = target
+        self._converge(kept)
+        return _deployment_handle(target.uid)
+
+    def _converge(self, kept: _Kept) -> None:
+        kept.converge(self._rng, self._clock.time())
+        self._feed.publish([kept.seen(self._rng)])
+
+    def watch(self) -> AsyncIterator[DeploymentItem]:
+        """Every deployment, Synced, then each that changes."""
+        return self._feed.watch(lambda: [k.seen(self._rng) for k in self._world.kept.values()])
+
+    async def retire(self, uid: str, replicas: Sequence[str]) -> None:
+        """They are gone at once."""
+        kept = self._world.kept.get(uid)
+        if kept is None:
+            return
+        for name in kept.seen(self._rng).leaving.intersection(replicas):
+            del kept.replicas[name]
+        self._converge(kept)
+
+    async def remove(self, uid: str, handle: Handle | None) -> ReleaseOutcome:
+        """All of it is gone at once; only that it was removed is remembered."""
+        known = self._world.kept.pop(uid, None)
+        self._world.mark(uid, "removed")
+        if known is not None:
+            self._feed.publish([ReplicaSet(uid, known.target.generation, ())])
+        return Released(uid)
+
+    async def owned(self, cluster_id: str) -> AsyncIterator[OwnedDeployment]:
+        """Everything not removed."""
+        for uid, kept in list(self._world.kept.items()):
+            if kept.cluster_id == cluster_id:
+                handle = _deployment_handle(uid)
+                yield OwnedDeployment(uid, cluster_id, kept.target.generation, handle)
+
+    def replica_logs(self, replica: str, stream: str, tail_lines: int) -> AsyncIterator[LogChunk]:
+        """It has none."""
+        raise Unsupported("replica_logs")
+
+    def close(self) -> None:
+        """End every watch."""
+        self._feed.end()
+
+
+CAPABILITIES = Capabilities(
+    caller_interpreter=True, memory_limit=True, inputs=True, deployments=True, canary=True
+)
 """What needs nothing done can be promised; the rest would be a lie."""
 
 
 class NullBackend:
     """One opened instance."""
 
-    def __init__(self, jobs: NullJobs, world: NullWorld, clock: Clock) -> None:
+    def __init__(
+        self, jobs: NullJobs, deployments: NullDeployments, world: NullWorld, clock: Clock
+    ) -> None:
         self.jobs = jobs
-        self.deployments: DeploymentBackend | None = None
+        self.deployments = deployments
         self._world = world
         self._clock = clock
 
@@ -353,7 +451,9 @@ class NullType:
             tasks = await stack.enter_async_context(asyncio.TaskGroup())
             jobs = NullJobs(options, world, ctx, tasks)
             stack.callback(jobs.close)
-            yield NullBackend(jobs, world, ctx.clock)
+            deployments = NullDeployments(world, ctx)
+            stack.callback(deployments.close)
+            yield NullBackend(jobs, deployments, world, ctx.clock)
 
 
 def _own_problems(spec: job_pb2.JobSpec) -> list[Problem]:
@@ -374,6 +474,15 @@ def _own_problem(name: str, value: object) -> str:
     if not isinstance(value, float) or (name == "exit_code" and not value.is_integer()):
         return "must be seconds" if name == "delay" else "must be a whole number"
     return "".join(problem.message for problem in NullOptions.in_bounds({name: value}))
+
+
+def _ready(made: Creation, now: float) -> ReplicaView:
+    ready, address = ReplicaPhase.READY, f"{made.name}.invalid:80"
+    return ReplicaView(made.name, made.revision, ready, "null", address, since=now)
+
+
+def _deployment_handle(uid: str) -> Handle:
+    return Handle(HANDLE_VERSION, uid)
 
 
 def _to_handle(identity: _Identity, ends_at: float, exit: Exit) -> Handle:

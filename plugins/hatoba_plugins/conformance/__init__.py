@@ -12,22 +12,33 @@ A backend's author writes, in a test module of their own, with pytest and pytest
 `ShellHarness` serves a backend whose commands run on this machine; for another one, derive from
 `BackendHarness` and say which specification succeeds, fails, goes on until it is stopped. With a
 `FaultInjector` the tests of faults run too; those it does not know are skipped, with their names.
-Each test's docstring is a rule of the contract.
+`DeploymentConformance` does the same for a deployment role: derive from `ReplicaHarness` and say
+what replicas are made from. Each test's docstring is a rule of the contract.
 """
 
 from __future__ import annotations
 
 import pytest
 
-pytest.register_assert_rewrite("hatoba_plugins.conformance.jobs")
+pytest.register_assert_rewrite(
+    "hatoba_plugins.conformance.jobs",
+    "hatoba_plugins.conformance.deployments",
+    "hatoba_plugins.conformance.fleets",
+)
 
-from hatoba_plugins.conformance.harness import (  # noqa: E402 - the rewriting must come first
+from hatoba_plugins.conformance.deployments import (  # noqa: E402 - the rewriting must come first
+    DeploymentConformance,
+)
+from hatoba_plugins.conformance.harness import (  # noqa: E402
     BackendHarness,
     Command,
+    DeploymentHarness,
     FaultInjector,
     GatedBudget,
     JobHarness,
+    Life,
     NoWorkers,
+    ReplicaHarness,
     ShellHarness,
 )
 from hatoba_plugins.conformance.jobs import JobConformance  # noqa: E402
@@ -35,10 +46,14 @@ from hatoba_plugins.conformance.jobs import JobConformance  # noqa: E402
 __all__ = [
     "BackendHarness",
     "Command",
+    "DeploymentConformance",
+    "DeploymentHarness",
     "FaultInjector",
     "GatedBudget",
     "JobConformance",
     "JobHarness",
+    "Life",
     "NoWorkers",
+    "ReplicaHarness",
     "ShellHarness",
 ]

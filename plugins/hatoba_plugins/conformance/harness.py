@@ -27,7 +27,7 @@ from hatoba_plugins.backend import (
 )
 from hatoba_plugins.clock import FakeClock, SystemClock
 from hatoba_plugins.errors import BackendError
-from hatoba_plugins.values import Gap, Observation, Owned, Phase, Ref, Synced, WatchItem
+from hatoba_plugins.values import Gap, LogChunk, Observation, Owned, Phase, Ref, Synced, WatchItem
 
 PATIENCE = 20.0
 """Real seconds after which something that was waited for is taken not to come."""
@@ -45,6 +45,16 @@ class Command(Enum):
     """Until it is killed."""
     PRINTS = "prints"
     """`hello from the kit` and a newline on its standard output, then succeeds."""
+
+
+class Life(Enum):
+    """What the kit wants of a replica."""
+
+    READY = "ready"
+    """It becomes ready and stays so."""
+    NEVER_READY = "never_ready"
+    CRASHES = "crashes"
+    """It becomes ready and ends by itself, at least once; then it is started again."""
 
 
 class GatedBudget:
@@ -119,9 +129,18 @@ class NoWorkers:
         for host in self.ready_hosts():
             yield host
 
+    async def replica_tail(
+        self, host: str, replica: str, stream: str, lines: int
+    ) -> LogChunk | None:
+        """No host answers."""
+        return None
+
 
 class FaultInjector:
-    """Breaks the outside world on demand. Override what you can; what is left skips its test."""
+    """Breaks the outside world on demand. Override what you can; what is left skips its test.
+
+    Where it says launch, it is the next `apply` for a deployment role.
+    """
 
     async def reply_lost_after_effect(self) -> None:
         """The next launch takes effect, and its reply is lost."""
@@ -231,8 +250,8 @@ class JobHarness(Protocol):
         ...
 
 
-class BackendHarness(ABC):
-    """A harness around any backend type. Give it a `FakeClock` and it moves it as needed."""
+class OpenHarness:
+    """Opens any backend type; what harnesses of all roles share."""
 
     cluster_id = "conformance"
 
@@ -251,18 +270,6 @@ class BackendHarness(ABC):
         self.budget = GatedBudget()
         self._backend: Backend | None = None
         self._opened: AbstractAsyncContextManager[Backend] | None = None
-
-    @abstractmethod
-    def command(self, kind: Command, name: str) -> job_pb2.JobSpec:
-        """A specification for the attempt `name` that does this."""
-
-    async def starts(self, name: str) -> int | None:
-        """Override it where the starts of user code can be counted."""
-        return None
-
-    async def until_started(self, ref: Ref) -> None:
-        """Override it where RUNNING may be told before the user's code has begun."""
-        await self.wait(ref, Phase.RUNNING)
 
     def context(self) -> BackendContext:
         """What the backend is opened with."""
@@ -314,6 +321,22 @@ class BackendHarness(ABC):
         else:
             await self.clock.sleep(seconds)
 
+
+class BackendHarness(OpenHarness, ABC):
+    """A harness around any job backend. Give it a `FakeClock` and it moves it as needed."""
+
+    @abstractmethod
+    def command(self, kind: Command, name: str) -> job_pb2.JobSpec:
+        """A specification for the attempt `name` that does this."""
+
+    async def starts(self, name: str) -> int | None:
+        """Override it where the starts of user code can be counted."""
+        return None
+
+    async def until_started(self, ref: Ref) -> None:
+        """Override it where RUNNING may be told before the user's code has begun."""
+        await self.wait(ref, Phase.RUNNING)
+
     async def wait(self, ref: Ref, phase: Phase) -> Observation:
         """The first thing seen of it that is at least so far."""
         jobs = self.backend.jobs
@@ -323,6 +346,53 @@ class BackendHarness(ABC):
             if isinstance(self.clock, FakeClock):
                 return await _step_until(jobs, self.clock, ref, phase)
             return await _watch_until(jobs, ref, phase)
+
+
+class DeploymentHarness(Protocol):
+    """A deployment backend with its outside world, as the kit sees it."""
+
+    cluster_id: str
+    clock: Clock
+    faults: FaultInjector | None
+    budget: GatedBudget
+
+    @property
+    def backend(self) -> Backend:
+        """The opened instance."""
+        ...
+
+    async def __aenter__(self) -> Self:
+        """Open it."""
+        ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close it."""
+        ...
+
+    async def reopen(self) -> None:
+        """Close and open the backend, as a restart of the core does; replicas go on."""
+        ...
+
+    def template(self, life: Life) -> worker_pb2.ReplicaSpec:
+        """What replicas with this life are made from; `pytest.skip` for one there cannot be."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Let so many seconds of the backend's clock go by."""
+        ...
+
+
+class ReplicaHarness(OpenHarness, ABC):
+    """A harness around any deployment backend. Give it a `FakeClock` and it moves it as needed."""
+
+    @abstractmethod
+    def template(self, life: Life) -> worker_pb2.ReplicaSpec:
+        """What replicas with this life are made from; `pytest.skip` for one there cannot be."""
 
 
 class ShellHarness(BackendHarness):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hatoba_plugins import backend, errors, spec
-from hatoba_plugins.backends.mock import FaultKind, MockOptions, Script
+from hatoba_plugins.backends.mock import FaultKind, MockOptions, ReplicaScript, Script
 from hatoba_plugins.backends.null import NullOptions
 from hatoba_plugins.conformance import FaultInjector
 from hatoba_plugins.values import (
@@ -73,6 +73,7 @@ def test_what_a_type_and_a_context_hold_is_named() -> None:
 def test_what_the_kit_and_the_mock_can_inject_is_named() -> None:
     assert members(FaultInjector) <= WORDS
     assert {field.name for field in fields(Script)} <= WORDS
+    assert {field.name for field in fields(ReplicaScript)} <= WORDS
     assert {kind.value for kind in FaultKind} <= WORDS
     assert {field.name for field in fields(NullOptions)} <= WORDS
     assert "ledger" in {field.name for field in fields(MockOptions)} & WORDS

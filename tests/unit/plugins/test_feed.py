@@ -18,7 +18,7 @@ async def read(watch: AsyncIterator[WatchItem], count: int) -> list[WatchItem]:
 
 
 async def test_what_is_comes_before_synced_and_news_after() -> None:
-    feed = Feed()
+    feed: Feed[WatchItem] = Feed()
     watch = feed.watch(lambda: [seen("a")])
     first = await anext(watch)
     feed.publish([seen("b")])
@@ -26,7 +26,7 @@ async def test_what_is_comes_before_synced_and_news_after() -> None:
 
 
 async def test_a_slow_watcher_is_told_of_its_gap_and_others_are_not() -> None:
-    feed = Feed(limit=3)
+    feed: Feed[WatchItem] = Feed(limit=3)
     slow, quick = feed.watch(list), feed.watch(list)
     await read(slow, 1)
     await read(quick, 1)
@@ -37,7 +37,7 @@ async def test_a_slow_watcher_is_told_of_its_gap_and_others_are_not() -> None:
 
 
 async def test_a_reader_that_waits_is_woken() -> None:
-    feed = Feed()
+    feed: Feed[WatchItem] = Feed()
     watch = feed.watch(list)
     await read(watch, 1)
     async with asyncio.TaskGroup() as tasks:
@@ -48,7 +48,7 @@ async def test_a_reader_that_waits_is_woken() -> None:
 
 
 async def test_an_ended_watch_gives_what_is_pending_and_ends() -> None:
-    feed = Feed()
+    feed: Feed[WatchItem] = Feed()
     watch = feed.watch(list)
     await read(watch, 1)
     feed.publish([seen("a")])
@@ -57,7 +57,7 @@ async def test_an_ended_watch_gives_what_is_pending_and_ends() -> None:
 
 
 async def test_dropped_news_is_never_told() -> None:
-    feed = Feed()
+    feed: Feed[WatchItem] = Feed()
     watch = feed.watch(list)
     await read(watch, 1)
     feed.publish([seen("a")])

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hatoba.v1 import job_pb2
-from hatoba_plugins.backend import API_VERSION, Backend, BackendContext, DeploymentBackend
+from hatoba_plugins.backend import API_VERSION, Backend, BackendContext
+from hatoba_plugins.backends.mock.deployments import MockDeployments
 from hatoba_plugins.backends.mock.faults import OPERATIONS
 from hatoba_plugins.backends.mock.objects import MockObject, Owner
 from hatoba_plugins.backends.mock.script import script_of, script_problems
@@ -60,6 +61,8 @@ _CAPABILITIES = Capabilities(
     memory_limit=True,
     inputs=True,
     native_arrays=True,
+    deployments=True,
+    canary=True,
     limits=tuple((operation, _LIMIT) for operation in OPERATIONS),
 )
 _CAN_LACK = sorted(f.name for f in fields(Capabilities) if getattr(_CAPABILITIES, f.name) is True)
@@ -257,7 +260,8 @@ class MockBackend:
         self._memory = _Memory(ctx, options.settles_after)
         self._capabilities = capabilities_of(options)
         self.jobs = MockJobs(world, options, ctx, self._memory)
-        self.deployments: DeploymentBackend | None = None
+        able = self._capabilities.deployments
+        self.deployments = MockDeployments(world, self._capabilities, ctx) if able else None
 
     def capabilities(self) -> Capabilities:
         """All that it can play, less what the options take away."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hatoba_plugins.backends.mock.script import FaultKind
 from hatoba_plugins.errors import BackendError
 
-OPERATIONS = ("create", "describe", "terminate", "delete", "list")
+OPERATIONS = ("create", "describe", "terminate", "delete", "list", "apply", "retire", "remove")
 """Native calls of the mock's world; also the names of its budgets."""
 
 

@@ -18,7 +18,10 @@ class Entry:
     """One thing that happened to `name` at `time` (seconds since 1970)."""
 
     event: str
-    """`create`, `claim`, `start`, `end`, `stop`, `delete` or `release`."""
+    """`create`, `claim`, `start`, `end`, `stop`, `delete` or `release` of an attempt; `apply` or
+    `remove` of a deployment; `replica`, `starting`, `ready`, `crash`, `drain` or `gone` of one of
+    its replicas.
+    """
     name: str
     time: float
     data: dict[str, object] = field(default_factory=dict)

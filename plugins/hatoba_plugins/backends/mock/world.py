@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from hatoba_plugins.backend import Clock
 from hatoba_plugins.backends.mock.faults import OPERATIONS, Fault, Faults
+from hatoba_plugins.backends.mock.fleet import Fleet, Outside
 from hatoba_plugins.backends.mock.ledger import Entry, Ledger
 from hatoba_plugins.backends.mock.objects import (
     REFUSED_CLAIM,
@@ -29,7 +30,17 @@ from hatoba_plugins.backends.mock.script import ERRORS, GONE, FaultKind, Script
 from hatoba_plugins.clock import SystemClock
 from hatoba_plugins.errors import BackendError, Conflict, Fatal, NoCapacity, Retry, Throttled
 from hatoba_plugins.feed import Feed
-from hatoba_plugins.values import Exit, ExitKind, Gap, Observation, Phase, WatchItem
+from hatoba_plugins.values import (
+    DeploymentItem,
+    Exit,
+    ExitKind,
+    Gap,
+    Observation,
+    OwnedDeployment,
+    Phase,
+    Target,
+    WatchItem,
+)
 
 FOREIGN = Owner("somebody-else", "", 0, 0, 0)
 
@@ -82,7 +93,7 @@ class MockWorld:
         self.runner = runner
         self._ledger = Ledger(ledger)
         self._population = Population()
-        self._feed = Feed()
+        self._feed: Feed[WatchItem] = Feed()
         self._clock: Clock = SystemClock()
         self._tasks: asyncio.TaskGroup | None = None
         self._lives: dict[str, set[asyncio.Task[None]]] = {}
@@ -94,6 +105,17 @@ class MockWorld:
         self._double_next = False
         self._cut_until = 0.0
         self._muted = False
+        self._fleet = Fleet(self._outside())
+
+    def _outside(self) -> Outside:
+        return Outside(
+            now=lambda: self._clock.time(),
+            until=self._until,
+            spawn=self._spawn,
+            lay_down=self._lay_down,
+            record=self._record,
+            quiet=lambda: self._muted or self._clock.time() < self._cut_until,
+        )
 
     # -- for tests: what happened, and what shall happen -----------------------------------------
 
@@ -126,9 +148,9 @@ class MockWorld:
         """The next call does nothing and never answers."""
         self.faults.add(operation, Fault(FaultKind.HANGS))
 
-    def land_late(self, seconds: float) -> None:
-        """The next creation never answers, and happens so much later."""
-        self.faults.add("create", Fault(FaultKind.LANDS_LATE, seconds))
+    def land_late(self, seconds: float, operation: str = "create") -> None:
+        """The next creation (or `apply`) never answers, and happens so much later."""
+        self.faults.add(operation, Fault(FaultKind.LANDS_LATE, seconds))
 
     def throttle(self, calls: int = 1, after: float = 1.0) -> None:
         """So many calls of every operation are turned away."""
@@ -152,6 +174,18 @@ class MockWorld:
         """Somebody deletes an object: it is gone, and so is how it ended."""
         self._delete(self._population.objects[name])
 
+    def delete_replica(self, name: str) -> None:
+        """Somebody deletes a replica; its deployment replaces it."""
+        self._fleet.delete_behind(name)
+
+    def crash_replica(self, name: str) -> None:
+        """A replica ends by itself, and starts again."""
+        self._fleet.crash(name)
+
+    def refuse_replicas(self, why: str) -> None:
+        """No replica is made from now on, and deployments say why; empty: some are again."""
+        self._fleet.refuse(why)
+
     def cut(self, seconds: float) -> None:
         """Nothing can be reached for so long; lives go on meanwhile."""
         self._cut_until = self._clock.time() + seconds
@@ -159,13 +193,15 @@ class MockWorld:
 
     def gap(self) -> None:
         """Watchers lose what they have not read, and are told so."""
-        self._feed.drop()
-        self._feed.publish([Gap()])
+        for feed in (self._feed, self._fleet.feed):
+            feed.drop()
+            feed.publish([Gap()])
 
     def end_watches(self) -> None:
         """Every watch ends without a word; what was not read is lost."""
-        self._feed.drop()
-        self._feed.end()
+        for feed in (self._feed, self._fleet.feed):
+            feed.drop()
+            feed.end()
 
     def mute_watches(self, muted: bool = True) -> None:
         """Watches stay open and tell nothing, until unmuted."""
@@ -219,6 +255,42 @@ class MockWorld:
         """News of all objects; `now` tells what comes before them."""
         return self._feed.watch(lambda: [*now(), *self._everything()])
 
+    async def apply(self, cluster_id: str, target: Target) -> None:
+        """Have a deployment become this. Raises Stale and Invalid."""
+        fault = self.faults.take("apply", target.uid)
+        if fault and fault.kind is FaultKind.LANDS_LATE:
+            self._spawn("", self._apply_later(cluster_id, target, fault.seconds))
+        await self._before("apply", fault)
+        self._fleet.apply(cluster_id, target)
+        if fault and fault.kind is FaultKind.REPLY_DOUBLED:
+            self._fleet.apply(cluster_id, target)
+        await self._after(fault)
+
+    async def retire(self, uid: str, replicas: Sequence[str]) -> None:
+        """Let replicas that are leaving drain and end."""
+        fault = self.faults.take("retire", uid)
+        await self._before("retire", fault)
+        self._fleet.retire(uid, replicas)
+        await self._after(fault)
+
+    async def remove(self, uid: str) -> float | None:
+        """End all of a deployment. None: nothing is left; else seconds until that may be so."""
+        fault = self.faults.take("remove", uid)
+        await self._before("remove", fault)
+        left = self._fleet.remove(uid)
+        await self._after(fault)
+        return left
+
+    async def list_deployments(self) -> list[OwnedDeployment]:
+        """Every deployment of which something is left."""
+        fault = self.faults.take("list")
+        await self._before("list", fault)
+        return self._fleet.owned()
+
+    def watch_deployments(self) -> AsyncIterator[DeploymentItem]:
+        """News of all deployments, after all that there are."""
+        return self._fleet.feed.watch(self._fleet.everything)
+
     def observe(self, known: MockObject) -> Observation:
         """How an object looks."""
         if known.loser_unseen:
@@ -238,11 +310,13 @@ class MockWorld:
         self._room = asyncio.Semaphore(capacity)
         await self._ledger.load()
         self._population = population_of(self._ledger.entries)
+        self._fleet.load(self._ledger.entries)
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             tasks.create_task(self._ledger.write_what_comes(), name="mock-ledger")
             for known in self._population.objects.values():
                 self._begin(known)
+            self._fleet.begin()
             try:
                 yield
             finally:
@@ -253,6 +327,7 @@ class MockWorld:
             for task in tasks:
                 task.cancel()
         self._feed.end()
+        self._fleet.feed.end()
         self._ledger.close()
 
     def _spawn(self, name: str, life: Coroutine[Any, Any, None]) -> None:
@@ -304,6 +379,13 @@ class MockWorld:
             self._add(wanted)
         except BackendError:
             return  # meanwhile the name was taken or stopped, and nobody waits for the reply
+
+    async def _apply_later(self, cluster_id: str, target: Target, seconds: float) -> None:
+        await self._clock.sleep(seconds)
+        try:
+            self._fleet.apply(cluster_id, target)
+        except BackendError:
+            return  # meanwhile a newer one came, and nobody waits for the reply
 
     # -- objects --------------------------------------------------------------------------------
 
@@ -420,6 +502,7 @@ class MockWorld:
     async def _mend_at(self, when: float) -> None:
         await self._until(when)
         self._feed.publish([Gap()])
+        self._fleet.feed.publish([Gap()])
 
     # -- lives ----------------------------------------------------------------------------------
 
