@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from hatoba.artifacts.pack import PackedTree, pack_tree
 from hatoba.artifacts.scan import Scan, Selection, scan_tree
 from hatoba.artifacts.source import git_source
-from hatoba.artifacts.transfer import TransferOptions, download_tree, upload_tree
+from hatoba.artifacts.transfer import Progress, TransferOptions, download_tree, upload_tree
 from hatoba.errors import InvalidSpec, Unavailable
 from hatoba.transport import RETRY_WAITS
 from hatoba.v1 import artifact_pb2_grpc, common_pb2, job_pb2
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from hatoba.options import Parcel
 
 T = TypeVar("T")
+
+
+def nobody(done: int, total: int) -> None:
+    """Tell nobody how far a transfer is."""
 
 
 async def bring(client: AsyncClient, parcel: Parcel) -> None:
@@ -51,7 +55,7 @@ async def _send(
                 client.notify(warning)
         packed = await asyncio.to_thread(pack_tree, scan)
     with client.transport.tracer.span(f"send {what}"):
-        return await _upload(client, packed)
+        return await upload(client, packed)
 
 
 def _scan(directory: Path, selection: Selection, what: str) -> Scan:
@@ -60,23 +64,33 @@ def _scan(directory: Path, selection: Selection, what: str) -> Scan:
     return scan_tree(directory, selection)
 
 
-async def _upload(client: AsyncClient, packed: PackedTree) -> common_pb2.ManifestRef:
+async def upload(
+    client: AsyncClient, packed: PackedTree, progress: Progress = nobody
+) -> common_pb2.ManifestRef:
+    """Store a packed tree; what the server has already is not sent again."""
+
     async def send() -> common_pb2.ManifestRef:
-        return await upload_tree(_stub(client), packed, _options(client))
+        return await upload_tree(stub(client), packed, transfer_options(client, progress))
 
-    return await _patiently(client, send)
+    return await patiently(client, send)
 
 
-async def fetch(client: AsyncClient, ref: common_pb2.ManifestRef, directory: Path) -> None:
+async def fetch(
+    client: AsyncClient,
+    ref: common_pb2.ManifestRef,
+    directory: Path,
+    progress: Progress = nobody,
+) -> None:
     """Fetch a tree into a directory, which must be absent or empty."""
 
     async def receive() -> common_pb2.ManifestRef:
-        return await download_tree(_stub(client), ref.digest, directory, _options(client))
+        options = transfer_options(client, progress)
+        return await download_tree(stub(client), ref.digest, directory, options)
 
-    await _patiently(client, receive)
+    await patiently(client, receive)
 
 
-async def _patiently(client: AsyncClient, transfer: Callable[[], Awaitable[T]]) -> T:
+async def patiently(client: AsyncClient, transfer: Callable[[], Awaitable[T]]) -> T:
     """Repeat a transfer while the server is away: what arrived is not sent again."""
     for wait in RETRY_WAITS:
         try:
@@ -87,13 +101,16 @@ async def _patiently(client: AsyncClient, transfer: Callable[[], Awaitable[T]]) 
     return await transfer()
 
 
-def _stub(client: AsyncClient) -> artifact_pb2_grpc.ArtifactServiceAsyncStub:
+def stub(client: AsyncClient) -> artifact_pb2_grpc.ArtifactServiceAsyncStub:
+    """The calls that move chunks, on the client's connection."""
     return artifact_pb2_grpc.ArtifactServiceStub(client.transport.channel)
 
 
-def _options(client: AsyncClient) -> TransferOptions:
+def transfer_options(client: AsyncClient, progress: Progress = nobody) -> TransferOptions:
+    """How the client's trees are moved."""
     transport = client.transport
-    return TransferOptions(metadata=transport.metadata, address=transport.server.address)
+    address = transport.server.address
+    return TransferOptions(metadata=transport.metadata, address=address, progress=progress)
 
 
 def _input(spec: job_pb2.JobSpec, name: str) -> job_pb2.Input:
