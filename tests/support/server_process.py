@@ -139,6 +139,11 @@ class HatobaServer:
         """Where gRPC is answered, as the last server said."""
         return str(self.ready["grpc"])
 
+    @property
+    def router_url(self) -> str:
+        """Where deployments answer, `http://HOST:PORT`, as the last server said."""
+        return f"http://{self.ready['router']}"
+
     def token(self, name: str = "admin") -> str:
         """The text of one of the tokens that the server made for its own directory."""
         return (self.data / f"{name}.token").read_text().strip()
@@ -204,18 +209,29 @@ class HatobaServer:
 
     def worker_pid(self) -> int:
         """The worker's pid; 0 while there is none."""
+        return self._supervised_pid("worker")
+
+    def router_pid(self) -> int:
+        """The router's pid; 0 while there is none."""
+        return self._supervised_pid("router")
+
+    def _supervised_pid(self, name: str) -> int:
         try:
             (reply,) = ask(self.data, [{"op": "list"}], timeout=5.0)
         except (OSError, ValueError):
             return 0
         for process in reply.get("supervised", ()):
-            if process["name"] == "worker" and process["pid"] and runs(process["pid"]):
+            if process["name"] == name and process["pid"] and runs(process["pid"]):
                 return int(process["pid"])
         return 0
 
     async def kill_worker(self) -> int:
         """kill -9 the worker; its pid."""
         return await self._kill(self.worker_pid)
+
+    async def kill_router(self) -> int:
+        """kill -9 the router; its pid."""
+        return await self._kill(self.router_pid)
 
     async def kill_keeper(self) -> int:
         """kill -9 the keeper; its pid."""

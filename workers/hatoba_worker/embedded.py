@@ -1,7 +1,7 @@
-"""The worker that comes with a server: begun and ended by commands that the server runs.
+"""Worker and router that come with a server: begun and ended by commands that the server runs.
 
 `python -m hatoba_worker.embedded embed --data DIR` returns once the directory's keeper has a worker
-to run; both live on when the server ends. `end` ends both, and the jobs with them.
+and a router to run; they live on when the server ends. `end` ends them, and the jobs with them.
 """
 
 from __future__ import annotations
@@ -18,24 +18,30 @@ from hatoba import __version__
 from hatoba_worker.keeper.client import KeeperClient, KeeperGone
 from hatoba_worker.keeper.ensure import KeeperStartError, ensure_keeper
 
-NAME = "worker"
 VERSION = "HATOBA_WORKER_VERSION"
+PROCESSES = {
+    "worker": ("hatoba_worker", "run", "--embedded"),
+    "router": ("hatoba_worker.router",),
+}
+"""Module and arguments of what the keeper runs, by its name there."""
 
 
 async def embed(data: Path, environ: Mapping[str, str]) -> None:
-    """Have the directory's keeper run a worker of this version. Raises KeeperStartError."""
+    """Have the directory's keeper run worker and router of this version. Raises
+    KeeperStartError."""
     await asyncio.to_thread(ensure_keeper, data)
-    command = [sys.executable, "-m", "hatoba_worker", "run", "--data", str(data), "--embedded"]
     env = {**environ, VERSION: __version__, "GRPC_ENABLE_FORK_SUPPORT": "0"}
     async with await KeeperClient.connect(data) as keeper:
         known = {one.name: one for one in (await keeper.list()).supervised}
-        await keeper.supervise(NAME, command, env, str(data), str(data / "worker.log"))
-        if NAME in known and not _same_version(known[NAME].pid):
-            await keeper.restart(NAME)
+        for name, (module, *arguments) in PROCESSES.items():
+            command = [sys.executable, "-m", module, *arguments, "--data", str(data)]
+            await keeper.supervise(name, command, env, str(data), str(data / f"{name}.log"))
+            if name in known and not _same_version(known[name].pid):
+                await keeper.restart(name)
 
 
 def _same_version(pid: int | None) -> bool:
-    """Whether a running worker is of this version; one that is between two starts will be."""
+    """Whether a running process is of this version; one that is between two starts will be."""
     if not pid:
         return True
     try:
@@ -46,7 +52,7 @@ def _same_version(pid: int | None) -> bool:
 
 
 async def end(data: Path, grace: float) -> None:
-    """End the worker, every job of the directory (after `grace` seconds by force), the keeper."""
+    """End worker, router, every job of the directory (after `grace` s by force), and the keeper."""
     try:
         async with await KeeperClient.connect(data) as keeper:
             await keeper.shutdown(stop_attempts=True, grace=grace)

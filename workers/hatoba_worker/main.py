@@ -11,12 +11,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO, cast
 
 import structlog
 
 from hatoba_worker.config import BadConfig, Config, load
 from hatoba_worker.keeper.client import KeeperClient, KeeperGone
+from hatoba_worker.process_log import configure_log
 from hatoba_worker.worker import AlreadyRuns, Worker, hold
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def run(config: Config) -> int:
     """Work until SIGTERM or SIGINT; returns the exit code. 75: another worker has the directory."""
-    _configure_log()
+    configure_log()
     try:
         lock = hold(config.data)
     except AlreadyRuns as error:
@@ -99,26 +99,3 @@ def _end_worker(data: Path) -> None:
             fcntl.flock(handle, fcntl.LOCK_EX)
     finally:
         os.close(handle)
-
-
-class _Log:
-    """stderr for a logger: a disk that is full loses lines and does not end the worker."""
-
-    def write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            os.write(sys.stderr.fileno(), text.encode(errors="replace"))
-
-    def flush(self) -> None:
-        """Nothing is kept back."""
-
-
-def _configure_log() -> None:
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Log())),
-    )
