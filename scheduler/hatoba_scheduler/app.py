@@ -30,6 +30,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from hatoba import __version__
+from hatoba.router_port import router_address
 from hatoba.sampling import RateSampler
 from hatoba.v1 import (
     admin_pb2,
@@ -38,6 +39,7 @@ from hatoba.v1 import (
     dataset_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
+    model_pb2_grpc,
     queue_pb2_grpc,
     runner_pb2_grpc,
     worker_pb2_grpc,
@@ -50,18 +52,24 @@ from hatoba_scheduler.auth.files import ensure_token_files
 from hatoba_scheduler.backends import Backends, open_backends
 from hatoba_scheduler.config import Address, Config
 from hatoba_scheduler.control.admission import Grounds
+from hatoba_scheduler.control.aliases import Aliases
 from hatoba_scheduler.control.backend_loop import BackendLoop, LoopContext
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
 from hatoba_scheduler.control.events import EventLog
 from hatoba_scheduler.control.followers import Followers
+from hatoba_scheduler.control.garbage import Garbage
 from hatoba_scheduler.control.hub import Hub
 from hatoba_scheduler.control.ids import UidMaker
 from hatoba_scheduler.control.ledger import Ledger
+from hatoba_scheduler.control.logged_models import LoggedModels
 from hatoba_scheduler.control.logs import LogStore
 from hatoba_scheduler.control.metrics import MetricWriter
+from hatoba_scheduler.control.model_versions import register_models
 from hatoba_scheduler.control.queues import QueueBook
+from hatoba_scheduler.control.registrar import Registrar, RegistrarParts
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.control.spans import AttemptSpans
+from hatoba_scheduler.control.sources import Sources, register_stored
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.control.submit import JobMaker
 from hatoba_scheduler.control.sweep import sweep
@@ -69,16 +77,19 @@ from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.interceptors import Admission, CallLimits, Front, Phase, server_options
 from hatoba_scheduler.services.admin import AdminParts, AdminServicer
-from hatoba_scheduler.services.artifacts import ArtifactServicer
+from hatoba_scheduler.services.artifacts import ArtifactParts, ArtifactServicer
 from hatoba_scheduler.services.datasets import DatasetParts, DatasetServicer
 from hatoba_scheduler.services.jobs import JobParts, JobServicer
+from hatoba_scheduler.services.models import ModelParts, ModelServicer
 from hatoba_scheduler.services.paging import Pager
 from hatoba_scheduler.services.queues import QueueServicer
 from hatoba_scheduler.services.runners import RunnerServicer
 from hatoba_scheduler.services.workers import WorkerItems, WorkerServicer
 from hatoba_scheduler.store.base import Store
+from hatoba_scheduler.store.blob_index import Roots
 from hatoba_scheduler.store.blobs import ChunkStore
-from hatoba_scheduler.store.buckets import external_bucket
+from hatoba_scheduler.store.buckets import Externals, external_bucket
+from hatoba_scheduler.store.places import open_place
 from hatoba_scheduler.store.sqlite import open_store, tune_interpreter
 from hatoba_scheduler.telemetry.metrics import (
     ServerMetrics,
@@ -98,6 +109,7 @@ SERVICES = (
     "hatoba.v1.QueueService",
     "hatoba.v1.ArtifactService",
     "hatoba.v1.DatasetService",
+    "hatoba.v1.ModelService",
     "hatoba.v1.RunnerService",
     "hatoba.v1.WorkerService",
     "hatoba.v1.AdminService",
@@ -141,7 +153,11 @@ class Core:
     followers: Followers
     queues: QueueBook
     chunks: ChunkStore
+    garbage: Garbage
+    sources: Sources
     pager: Pager
+    aliases: Aliases
+    registrar: Registrar
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     started: float = field(default_factory=time.time)
     loops: dict[str, BackendLoop] = field(default_factory=dict)
@@ -204,8 +220,12 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     traces = TraceStore(options.data / "traces.db", options.config.limits.kept_spans)
     stack.push_async_callback(traces.close)
     tracer = _tracer(options.config, traces, store.identity.cluster_id, stack)
-    chunks = await stack.enter_async_context(ChunkStore.open(options.data / "blobs"))
+    place = await asyncio.to_thread(open_place, options.config.blobs, options.data / "blobs")
+    chunks = await stack.enter_async_context(
+        ChunkStore.open(place, store.blob_index, lambda: round(clock.time() * 1e6))
+    )
     ledger = Ledger(store)
+    specs = SpecCache(store)
     _, newest = await store.event_bounds()
     dispatcher = Dispatcher(ledger, clock, store.identity.store_epoch)
     rng = random.Random()
@@ -221,20 +241,31 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         metrics=metrics,
         admission=Admission(Phase.RECOVERING),
         ledger=ledger,
-        specs=SpecCache(store),
+        specs=specs,
         events=EventLog(store, newest),
         dispatcher=dispatcher,
         hub=Hub(store, clock, __version__),
-        desk=RunnerDesk(ledger, store, clock, rng),
+        desk=RunnerDesk(ledger, store, clock, rng, LoggedModels(store, specs, chunks.ref)),
+        aliases=Aliases(store),
+        registrar=Registrar(RegistrarParts(store, ledger, chunks, tracer, clock)),
         logs=LogStore(options.data / "logs"),
         metric_writer=MetricWriter(store),
         followers=Followers(ledger, store, clock),
         queues=QueueBook(store, dispatcher.set_queue),
         chunks=chunks,
+        garbage=Garbage(chunks, Roots([store, store.datasets]), clock),
+        sources=_sources(store),
         pager=Pager(hashlib.sha256(store.identity.cluster_id.encode()).digest()),
     )
     await _recover(core)
     return core
+
+
+def _sources(store: Store) -> Sources:
+    sources = Sources()
+    register_stored(sources, store)
+    register_models(sources, store)
+    return sources
 
 
 def _tracer(config: Config, traces: TraceStore, cluster_id: str, stack: AsyncExitStack) -> Tracer:
@@ -315,12 +346,15 @@ def _start_loops(
     del backends
     loops: Mapping[str, Callable[[], Awaitable[None]]] = {
         "ledger": core.ledger.run,
+        "runner-desk": core.desk.run,
+        "registrar": core.registrar.run,
         "dispatch": core.dispatcher.run,
         "dispatch-timer": core.dispatcher.run_timer,
         "followers": core.followers.run,
         "metric-writer": core.metric_writer.run,
         "loop-lag": lambda: watch_loop_lag(core.metrics),
         "sweep": lambda: sweep(core.store, core.clock),
+        "garbage": core.garbage.run_forever,
         "store-watch": lambda: _end_with_store(core),
         **{f"backend-{name}": loop.run for name, loop in core.loops.items()},
     }
@@ -405,13 +439,27 @@ def _add_services(
         clock=core.clock,
         grounds=grounds,
         manifest=core.chunks.ref,
+        sources=core.sources,
         stopping=core.stopping,
     )
-    job_pb2_grpc.add_JobServiceServicer_to_server(JobServicer(parts), server)
+    jobs = JobServicer(parts)
+    job_pb2_grpc.add_JobServiceServicer_to_server(jobs, server)
+    core.registrar.open(jobs.submit_for)
+    models = ModelParts(
+        core.store,
+        core.specs,
+        core.aliases,
+        core.registrar,
+        core.chunks.ref,
+        core.pager,
+        core.clock,
+    )
+    model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(models), server)
     queue_pb2_grpc.add_QueueServiceServicer_to_server(
         QueueServicer(core.queues, core.store, core.ledger, core.pager, core.now), server
     )
-    artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(ArtifactServicer(core.chunks), server)
+    artifacts = ArtifactParts(core.chunks, core.garbage, Externals(core.options.config.blobs))
+    artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(ArtifactServicer(artifacts), server)
     datasets = DatasetParts(
         core.store,
         core.chunks,
@@ -490,6 +538,8 @@ def _announce(core: Core, transport: Transport, grpc_port: int, http_port: int) 
     authority = transport.ca_file or transport.certificate
     if authority is not None:
         ready["ca_file"] = str(authority)
+    if core.options.embedded_worker:
+        ready["router"] = router_address(core.options.data)
     for path in (core.options.data / "server.json", core.options.ready_file):
         if path is not None:
             _write_whole(path, json.dumps(ready) + "\n")

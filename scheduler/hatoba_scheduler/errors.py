@@ -75,6 +75,12 @@ class Reason(enum.StrEnum):
         "The caller's version or protocol is not one this server speaks.",
     )
     STALE_ETAG = "STALE_ETAG", "The resource changed since it was read; read it again and retry."
+    ALIAS_MOVED = "ALIAS_MOVED", "An alias points elsewhere than was expected; nothing was changed."
+    SECOND_PRINCIPAL = (
+        "SECOND_PRINCIPAL",
+        "Who asked for a move of a protected alias does not decide on it.",
+    )
+    IN_USE = "IN_USE", "Others use the resource; the message names them."
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED", "A limit of a queue or of the installation is reached."
     STORE_FULL = "STORE_FULL", "The server's disk or database is full."
     TOO_MANY_CALLS = "TOO_MANY_CALLS", "The server answers as many calls as it can."
@@ -82,6 +88,10 @@ class Reason(enum.StrEnum):
     STARTING = "STARTING", "The server is recovering and takes no calls yet."
     DRAINING = "DRAINING", "The server is about to stop."
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE", "The store does not answer."
+    BLOBS_REFUSED = (
+        "BLOBS_REFUSED",
+        "The object store that keeps chunks denies us or lacks the bucket; mend its settings.",
+    )
     OFFSET_OUT_OF_RANGE = "OFFSET_OUT_OF_RANGE", "An offset lies beyond what is stored."
     TOKEN_MISSING = "TOKEN_MISSING", "The call carries no token."
     TOKEN_MALFORMED = "TOKEN_MALFORMED", "The authorization header is not a token of ours."

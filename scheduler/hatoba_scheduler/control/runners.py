@@ -14,6 +14,7 @@ from typing import TypeVar
 from hatoba.v1 import runner_pb2, worker_pb2
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.ledger import Commit, Ledger
+from hatoba_scheduler.control.logged_models import LoggedModels, ModelRefused
 from hatoba_scheduler.control.observe import Step, back_off, of_attempt
 from hatoba_scheduler.convert import (
     checkpoint_to_proto,
@@ -24,8 +25,11 @@ from hatoba_scheduler.convert import (
 )
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending, ExitKind
+from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.models import ModelVersion
 from hatoba_scheduler.domain.records import (
     Attempt,
+    Cause,
     Change,
     Checkpoint,
     Event,
@@ -49,6 +53,8 @@ GRANTED = runner_pb2.CLAIM_VERDICT_GRANTED
 DUPLICATE = runner_pb2.CLAIM_VERDICT_DUPLICATE
 SUPERSEDED = runner_pb2.CLAIM_VERDICT_SUPERSEDED
 CANCELLED = runner_pb2.CLAIM_VERDICT_CANCELLED
+Logged = tuple[ModelVersion, ...] | Cause
+"""Versions that a commit makes, or why it is refused them."""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -56,7 +62,16 @@ R = TypeVar("R")
 class RunnerDesk:
     """Claims, reports and commits of attempts."""
 
-    def __init__(self, ledger: Ledger, store: Store, clock: Clock, rng: random.Random) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: Store,
+        clock: Clock,
+        rng: random.Random,
+        models: LoggedModels,
+    ) -> None:
+        self._models = models
+        self._commits = asyncio.TaskGroup()
         self._ledger = ledger
         self._store = store
         self._clock = clock
@@ -175,7 +190,55 @@ class RunnerDesk:
     def commit(
         self, request: runner_pb2.CommitAttemptRequest
     ) -> asyncio.Future[runner_pb2.CommitAttemptResponse]:
-        """Decide how the attempt ended; the first commit of the granted nonce counts."""
+        """Decide how the attempt ended; the first commit of the granted nonce counts.
+
+        Models that it logged are looked at before, and become with the outcome or not at all.
+        """
+        if not request.models:
+            return self._decide(request, ())
+        answer: asyncio.Future[runner_pb2.CommitAttemptResponse]
+        answer = asyncio.get_running_loop().create_future()
+        commit = self._with_models(request, answer)
+        self._commits.create_task(commit, name=f"commit:{request.attempt}")
+        return answer
+
+    async def run(self) -> None:
+        """Own the commits that wait for their models to be looked at, until cancelled."""
+        async with self._commits:
+            await asyncio.get_running_loop().create_future()
+
+    async def _with_models(
+        self,
+        request: runner_pb2.CommitAttemptRequest,
+        answer: asyncio.Future[runner_pb2.CommitAttemptResponse],
+    ) -> None:
+        try:
+            reply = await self._decide(request, await self._logged(request))
+        except asyncio.CancelledError:
+            answer.cancel()
+            raise
+        except Exception as error:  # noqa: BLE001 - told to who asked
+            if not answer.done():
+                answer.set_exception(error)
+            return
+        if not answer.done():
+            answer.set_result(reply)
+
+    async def _logged(self, request: runner_pb2.CommitAttemptRequest) -> Logged:
+        """Versions of a good end's models, or why they cannot become."""
+        attempt = self.current(request.attempt, request.fence)
+        where = self._ledger.find_attempt(request.attempt)
+        rows = self._ledger.rows(where[0]) if where else None
+        if attempt is None or rows is None or not _good(request):
+            return ()
+        try:
+            return await self._models.of(rows.job, attempt, request, self._now().time)
+        except ModelRefused as refused:
+            return causes.model_refused(str(refused), tuple(request.last_log_lines))
+
+    def _decide(
+        self, request: runner_pb2.CommitAttemptRequest, logged: Logged
+    ) -> asyncio.Future[runner_pb2.CommitAttemptResponse]:
         reply = runner_pb2.CommitAttemptResponse(attempt=request.attempt)
         now = self._now()
 
@@ -186,7 +249,8 @@ class RunnerDesk:
             reply.accepted = view.attempt.fence == request.fence and _owns(view, request)
             if not reply.accepted:
                 return None
-            return ended(view, self._outcome(view, request), now)
+            outcome = self._outcome(view, request)
+            return ended(view, _with_logged(outcome, logged), now)
 
         return _then(self._ask(request.attempt, step), lambda _: reply)
 
@@ -260,6 +324,17 @@ def _owns(view: View, request: runner_pb2.CommitAttemptRequest) -> bool:
     if view.attempt.nonce:
         return view.attempt.nonce == request.nonce
     return request.kind != runner_pb2.EXIT_KIND_EXITED or request.exit_code != 0
+
+
+def _good(request: runner_pb2.CommitAttemptRequest) -> bool:
+    return request.kind == runner_pb2.EXIT_KIND_EXITED and request.exit_code == 0
+
+
+def _with_logged(outcome: Outcome, logged: Logged) -> Outcome:
+    """A good end with the versions that it makes; a bad one when its models are refused."""
+    if isinstance(logged, Cause):
+        return changed(outcome, state=AttemptState.FAILED, cause=logged, outputs=None)
+    return changed(outcome, models=logged) if logged else outcome
 
 
 def _decided(attempt: Attempt, request: runner_pb2.CommitAttemptRequest) -> bool:

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from google.protobuf.duration_pb2 import Duration
 
 from hatoba.v1 import job_pb2
+from hatoba_scheduler.control.lineage import reads_of
+from hatoba_scheduler.control.sources import named_inputs
 from hatoba_scheduler.convert import pairs
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, DEFAULT_QUEUE
 from hatoba_scheduler.domain.ranges import Ranges
@@ -83,7 +85,9 @@ class JobMaker:
         """The rows of a new job; fills the spec's defaults in."""
         with_defaults(spec, self._default_backend)
         job = self._job(spec, caller, origin, now)
-        return Submission(job, spec.name, spec.SerializeToString(), submitted(job, now), request)
+        text = spec.SerializeToString()
+        reads = reads_of(spec, job.project) if spec.inputs or spec.code_version else ()
+        return Submission(job, spec.name, text, submitted(job, now), request, reads)
 
     def _job(self, spec: job_pb2.JobSpec, caller: Caller, origin: Origin, now: Now) -> Job:
         size = spec.array.size or 1

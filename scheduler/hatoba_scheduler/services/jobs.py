@@ -19,6 +19,7 @@ from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.logs import STREAMS, LogStore
 from hatoba_scheduler.control.room import QueueRoom
 from hatoba_scheduler.control.runners import RunnerDesk
+from hatoba_scheduler.control.sources import Sources
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.control.submit import Caller, JobMaker, Origin
 from hatoba_scheduler.convert import (
@@ -108,6 +109,7 @@ class JobParts:
     grounds: Callable[[], Grounds]
     manifest: Callable[[str], Awaitable[common_pb2.ManifestRef]]
     """The stored manifest of a digest. Raises NotFound."""
+    sources: Sources
     stopping: asyncio.Event
     """Set when the server begins to stop: streams end."""
 
@@ -161,6 +163,26 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         finally:
             self._room.give_back(_queue_of(submission))
 
+    async def submit_for(self, spec: job_pb2.JobSpec, caller: Caller, key: RequestKey) -> Job:
+        """Submit a job for the server's own purposes, on somebody's behalf; once for each key.
+
+        Raises what SubmitJob refuses with.
+        """
+        now = Now(round(self._parts.clock.time() * 1e6), caller.principal or "system")
+        visit = Visit(caller, self._parts.grounds(), now)
+        submission = await self._admitted(spec, visit, Origin(), key)
+        try:
+            self._parts.specs.put(submission.job.uid, submission.spec)
+            result = (await self._ledger.submit([submission]))[0]
+        finally:
+            self._room.give_back(_queue_of(submission))
+        if isinstance(result, Submitted):
+            return result.job
+        self._parts.specs.drop(submission.job.uid)
+        if isinstance(result, Mismatch):
+            raise mismatch(key.request_id, result)
+        return await self._by_uid(result.resource)
+
     async def _made_before(self, key: RequestKey | None) -> Job | None:
         """What a request made that would be refused now: what it needed may be gone since."""
         met = await self._store.recall_request(key) if key else None
@@ -192,8 +214,8 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         if found:
             raise InvalidArgument.of(found)
         await self._check_backend(spec, visit.grounds)
-        if spec.inputs or spec.HasField("code"):
-            await self._check_manifests(spec)
+        if spec.inputs or spec.HasField("code") or spec.code_version:
+            await self._check_manifests(spec, visit.caller.project)
         if spec.after_ok:
             blocked_on = await self._dependencies(spec.after_ok, visit.caller.project)
             origin = Origin(blocked_on, origin.rerun_of, origin.restore)
@@ -209,11 +231,12 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                 FieldViolation(f"spec.{one.field}", one.message, "backend.refuses") for one in found
             )
 
-    async def _check_manifests(self, spec: job_pb2.JobSpec) -> None:
+    async def _check_manifests(self, spec: job_pb2.JobSpec, project: str) -> None:
         named = [("spec.code", spec.code)] if spec.HasField("code") else []
         named += [
             (f"spec.inputs[{position}].manifest", one.manifest)
             for position, one in enumerate(spec.inputs)
+            if not one.source and one.manifest.digest
         ]
         for path, ref in named:
             try:
@@ -226,6 +249,9 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
                     remedy="upload it with ArtifactService first",
                     rule="manifest.unknown",
                 ) from error
+        found = await self._parts.sources.resolve(spec, project)
+        if found:
+            raise InvalidArgument.of(found)
 
     async def _dependencies(self, names: Sequence[str], project: str) -> tuple[str, ...]:
         """Uids of those that have not succeeded yet, in order."""
@@ -383,7 +409,16 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
 
     async def _messages(self, jobs: Sequence[Job]) -> list[job_pb2.Job]:
         specs = await self._parts.specs.get([job.uid for job in jobs])
-        return [self._dressed(job, specs.get(job.uid)) for job in jobs]
+        messages = [self._dressed(job, specs.get(job.uid)) for job in jobs]
+        await self._put_models(messages)
+        return messages
+
+    async def _put_models(self, messages: Sequence[job_pb2.Job]) -> None:
+        """Name the versions that jobs made; none did before one of its tasks succeeded."""
+        able = {one.name: one for one in messages if one.counts.by_state.get("SUCCEEDED")}
+        made = await self._store.models.made_by(list(able)) if able else {}
+        for name, versions in made.items():
+            able[name].models.extend(versions)
 
     def _dressed(self, job: Job, spec: job_pb2.JobSpec | None) -> job_pb2.Job:
         message = job_to_proto(job, spec)

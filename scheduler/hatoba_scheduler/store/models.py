@@ -134,6 +134,10 @@ class ModelStore(Protocol):
         """What came from these resources, or (backwards) what they came from."""
         ...
 
+    async def deployment_facts(self, project: str, name: str) -> dict[str, str] | None:
+        """What a lineage shows of a deployment; None when there is no such one."""
+        ...
+
     async def manifest_roots(self) -> set[str]:
         """Digests of all manifests that versions name."""
         ...

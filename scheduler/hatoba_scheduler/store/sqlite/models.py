@@ -245,6 +245,15 @@ class SqliteModels:
         found = await self._readers.run(lambda c: execute_rows(c, statement, asked, "lineage"))
         return [Link(*row) for row in found]
 
+    async def deployment_facts(self, project: str, name: str) -> dict[str, str] | None:
+        """See `ModelStore.deployment_facts`."""
+        found = await self._rows(of("lineage", "deployment"), (project, name))
+        if not found:
+            return None
+        model, replicas, current, following = found[0]
+        facts = {"model": model, "replicas": str(replicas), "revision": str(current)}
+        return facts | ({"following": "true"} if following else {})
+
     async def manifest_roots(self) -> set[str]:
         """Digests of all manifests that versions name."""
         return {digest for (digest,) in await self._rows(_sql("roots"), ())}
@@ -333,8 +342,7 @@ def _carried_out(connection: sqlite3.Connection, move: Move) -> Moved:
     """Point the alias elsewhere: a move that is new, or one that waited."""
     key = (move.project, move.model, move.alias)
     if move.number:
-        row = (int(move.state), move.decided_by, move.decide_time, move.comment, move.number)
-        connection.execute(_sql("close_move"), row)
+        _close(connection, move)
     else:
         move = _numbered(connection, move)
     connection.execute(_sql("supersede_moves"), (move.decide_time, *key))
@@ -347,6 +355,11 @@ def _carried_out(connection: sqlite3.Connection, move: Move) -> Moved:
     model = _model(connection, *key[:2])
     assert model is not None
     return Moved(model, move, changed=True)
+
+
+def _close(connection: sqlite3.Connection, move: Move) -> None:
+    row = (int(move.state), move.decided_by, move.decide_time, move.comment, move.number)
+    connection.execute(_sql("close_move"), row)
 
 
 def _new_move(want: Want, points_to: int, state: MoveState = MoveState.APPLIED) -> Move:
@@ -418,8 +431,7 @@ def _decide(connection: sqlite3.Connection, decision: Decision) -> Moved | Refus
         return Moved(model, move, changed=False)
     closed = _closed(move, decision, step)
     if step is not Step.APPLY:
-        row = (int(closed.state), closed.decided_by, closed.decide_time, closed.comment)
-        connection.execute(_sql("close_move"), (*row, closed.number))
+        _close(connection, closed)
         superseded = step is Step.SUPERSEDE
         return Refused(Refusal.SUPERSEDED, points_to) if superseded else Moved(model, closed, False)
     if not move.target and (followed := _followers(connection, move)):

@@ -583,7 +583,21 @@ def move_row(move: Move) -> Row:
 
 def move_from(row: Row) -> Move:
     """The move of a row. Raises KeyError when it cannot be read."""
-    return Move(*row[:6], _MOVE_STATES[row[6]], *row[7:])
+    return Move(
+        row[0],
+        row[1],
+        row[2],
+        row[3],
+        row[4],
+        row[5],
+        _MOVE_STATES[row[6]],
+        row[7],
+        row[8],
+        row[9],
+        row[10],
+        row[11],
+        row[12],
+    )
 
 
 # -- queues, hosts, tokens -----------------------------------------------------------------------

@@ -26,6 +26,9 @@ SELECT r.model_version, 'projects/' || d.project || '/deployments/' || d.name, '
 FROM v CROSS JOIN revisions AS r ON r.model_version = v.name
 JOIN deployments AS d ON d.uid = r.deployment_uid;
 
+-- name: deployment
+SELECT model, replicas, current, following FROM deployments WHERE project = ? AND name = ?;
+
 -- name: backwards
 WITH v (name, project, kind, base, number) AS (VALUES /*rows 5*/)
 SELECT l.source, l.target, l.relation FROM v CROSS JOIN links AS l ON l.target = v.name

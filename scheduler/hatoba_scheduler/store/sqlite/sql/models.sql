@@ -97,7 +97,8 @@ WHERE project = ? AND model = ? AND alias = ? AND state = 1;
 SELECT name FROM deployments WHERE project = ? AND model = ? ORDER BY name LIMIT ?;
 
 -- name: users
--- What uses a version: aliases, moves that wait, deployments, jobs that have not ended, versions.
+-- What uses a version: aliases, moves that wait, deployments, jobs that have not ended, versions, and
+-- its own check.
 SELECT 'alias ' || alias FROM aliases WHERE project = ?1 AND model = ?2 AND version = ?3
 UNION ALL
 SELECT 'move ' || number || ' of alias ' || alias FROM alias_moves
@@ -116,6 +117,9 @@ FROM links AS l
 JOIN model_versions AS v
     ON l.target = 'projects/' || v.project || '/models/' || v.model || '/versions/' || v.version
 WHERE l.source = ?4 AND l.relation = 'parent'
+UNION ALL
+SELECT 'its check ' || check_job FROM model_versions
+WHERE project = ?1 AND model = ?2 AND version = ?3 AND state = 1 AND check_job <> ''
 LIMIT ?5;
 
 -- name: delete_version
