@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hatoba.v1 import job_pb2, worker_pb2
+from hatoba.v1 import job_pb2, runner_pb2, worker_pb2
 from hatoba_worker.keeper.journal import Journal
 from hatoba_worker.keeper.messages import Exit, LimitBy
 from hatoba_worker.tombstones import Tombstones
@@ -37,6 +37,17 @@ class Checkpoint:
     step: int
     directory: str
     metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """A model that the job logged: what lies in `models/NUMBER` of its directory, with code of its
+    own or the job's. Manifests and the example's bytes are filled in when it is brought out.
+    """
+
+    number: int
+    model: runner_pb2.LoggedModel
+    own_code: bool
 
 
 @dataclass(slots=True)
@@ -97,6 +108,7 @@ class Attempt:
     progress: job_pb2.Progress | None = None
     checkpoint: Checkpoint | None = None
     stored_step: int | None = None
+    models: dict[int, Logged] = field(default_factory=dict)
     holes: dict[str, int] = field(default_factory=dict)
     cpu_seconds: float = 0.0
     memory_peak: int = 0
@@ -199,6 +211,11 @@ class Book:
         attempt.stored_step = step
         self._journal.add({"k": "step", "a": attempt.name, "n": step})
 
+    def logged(self, attempt: Attempt, found: Logged) -> None:
+        """Note a model that is to be brought out when the attempt ends well."""
+        attempt.models[found.number] = found
+        self._journal.add(_logged_record(attempt.name, found))
+
     def punched(self, attempt: Attempt, stream: str, below: int) -> None:
         """Note that a log's bytes below an offset are no more."""
         attempt.holes[stream] = below
@@ -252,6 +269,9 @@ class Book:
                 attempt.checkpoint = Checkpoint(*record["c"])
             case "step":
                 attempt.stored_step = record["n"]
+            case "model":
+                model = runner_pb2.LoggedModel.FromString(base64.b64decode(record["m"]))
+                attempt.models[record["n"]] = Logged(record["n"], model, record["c"])
             case "hole":
                 attempt.holes[record["s"]] = record["n"]
             case "done":
@@ -267,6 +287,11 @@ def _launch_record(attempt: Attempt) -> Record:
         "n": attempt.nonce,
         "t": attempt.launched_ns,
     }
+
+
+def _logged_record(name: str, found: Logged) -> Record:
+    body = base64.b64encode(found.model.SerializeToString(deterministic=True)).decode()
+    return {"k": "model", "a": name, "n": found.number, "c": found.own_code, "m": body}
 
 
 def _records_of(attempt: Attempt) -> Iterator[Record]:
@@ -285,5 +310,7 @@ def _records_of(attempt: Attempt) -> Iterator[Record]:
         yield {"k": "checkpoint", "a": name, "c": [found.step, found.directory, found.metrics]}
     if attempt.stored_step is not None:
         yield {"k": "step", "a": name, "n": attempt.stored_step}
+    for each in attempt.models.values():
+        yield _logged_record(name, each)
     for stream, below in attempt.holes.items():
         yield {"k": "hole", "a": name, "s": stream, "n": below}

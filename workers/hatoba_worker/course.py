@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from hatoba.v1 import common_pb2, job_pb2, runner_pb2, worker_pb2
-from hatoba_worker import exits, tinyfiles
+from hatoba_worker import exits, logged, tinyfiles
 from hatoba_worker.attempts import Attempt, Book, Start, Why
 from hatoba_worker.burials import Burials
 from hatoba_worker.executors import Executor
@@ -178,6 +178,7 @@ class Course:
         if attempt.begun is not None:
             await self._parts.reporter.drain(attempt)
             ending = await self._bring_out(attempt, ending, commit)
+            ending = await self._bring_out_models(attempt, ending, commit)
         _fill(commit, ending, self._lines(attempt, ending))
         if attempt.begun is None:
             attempt.is_gone.set()
@@ -215,6 +216,20 @@ class Course:
             failure = output_failed(f"the outputs could not be brought out: {error}")
             return exits.of_failure(failure) if ending.good else ending
         commit.outputs.CopyFrom(manifest)
+        return ending
+
+    async def _bring_out_models(
+        self, attempt: Attempt, ending: Ending, commit: runner_pb2.CommitAttemptRequest
+    ) -> Ending:
+        """Store what the job logged; nothing becomes a version of a job that did not end well."""
+        if not ending.good:
+            return ending
+        try:
+            commit.models.extend(await logged.bring_out(attempt, self._parts.transfers))
+        except (TransferFailed, OSError) as error:
+            log.warning("models.failed", attempt=attempt.name, error=str(error))
+            failure = output_failed(f"a logged model could not be brought out: {error}")
+            return exits.of_failure(failure)
         return ending
 
     async def _tell(self, attempt: Attempt, commit: runner_pb2.CommitAttemptRequest) -> None:

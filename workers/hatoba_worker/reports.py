@@ -1,4 +1,4 @@
-"""From the spools of attempts to the server: metrics, progress and checkpoints."""
+"""From the spools of attempts to the server: metrics, progress, checkpoints; models for later."""
 
 from __future__ import annotations
 
@@ -110,6 +110,9 @@ class Reporter:
         attempt.reports.malformed += lines.malformed
         if lines.malformed:
             log.warning("spool.malformed", attempt=attempt.name, lines=lines.malformed)
+        # Before the cut, of which the next worker believes that all up to it is known.
+        for model in lines.models:
+            self._book.logged(attempt, model)
         self._report(attempt, self._book.cut(attempt, lines.end), lines)
         if lines.progress is not None:
             attempt.progress = lines.progress

@@ -1,8 +1,9 @@
 """Reading what jobs say of themselves: one JSON object a line, appended to a file by any process.
 
 A line is `{"t", "metrics": {key: value}, "step"}`, `{"t", "progress": {"done", "total",
-"message"}}` or `{"t", "checkpoint": {"step", "dir", "metrics"}}`. What does not fit is counted and
-left out: it was written by somebody's program.
+"message"}}`, `{"t", "checkpoint": {"step", "dir", "metrics"}}` or `{"t", "model": {"number",
+...}}`, which `hatoba.logged_models` writes. What does not fit is counted and left out: it was
+written by somebody's program.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hatoba.v1 import job_pb2, runner_pb2
 from hatoba_worker import tinyfiles
-from hatoba_worker.attempts import Checkpoint
+from hatoba_worker.attempts import Checkpoint, Logged
 
 FILE = "spool.jsonl"
 MOST_LINE = 64 * 1024
@@ -26,12 +29,14 @@ MOST_SAMPLES = 500
 _STEP = range(-(1 << 63), 1 << 63)
 _MOST_PAIRS = 256
 _LATEST = 253_402_300_799
+_MODEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
+_HANDLER = re.compile(r"([A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)?")
 _DIRECTORY = re.compile(r"step-[0-9]{1,19}")
 _NAMES = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class Malformed(ValueError):
-    """A line that is none of the three kinds."""
+    """A line that is none of the four kinds."""
 
 
 @dataclass(slots=True)
@@ -42,6 +47,7 @@ class Lines:
     samples: list[runner_pb2.MetricSample] = field(default_factory=list)
     progress: job_pb2.Progress | None = None
     checkpoint: Checkpoint | None = None
+    models: list[Logged] = field(default_factory=list)
     malformed: int = 0
 
 
@@ -91,6 +97,8 @@ def _take(line: bytes, found: Lines) -> None:
         ]
     elif "progress" in body:
         found.progress = _progress(body["progress"], when)
+    elif "model" in body:
+        found.models.append(_logged(body["model"]))
     else:
         found.checkpoint = _checkpoint(body["checkpoint"])
 
@@ -111,6 +119,58 @@ def _checkpoint(body: Mapping[str, object]) -> Checkpoint:
     return Checkpoint(
         _step(body["step"]), directory, _values(body.get("metrics") or {}, _MOST_PAIRS)
     )
+
+
+def _logged(body: Mapping[str, Any]) -> Logged:
+    """A model, in the words of the contract; raises Malformed for what the server would refuse."""
+    number = body["number"]
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise Malformed("number")
+    model = runner_pb2.LoggedModel(
+        model=_matching(body["model"], _MODEL),
+        metrics=_values(body["metrics"], _MOST_PAIRS),
+        description=_text(body["description"], 4096),
+        parent=_text(body["parent"], 256),
+        labels=_labels(body["labels"]),
+    )
+    _fill_serving(model, body)
+    return Logged(number, model, body["own_code"] is True)
+
+
+def _fill_serving(model: runner_pb2.LoggedModel, body: Mapping[str, Any]) -> None:
+    serving = model.serving
+    serving.handler = _matching(body["handler"], _HANDLER)
+    serving.example.media_type = _text(body["example"], 128)
+    serving.max_batch = _step(body["max_batch"])
+    serving.batch_wait_ms = _value(body["batch_wait_ms"])
+    if not 0 <= serving.max_batch <= 4096 or not 0 <= serving.batch_wait_ms <= 10_000:
+        raise Malformed("max_batch")
+    if not serving.example.media_type:
+        serving.ClearField("example")
+    try:
+        json_format.ParseDict(body["signature"], model.signature)
+    except json_format.ParseError as error:
+        raise Malformed("signature") from error
+    _text(model.signature.input_type, 128)
+    _text(model.signature.output_type, 128)
+
+
+def _labels(body: object) -> dict[str, str]:
+    if not isinstance(body, dict) or len(body) > 64:
+        raise Malformed("labels")
+    return {_text(key, 63): _text(value, 256) for key, value in body.items()}
+
+
+def _matching(value: object, pattern: re.Pattern[str]) -> str:
+    if not isinstance(value, str) or not pattern.fullmatch(value):
+        raise Malformed("name")
+    return value
+
+
+def _text(value: object, most: int) -> str:
+    if not isinstance(value, str) or len(value) > most:
+        raise Malformed("text")
+    return value
 
 
 def _values(body: object, most: int = MOST_SAMPLES) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import shutil
@@ -12,11 +13,10 @@ from pathlib import Path
 
 from google.protobuf import json_format
 
-import hatoba
 from hatoba.v1 import common_pb2, job_pb2, worker_pb2
 from hatoba_worker import spool, tinyfiles
 from hatoba_worker.attempts import Attempt
-from hatoba_worker.environments import Environments, Interpreter
+from hatoba_worker.environments import Environments, Interpreter, Tenant
 from hatoba_worker.failures import staging_failed
 from hatoba_worker.homes import Homes
 from hatoba_worker.host_secrets import Secrets
@@ -29,6 +29,8 @@ from hatoba_worker.trees import TreeCache
 PARAMS = "params.json"
 STOP_FILE = "stop"
 RESTORE = "restore"
+# What a job may import, and what a model's server needs, where an environment has no such thing.
+_LIBRARY = ("hatoba", "hatoba_worker", "h11")
 _LANGUAGE = ("LANG", "LC_ALL", "LC_CTYPE", "TZ")
 _PERSON = ("HOME", "USER", "LOGNAME", "SHELL")
 _PASSED = frozenset({"PATH", "TMPDIR", "LD_LIBRARY_PATH", *_LANGUAGE, *_PERSON})
@@ -64,16 +66,16 @@ class Stager:
         self._environments = environments
         self._secrets = secrets
         self._host_has_gpus = host_has_gpus
-        self._base = {name: value for name, value in environ.items() if name in _PASSED}
-        self._base["PYTHONUNBUFFERED"] = "1"
+        self._base = base_environment(environ)
 
     def prepare(self) -> None:
         """Make what all attempts share; blocks."""
         self._library.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A directory with nothing but the client in it: beside it may stand a whole environment.
-        link = self._library / "hatoba"
-        link.unlink(missing_ok=True)
-        link.symlink_to(Path(hatoba.__file__).parent)
+        # A directory with nothing but these in it: beside them may stand a whole environment.
+        for package in _LIBRARY:
+            link = self._library / package
+            link.unlink(missing_ok=True)
+            link.symlink_to(_home_of(package))
         Path(self._no_params).write_text("{}", encoding="utf-8")
 
     def at_once(self, attempt: Attempt, restore: job_pb2.Checkpoint | None) -> Spawn | None:
@@ -105,7 +107,8 @@ class Stager:
         secrets: dict[str, str] = {}
         if launch.secrets:
             secrets = await asyncio.to_thread(self._secrets.resolve, list(launch.secrets))
-        interpreter = await self._environments.resolve(attempt)
+        tenant = Tenant(attempt.name, launch.environment, attempt.path(FILES["build"]))
+        interpreter = await self._environments.resolve(tenant)
         if launch.code.digest:
             await self._trees.copy(launch.code, Path(attempt.path("work")))
         for each in launch.inputs:
@@ -170,6 +173,19 @@ class Stager:
             "HATOBA_CHECKPOINTS": attempt.path("checkpoints"),
         }
         return env
+
+
+def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """The host's few variables that everything here gets."""
+    passed = {name: value for name, value in environ.items() if name in _PASSED}
+    return passed | {"PYTHONUNBUFFERED": "1"}
+
+
+def _home_of(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{package} is missing here: pip install 'hatoba[worker]'")
+    return Path(spec.origin).parent
 
 
 def _params(launch: worker_pb2.LaunchAttempt) -> bytes:

@@ -28,6 +28,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 JSON = "application/json"
 BYTES = "application/octet-stream"
 TEXT = "text/plain; charset=utf-8"
+_MEDIA_TYPE = re.compile(r"[!-~][ -~]{0,127}")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*")
 MOST_MESSAGE = 600
 MOST_PROPERTIES = 64
@@ -279,6 +280,8 @@ def encode(result: Any) -> Payload:
         case str():
             return Payload(result.encode(errors="replace"), TEXT)
         case (bytes() as data, str() as media_type):
+            if not _MEDIA_TYPE.fullmatch(media_type):
+                raise HandlerFailed(f"{media_type!r} is no media type: write it like `image/png`")
             return Payload(data, media_type)
     try:
         return Payload(_ENCODER.encode(result).encode(), JSON)

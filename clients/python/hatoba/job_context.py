@@ -142,6 +142,69 @@ class JobContext:
         told = {"done": _value(done), "total": _value(total), "message": str(message)[:1024]}
         self._append({"t": time.time(), "progress": told})
 
+    def input(self, name: str) -> Path:
+        """Where an input lies; raises FileNotFoundError, which names those that there are."""
+        path = self.inputs_dir / name
+        if not path.exists():
+            there = ", ".join(self.inputs) or "none"
+            raise FileNotFoundError(f"there is no input {name!r} in {self.inputs_dir}: {there}")
+        return path
+
+    def log_model(
+        self,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        handler: str = "",
+        example: Any = None,
+        metrics: Mapping[str, float] | None = None,
+        description: str = "",
+        labels: Mapping[str, str] | None = None,
+        parent: str = "",
+        code: str | os.PathLike[str] | None = None,
+        max_batch: int = 0,
+        batch_wait_ms: float = 0.0,
+    ) -> None:
+        """Make a model version of a file or directory, once the job has succeeded.
+
+        `handler`, `MODULE:CLASS` in `code` (the working directory), serves it. It is imported here
+        and now and has to answer `example`: JSON, bytes, or `(bytes, media type)`. `parent` is the
+        version it was made from (`digits:6`). A server asks for up to `max_batch` answers at once,
+        for which the first request waits `batch_wait_ms` at most.
+
+        Unlike the other methods it raises: ValueError for what cannot be a model, HandlerNotFound,
+        HandlerFailed or ExampleRefused (`hatoba.handlers`) for one that could not be served, and
+        OSError when it cannot be kept. Outside Hatoba it checks the same, and keeps nothing.
+        """
+        from hatoba import logged_models
+
+        model = logged_models.LoggedModel(
+            name=name,
+            path=Path(path),
+            handler=handler,
+            example=example,
+            metrics=metrics or {},
+            description=description,
+            labels=labels or {},
+            parent=parent,
+            code=None if code is None else Path(code),
+            max_batch=max_batch,
+            batch_wait_ms=batch_wait_ms,
+        )
+        examined = logged_models.examine(model)
+        if self.directory is None:
+            self._say(f"model {name}: it could be served; outside Hatoba it is not kept")
+            return
+        record = logged_models.record(model, examined)
+        size = len(_line({"t": time.time(), "model": record}))
+        if size > MAX_LINE_BYTES:
+            raise ValueError(
+                f"what is said of model {name!r} has {size:,} bytes and may have "
+                f"{MAX_LINE_BYTES:,}: shorten metrics, labels or description"
+            )
+        record["number"] = logged_models.keep(model, examined, self.directory)
+        self._write(_line({"t": time.time(), "model": record}))
+
     @contextmanager
     def checkpoint(self, step: int, metrics: Mapping[str, float] | None = None) -> Iterator[Path]:
         """Give a fresh directory to save into; it becomes the checkpoint of `step` when the block
@@ -205,7 +268,7 @@ class JobContext:
         return self.checkpoints_dir / f"step-{max(steps)}" if steps else None
 
     def _append(self, line: dict[str, Any]) -> None:
-        data = json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        data = _line(line)
         if len(data) > MAX_LINE_BYTES:
             self._warn(
                 "long", f"a report of {len(data)} bytes is over {MAX_LINE_BYTES} and was dropped"
@@ -241,6 +304,10 @@ class JobContext:
             sys.stderr.write(f"hatoba: {message}\n")
         except (OSError, ValueError, AttributeError):
             return
+
+
+def _line(line: dict[str, Any]) -> bytes:
+    return json.dumps(line, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
 def _value(value: float) -> float | str:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from hatoba.v1 import worker_pb2
-from hatoba_worker.attempts import Attempt, Book, Checkpoint
+from hatoba.v1 import runner_pb2, worker_pb2
+from hatoba_worker.attempts import Attempt, Book, Checkpoint, Logged
 from hatoba_worker.tombstones import KEPT_SECONDS, Tombstones
 
 
@@ -29,8 +29,8 @@ def entered(book: Book, name: str = "a-1") -> Attempt:
 
 
 def state(attempt: Attempt) -> dict[str, Any]:
-    names = "launch nonce home launched_ns why grace dropped checkpoint stored_step holes reports"
-    return {name: getattr(attempt, name) for name in names.split()}
+    names = "launch nonce home launched_ns why grace dropped checkpoint stored_step models holes"
+    return {name: getattr(attempt, name) for name in [*names.split(), "reports"]}
 
 
 CHANGES: list[Callable[[Book, Attempt], object]] = [
@@ -43,6 +43,9 @@ CHANGES: list[Callable[[Book, Attempt], object]] = [
     lambda book, attempt: book.announced(attempt, Checkpoint(3, "step-3", {"acc": 0.5})),
     lambda book, attempt: book.stored(attempt, 3),
     lambda book, attempt: book.punched(attempt, "stdout", 4096),
+    lambda book, attempt: book.logged(
+        attempt, Logged(2, runner_pb2.LoggedModel(model="digits", metrics={"acc": 0.5}), True)
+    ),
     lambda book, attempt: book.dropped(attempt),
 ]
 

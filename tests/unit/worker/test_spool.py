@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hatoba.v1 import model_pb2, runner_pb2
 from hatoba_worker import spool
 from hatoba_worker.attempts import Checkpoint
 
@@ -15,7 +16,52 @@ def line(**body: object) -> bytes:
     return json.dumps({"t": 1.5, **body}).encode() + b"\n"
 
 
-def test_the_three_kinds_of_lines() -> None:
+def model(**fields: object) -> dict[str, object]:
+    """A model as a job says it."""
+    return {
+        "number": 3,
+        "model": "digits",
+        "handler": "serve:Digits",
+        "own_code": True,
+        "example": "application/json",
+        "signature": {"input_type": "application/json", "input": {"type": "integer"}},
+        "metrics": {"acc": 0.5},
+        "description": "d",
+        "labels": {"team": "a"},
+        "parent": "digits:6",
+        "max_batch": 8,
+        "batch_wait_ms": 2.5,
+        **fields,
+    }
+
+
+def test_a_model_is_told_in_the_words_of_the_contract() -> None:
+    (found,) = spool.parse(line(model=model()), 0).models
+    assert (found.number, found.own_code) == (3, True)
+    expected = runner_pb2.LoggedModel(
+        model="digits",
+        serving=model_pb2.Serving(
+            handler="serve:Digits",
+            example=model_pb2.Payload(media_type="application/json"),
+            max_batch=8,
+            batch_wait_ms=2.5,
+        ),
+        signature=model_pb2.Signature(input_type="application/json"),
+        metrics={"acc": 0.5},
+        description="d",
+        labels={"team": "a"},
+        parent="digits:6",
+    )
+    expected.signature.input["type"] = "integer"
+    assert found.model == expected
+
+
+def test_a_model_without_example_has_none() -> None:
+    (found,) = spool.parse(line(model=model(example="", handler="", signature={})), 0).models
+    assert not found.model.serving.HasField("example")
+
+
+def test_the_three_other_kinds_of_lines() -> None:
     data = (
         line(metrics={"loss": 2, "bad": "NaN", "big": "-Infinity"}, step=3)
         + line(progress={"done": 1, "total": 4, "message": "one"})
@@ -64,6 +110,22 @@ def test_the_three_kinds_of_lines() -> None:
         line(checkpoint={"step": 1, "dir": "../../etc"}),
         line(checkpoint={"step": 1, "dir": "step-1/.."}),
         line(checkpoint={"step": "1", "dir": "step-1"}),
+        line(model={}),
+        line(model=model(number=0)),
+        line(model=model(number=True)),
+        line(model=model(number="1/../2")),
+        line(model=model(model="Digits")),
+        line(model=model(handler="serve")),
+        line(model=model(example="x" * 129)),
+        line(model=model(signature={"shape": 1})),
+        line(model=model(signature={"output_type": "x" * 129})),
+        line(model=model(metrics={str(n): n for n in range(257)})),
+        line(model=model(labels={str(n): "" for n in range(65)})),
+        line(model=model(labels={"a": 1})),
+        line(model=model(description="x" * 4097)),
+        line(model=model(parent=None)),
+        line(model=model(max_batch=4097)),
+        line(model=model(batch_wait_ms="NaN")),
         line(checkpoint={"step": 1, "dir": "step-1", "metrics": {str(n): n for n in range(257)}}),
     ],
 )
@@ -71,6 +133,7 @@ def test_what_does_not_fit_is_counted_and_left_out(bad: bytes) -> None:
     good = line(metrics={"loss": 1})
     found = spool.parse(bad + good, 0)
     assert found.malformed == 1
+    assert found.models == []
     assert [each.key for each in found.samples] == ["loss"]
     assert found.end == len(bad) + len(good)
 
