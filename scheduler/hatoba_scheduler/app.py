@@ -65,6 +65,7 @@ from hatoba_scheduler.control.logged_models import LoggedModels
 from hatoba_scheduler.control.logs import LogStore
 from hatoba_scheduler.control.metrics import MetricWriter
 from hatoba_scheduler.control.model_versions import register_models
+from hatoba_scheduler.control.publisher import Publisher
 from hatoba_scheduler.control.queues import QueueBook
 from hatoba_scheduler.control.registrar import Registrar, RegistrarParts
 from hatoba_scheduler.control.runners import RunnerDesk
@@ -151,6 +152,7 @@ class Core:
     logs: LogStore
     metric_writer: MetricWriter
     followers: Followers
+    publisher: Publisher
     queues: QueueBook
     chunks: ChunkStore
     garbage: Garbage
@@ -251,6 +253,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         logs=LogStore(options.data / "logs"),
         metric_writer=MetricWriter(store),
         followers=Followers(ledger, store, clock),
+        publisher=Publisher(ledger, store, specs, chunks, clock),
         queues=QueueBook(store, dispatcher.set_queue),
         chunks=chunks,
         garbage=Garbage(chunks, Roots([store, store.datasets]), clock),
@@ -292,6 +295,7 @@ async def _recover(core: Core) -> None:
     await core.queues.recover()
     core.dispatcher.recover()
     core.followers.recover()
+    await core.publisher.recover()
     log.info("recovered", active_jobs=core.ledger.active(), last_event=core.events.newest)
 
 
@@ -351,6 +355,7 @@ def _start_loops(
         "dispatch": core.dispatcher.run,
         "dispatch-timer": core.dispatcher.run_timer,
         "followers": core.followers.run,
+        "publisher": core.publisher.run,
         "metric-writer": core.metric_writer.run,
         "loop-lag": lambda: watch_loop_lag(core.metrics),
         "sweep": lambda: sweep(core.store, core.clock),

@@ -11,7 +11,7 @@ import ipaddress
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,6 +112,26 @@ class DefaultsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BlobsConfig:
+    """`[blobs]`: where chunks are kept; without `url` in the data directory.
+
+    Credentials of an object store are never here: they come from the server's environment.
+    """
+
+    url: str = ""
+    """`s3://BUCKET/PREFIX`, or another address that obstore knows; empty: a directory."""
+    endpoint: str = ""
+    """`http://HOST:PORT` or `https://HOST` of a store that is not AWS's own."""
+    region: str = ""
+    allow_http: bool = False
+    virtual_hosted_style: bool = False
+
+    def of_bucket(self, name: str) -> BlobsConfig:
+        """The same endpoint and region with another bucket of S3."""
+        return replace(self, url=f"s3://{name}")
+
+
+@dataclass(frozen=True, slots=True)
 class BackendConfig:
     """`[backends.NAME]`: the plug-in's type, and options that it checks itself."""
 
@@ -126,6 +146,7 @@ class Config:
     server: ServerConfig = ServerConfig()
     limits: LimitsConfig = LimitsConfig()
     defaults: DefaultsConfig = DefaultsConfig()
+    blobs: BlobsConfig = BlobsConfig()
     backends: Mapping[str, BackendConfig] = field(default_factory=dict)
 
 
@@ -184,9 +205,11 @@ class _Reader:
             server=ServerConfig(**self._settings("server", tables, _SERVER)),
             limits=LimitsConfig(**self._settings("limits", tables, _LIMITS)),
             defaults=DefaultsConfig(**self._settings("defaults", tables, _DEFAULTS)),
+            blobs=BlobsConfig(**self._settings("blobs", tables, _BLOBS)),
             backends=self._backends(tables.get("backends", {})),
         )
         self._default_exists(config)
+        self._bucket_fits(config.blobs)
         return config
 
     def _settings(
@@ -236,6 +259,12 @@ class _Reader:
         train = config.defaults.train
         if train and config.backends and train not in config.backends:
             self._problem(("defaults", "train"), _unknown("backend", train, config.backends))
+
+    def _bucket_fits(self, blobs: BlobsConfig) -> None:
+        if blobs.endpoint.startswith("http://") and not blobs.allow_http:
+            self._problem(
+                ("blobs", "endpoint"), "is not encrypted; set `allow_http = true` as well"
+            )
 
     def _known(self, path: tuple[str, ...], given: Iterable[str], known: Iterable[str]) -> None:
         names = list(known)
@@ -327,6 +356,12 @@ def _endpoint(value: Any) -> str:
     return str(value)
 
 
+def _bucket(value: Any) -> str:
+    if _text(value) and not re.fullmatch(r"[a-z][a-z0-9]*://[^/\s]+(/\S*)?", value):
+        raise ValueError(f"must be s3://BUCKET or s3://BUCKET/PREFIX, got {value!r}")
+    return str(value)
+
+
 def _kind(value: Any) -> str:
     names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
     names |= {list: "a list", dict: "a table"}
@@ -351,6 +386,13 @@ _LIMITS: dict[str, Callable[[Any], Any]] = {
     "max_concurrent_calls": _whole(1, 1_000_000),
     "max_unary_seconds": _number(1, 3_600),
     "kept_spans": _whole(0, 100_000_000),
+}
+_BLOBS: dict[str, Callable[[Any], Any]] = {
+    "url": _bucket,
+    "endpoint": _endpoint,
+    "region": _text,
+    "allow_http": _flag,
+    "virtual_hosted_style": _flag,
 }
 _DEFAULTS: dict[str, Callable[[Any], Any]] = {"train": _text}
 
@@ -431,6 +473,19 @@ _TEMPLATE = """\
 
 # Spans kept in the data directory for `hatoba jobs trace`; the oldest go first.
 # kept_spans = 100000
+
+[blobs]
+# Where chunks of code, data, outputs and models are kept: a bucket and a prefix in it, such as
+# "s3://team/hatoba". Empty: in the data directory. Credentials come from the server's environment
+# (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), never from this file.
+# url = ""
+
+# For a store that is not AWS's own, also for buckets that data is imported from. Plain http needs
+# `allow_http` as well.
+# endpoint = "https://objects.example.org"
+# region = "eu-central-1"
+# allow_http = false
+# virtual_hosted_style = false
 
 [defaults]
 # Which backend trains when a job names none.

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hatoba.artifacts.manifest import CHUNK_BYTES, DIGEST_BYTES, PIECE_BYTES
+from hatoba.artifacts.manifest import CHUNK_BYTES, DIGEST_BYTES, MAX_MANIFEST_BYTES, PIECE_BYTES
 from hatoba.v1 import artifact_pb2, artifact_pb2_grpc
+from hatoba_scheduler.auth.roles import Role
+from hatoba_scheduler.control.garbage import Garbage
 from hatoba_scheduler.errors import (
     DeadlineExceeded,
+    FailedPrecondition,
     InvalidArgument,
+    PermissionDenied,
     Reason,
     ResourceExhausted,
 )
-from hatoba_scheduler.store.blobs import ChunkStore, Piece
+from hatoba_scheduler.interceptors.context import current_call
+from hatoba_scheduler.store.blob_place import Signed
+from hatoba_scheduler.store.blobs import ChunkStore, Piece, Read
+from hatoba_scheduler.store.buckets import Externals
 
 if TYPE_CHECKING:
     from hatoba_scheduler.interceptors.types import Context
 
 MAX_FIND = 10_000
-MAX_DOWNLOAD = 1_000
+MAX_DOWNLOAD = 10_000
+MAX_DIRECT = 1_000
+MAX_WHOLE = 4_096
 
 
 class ArtifactLimits(NamedTuple):
@@ -35,11 +45,21 @@ class ArtifactLimits(NamedTuple):
     stall_seconds: float = 60.0
 
 
+class ArtifactParts(NamedTuple):
+    """What ArtifactService stands on."""
+
+    chunks: ChunkStore
+    garbage: Garbage
+    externals: Externals
+
+
 class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
     """Answers the calls of ArtifactService out of a ChunkStore."""
 
-    def __init__(self, store: ChunkStore, limits: ArtifactLimits | None = None) -> None:
-        self._store = store
+    def __init__(self, parts: ArtifactParts, limits: ArtifactLimits | None = None) -> None:
+        self._store = parts.chunks
+        self._garbage = parts.garbage
+        self._externals = parts.externals
         self._limits = limits or ArtifactLimits()
         self._uploads = _Gate(self._limits, "uploads")
         self._downloads = _Gate(self._limits, "downloads")
@@ -47,10 +67,12 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
     async def FindMissingChunks(
         self, request: artifact_pb2.FindMissingChunksRequest, context: Context
     ) -> artifact_pb2.FindMissingChunksResponse:
-        """Which chunks are not stored."""
+        """Which chunks and manifests are not stored."""
         _check_digests(request.sha256, MAX_FIND)
+        _check_digests(request.manifests, MAX_DIRECT, "manifests")
+        manifests = await self._store.missing_manifests(request.manifests)
         missing = await self._store.missing(request.sha256)
-        return artifact_pb2.FindMissingChunksResponse(sha256=missing)
+        return artifact_pb2.FindMissingChunksResponse(sha256=missing, manifests=manifests)
 
     async def UploadChunks(
         self, requests: Any, context: Context
@@ -61,7 +83,8 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
             async with _unless_stalled(self._limits.stall_seconds) as patience:
                 async for request in requests:
                     patience.rest()
-                    await upload.add(order.follow(request))
+                    for piece in order.follow(request):
+                        await upload.add(piece)
                     patience.renew()
             order.check_end()
             await upload.commit()
@@ -73,15 +96,18 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
     ) -> None:
         """Send chunks in the order asked for."""
         _check_digests(request.sha256, MAX_DOWNLOAD)
+        packed = _packed if request.whole else _single
         async with (
             self._downloads.passing(),
             aclosing(self._store.read(request.sha256)) as visits,
             _unless_stalled(self._limits.stall_seconds) as patience,
         ):
+            begun = False
             async for pieces in visits:
-                for piece in pieces:
+                for reply in packed(pieces, begun):
                     patience.renew()
-                    await context.write(artifact_pb2.DownloadChunksResponse(**piece._asdict()))
+                    await context.write(reply)
+                begun = bool(pieces) and not pieces[-1].last
                 patience.rest()
 
     async def CreateManifest(
@@ -91,11 +117,143 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
         ref = await self._store.put_manifest(request.manifest)
         return artifact_pb2.CreateManifestResponse(ref=ref)
 
+    async def UploadManifest(
+        self, requests: Any, context: Context
+    ) -> artifact_pb2.CreateManifestResponse:
+        """As CreateManifest, for one that comes in pieces."""
+        async with self._uploads.passing(), self._store.manifest_upload() as upload:
+            async with _unless_stalled(self._limits.stall_seconds) as patience:
+                async for request in requests:
+                    patience.rest()
+                    _check_piece(len(request.data))
+                    await upload.add(request.data)
+                    patience.renew()
+            ref = await upload.commit()
+        return artifact_pb2.CreateManifestResponse(ref=ref)
+
     async def GetManifest(
         self, request: artifact_pb2.GetManifestRequest, context: Context
     ) -> artifact_pb2.Manifest:
         """A manifest by digest."""
-        return await self._store.manifest(request.digest)
+        return await self._store.manifest(request.digest, most=MAX_MANIFEST_BYTES)
+
+    async def DownloadManifest(  # type: ignore[override]
+        self, request: artifact_pb2.DownloadManifestRequest, context: Context
+    ) -> None:
+        """Send a manifest in pieces."""
+        async with (
+            self._downloads.passing(),
+            aclosing(self._store.manifest_pieces(request.digest)) as pieces,
+            _unless_stalled(self._limits.stall_seconds) as patience,
+        ):
+            async for piece in pieces:
+                patience.renew()
+                await context.write(artifact_pb2.DownloadManifestResponse(data=piece))
+                patience.rest()
+
+    async def GetTransferUrls(
+        self, request: artifact_pb2.GetTransferUrlsRequest, context: Context
+    ) -> artifact_pb2.GetTransferUrlsResponse:
+        """Addresses at the object store, and at users' buckets."""
+        _check_digests(request.sha256, MAX_DIRECT)
+        upload = request.direction == artifact_pb2.TRANSFER_DIRECTION_UPLOAD
+        _check_direction(request, upload=upload)
+        direct = self._store.place.direct
+        reply = artifact_pb2.GetTransferUrlsResponse(direct=direct is not None)
+        if direct is not None and request.sha256:
+            ask = direct.upload_urls if upload else direct.download_urls
+            _add_urls(reply, await self._store.on_thread(ask, list(request.sha256)))
+        if request.external:
+            await self._check_named(request.manifest, request.external)
+            uris = [one.uri for one in request.external]
+            _add_urls(reply, await self._store.on_thread(self._externals.urls, uris))
+        return reply
+
+    async def ConfirmChunks(
+        self, request: artifact_pb2.ConfirmChunksRequest, context: Context
+    ) -> artifact_pb2.ConfirmChunksResponse:
+        """Take in chunks that were put to upload addresses."""
+        _check_digests([chunk.sha256 for chunk in request.chunks], MAX_DIRECT, "chunks")
+        direct = self._store.place.direct
+        if direct is None:
+            raise FailedPrecondition(
+                "this server keeps chunks in a directory and gives out no upload addresses; "
+                "send them by UploadChunks"
+            )
+        missing = await self._store.confirm(direct, request.chunks)
+        return artifact_pb2.ConfirmChunksResponse(missing=missing)
+
+    async def CollectGarbage(
+        self, request: artifact_pb2.CollectGarbageRequest, context: Context
+    ) -> artifact_pb2.CollectGarbageResponse:
+        """One run of garbage collection."""
+        collected = await self._garbage.collect(only_say=request.validate_only)
+        return artifact_pb2.CollectGarbageResponse(**asdict(collected))
+
+    async def _check_named(
+        self, digest: str, objects: Sequence[artifact_pb2.ExternalObject]
+    ) -> None:
+        """Raise InvalidArgument unless the stored manifest names all of these objects."""
+        wanted = {(one.uri, one.etag): index for index, one in enumerate(objects)}
+        async with aclosing(self._store.entries(digest)) as batches:
+            async for entries in batches:
+                for entry in entries:
+                    if entry.HasField("external"):
+                        wanted.pop((entry.external.uri, entry.external.etag), None)
+                if not wanted:
+                    return
+        index = min(wanted.values())
+        raise InvalidArgument.field(
+            f"external[{index}]",
+            f"must be an object that manifest {digest} names",
+            value=objects[index].uri,
+        )
+
+
+def _check_direction(request: artifact_pb2.GetTransferUrlsRequest, *, upload: bool) -> None:
+    if upload and request.external:
+        raise InvalidArgument.field("external", "must be empty for uploads")
+    if request.external and not request.manifest:
+        rule = "must name the manifest that has the external objects"
+        raise InvalidArgument.field("manifest", rule, value="")
+    if upload and current_call().role is Role.VIEWER:
+        raise PermissionDenied("a viewer may not upload; use a token with the role user")
+
+
+def _add_urls(reply: artifact_pb2.GetTransferUrlsResponse, signed: Signed) -> None:
+    for url in signed.urls:
+        reply.urls.add(url=url).expire_time.FromNanoseconds(round(signed.expire_time * 1e9))
+
+
+def _single(pieces: Sequence[Read], begun: bool) -> Iterator[artifact_pb2.DownloadChunksResponse]:
+    """A message for each piece."""
+    for piece in pieces:
+        yield artifact_pb2.DownloadChunksResponse(
+            position=piece.position, data=piece.data, last=piece.last
+        )
+
+
+def _packed(pieces: Sequence[Read], begun: bool) -> Iterator[artifact_pb2.DownloadChunksResponse]:
+    """A message for each row of whole chunks, and for each other piece.
+
+    `begun`: the first piece goes on with a chunk.
+    """
+    row: list[Read] = []
+    for piece in pieces:
+        if piece.last and not begun and len(row) < MAX_WHOLE:
+            row.append(piece)
+        else:
+            yield from _row(row)
+            row = []
+            yield from _single([piece], begun)
+        begun = not piece.last
+    yield from _row(row)
+
+
+def _row(row: Sequence[Read]) -> Iterator[artifact_pb2.DownloadChunksResponse]:
+    if row:
+        whole = [piece.data for piece in row]
+        yield artifact_pb2.DownloadChunksResponse(position=row[0].position, whole=whole)
 
 
 class _PieceOrder:
@@ -107,8 +265,10 @@ class _PieceOrder:
         self._current = b""
         self._size = 0
 
-    def follow(self, request: artifact_pb2.UploadChunksRequest) -> Piece:
-        """The piece with its chunk's digest. Raises InvalidArgument."""
+    def follow(self, request: artifact_pb2.UploadChunksRequest) -> list[Piece]:
+        """The pieces with their chunks' digests. Raises InvalidArgument."""
+        if request.whole:
+            return self._whole(request)
         self._check_digest(request.sha256)
         self._check_size(len(request.data), request.last)
         piece = Piece(self._current, request.data, request.last)
@@ -116,7 +276,25 @@ class _PieceOrder:
         if request.last:
             self.chunks += 1
             self._current, self._size = b"", 0
-        return piece
+        return [piece]
+
+    def _whole(self, request: artifact_pb2.UploadChunksRequest) -> list[Piece]:
+        if self._current or request.sha256 or request.data or request.last:
+            raise InvalidArgument.field(
+                "whole", "must stand alone, between two chunks", value=len(request.whole)
+            )
+        pieces = [Piece(chunk.sha256, chunk.data, True) for chunk in request.whole]
+        size = sum(len(piece.data) for piece in pieces)
+        if size > PIECE_BYTES:
+            rule = f"must have at most {PIECE_BYTES:,} bytes together"
+            raise InvalidArgument.field("whole", rule, value=size)
+        for index, piece in enumerate(pieces):
+            if len(piece.sha256) != DIGEST_BYTES or not piece.data:
+                rule = f"must have a digest of {DIGEST_BYTES} bytes and at least 1 byte"
+                raise InvalidArgument.field(f"whole[{index}]", rule, value=piece.sha256.hex())
+        self.chunks += len(pieces)
+        self.bytes += size
+        return pieces
 
     def check_end(self) -> None:
         """Raise InvalidArgument when the last chunk was not finished."""
@@ -144,10 +322,7 @@ class _PieceOrder:
 
     def _check_size(self, size: int, last: bool) -> None:
         self._size += size
-        if size > PIECE_BYTES:
-            raise InvalidArgument.field(
-                "data", f"must be at most {PIECE_BYTES:,} bytes", value=size
-            )
+        _check_piece(size)
         if self._size > CHUNK_BYTES:
             rule = f"must add up to at most {CHUNK_BYTES:,} bytes for one chunk"
             raise InvalidArgument.field("data", rule, value=self._size)
@@ -215,12 +390,15 @@ async def _unless_stalled(seconds: float) -> AsyncIterator[_Patience]:
         ) from None
 
 
-def _check_digests(digests: Any, most: int) -> None:
+def _check_piece(size: int) -> None:
+    if size > PIECE_BYTES:
+        raise InvalidArgument.field("data", f"must be at most {PIECE_BYTES:,} bytes", value=size)
+
+
+def _check_digests(digests: Any, most: int, field: str = "sha256") -> None:
     if len(digests) > most:
-        raise InvalidArgument.field(
-            "sha256", f"must have at most {most:,} items", value=len(digests)
-        )
+        raise InvalidArgument.field(field, f"must have at most {most:,} items", value=len(digests))
     for index, digest in enumerate(digests):
         if len(digest) != DIGEST_BYTES:
             rule = f"must have {DIGEST_BYTES} bytes"
-            raise InvalidArgument.field(f"sha256[{index}]", rule, value=digest.hex())
+            raise InvalidArgument.field(f"{field}[{index}]", rule, value=digest.hex())

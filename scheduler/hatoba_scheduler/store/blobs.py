@@ -1,59 +1,74 @@
-"""Content-addressed storage on a directory: chunks that come in pieces, and manifests over them."""
+"""Content-addressed storage: chunks that come in pieces, and manifests over them.
+
+What is stored is told by the files or objects themselves. The index adds leases, so that garbage
+collection never deletes what somebody is about to name, and marks. Two rules keep every stored
+manifest complete: a chunk is leased before its presence is looked at, and nothing is deleted while
+anybody is between the two; a manifest is deleted before the chunks that it alone names.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from pathlib import Path
+from itertools import islice
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 
 import structlog
 
-from hatoba.artifacts.errors import Problem
+from hatoba.artifacts.errors import BadManifest, Problem
 from hatoba.artifacts.manifest import (
     MAX_TOTAL_BYTES,
     PIECE_BYTES,
+    Rules,
     canonical_bytes,
-    digest_of,
-    ref_of,
-    validate_manifest,
+    entries_of,
+    pieces_of,
 )
 from hatoba.v1 import artifact_pb2, common_pb2
+from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.errors import (
     FailedPrecondition,
     FieldViolation,
     HatobaError,
     InvalidArgument,
-    NotFound,
     Reason,
-    Resource,
+    ResourceExhausted,
 )
-from hatoba_scheduler.store.blob_files import (
-    RESERVE_BYTES,
-    BlobFiles,
+from hatoba_scheduler.store.blob_index import BlobIndex, BlobKind, Judged
+from hatoba_scheduler.store.blob_place import (
+    BlobPlace,
+    Direct,
     Incoming,
-    Named,
     Piece,
     Read,
-    no_chunk,
+    Stored,
+    file_pieces,
+    not_stored,
     open_new,
     read_chunks,
     write_all,
 )
 from hatoba_scheduler.store.disk import disk_errors
-from hatoba_scheduler.store.errors import StorageFailed, StorageFull
+from hatoba_scheduler.store.errors import StorageFailed
 
-__all__ = ["ChunkStore", "Piece", "Read", "StorageFailed", "StorageFull", "Upload"]
+__all__ = ["ChunkStore", "ManifestUpload", "Piece", "Read", "Stored", "Upload"]
 
+LEASE: Micros = 70 * 60 * 1_000_000
+"""An hour, and the ten minutes by which a lease may be short before it is renewed."""
 _THREADS = 4
-_WAITING_PIECES = 256
+_WAITING_PIECES = 4096
 _NAMED_MISSING = 10
+_BATCH = 2_000
+_MAX_MANIFEST = 1024 * 1024 * 1024
+_KNOWN_REFS = 1_024
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _log = structlog.get_logger("hatoba.blobs")
 
@@ -61,71 +76,211 @@ T = TypeVar("T")
 
 
 class ChunkStore:
-    """The chunks and manifests below one directory, which only one process may use.
+    """The chunks and manifests of one place, which only one process may use.
 
-    Disk work is done on a few threads of its own. Every method raises StorageFull or StorageFailed
-    when the disk refuses.
+    Blocking work is done on a few threads of its own. Every method raises StorageFull or
+    StorageFailed when disk or object store refuse.
     """
 
-    def __init__(self, files: BlobFiles, threads: ThreadPoolExecutor, max_total: int) -> None:
-        self._files = files
+    def __init__(
+        self,
+        place: BlobPlace,
+        index: BlobIndex,
+        now: Callable[[], Micros],
+        threads: ThreadPoolExecutor,
+        max_total: int,
+    ) -> None:
+        self.place = place
+        self._index = index
+        self._now = now
         self._threads = threads
         self._max_total = max_total
+        self._doors = _Doors()
+        self._refs: OrderedDict[str, common_pb2.ManifestRef] = OrderedDict()
 
     @classmethod
     @asynccontextmanager
     async def open(
         cls,
-        root: Path,
+        place: BlobPlace,
+        index: BlobIndex,
+        now: Callable[[], Micros],
         *,
-        reserve_bytes: int = RESERVE_BYTES,
         max_tree_bytes: int = MAX_TOTAL_BYTES,
     ) -> AsyncIterator[Self]:
-        """The store below `root`, made when it is not there.
+        """The store of a place, made when it is not there.
 
-        `reserve_bytes` of the disk are left free; a manifest of more than `max_tree_bytes` is
-        refused.
+        `now` tells the time of leases; a manifest of more than `max_tree_bytes` is refused.
         """
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
-        store = cls(BlobFiles(root, reserve_bytes), threads, max_tree_bytes)
+        store = cls(place, index, now, threads, max_tree_bytes)
         try:
-            await store.on_thread(store._files.prepare)
+            await store.on_thread(place.prepare)
             yield store
         finally:
             threads.shutdown(wait=False)
 
+    # -- chunks ---------------------------------------------------------------------------------
+
     async def missing(self, digests: Iterable[bytes]) -> list[bytes]:
-        """Those of the chunks that are not stored, each once, in the order given."""
-        return await self.on_thread(self._missing, list(dict.fromkeys(digests)))
+        """Those of the chunks that are not stored, each once, in order; the others are leased."""
+        wanted = list(dict.fromkeys(digests))
+        present = await self._leased(BlobKind.CHUNK, wanted)
+        return [sha for sha in wanted if sha not in present]
 
     def upload(self) -> Upload:
         """A place for the chunks of one stream; use it with `async with`."""
-        return Upload(self, Incoming(self._files))
+        return Upload(self, Incoming(self.place))
 
     async def read(self, digests: Sequence[bytes]) -> AsyncGenerator[list[Read], None]:
         """The pieces of chunks in order, about 1 MiB at a time. Raises NotFound before any."""
-        missing = await self.missing(digests)
-        if missing:
-            raise no_chunk(missing[0])
-        visits = read_chunks(self._files, digests)
+        sizes = await self.on_thread(self.place.sizes, BlobKind.CHUNK, digests)
+        for sha256, size in zip(digests, sizes, strict=True):
+            if size is None:
+                raise not_stored(BlobKind.CHUNK, sha256)
+        visits = read_chunks(self.place, digests)
         while (visit := await self.on_thread(next, visits, None)) is not None:
             yield visit
 
+    async def keep_chunks(self, incoming: Incoming) -> None:
+        """Give checked chunks their places, leased before they have them."""
+        async with self._doors.touching():
+            await self._index.lease(BlobKind.CHUNK, incoming.verified, self._now() + LEASE)
+            await self.on_thread(incoming.settle)
+
+    # -- manifests --------------------------------------------------------------------------------
+
     async def put_manifest(self, manifest: artifact_pb2.Manifest) -> common_pb2.ManifestRef:
-        """Store a manifest durably. Storing it again is the same digest.
+        """Store a manifest durably and lease it. Storing it again is the same digest.
 
         Raises InvalidArgument for one that breaks a rule (fields are named from `manifest.` on),
         FailedPrecondition when chunks are missing.
         """
-        return await self.on_thread(self._put_manifest, manifest)
+        canonical = await self.on_thread(canonical_bytes, manifest)
+        async with self.manifest_upload() as upload:
+            for piece in pieces_of(canonical):
+                await upload.add(piece)
+            return await upload.commit()
 
-    async def manifest(self, digest: str) -> artifact_pb2.Manifest:
-        """A stored manifest by its digest. Raises InvalidArgument and NotFound."""
-        return await self.on_thread(self._manifest, digest)
+    def manifest_upload(self) -> ManifestUpload:
+        """A place for a manifest that comes in pieces; use it with `async with`."""
+        return ManifestUpload(self, self.place)
+
+    async def manifest(self, digest: str, most: int = 0) -> artifact_pb2.Manifest:
+        """A stored manifest by its digest. Raises InvalidArgument and NotFound.
+
+        With `most`, ResourceExhausted for one of more bytes.
+        """
+        sha256 = _sha256(digest)
+        (size,) = await self.on_thread(self.place.sizes, BlobKind.MANIFEST, [sha256])
+        if most and (size or 0) > most:
+            raise ResourceExhausted(
+                f"manifest {digest} has {size:,} bytes, more than one message holds; "
+                "call DownloadManifest",
+                reason=Reason.MESSAGE_TOO_LARGE,
+            )
+        return await self.on_thread(self._manifest, sha256)
+
+    async def manifest_pieces(self, digest: str) -> AsyncGenerator[bytes, None]:
+        """Its serialisation, at most 1 MiB at a time. Raises InvalidArgument, NotFound."""
+        pieces = self.place.read(BlobKind.MANIFEST, _sha256(digest))
+        while (piece := await self.on_thread(next, pieces, None)) is not None:
+            yield piece
+
+    async def entries(
+        self, digest: str, count: int = 1_000
+    ) -> AsyncGenerator[list[artifact_pb2.ManifestEntry], None]:
+        """A manifest's entries, so many at a time, without holding all of it.
+
+        Raises NotFound, and StorageFailed for one that is damaged, which may show at the end only.
+        """
+        walk = self._walk(_sha256(digest))
+        while some := await self.on_thread(_some, walk, count):
+            yield some
 
     async def ref(self, digest: str) -> common_pb2.ManifestRef:
-        """The true sizes of a stored manifest. Raises InvalidArgument and NotFound."""
-        return ref_of(await self.manifest(digest))
+        """The true sizes of a stored manifest, now leased. Raises InvalidArgument, NotFound."""
+        sha256 = _sha256(digest)
+        if not await self._leased(BlobKind.MANIFEST, [sha256]):
+            raise not_stored(BlobKind.MANIFEST, sha256)
+        known = self._refs.get(digest)
+        if known is None:
+            known = await self.on_thread(self._ref, sha256)
+            self._remember(known)
+        return known
+
+    async def missing_manifests(self, digests: Iterable[bytes]) -> list[bytes]:
+        """Those of the manifests that are not stored; the others are leased."""
+        wanted = list(dict.fromkeys(digests))
+        present = await self._leased(BlobKind.MANIFEST, wanted)
+        return [sha for sha in wanted if sha not in present]
+
+    async def keep_manifest(self, temporary: str) -> common_pb2.ManifestRef:
+        """Check a manifest's file, chunks included, and give it its place."""
+        sha256 = await self.on_thread(_file_digest, temporary)
+        digest = f"sha256:{sha256.hex()}"
+        if await self._leased(BlobKind.MANIFEST, [sha256]):
+            # A stored manifest is complete.
+            return await self.ref(digest)
+        walk = _Walk(temporary, self._max_total)
+        while batch := await self.on_thread(walk.next_chunks):
+            async with self._doors.touching():
+                await self._index.lease(BlobKind.CHUNK, list(batch), self._now() + LEASE)
+                walk.compare(batch, await self.on_thread(self._sizes, list(batch)))
+        walk.refuse()
+        async with self._doors.touching():
+            await self._index.lease(BlobKind.MANIFEST, [sha256], self._now() + LEASE)
+            await self.on_thread(self.place.publish, BlobKind.MANIFEST, {sha256: temporary})
+        made = common_pb2.ManifestRef(
+            digest=digest, total_bytes=walk.rules.total_bytes, files=walk.rules.files
+        )
+        self._remember(made)
+        return made
+
+    # -- straight to an object store ------------------------------------------------------------
+
+    async def confirm(self, direct: Direct, chunks: Sequence[artifact_pb2.Chunk]) -> list[bytes]:
+        """Take in chunks that clients put themselves; those that did not arrive.
+
+        Raises InvalidArgument for one that is something else; the others are kept.
+        """
+        async with self._doors.touching():
+            digests = [chunk.sha256 for chunk in chunks]
+            await self._index.lease(BlobKind.CHUNK, digests, self._now() + LEASE)
+            return await self.on_thread(direct.confirm, chunks)
+
+    # -- garbage --------------------------------------------------------------------------------
+
+    async def stored(self, kind: BlobKind, first: int) -> list[Stored]:
+        """All whose digest begins with this byte."""
+        return await self.on_thread(lambda: list(self.place.listed(kind, first)))
+
+    async def leased_manifests(self) -> set[bytes]:
+        """Manifests that have a lease."""
+        return await self._index.leased(BlobKind.MANIFEST, self._now())
+
+    async def judge(
+        self, kind: BlobKind, unnamed: Sequence[bytes], run: Micros, *, only_say: bool
+    ) -> Judged:
+        """Mark unnamed blobs, or delete those that an earlier run marked and nobody leased since.
+
+        `run` is when this run began; `only_say` changes nothing.
+        """
+        async with self._doors.deleting():
+            judged = await self._index.judge(kind, unnamed, self._now(), run, only_say=only_say)
+            if judged.condemned and not only_say:
+                for sha256 in judged.condemned:
+                    self._refs.pop(f"sha256:{sha256.hex()}", None)
+                await self.on_thread(self.place.delete, kind, judged.condemned)
+                await self._index.forget(kind, judged.condemned)
+        return judged
+
+    async def tidy(self, marked_before: Micros) -> None:
+        """Drop what the index remembers for nothing, and what was sent and never finished."""
+        await self._index.purge(self._now(), marked_before)
+        await self.on_thread(self.place.sweep)
+
+    # -- helpers ----------------------------------------------------------------------------------
 
     async def on_thread(self, work: Callable[..., T], *arguments: object) -> T:
         """Do blocking work; a cancellation is delivered once the thread has come back."""
@@ -140,64 +295,45 @@ class ChunkStore:
             raise asyncio.CancelledError
         return running.result()
 
-    def _missing(self, digests: Sequence[bytes]) -> list[bytes]:
-        files = self._files
-        return [sha for sha in digests if files.size(files.chunk_path(sha)) is None]
+    async def _leased(self, kind: BlobKind, digests: list[bytes]) -> set[bytes]:
+        """Those of them that are stored; each of these has a lease."""
+        async with self._doors.touching():
+            sizes = await self.on_thread(self.place.sizes, kind, digests)
+            present = [one for one, size in zip(digests, sizes, strict=True) if size is not None]
+            await self._index.lease(kind, present, self._now() + LEASE)
+        return set(present)
 
-    def _put_manifest(self, manifest: artifact_pb2.Manifest) -> common_pb2.ManifestRef:
-        problems = validate_manifest(manifest, max_total_bytes=self._max_total)
-        if problems:
-            raise InvalidArgument.of(map(_violation, problems))
-        self._check_chunks(manifest)
-        ref = ref_of(manifest)
-        path = self._files.manifest_path(ref.digest.partition(":")[2])
-        if self._files.size(path) is None:
-            self._write_manifest(path, canonical_bytes(manifest))
-        return ref
+    def _sizes(self, digests: list[bytes]) -> dict[bytes, int | None]:
+        return dict(zip(digests, self.place.sizes(BlobKind.CHUNK, digests), strict=True))
 
-    def _check_chunks(self, manifest: artifact_pb2.Manifest) -> None:
-        stored = _Stored(self._files)
-        for index, entry in enumerate(manifest.entries):
-            for number, chunk in enumerate(entry.chunks):
-                size = stored.size(chunk.sha256)
-                if size is not None and size != chunk.size:
-                    raise InvalidArgument.field(
-                        f"manifest.entries[{index}].chunks[{number}].size",
-                        f"must be the stored chunk's size, {size:,}",
-                        value=chunk.size,
-                        rule="chunk.size",
-                    )
-        if stored.missing:
-            raise _chunks_missing(stored.missing)
-
-    def _write_manifest(self, path: Path, canonical: bytes) -> None:
-        self._files.check_room(len(canonical))
-        temporary = self._files.temporary()
-        try:
-            fd = open_new(temporary)
-            with disk_errors("the manifest is not kept"), contextlib.ExitStack() as stack:
-                stack.callback(os.close, fd)
-                write_all(fd, canonical)
-            self._files.publish([Named(temporary, path)])
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-
-    def _manifest(self, digest: str) -> artifact_pb2.Manifest:
-        matched = _DIGEST.fullmatch(digest)
-        if matched is None:
-            raise InvalidArgument.field(
-                "digest", "must be `sha256:` and 64 lower-case hex digits", value=digest
-            )
-        path = self._files.manifest_path(matched[1])
-        if self._files.size(path) is None:
-            resource = Resource("manifest", digest)
-            raise NotFound(f"manifest {digest} is not stored", resource=resource)
-        with disk_errors(f"cannot read manifest {digest}"):
-            raw = path.read_bytes()
-        if digest_of(raw) != digest:
-            raise StorageFailed(f"manifest {digest} is damaged on the server's disk")
+    def _manifest(self, sha256: bytes) -> artifact_pb2.Manifest:
+        raw = b"".join(self.place.read(BlobKind.MANIFEST, sha256))
+        if hashlib.sha256(raw).digest() != sha256:
+            raise _damaged(sha256)
         return artifact_pb2.Manifest.FromString(raw)
+
+    def _walk(self, sha256: bytes) -> Iterator[artifact_pb2.ManifestEntry]:
+        sha = hashlib.sha256()
+        try:
+            yield from entries_of(_hashed(self.place.read(BlobKind.MANIFEST, sha256), sha))
+        except BadManifest:
+            raise _damaged(sha256) from None
+        if sha.digest() != sha256:
+            raise _damaged(sha256)
+
+    def _ref(self, sha256: bytes) -> common_pb2.ManifestRef:
+        rules = Rules(self._max_total)
+        for entry in self._walk(sha256):
+            rules.take(entry)
+        digest = f"sha256:{sha256.hex()}"
+        return common_pb2.ManifestRef(
+            digest=digest, total_bytes=rules.total_bytes, files=rules.files
+        )
+
+    def _remember(self, ref: common_pb2.ManifestRef) -> None:
+        self._refs[ref.digest] = ref
+        if len(self._refs) > _KNOWN_REFS:
+            self._refs.popitem(last=False)
 
 
 class Upload:
@@ -225,6 +361,11 @@ class Upload:
             await self._store.on_thread(self._leave)
         except HatobaError as failure:
             _log.warning("chunks of a broken upload are not kept", error=failure.message)
+        try:
+            if self._incoming.verified:
+                await self._store.keep_chunks(self._incoming)
+        except HatobaError as failure:
+            _log.warning("chunks of a broken upload are not kept", error=failure.message)
 
     async def add(self, piece: Piece) -> None:
         """Take the next piece. Raises InvalidArgument for a wrong digest, and drops that chunk."""
@@ -232,11 +373,14 @@ class Upload:
         self._waiting_bytes += len(piece.data)
         if self._waiting_bytes >= PIECE_BYTES or len(self._waiting) == _WAITING_PIECES:
             await self._take()
+            if self._incoming.due:
+                await self._store.keep_chunks(self._incoming)
 
     async def commit(self) -> None:
         """Return once every finished chunk is durable. Raises as `add` does."""
         await self._take()
-        await self._store.on_thread(self._incoming.settle)
+        if self._incoming.verified:
+            await self._store.keep_chunks(self._incoming)
 
     async def _take(self) -> None:
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
@@ -247,24 +391,178 @@ class Upload:
             self._incoming.take(self._waiting)
         finally:
             self._incoming.drop()
-            self._incoming.settle()
 
 
-class _Stored:
-    """Sizes of stored chunks, each looked up once."""
+class ManifestUpload:
+    """A manifest that comes in pieces, kept in a file until it is whole."""
 
-    def __init__(self, files: BlobFiles) -> None:
-        self._files = files
-        self._sizes: dict[bytes, int | None] = {}
+    def __init__(self, store: ChunkStore, place: BlobPlace) -> None:
+        self._store = store
+        self._spool = place.spool
+        self._path = place.spool.temporary()
+        self._fd = -1
+        self._size = 0
 
-    def size(self, sha256: bytes) -> int | None:
-        if sha256 not in self._sizes:
-            self._sizes[sha256] = self._files.size(self._files.chunk_path(sha256))
-        return self._sizes[sha256]
+    async def __aenter__(self) -> Self:
+        return self
 
-    @property
-    def missing(self) -> list[bytes]:
-        return [sha for sha, size in self._sizes.items() if size is None]
+    async def __aexit__(self, *_: object) -> None:
+        await self._store.on_thread(self._drop)
+
+    async def add(self, data: bytes) -> None:
+        """Take the next piece. Raises StorageFull, StorageFailed; InvalidArgument over 1 GiB."""
+        self._size += len(data)
+        if self._size > _MAX_MANIFEST:
+            rule = f"must add up to at most {_MAX_MANIFEST:,} bytes"
+            raise InvalidArgument.field("data", rule, value=self._size)
+        await self._store.on_thread(self._write, data)
+
+    async def commit(self) -> common_pb2.ManifestRef:
+        """Check and store what came. Raises as ChunkStore.put_manifest."""
+        await self._store.on_thread(self._write, b"")
+        return await self._store.keep_manifest(self._path)
+
+    def _write(self, data: bytes) -> None:
+        self._spool.check_room(len(data))
+        if self._fd < 0:
+            self._fd = open_new(self._path)
+        with disk_errors("the manifest is not kept"):
+            write_all(self._fd, data)
+
+    def _drop(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        with contextlib.suppress(OSError):
+            os.unlink(self._path)
+
+
+class _Place(NamedTuple):
+    """Where a manifest names a chunk, and the size it says."""
+
+    entry: int
+    number: int
+    size: int
+
+
+class _Walk:
+    """One pass over a manifest's file: its rules, and its chunks in batches."""
+
+    def __init__(self, path: str, max_total: int) -> None:
+        self.rules = Rules(max_total)
+        self._entries = enumerate(entries_of(file_pieces(path)))
+        self._sizes: list[FieldViolation] = []
+        self._missing: dict[bytes, None] = {}
+
+    def next_chunks(self) -> dict[bytes, _Place]:
+        """Some chunks of the next entries, each once; none at the end. Raises InvalidArgument."""
+        batch: dict[bytes, _Place] = {}
+        try:
+            for index, entry in self._entries:
+                self.rules.take(entry)
+                for number, chunk in enumerate(entry.chunks):
+                    place = _Place(index, number, chunk.size)
+                    known = batch.setdefault(chunk.sha256, place)
+                    if known.size != chunk.size:
+                        self._wrong_size(place, known.size)
+                if len(batch) >= _BATCH:
+                    return batch
+        except BadManifest as error:
+            raise InvalidArgument.of(map(_violation, error.problems)) from None
+        return batch
+
+    def compare(self, batch: dict[bytes, _Place], sizes: dict[bytes, int | None]) -> None:
+        """Note chunks that are not stored, or have another size."""
+        for sha256, place in batch.items():
+            size = sizes[sha256]
+            if size is None:
+                self._missing[sha256] = None
+            elif size != place.size:
+                self._wrong_size(place, size)
+
+    def refuse(self) -> None:
+        """Raise InvalidArgument or FailedPrecondition unless all is well; after the last batch."""
+        self.rules.end()
+        if self.rules.problems:
+            raise InvalidArgument.of(map(_violation, self.rules.problems))
+        if self._sizes:
+            raise InvalidArgument.of(self._sizes)
+        if self._missing:
+            raise _chunks_missing(list(self._missing))
+
+    def _wrong_size(self, place: _Place, size: int) -> None:
+        if len(self._sizes) < _NAMED_MISSING:
+            field = f"manifest.entries[{place.entry}].chunks[{place.number}].size"
+            rule = f"must be the stored chunk's size, {size:,}"
+            self._sizes.append(FieldViolation(field, rule, "chunk.size", str(place.size)))
+
+
+class _Doors:
+    """Many may touch blobs at once, or one may delete some."""
+
+    def __init__(self) -> None:
+        self._touching = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._open = asyncio.Event()
+        self._open.set()
+        self._one_deleter = asyncio.Lock()
+
+    @asynccontextmanager
+    async def touching(self) -> AsyncIterator[None]:
+        """Between the lease of something and the look at it, or its coming."""
+        while not self._open.is_set():
+            await self._open.wait()
+        self._touching += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._touching -= 1
+            if not self._touching:
+                self._idle.set()
+
+    @asynccontextmanager
+    async def deleting(self) -> AsyncIterator[None]:
+        """Between the decision to delete something and its end."""
+        async with self._one_deleter:
+            self._open.clear()
+            try:
+                await self._idle.wait()
+                yield
+            finally:
+                self._open.set()
+
+
+def _some(items: Iterator[T], count: int) -> list[T]:
+    return list(islice(items, count))
+
+
+def _hashed(pieces: Iterable[bytes], sha: hashlib._Hash) -> Iterator[bytes]:
+    for piece in pieces:
+        sha.update(piece)
+        yield piece
+
+
+def _file_digest(path: str) -> bytes:
+    sha = hashlib.sha256()
+    with disk_errors("the manifest is not kept"):
+        for piece in file_pieces(path):
+            sha.update(piece)
+    return sha.digest()
+
+
+def _sha256(digest: str) -> bytes:
+    matched = _DIGEST.fullmatch(digest)
+    if matched is None:
+        raise InvalidArgument.field(
+            "digest", "must be `sha256:` and 64 lower-case hex digits", value=digest
+        )
+    return bytes.fromhex(matched[1])
+
+
+def _damaged(sha256: bytes) -> StorageFailed:
+    return StorageFailed(f"manifest sha256:{sha256.hex()} is damaged where it is stored")
 
 
 def _violation(problem: Problem) -> FieldViolation:

@@ -19,7 +19,9 @@ from hatoba.errors import Exhausted
 from hatoba.v1.artifact_pb2 import Manifest
 from hatoba_scheduler.errors import NotFound
 from hatoba_scheduler.store import blob_files, disk
-from hatoba_scheduler.store.blobs import ChunkStore, Piece, StorageFailed, StorageFull
+from hatoba_scheduler.store.blob_index import BlobKind
+from hatoba_scheduler.store.blobs import ChunkStore, Piece
+from hatoba_scheduler.store.errors import StorageFailed, StorageFull
 
 A, B = b"alpha", b"beta"
 
@@ -39,21 +41,25 @@ def files(root: Path) -> list[str]:
     return sorted(path.name for path in root.rglob("*") if path.is_file())
 
 
-async def test_chunks_and_manifests_outlive_the_process(tmp_path: Path) -> None:
-    async with ChunkStore.open(tmp_path) as store:
+async def test_chunks_and_manifests_outlive_the_process(tmp_path: Path, opening: Any) -> None:
+    async with opening(tmp_path) as house:
+        store = house.chunks
         await put(store, A, B)
         ref = await store.put_manifest(Manifest())
     name = sha(A).hex()
     assert (tmp_path / "chunks" / name[:2] / name[2:4] / name).read_bytes() == A
-    async with ChunkStore.open(tmp_path) as store:
+    async with opening(tmp_path) as house:
+        store = house.chunks
         assert await store.missing([sha(A), sha(b"x"), sha(B), sha(b"x")]) == [sha(b"x")]
         assert await store.manifest(ref.digest) == Manifest()
 
 
-async def test_what_an_earlier_process_left_unfinished_is_removed(tmp_path: Path) -> None:
-    async with ChunkStore.open(tmp_path):
+async def test_what_an_earlier_process_left_unfinished_is_removed(
+    tmp_path: Path, opening: Any
+) -> None:
+    async with opening(tmp_path):
         (tmp_path / "tmp" / "half").write_bytes(b"half")
-    async with ChunkStore.open(tmp_path):
+    async with opening(tmp_path):
         assert files(tmp_path) == []
 
 
@@ -72,9 +78,10 @@ class Disk:
 
 @pytest.mark.parametrize("fail_at", [1, 2])
 async def test_a_chunk_that_did_not_reach_the_disk_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fail_at: int
+    tmp_path: Path, opening: Any, monkeypatch: pytest.MonkeyPatch, fail_at: int
 ) -> None:
-    async with ChunkStore.open(tmp_path) as store:
+    async with opening(tmp_path) as house:
+        store = house.chunks
         broken = Disk(fail_at)
         monkeypatch.setattr(blob_files, "sync_all", broken)
         with pytest.raises(StorageFailed):
@@ -86,14 +93,15 @@ async def test_a_chunk_that_did_not_reach_the_disk_does_not_count(
 
 
 async def test_content_is_synced_before_the_name_and_both_before_the_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, opening: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[list[Path], list[str]]] = []
 
     def sync_all(paths: Any, *, anchor: Path) -> None:
         seen.append((list(paths), files(tmp_path / "chunks")))
 
-    async with ChunkStore.open(tmp_path) as store:
+    async with opening(tmp_path) as house:
+        store = house.chunks
         monkeypatch.setattr(blob_files, "sync_all", sync_all)
         await put(store, A)
     name = sha(A).hex()
@@ -106,14 +114,14 @@ async def test_content_is_synced_before_the_name_and_both_before_the_answer(
 
 
 async def test_a_chunk_counts_only_once_its_name_is_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, opening: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with ChunkStore.open(tmp_path) as store:
-        files_of = store._files
+    async with opening(tmp_path) as house:
+        store = house.chunks
         counted: list[int | None] = []
 
         def sync_all(paths: Any, *, anchor: Path) -> None:
-            counted.append(files_of.size(files_of.chunk_path(sha(A))))
+            counted.extend(store.place.sizes(BlobKind.CHUNK, [sha(A)]))
 
         monkeypatch.setattr(blob_files, "sync_all", sync_all)
         await put(store, A)
@@ -121,17 +129,19 @@ async def test_a_chunk_counts_only_once_its_name_is_on_the_disk(
         assert await store.missing([sha(A)]) == []
 
 
-async def test_the_same_chunk_by_many_streams_at_once_is_one(tmp_path: Path) -> None:
-    async with ChunkStore.open(tmp_path) as store:
+async def test_the_same_chunk_by_many_streams_at_once_is_one(tmp_path: Path, opening: Any) -> None:
+    async with opening(tmp_path) as house:
+        store = house.chunks
         async with asyncio.TaskGroup() as group:
             for _ in range(8):
                 group.create_task(put(store, A, B), name="put")
         assert files(tmp_path) == sorted([sha(A).hex(), sha(B).hex()])
 
 
-async def test_many_chunks_are_synced_together(tmp_path: Path) -> None:
+async def test_many_chunks_are_synced_together(tmp_path: Path, opening: Any) -> None:
     contents = [b"%d" % number for number in range(600)]
-    async with ChunkStore.open(tmp_path) as store:
+    async with opening(tmp_path) as house:
+        store = house.chunks
         await put(store, *contents)
         assert await store.missing(map(sha, contents)) == []
         read = [
@@ -161,24 +171,27 @@ def test_syncfs_is_trusted_from_the_kernel_on_that_reports_errors(
     assert disk._reports_errors(release) is reports
 
 
-async def test_a_damaged_manifest_is_not_handed_out(tmp_path: Path) -> None:
-    async with ChunkStore.open(tmp_path) as store:
+async def test_a_damaged_manifest_is_not_handed_out(tmp_path: Path, opening: Any) -> None:
+    async with opening(tmp_path) as house:
+        store = house.chunks
         ref = await store.put_manifest(Manifest())
         (tmp_path / "manifests" / ref.digest.removeprefix("sha256:")).write_bytes(b"\n\x00")
         with pytest.raises(StorageFailed, match="damaged"):
             await store.manifest(ref.digest)
 
 
-async def test_a_missing_chunk_is_told_before_the_first_piece(tmp_path: Path) -> None:
-    async with ChunkStore.open(tmp_path) as store:
+async def test_a_missing_chunk_is_told_before_the_first_piece(tmp_path: Path, opening: Any) -> None:
+    async with opening(tmp_path) as house:
+        store = house.chunks
         await put(store, A)
         pieces = store.read([sha(A), sha(B)])
         with pytest.raises(NotFound, match=sha(B).hex()):
             await anext(pieces)
 
 
-async def test_the_reserve_is_left_to_others(tmp_path: Path) -> None:
-    async with ChunkStore.open(tmp_path, reserve_bytes=1 << 60) as store:
+async def test_the_reserve_is_left_to_others(tmp_path: Path, opening: Any) -> None:
+    async with opening(tmp_path, reserve_bytes=1 << 60) as house:
+        store = house.chunks
         with pytest.raises(StorageFull, match="reserved"):
             await put(store, A)
         with pytest.raises(StorageFull):
@@ -209,7 +222,9 @@ async def test_a_full_disk_refuses_uploads_and_goes_on_serving(
         root.mkdir()
     (small / "a").write_bytes(A)
     (big / "b").write_bytes(os.urandom(6 << 20))
-    async with serving(small_disk / "blobs", reserve_bytes=reserve_bytes) as server:
+    async with serving(
+        small_disk / "blobs", reserve_bytes=reserve_bytes, state=tmp_path / "state"
+    ) as server:
         first = await upload_tree(server.stub, small)
         with pytest.raises(Exhausted) as caught:
             await upload_tree(server.stub, big)
@@ -222,8 +237,11 @@ async def test_a_full_disk_refuses_uploads_and_goes_on_serving(
         assert await server.store.ref(first.digest) == first
 
 
-async def test_an_upload_that_is_cancelled_leaves_no_temporary_file(tmp_path: Path) -> None:
-    async with ChunkStore.open(tmp_path) as store:
+async def test_an_upload_that_is_cancelled_leaves_no_temporary_file(
+    tmp_path: Path, opening: Any
+) -> None:
+    async with opening(tmp_path) as house:
+        store = house.chunks
         begun = asyncio.Event()
 
         async def upload() -> None:

@@ -51,6 +51,18 @@ class DigestMismatch(HatobaError):
     """Bytes that came are not those that were asked for; nothing of them was kept."""
 
 
+class ObjectChanged(HatobaError):
+    """A file that stays in a bucket is not the one that was recorded, or is gone."""
+
+    def __init__(self, path: str, uri: str) -> None:
+        super().__init__(
+            f"{path}: {uri} changed since it was recorded",
+            remedy="import the bucket again: that makes a version of what is there now",
+        )
+        self.path = path
+        self.uri = uri
+
+
 class UnpackFailed(HatobaError):
     """A tree could not be written; `path` is where. Nothing of it is left behind."""
 

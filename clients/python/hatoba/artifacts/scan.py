@@ -103,7 +103,7 @@ def scan_tree(root: str | Path, selection: Selection = Selection.CODE) -> Scan:
     """Look through a directory (or at a single file). Blocks; reads no contents.
 
     Raises TreeRefused for what cannot be packed: links that leave the tree, names that are not safe
-    everywhere, what may not be read, more than 100,000 entries or 10 GiB.
+    everywhere, what may not be read, more than 1,000,000 entries or 1 TiB.
     """
     scan = Scan(os.path.realpath(root), selection)
     scanner = _Scanner(scan)

@@ -41,13 +41,15 @@ Progress = Callable[[int, int], None]
 class TransferOptions:
     """How to transfer: headers of every call, who is told (bytes done, bytes in all), and limits.
 
-    `call_seconds` bounds each call that is not a stream. `address` is named in errors.
+    `call_seconds` bounds each call that is not a stream. `address` is named in errors. With `only`,
+    of a tree that is fetched only the files at these paths are.
     """
 
     metadata: tuple[tuple[str, str], ...] = ()
     progress: Progress = lambda done, total: None
     call_seconds: float = 60.0
     address: str = ""
+    only: frozenset[str] = frozenset()
 
 
 DEFAULT = TransferOptions()
@@ -115,6 +117,8 @@ async def download_tree(
     Raises NotFound, BadManifest, DigestMismatch, UnpackFailed, HatobaError.
     """
     manifest = await fetch_manifest(stub, digest, options)
+    if options.only:
+        manifest = await asyncio.to_thread(_part, manifest, options.only)
     unpacking = await asyncio.to_thread(Unpacking, manifest, target)
     try:
         await _uninterrupted(unpacking.begin)
@@ -123,6 +127,11 @@ async def download_tree(
     finally:
         await _uninterrupted(unpacking.discard)
     return ref_of(manifest)
+
+
+def _part(whole: artifact_pb2.Manifest, paths: frozenset[str]) -> artifact_pb2.Manifest:
+    """The tree with nothing but the files at these paths."""
+    return artifact_pb2.Manifest(entries=[one for one in whole.entries if one.path in paths])
 
 
 async def _missing(
