@@ -12,6 +12,7 @@ from typing import Self, Unpack
 from google.protobuf.message import Message
 
 from hatoba import packing, settings
+from hatoba.datasets import AsyncDatasets
 from hatoba.embedded import start_embedded
 from hatoba.errors import DeadlineExceeded, InvalidSpec, NotFound, Unavailable
 from hatoba.following import (
@@ -90,6 +91,11 @@ class AsyncClient:
     def project(self) -> str:
         """The project of calls that name none."""
         return self._project or self.server.project or settings.DEFAULT_PROJECT
+
+    @property
+    def datasets(self) -> AsyncDatasets:
+        """Datasets of the project."""
+        return AsyncDatasets(self)
 
     async def call(self, request: Message, reply: type[R], *, timeout: float = CALL_SECONDS) -> R:
         """Make the one call that takes this kind of request; see Transport.call."""
@@ -265,9 +271,7 @@ class AsyncJob:
             async for piece in pieces:
                 yield piece
 
-    async def metrics(
-        self, *keys: str, index: int | None = None
-    ) -> Metrics:
+    async def metrics(self, *keys: str, index: int | None = None) -> Metrics:
         """Logged values as (step, value) by key; keys of an array's tasks are `key[index]`."""
         series = await self.series(*keys, index=index)
         tasks = {one.index for one in series}

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from hatoba.aio import AsyncClient, AsyncJob
+from hatoba.datasets import Datasets
 from hatoba.following import LogPiece, Resync, silent
 from hatoba.frames import Metrics, table
 from hatoba.options import SubmitOptions
@@ -84,6 +85,11 @@ class Client:
         """The newest jobs that match, at most `limit`."""
         found = self._loop.run(self._client.jobs(filter, limit=limit))
         return [Job(self._loop, AsyncJob(self._client, record)) for record in found]
+
+    @property
+    def datasets(self) -> Datasets:
+        """Datasets of the project."""
+        return Datasets(self._loop, self._client.datasets)
 
     def events(
         self, *jobs: str, cursor: str = "", jobs_only: bool = False

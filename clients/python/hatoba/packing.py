@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -80,11 +81,12 @@ async def fetch(
     ref: common_pb2.ManifestRef,
     directory: Path,
     progress: Progress = nobody,
+    only: frozenset[str] = frozenset(),
 ) -> None:
-    """Fetch a tree into a directory, which must be absent or empty."""
+    """Fetch a tree, or `only` the files at some paths, into a directory: absent or empty."""
 
     async def receive() -> common_pb2.ManifestRef:
-        options = transfer_options(client, progress)
+        options = replace(transfer_options(client, progress), only=only)
         return await download_tree(stub(client), ref.digest, directory, options)
 
     await patiently(client, receive)

@@ -36,6 +36,8 @@ _KEPT = 2
 """Lists of paths, and comparisons, that are kept for the next page."""
 _SCANNED = 16 * 1024 * 1024
 """Bytes of items that are looked through for one page."""
+PAGE_BYTES = 512 * 1024
+"""Bytes of lines in one page: as messages they may be some six times as large."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -135,11 +137,12 @@ class ItemReader:
         async with aclosing(self.lines(content.items, start)) as pieces:
             position = start
             async for piece in pieces:
-                some, position = await asyncio.to_thread(
+                looked = await asyncio.to_thread(
                     _page_of_lines, piece, position, terms, size - len(found)
                 )
-                found += some
-                if len(found) == size or position - start >= _SCANNED:
+                found += looked.items
+                position = looked.end
+                if looked.full or len(found) == size or position - start >= _SCANNED:
                     return Page(found, str(position))
         return Page(found, "")
 
@@ -303,20 +306,31 @@ def _page_of_paths(paths: Sequence[str], terms: Sequence[ItemTerm], size: int, s
     return Page(found, "")
 
 
+class _Looked(NamedTuple):
+    """Items that are meant, the offset behind the last line, and whether a page holds no more."""
+
+    items: list[Item]
+    end: int
+    full: bool
+
+
 def _page_of_lines(
     piece: Lines, position: int, terms: Sequence[ItemTerm], size: int
-) -> tuple[list[Item], int]:
-    """The items of a piece that are meant, and the offset behind the last that was looked at."""
+) -> _Looked:
     found: list[Item] = []
+    taken = 0
     for line in piece.lines:
         position += len(line) + 1
-        if line.strip():
-            item = parse_item(line)
-            if all(term.holds(item) for term in terms):
-                found.append(item)
-                if len(found) == size:
-                    break
-    return found, position
+        if not line.strip():
+            continue
+        item = parse_item(line)
+        if not all(term.holds(item) for term in terms):
+            continue
+        found.append(item)
+        taken += len(line)
+        if len(found) == size or taken >= PAGE_BYTES:
+            return _Looked(found, position, True)
+    return _Looked(found, position, False)
 
 
 def _keep(kept: OrderedDict[K, V], key: K, value: V) -> V:

@@ -87,7 +87,8 @@ class JobMaker:
         job = self._job(spec, caller, origin, now)
         text = spec.SerializeToString()
         reads = reads_of(spec, job.project) if spec.inputs or spec.code_version else ()
-        return Submission(job, spec.name, text, submitted(job, now), request, reads)
+        event, publishes = submitted(job, now), spec.HasField("publish")
+        return Submission(job, spec.name, text, event, request, reads, publishes)
 
     def _job(self, spec: job_pb2.JobSpec, caller: Caller, origin: Origin, now: Now) -> Job:
         size = spec.array.size or 1

@@ -17,7 +17,7 @@ from hatoba.artifacts.source import without_credentials
 from hatoba.v1 import artifact_pb2, common_pb2, dataset_pb2, dataset_pb2_grpc
 from hatoba_scheduler.control.freezing import freeze
 from hatoba_scheduler.control.imports import Buckets, imported
-from hatoba_scheduler.control.items import MODE, Content, ItemReader, Survey
+from hatoba_scheduler.control.items import MODE, PAGE_BYTES, Content, ItemReader, Survey
 from hatoba_scheduler.convert import manifest_of, pairs
 from hatoba_scheduler.convert_datasets import (
     code_to_proto,
@@ -28,6 +28,7 @@ from hatoba_scheduler.convert_datasets import (
     version_to_proto,
 )
 from hatoba_scheduler.domain.datasets import (
+    MOST_LINE,
     CodeVersionRecord,
     DatasetVersionRecord,
     FilterError,
@@ -39,6 +40,7 @@ from hatoba_scheduler.domain.datasets import (
     Origins,
     attributes_text,
     checked_item,
+    item_line,
     parse_item_filter,
 )
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT
@@ -69,6 +71,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 UNCHANGED = ("hatoba-unchanged", "true")
 HEAD_ITEMS = 1_000_000
 APPEND_BYTES = 3 * 1024 * 1024
+MOST_APPENDED = MOST_LINE - 1024
+"""Bytes of an item's line: its file may get a longer path when it is frozen."""
 _HEAD_PAGE = 1_000
 _TRIES = 3
 
@@ -314,10 +318,11 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         after = int(self._parts.pager.position(scope, request.page_token) or 0)
         # A page may hold fewer than asked for; it is the last one when no token comes with it.
         held = await self._kept.head(key, after, size)
-        messages = await asyncio.to_thread(_meant, held, terms)
+        some = _fitting(held)
+        messages = await asyncio.to_thread(_meant, some, terms)
         reply = dataset_pb2.ListDatasetItemsResponse(items=messages)
-        if len(held) == size:
-            reply.next_page_token = self._parts.pager.token(scope, str(held[-1].position))
+        if len(some) < len(held) or len(held) == size:
+            reply.next_page_token = self._parts.pager.token(scope, str(some[-1].position))
         return reply
 
     async def DiffDatasetVersions(
@@ -539,6 +544,16 @@ def _code_position(text: str) -> tuple[Micros, str, int] | None:
     return int(time), code, int(version)
 
 
+def _fitting(held: Sequence[HeadItem]) -> Sequence[HeadItem]:
+    """As many as one message holds."""
+    taken = 0
+    for position, one in enumerate(held):
+        taken += len(one.attributes)
+        if taken >= PAGE_BYTES:
+            return held[: position + 1]
+    return held
+
+
 def _meant(held: Iterable[HeadItem], terms: Sequence[ItemTerm]) -> list[dataset_pb2.DatasetItem]:
     items = [Item(one.id, one.path, json.loads(one.attributes), one.media_type) for one in held]
     return items_to_proto(item for item in items if all(term.holds(item) for term in terms))
@@ -586,4 +601,7 @@ def _head_item(at: str, told: dataset_pb2.DatasetItem) -> HeadItem:
     sha = hashlib.sha256(told.data).hexdigest() if told.data else ""
     path = (told.path or told.id) if told.data else ""
     text = attributes_text(item.attributes)
+    if len(item_line(item)) > MOST_APPENDED:
+        rule = f"must have at most {MOST_APPENDED:,} bytes as JSON, id and path included"
+        raise InvalidArgument.field(f"{at}.attributes", rule, value=len(text))
     return HeadItem(told.id, path, text, told.media_type, sha, len(told.data))
