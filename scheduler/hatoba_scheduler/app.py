@@ -69,8 +69,8 @@ from hatoba_scheduler.control.publisher import Publisher
 from hatoba_scheduler.control.queues import QueueBook
 from hatoba_scheduler.control.registrar import Registrar, RegistrarParts
 from hatoba_scheduler.control.runners import RunnerDesk
-from hatoba_scheduler.control.spans import AttemptSpans
 from hatoba_scheduler.control.sources import Sources, register_stored
+from hatoba_scheduler.control.spans import AttemptSpans
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.control.submit import JobMaker
 from hatoba_scheduler.control.sweep import sweep

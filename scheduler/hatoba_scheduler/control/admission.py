@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from hatoba.artifacts.manifest import path_problem
 from hatoba.v1 import job_pb2
 from hatoba_plugins.backend import Backend
 from hatoba_scheduler.control.launches import unknown_params
@@ -34,6 +35,8 @@ def problems(spec: job_pb2.JobSpec, project: str, grounds: Grounds) -> list[Fiel
     found += _of_params(spec)
     if spec.HasField("environment"):
         found += _of_environment(spec.environment)
+    if spec.HasField("publish"):
+        found += _of_publish(spec.publish)
     if spec.secrets:
         found += _of_secrets(spec, grounds.secrets)
     if (spec.backend or grounds.default_backend) not in grounds.backends:
@@ -134,6 +137,19 @@ def _of_environment(environment: job_pb2.Environment) -> Iterator[FieldViolation
             "environment.both",
             shown(environment.image),
             "leave one out",
+        )
+
+
+def _of_publish(publish: job_pb2.Publish) -> Iterator[FieldViolation]:
+    folder = publish.folder.strip("/")
+    problem = path_problem(folder) if folder else ""
+    if problem:
+        yield FieldViolation(
+            "spec.publish.folder",
+            problem,
+            "publish.folder",
+            shown(publish.folder),
+            "name a folder of the outputs, for example `predictions`",
         )
 
 

@@ -54,6 +54,8 @@ class Commit:
     before: Job | None
     change: Change
     rows: Rows
+    publishes: bool = False
+    """Of a new job: its outputs are to become a dataset version."""
 
 
 class Listener(Protocol):
@@ -221,7 +223,8 @@ class Ledger:
             live = self._live[result.job.uid] = _Live(result.job)
             event = item.event.completed(result.seq, result.job.name)
             change = Change(result.job, 0, events=(event,))
-            commits.append(Commit(None, change, Rows(live.job, live.tasks, live.attempts)))
+            rows = Rows(live.job, live.tasks, live.attempts)
+            commits.append(Commit(None, change, rows, item.publishes))
             events.append(event)
         self._tell(commits, events)
 

@@ -411,7 +411,15 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         specs = await self._parts.specs.get([job.uid for job in jobs])
         messages = [self._dressed(job, specs.get(job.uid)) for job in jobs]
         await self._put_models(messages)
+        await self._put_published(messages)
         return messages
+
+    async def _put_published(self, messages: Sequence[job_pb2.Job]) -> None:
+        """Tell what became of the outputs of those that publish them."""
+        asked = {one.uid: one for one in messages if one.spec.HasField("publish")}
+        settled = await self._store.publications.settled(list(asked)) if asked else {}
+        for uid, found in settled.items():
+            asked[uid].published, asked[uid].summary = found
 
     async def _put_models(self, messages: Sequence[job_pb2.Job]) -> None:
         """Name the versions that jobs made; none did before one of its tasks succeeded."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hatoba_scheduler.store.datasets import DatasetStore
     from hatoba_scheduler.store.deployments import DeploymentStore
     from hatoba_scheduler.store.models import ModelStore
+    from hatoba_scheduler.store.publications import PublicationStore
 
 
 class RequestKey(NamedTuple):
@@ -56,6 +57,8 @@ class Submission:
     request: RequestKey | None = None
     reads: tuple[str, ...] = ()
     """Resource names of what it reads by name, for lineage and for whoever would delete them."""
+    publishes: bool = False
+    """Its outputs are to become a dataset version: see `store.publications`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +161,11 @@ class Store(Protocol):
     @property
     def deployments(self) -> DeploymentStore:
         """Deployments, what routers were told, and what they told."""
+        ...
+
+    @property
+    def publications(self) -> PublicationStore:
+        """Jobs whose outputs become dataset versions."""
         ...
 
     # -- jobs ---------------------------------------------------------------------------------

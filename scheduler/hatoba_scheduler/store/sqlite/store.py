@@ -51,6 +51,7 @@ from hatoba_scheduler.store.sqlite.database import (
 from hatoba_scheduler.store.sqlite.datasets import SqliteDatasets
 from hatoba_scheduler.store.sqlite.deployments import SqliteDeployments
 from hatoba_scheduler.store.sqlite.models import SqliteModels
+from hatoba_scheduler.store.sqlite.publications import SqlitePublications
 from hatoba_scheduler.store.sqlite.readers import Parameters, Readers, decoded, fetch, keyed, page
 from hatoba_scheduler.store.sqlite.statements import Row, read, warm, write
 from hatoba_scheduler.store.sqlite.unit import (
@@ -153,6 +154,11 @@ class SqliteStore:
     def deployments(self) -> SqliteDeployments:
         """Deployments, what routers were told, and what they told."""
         return SqliteDeployments(self._writer, self._readers, self._now)
+
+    @property
+    def publications(self) -> SqlitePublications:
+        """Jobs whose outputs become dataset versions."""
+        return SqlitePublications(self._writer, self._readers)
 
     # -- jobs ---------------------------------------------------------------------------------
 

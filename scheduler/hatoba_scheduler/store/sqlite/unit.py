@@ -75,6 +75,7 @@ class Rows:
     events: list[Row] = field(default_factory=list)
     metrics: list[Row] = field(default_factory=list)
     inputs: list[Row] = field(default_factory=list)
+    publications: list[Row] = field(default_factory=list)
     model_heads: dict[NameKey, Row] = field(default_factory=dict)
     model_versions: list[Row] = field(default_factory=list)
     links: list[Row] = field(default_factory=list)
@@ -108,6 +109,7 @@ class _NewJob(NamedTuple):
     event: Row
     request: RequestKey | None
     reads: tuple[str, ...]
+    publishes: bool
 
 
 class Submit:
@@ -155,6 +157,8 @@ class Submit:
         out.events.append((position, name, *item.event))
         if item.reads:
             out.inputs += [(resource, job.uid) for resource in item.reads]
+        if item.publishes:
+            out.publications.append((job.uid, 0, "", ""))
         known.jobs[job.uid] = job.version
         return Submitted(job.completed(name), position)
 
@@ -168,6 +172,7 @@ def _new_job(item: Submission) -> _NewJob:
         rows.event_row(item.event),
         item.request,
         item.reads,
+        item.publishes,
     )
 
 
@@ -432,6 +437,8 @@ def _flush(connection: sqlite3.Connection, out: Rows) -> None:
             execute_rows(connection, name, found)
     if out.inputs:
         execute_rows(connection, "put_job_inputs", out.inputs, "datasets")
+    if out.publications:
+        execute_rows(connection, "expect", out.publications, "publications")
     for name, found in (
         ("put_heads", list(out.model_heads.values())),
         ("insert_versions", out.model_versions),
