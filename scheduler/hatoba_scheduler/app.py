@@ -37,6 +37,7 @@ from hatoba.v1 import (
     admin_pb2_grpc,
     artifact_pb2_grpc,
     dataset_pb2_grpc,
+    deployment_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
     model_pb2_grpc,
@@ -52,8 +53,12 @@ from hatoba_scheduler.auth.files import ensure_token_files
 from hatoba_scheduler.backends import Backends, open_backends
 from hatoba_scheduler.config import Address, Config
 from hatoba_scheduler.control.admission import Grounds
+from hatoba_scheduler.control.alias_follower import AliasFollower
 from hatoba_scheduler.control.aliases import Aliases
 from hatoba_scheduler.control.backend_loop import BackendLoop, LoopContext
+from hatoba_scheduler.control.deployables import ServingGrounds
+from hatoba_scheduler.control.deployment_loop import DeploymentLoop
+from hatoba_scheduler.control.deployments import DeploymentBook
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
 from hatoba_scheduler.control.events import EventLog
 from hatoba_scheduler.control.followers import Followers
@@ -65,9 +70,11 @@ from hatoba_scheduler.control.logged_models import LoggedModels
 from hatoba_scheduler.control.logs import LogStore
 from hatoba_scheduler.control.metrics import MetricWriter
 from hatoba_scheduler.control.model_versions import register_models
+from hatoba_scheduler.control.predictions import PredictionDesk
 from hatoba_scheduler.control.publisher import Publisher
 from hatoba_scheduler.control.queues import QueueBook
 from hatoba_scheduler.control.registrar import Registrar, RegistrarParts
+from hatoba_scheduler.control.routes import RouteFeed
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.control.sources import Sources, register_stored
 from hatoba_scheduler.control.spans import AttemptSpans
@@ -80,6 +87,7 @@ from hatoba_scheduler.interceptors import Admission, CallLimits, Front, Phase, s
 from hatoba_scheduler.services.admin import AdminParts, AdminServicer
 from hatoba_scheduler.services.artifacts import ArtifactParts, ArtifactServicer
 from hatoba_scheduler.services.datasets import DatasetParts, DatasetServicer
+from hatoba_scheduler.services.deployments import DeploymentParts, DeploymentServicer
 from hatoba_scheduler.services.jobs import JobParts, JobServicer
 from hatoba_scheduler.services.models import ModelParts, ModelServicer
 from hatoba_scheduler.services.paging import Pager
@@ -111,6 +119,7 @@ SERVICES = (
     "hatoba.v1.ArtifactService",
     "hatoba.v1.DatasetService",
     "hatoba.v1.ModelService",
+    "hatoba.v1.DeploymentService",
     "hatoba.v1.RunnerService",
     "hatoba.v1.WorkerService",
     "hatoba.v1.AdminService",
@@ -160,9 +169,12 @@ class Core:
     pager: Pager
     aliases: Aliases
     registrar: Registrar
+    feed: RouteFeed
+    deployments: DeploymentBook
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     started: float = field(default_factory=time.time)
     loops: dict[str, BackendLoop] = field(default_factory=dict)
+    serving_loops: dict[str, DeploymentLoop] = field(default_factory=dict)
 
     def now(self) -> int:
         """Microseconds since 1970."""
@@ -231,6 +243,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     _, newest = await store.event_bounds()
     dispatcher = Dispatcher(ledger, clock, store.identity.store_epoch)
     rng = random.Random()
+    feed = RouteFeed(store.deployments, authenticator, clock)
     metrics = ServerMetrics()
     metrics.watch("hatoba_spans_dropped", "Spans not kept.", lambda: float(traces.dropped))
     core = Core(
@@ -256,8 +269,12 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         publisher=Publisher(ledger, store, specs, chunks, clock),
         queues=QueueBook(store, dispatcher.set_queue),
         chunks=chunks,
-        garbage=Garbage(chunks, Roots([store, store.datasets]), clock),
+        garbage=Garbage(
+            chunks, Roots([store, store.datasets, store.models, store.deployments]), clock
+        ),
         sources=_sources(store),
+        feed=feed,
+        deployments=DeploymentBook(store.deployments, feed, clock),
         pager=Pager(hashlib.sha256(store.identity.cluster_id.encode()).digest()),
     )
     await _recover(core)
@@ -296,6 +313,8 @@ async def _recover(core: Core) -> None:
     core.dispatcher.recover()
     core.followers.recover()
     await core.publisher.recover()
+    await core.feed.recover()
+    await core.deployments.recover()
     log.info("recovered", active_jobs=core.ledger.active(), last_event=core.events.newest)
 
 
@@ -341,6 +360,12 @@ async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
             fenced = opened.backend.capabilities().runner != "none"
             core.dispatcher.add_site(name, Site(fenced, loop.launch))
             loop.recover()
+        if opened.backend.deployments is not None:
+            serving = DeploymentLoop(
+                name, opened.backend.deployments, core.deployments, core.feed, core.clock
+            )
+            core.serving_loops[name] = serving
+            serving.recover()
     return backends
 
 
@@ -357,13 +382,21 @@ def _start_loops(
         "followers": core.followers.run,
         "publisher": core.publisher.run,
         "metric-writer": core.metric_writer.run,
+        "alias-follower": _alias_follower(core).run,
         "loop-lag": lambda: watch_loop_lag(core.metrics),
         "sweep": lambda: sweep(core.store, core.clock),
         "garbage": core.garbage.run_forever,
         "store-watch": lambda: _end_with_store(core),
         **{f"backend-{name}": loop.run for name, loop in core.loops.items()},
+        **{f"deployments-{name}": loop.run for name, loop in core.serving_loops.items()},
     }
     return [tasks.create_task(_own(run), name=name) for name, run in loops.items()]
+
+
+def _alias_follower(core: Core) -> AliasFollower:
+    follower = AliasFollower(core.store, core.deployments, core.clock)
+    core.aliases.listen(follower.on_move)
+    return follower
 
 
 async def _own(run: Callable[[], Awaitable[None]]) -> None:
@@ -472,7 +505,27 @@ def _add_services(
         core.pager,
         core.now,
     )
-    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(DatasetServicer(datasets), server)
+    dataset_servicer = DatasetServicer(datasets)
+    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(dataset_servicer, server)
+
+    def serving_grounds() -> ServingGrounds:
+        return ServingGrounds(instances, backends.default_serves, grounds().secrets)
+
+    deployments = DeploymentParts(
+        store=core.store,
+        book=core.deployments,
+        feed=core.feed,
+        desk=PredictionDesk(core.store.deployments, core.traces, dataset_servicer.append),
+        grounds=serving_grounds,
+        new_uid=UidMaker(core.clock.time),
+        pager=core.pager,
+        clock=core.clock,
+        tasks=tasks,
+        stopping=core.stopping,
+    )
+    deployment_pb2_grpc.add_DeploymentServiceServicer_to_server(
+        DeploymentServicer(deployments), server
+    )
     items = WorkerItems(core.hub, core.desk, core.metric_writer, core.traces)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(
         WorkerServicer(core.hub, items, core.ledger, core.pager, tasks), server
@@ -599,6 +652,7 @@ async def _drain(core: Core, server: GrpcServer) -> None:
     await server.health.enter_graceful_shutdown()
     core.stopping.set()
     core.hub.close()
+    core.feed.close()
     try:
         async with asyncio.timeout(DRAIN_SECONDS):
             await core.admission.drain()

@@ -37,6 +37,8 @@ class Backends:
     opened: dict[str, Opened] = field(default_factory=dict)
     failures: list[LoadFailure] = field(default_factory=list)
     default: str = ""
+    default_serves: str = ""
+    """The one that deployments get when they name none."""
 
     def report(
         self, loops: Mapping[str, BackendLoop], capacity: Capacity
@@ -81,6 +83,8 @@ async def open_backends(
             log.error("backend.not_opened", backend=name, reason=failure.reason)
             found.failures.append(failure)
     found.default = config.defaults.train or next(iter(found.opened), "")
+    serving = (name for name, one in found.opened.items() if one.backend.deployments is not None)
+    found.default_serves = config.defaults.serves or next(serving, found.default)
     return found
 
 

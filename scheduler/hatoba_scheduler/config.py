@@ -106,9 +106,10 @@ class LimitsConfig:
 
 @dataclass(frozen=True, slots=True)
 class DefaultsConfig:
-    """`[defaults]`: the backend that jobs get when they name none."""
+    """`[defaults]`: the backends that jobs and deployments get when they name none."""
 
     train: str = ""
+    serves: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,9 +257,10 @@ class _Reader:
         return BackendConfig(kind, options)
 
     def _default_exists(self, config: Config) -> None:
-        train = config.defaults.train
-        if train and config.backends and train not in config.backends:
-            self._problem(("defaults", "train"), _unknown("backend", train, config.backends))
+        for key in ("train", "serves"):
+            name = getattr(config.defaults, key)
+            if name and config.backends and name not in config.backends:
+                self._problem(("defaults", key), _unknown("backend", name, config.backends))
 
     def _bucket_fits(self, blobs: BlobsConfig) -> None:
         if blobs.endpoint.startswith("http://") and not blobs.allow_http:
@@ -394,7 +396,7 @@ _BLOBS: dict[str, Callable[[Any], Any]] = {
     "allow_http": _flag,
     "virtual_hosted_style": _flag,
 }
-_DEFAULTS: dict[str, Callable[[Any], Any]] = {"train": _text}
+_DEFAULTS: dict[str, Callable[[Any], Any]] = {"train": _text, "serves": _text}
 
 
 def _syntax(error: tomllib.TOMLDecodeError) -> Problem:
@@ -490,6 +492,9 @@ _TEMPLATE = """\
 [defaults]
 # Which backend trains when a job names none.
 # train = "local"
+
+# Which backend keeps a deployment that names none. Default: the first that can.
+# serves = "local"
 
 # Backends: a name of yours, the type that a plug-in brings, and its options.
 # Without any, one of type "hosts" runs jobs on this machine.

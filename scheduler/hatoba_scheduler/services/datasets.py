@@ -350,6 +350,12 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         self, request: dataset_pb2.AppendDatasetItemsRequest, context: Context
     ) -> dataset_pb2.AppendDatasetItemsResponse:
         """Add items to the head, durably."""
+        return await self.append(request)
+
+    async def append(
+        self, request: dataset_pb2.AppendDatasetItemsRequest
+    ) -> dataset_pb2.AppendDatasetItemsResponse:
+        """Add checked items to a head, durably, once for their request id."""
         project = request.project or DEFAULT_PROJECT
         own = DatasetKey(project, request.dataset)
         key = request_key(project, "AppendDatasetItems", request.request_id, request)
