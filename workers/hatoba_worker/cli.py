@@ -55,6 +55,13 @@ def _memory(_context: click.Context, _option: click.Parameter, given: str | None
 @click.option("--gpus", type=click.IntRange(min=0), default=0, help="GPUs to give away.")
 @click.option("--slots", type=click.IntRange(min=1), default=None, help="Tasks that state no need.")
 @click.option(
+    "--serve-address",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Address of this machine on which replicas answer; routers have to reach it.",
+)
+@click.option(
     "--label", "labels", multiple=True, callback=_labels, metavar="K=V", help="Repeatable."
 )
 def start(
@@ -67,6 +74,7 @@ def start(
     memory: int,
     gpus: int,
     slots: int | None,
+    serve_address: str,
     labels: dict[str, str],
 ) -> None:
     """Work for a server until told to end; what runs then goes on, and the next start takes it up.
@@ -94,6 +102,7 @@ def start(
         gpus=gpus,
         slots=-1 if slots is None else slots,
         labels=labels,
+        serve_address=serve_address,
     )
     config.save()
     sys.exit(run(config))

@@ -20,7 +20,8 @@ class BadConfig(ValueError):
 class Config:
     """One worker's settings; sizes in bytes, -1: what the machine has.
 
-    An empty `server` means the embedded one, found by `server.json` of the data directory.
+    An empty `server` means the embedded one, found by `server.json` of the data directory. Replicas
+    listen on `serve_address`, under which routers have to reach them.
     """
 
     data: Path
@@ -34,6 +35,7 @@ class Config:
     slots: int = -1
     labels: dict[str, str] = field(default_factory=dict)
     embedded: bool = False
+    serve_address: str = "127.0.0.1"
     log_limit_bytes: int = logs.LIMIT
     cache_limit_bytes: int = trees.LIMIT
 

@@ -16,9 +16,7 @@ import structlog
 
 from hatoba.v1 import job_pb2
 from hatoba_worker import tinyfiles
-from hatoba_worker.attempts import Attempt
 from hatoba_worker.failures import AttemptFailed, environment_failed
-from hatoba_worker.logs import FILES
 from hatoba_worker.tails import last_lines
 
 log = structlog.get_logger(__name__)
@@ -50,6 +48,18 @@ class Interpreter:
         if argv[0].endswith(".py"):
             return [self.python, *argv]
         return argv
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Who wants an environment, and where its build log is to be seen.
+
+    The environment is kept until `release` of this name.
+    """
+
+    name: str
+    wanted: job_pb2.Environment
+    build_log: str
 
 
 class Environments:
@@ -87,13 +97,13 @@ class Environments:
         """Look at the interpreter on PATH before somebody waits for that."""
         await self._lacks_client("")
 
-    async def resolve(self, attempt: Attempt) -> Interpreter:
-        """What an attempt runs in; raises AttemptFailed (ENVIRONMENT_FAILED)."""
-        wanted = attempt.launch.environment
+    async def resolve(self, tenant: Tenant) -> Interpreter:
+        """What an attempt or replica runs in; raises AttemptFailed (ENVIRONMENT_FAILED)."""
+        wanted = tenant.wanted
         if wanted.image:
             raise environment_failed(f"this host runs no containers, and {wanted.image!r} is one")
         if wanted.requirements:
-            found = await self._built(attempt)
+            found = await self._built(tenant)
         elif wanted.python:
             python = await asyncio.to_thread(self._locate, wanted.python)
             found = Interpreter(python, os.path.dirname(python))
@@ -104,7 +114,7 @@ class Environments:
         return replace(found, lacks_client=await self._lacks_client(found.python))
 
     def release(self, name: str) -> None:
-        """An attempt needs its environment no more."""
+        """Its tenant needs an environment no more."""
         self._pins.pop(name, None)
 
     def _callers(self, python: str) -> Interpreter:
@@ -133,16 +143,16 @@ class Environments:
 
     # -- building -------------------------------------------------------------------------------
 
-    async def _built(self, attempt: Attempt) -> Interpreter:
-        wanted = attempt.launch.environment
+    async def _built(self, tenant: Tenant) -> Interpreter:
+        wanted = tenant.wanted
         base = await asyncio.to_thread(self._locate, wanted.python) if wanted.python else ""
         base = base or sys.executable
         key = await _key(base, wanted.requirements)
-        self._pins[attempt.name] = key
+        self._pins[tenant.name] = key
         if not await asyncio.to_thread(_use, self._root / key):
             build = self._builds.get(key) or self._begin(key, base, wanted.requirements)
             # One file with many names: everyone who waits sees the build as it goes.
-            tinyfiles.share(self._log(key), attempt.path(FILES["build"]))
+            tinyfiles.share(self._log(key), tenant.build_log)
             failure = await asyncio.shield(build)
             if failure:
                 raise failure

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -26,6 +27,10 @@ from hatoba_worker.homes import Homes
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
 from hatoba_worker.logs import LogShipper
+from hatoba_worker.replicas import probe
+from hatoba_worker.replicas.fleet import Fleet
+from hatoba_worker.replicas.life import Tools
+from hatoba_worker.replicas.staging import ReplicaStager
 from hatoba_worker.reports import Reporter
 from hatoba_worker.session import Items, Session
 from hatoba_worker.spans import Spans
@@ -96,6 +101,8 @@ class Worker:
             tasks.create_task(self._vitals.beat(), name="heartbeats")
             tasks.create_task(self._vitals.send_spans(), name="spans")
             tasks.create_task(self._watch_secrets(), name="secrets")
+            tasks.create_task(self._fleet.run(), name="replicas")
+            tasks.create_task(self._fleet.bound_logs(), name="replicas' logs")
 
     def _assemble(self, tasks: asyncio.TaskGroup) -> None:
         config, data = self._config, self._config.data
@@ -116,6 +123,8 @@ class Worker:
             self._secrets,
             host_has_gpus=bool(self._gpus),
         )
+        self._fleet = Fleet(data, self._identity.name, self._session.send)
+        self._fleet.begin(self._replica_tools(cache), tasks)
         self._shipper = LogShipper(self._book, limit=config.log_limit_bytes)
         self._reporter = Reporter(self._book, self._session, transfers, tasks)
         spans = Spans()
@@ -138,6 +147,18 @@ class Worker:
             )
         )
 
+    def _replica_tools(self, cache: TreeCache) -> Tools:
+        stager = ReplicaStager(
+            self._config.data,
+            self._environ,
+            cache,
+            self._environments,
+            self._secrets,
+            serve_address=self._config.serve_address,
+            host_has_gpus=bool(self._gpus),
+        )
+        return Tools(self._executor, stager, probe.ask, asyncio.sleep, time.time)
+
     def _recover(self) -> None:
         """Read the journal, and clear away what belongs to nothing."""
         data = self._config.data
@@ -148,6 +169,7 @@ class Worker:
         trees.tidy(data / "cache" / "trees")
         self._stager.prepare()
         self._environments.tidy()
+        self._fleet.load()
         for path in homes.iterdir():
             if path.name not in self._book.live:
                 shutil.rmtree(path, ignore_errors=True)
@@ -160,7 +182,8 @@ class Worker:
         changed = self._keeper not in ("", info.incarnation)
         self._keeper = info.incarnation
         self._settled.clear()
-        self._orphans = {name for name in held if name not in self._book.live}
+        ours = self._fleet.take_up(held) | self._book.live.keys()
+        self._orphans = held.keys() - ours
         for name in list(self._orphans):
             self._end_orphan(name, held[name])
         for attempt in list(self._book.live.values()):
@@ -211,6 +234,8 @@ class Worker:
         if attempt is not None:
             attempt.exit = event.exit
             attempt.ended.set()
+        elif self._fleet.exited(event):
+            return
         if event.gone:
             self.gone(event.attempt)
 
@@ -223,6 +248,8 @@ class Worker:
             self._orphans.discard(name)
             self._executor.forget(name)
             self._settle()
+        else:
+            self._fleet.gone(name)
 
     # -- the server -----------------------------------------------------------------------------
 
@@ -245,6 +272,7 @@ class Worker:
         items = [worker_pb2.WorkerItem(hello=self._hello())]
         items += [worker_pb2.WorkerItem(held=_held(attempt)) for attempt in live]
         items.append(worker_pb2.WorkerItem(inventory_complete=worker_pb2.InventoryComplete()))
+        items.append(self._fleet.report())
         for attempt in live:
             if attempt.begun is not None and "commit" not in attempt.unanswered:
                 items.append(started_item(attempt))
@@ -294,11 +322,20 @@ class Worker:
                     self._ordered(item.order)
                 case "drop":
                     self._drop(item.drop.attempt)
-                case "going_away":
-                    self._session.hang_up(item.going_away.after.ToTimedelta().total_seconds())
-                case "welcome":
-                    self._welcomed(item.welcome)
+                case _:
+                    self._heard_of_host(item)
         self._save()
+
+    def _heard_of_host(self, item: worker_pb2.ServerItem) -> None:
+        match item.WhichOneof("item"):
+            case "going_away":
+                self._session.hang_up(item.going_away.after.ToTimedelta().total_seconds())
+            case "welcome":
+                self._welcomed(item.welcome)
+            case "replicas":
+                self._fleet.ordered(item.replicas)
+            case "tail":
+                self._fleet.tail(item.tail)
 
     def _welcomed(self, welcome: worker_pb2.WorkerWelcome) -> None:
         if self._identity.cluster_id != welcome.cluster_id:

@@ -1,0 +1,269 @@
+"""All replicas of this host: the order that it keeps to, and what the server is told of them."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import structlog
+
+from hatoba.v1 import deployment_pb2, worker_pb2
+from hatoba_worker import punch, tinyfiles
+from hatoba_worker.keeper.messages import AttemptStatus, Exited
+from hatoba_worker.logs import FILES
+from hatoba_worker.replicas.life import (
+    FIRST_BACKOFF,
+    LONGEST_BACKOFF,
+    UNHEALTHY,
+    Replica,
+    Run,
+    Tools,
+)
+from hatoba_worker.replicas.records import Ordered
+
+log = structlog.get_logger(__name__)
+
+DIRECTORY = "replicas"
+LOG_LIMIT = 64 << 20
+"""Bytes that are kept of each log of a replica."""
+LOOK_AT_LOGS = 10.0
+SAVE_AGAIN = 1.0
+MOST_TAIL = 1 << 20
+_A_LINE = 256
+"""A line is looked for in so many bytes, at first."""
+
+Send = Callable[[worker_pb2.WorkerItem], None]
+
+
+class Fleet:
+    """Keeps to the newest order, whatever happens to server and worker."""
+
+    def __init__(self, data: Path, host: str, send: Send) -> None:
+        self._root = data / DIRECTORY
+        self._file = data / "replicas.json"
+        self._host = host
+        self._send = send
+        self._ordered = Ordered()
+        self._newest: worker_pb2.ReplicaOrder | None = None
+        self._news = asyncio.Event()
+        self._inventoried = asyncio.Event()
+        self._changing = asyncio.Lock()
+        self._replicas: dict[str, Replica] = {}
+        self._changed: dict[str, Replica] = {}
+
+    def begin(self, tools: Tools, tasks: asyncio.TaskGroup) -> None:
+        """Take what replicas need; before anything else."""
+        self._tools = replace(tools, tell=self._tell)
+        self._tasks = tasks
+
+    def load(self) -> None:
+        """Read the order of an earlier worker, and clear away what belongs to none; blocks."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._ordered = Ordered.load(self._file)
+        for name, spec in {**self._ordered.leaving, **self._ordered.kept}.items():
+            self._replicas[name] = self._new(spec)
+            self._replicas[name].recover()
+        for path in self._root.iterdir():
+            if path.name not in self._replicas:
+                shutil.rmtree(path, ignore_errors=True)
+
+    async def run(self) -> None:
+        """Take in orders until cancelled."""
+        await self._inventoried.wait()
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            order, self._newest = self._newest, None
+            if order is not None:
+                await self._change(partial(Ordered.following, order=order))
+            self._act()
+            if order is not None:
+                self._send(self.report())
+
+    async def _change(self, change: Callable[[Ordered], Ordered]) -> None:
+        """Put on disk what is acted by from now on. A full disk is waited for."""
+        async with self._changing:
+            wanted = change(self._ordered)
+            while not await self._saved(wanted):
+                await self._tools.sleep(SAVE_AGAIN)
+            self._ordered = wanted
+
+    async def _saved(self, wanted: Ordered) -> bool:
+        try:
+            await asyncio.to_thread(wanted.save, self._file)
+        except OSError as error:
+            log.error("replicas.unsaved", error=str(error))
+            return False
+        return True
+
+    def _act(self) -> None:
+        for name in self._ordered.leaving:
+            if name in self._replicas:
+                self._replicas[name].let_go()
+        for name, spec in self._ordered.kept.items():
+            if name not in self._replicas:
+                self._replicas[name] = self._new(spec)
+                self._start(self._replicas[name])
+
+    def _new(self, spec: worker_pb2.ReplicaSpec) -> Replica:
+        return Replica(spec, str(self._root / spec.name), self._tools)
+
+    def _start(self, one: Replica) -> None:
+        self._tasks.create_task(self._live(one), name=f"replica {one.name}")
+
+    async def _live(self, one: Replica) -> None:
+        """One replica's life; a fault of ours ends neither it nor the worker."""
+        wait = FIRST_BACKOFF
+        while True:
+            try:
+                await one.live()
+                break
+            except Exception as error:
+                log.exception("replica.fault", replica=one.name)
+                one.fault(repr(error))
+            await self._tools.sleep(wait)
+            wait = min(2 * wait, LONGEST_BACKOFF)
+        del self._replicas[one.name]
+        await self._change(lambda now: now.without(one.name))
+        self._news.set()
+
+    # -- the keeper -----------------------------------------------------------------------------
+
+    def take_up(self, held: Mapping[str, AttemptStatus]) -> set[str]:
+        """Go on from what the keeper has; returns the names of processes that are ours."""
+        first = not self._inventoried.is_set()
+        for one in list(self._replicas.values()):
+            if first:
+                one.adopt(held.get(f"{one.name}.{one.standing.run}"))
+            elif one.run is not None and one.run.begun:
+                _renew(one.run, held.get(one.run.place.process))
+            if one.name in self._ordered.leaving:
+                one.let_go()
+            if first:
+                self._start(one)
+        self._inventoried.set()
+        self._news.set()
+        return {one.run.place.process for one in self._replicas.values() if one.run is not None}
+
+    def exited(self, event: Exited) -> bool:
+        """The main process of a replica ended; False when it is none of ours."""
+        run = self._run_of(event.attempt)
+        if run is None:
+            return False
+        run.exit = event.exit
+        run.ended.set()
+        if event.gone:
+            run.gone.set()
+        return True
+
+    def gone(self, process: str) -> bool:
+        """Nothing of a process is left; False when it is none of ours."""
+        run = self._run_of(process)
+        if run is None:
+            return False
+        run.lose()
+        return True
+
+    def _run_of(self, process: str) -> Run | None:
+        one = self._replicas.get(process.rpartition(".")[0])
+        run = one.run if one is not None else None
+        return run if run is not None and run.place.process == process else None
+
+    # -- the server -----------------------------------------------------------------------------
+
+    def ordered(self, order: worker_pb2.ReplicaOrder) -> None:
+        """The server says which replicas there shall be; an order older than ours is dropped."""
+        newest = self._newest.order if self._newest is not None else self._ordered.number
+        if order.order > newest:
+            self._newest = order
+            self._news.set()
+
+    def report(self) -> worker_pb2.WorkerItem:
+        """How all replicas are."""
+        replicas = [one.message(self._host) for one in self._replicas.values()]
+        return worker_pb2.WorkerItem(
+            replicas=worker_pb2.ReplicaReport(
+                order=self._ordered.number, complete=True, replicas=replicas
+            )
+        )
+
+    def _tell(self, one: Replica) -> None:
+        """A replica changed: told with all others that change in this turn of the loop."""
+        if not self._changed:
+            asyncio.get_running_loop().call_soon(self._tell_all)
+        self._changed[one.name] = one
+
+    def _tell_all(self) -> None:
+        changed, self._changed = self._changed, {}
+        messages = [one.message(self._host) for one in changed.values()]
+        for one in changed.values():
+            state = deployment_pb2.ReplicaState.Name(one.state)
+            log.info("replica", replica=one.name, state=state, why=_words(one))
+        report = worker_pb2.ReplicaReport(order=self._ordered.number, replicas=messages)
+        self._send(worker_pb2.WorkerItem(replicas=report))
+
+    def tail(self, asked: worker_pb2.TailReplica) -> None:
+        """The server wants to see the last lines of a log."""
+        self._tasks.create_task(self._tail(asked), name=f"tail {asked.replica}")
+
+    async def _tail(self, asked: worker_pb2.TailReplica) -> None:
+        answer = worker_pb2.ReplicaTail(request=asked.request)
+        one = self._replicas.get(asked.replica)
+        name = FILES.get(asked.stream)
+        if one is not None and name is not None:
+            path = f"{one.home}/{name}"
+            answer.offset, answer.data = await asyncio.to_thread(last_bytes, path, asked.lines)
+        self._send(worker_pb2.WorkerItem(tail=answer))
+
+    # -- logs -----------------------------------------------------------------------------------
+
+    async def bound_logs(self) -> None:
+        """Keep the logs of replicas below their limit, until cancelled."""
+        while True:
+            await self._tools.sleep(LOOK_AT_LOGS)
+            for one in list(self._replicas.values()):
+                for name in ("stdout", "stderr"):
+                    await asyncio.to_thread(_bound, f"{one.home}/{FILES[name]}", LOG_LIMIT)
+
+
+def _renew(run: Run, status: AttemptStatus | None) -> None:
+    if status is not None:
+        run.apply(status)
+    else:
+        run.lose()
+
+
+def _words(one: Replica) -> str:
+    return one.cause.message if one.cause is not None and one.state == UNHEALTHY else ""
+
+
+def _bound(path: str, limit: int) -> None:
+    """Give the oldest part of a log back to the disk, or where that cannot be done all of it."""
+    size = tinyfiles.size(path)
+    below = size - limit
+    below -= below % punch.BLOCK
+    if below > 0 and not punch.out(path, below):
+        with open(path, "r+b") as file:
+            file.truncate(0)
+
+
+def last_bytes(path: str, lines: int) -> tuple[int, bytes]:
+    """The last lines of a file, at most 1 MiB, with their offset; blocks."""
+    size = tinyfiles.size(path)
+    length = min(size, MOST_TAIL, lines * _A_LINE)
+    while length:
+        try:
+            data = tinyfiles.read_piece(path, size - length, length)
+        except OSError:
+            break
+        found = data.splitlines(keepends=True)
+        if len(found) > lines or length in (size, MOST_TAIL):
+            kept = b"".join(found[-lines:]) if lines else b""
+            kept = kept.lstrip(b"\0")
+            return size - len(kept), kept
+        length = min(size, MOST_TAIL, 4 * length)
+    return size, b""

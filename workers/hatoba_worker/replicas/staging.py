@@ -1,0 +1,185 @@
+"""What stands ready before a replica's process starts: model, code, environment, settings."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hatoba.v1 import worker_pb2
+from hatoba_worker import tinyfiles
+from hatoba_worker.environments import Environments, Interpreter, Tenant
+from hatoba_worker.failures import staging_failed
+from hatoba_worker.host_secrets import Secrets
+from hatoba_worker.keeper.messages import Limits, Spawn
+from hatoba_worker.logs import FILES
+from hatoba_worker.staging import base_environment
+from hatoba_worker.transfers import TransferFailed
+from hatoba_worker.trees import TreeCache
+
+MODEL, CODE, EXAMPLE, CONFIG = "model", "code", "example", "serving.json"
+GRACE = 5.0
+"""Seconds that a process gets beyond its drain time to end by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One start of a replica: the name of its process, and its directory."""
+
+    process: str
+    home: str
+    run: int
+
+    @property
+    def ready_file(self) -> str:
+        """Where the process writes its address once it listens."""
+        return f"{self.home}/ready-{self.run}.json"
+
+
+class Staging(Protocol):
+    """Brings replicas in."""
+
+    async def trees(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
+        """Put model and code into the directory, anew; raises AttemptFailed."""
+
+    async def spawn(self, spec: worker_pb2.ReplicaSpec, place: Place) -> Spawn:
+        """The prepared process; raises AttemptFailed."""
+
+    async def clear(self, name: str, home: str) -> None:
+        """Remove all that was brought in for a replica."""
+
+
+class ReplicaStager:
+    """Stages with what the worker has for attempts."""
+
+    def __init__(
+        self,
+        data: Path,
+        environ: Mapping[str, str],
+        trees: TreeCache,
+        environments: Environments,
+        secrets: Secrets,
+        *,
+        serve_address: str,
+        host_has_gpus: bool,
+    ) -> None:
+        self._library = str(data / "lib")
+        self._base = base_environment(environ)
+        self._trees = trees
+        self._environments = environments
+        self._secrets = secrets
+        self._serve_address = serve_address
+        self._host_has_gpus = host_has_gpus
+
+    async def trees(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
+        """Put model and code into the directory, anew; raises AttemptFailed."""
+        model, code = Path(home, MODEL), Path(home, CODE)
+        try:
+            await asyncio.to_thread(_emptied, model, code)
+            await self._trees.link(spec.model, model)
+            if spec.serving.code.digest:
+                await self._trees.link(spec.serving.code, code)
+        except (TransferFailed, OSError) as error:
+            raise staging_failed(f"model or code could not be brought in: {error}") from error
+
+    async def spawn(self, spec: worker_pb2.ReplicaSpec, place: Place) -> Spawn:
+        """The prepared process; raises AttemptFailed."""
+        wanted = spec.serving.environment
+        tenant = Tenant(spec.name, wanted, f"{place.home}/{FILES['build']}")
+        try:
+            interpreter = await self._environments.resolve(tenant)
+            secrets = await asyncio.to_thread(self._secrets.resolve, list(spec.secrets))
+            await asyncio.to_thread(self._write_settings, spec, place)
+        except OSError as error:
+            raise staging_failed(f"its settings could not be written: {error}") from error
+        python = interpreter.python or "python3"
+        config = f"{place.home}/{CONFIG}"
+        return Spawn(
+            attempt=place.process,
+            argv=[python, "-m", "hatoba_worker.serving", "serve", "--config", config],
+            env=self._environment(spec, place, interpreter, secrets),
+            cwd=f"{place.home}/{CODE}",
+            stdout=f"{place.home}/{FILES['stdout']}",
+            stderr=f"{place.home}/{FILES['stderr']}",
+            limits=Limits(memory_bytes=spec.resources.memory_bytes or None),
+        )
+
+    async def clear(self, name: str, home: str) -> None:
+        """Remove all that was brought in for a replica."""
+        self._environments.release(name)
+        await asyncio.to_thread(shutil.rmtree, home, True)
+
+    def _write_settings(self, spec: worker_pb2.ReplicaSpec, place: Place) -> None:
+        if spec.serving.HasField("example"):
+            Path(place.home, EXAMPLE).write_bytes(spec.serving.example.data)
+        settings = json.dumps(config_of(spec, place, self._serve_address), indent=1)
+        tinyfiles.write(f"{place.home}/{CONFIG}", settings.encode())
+
+    def _environment(
+        self,
+        spec: worker_pb2.ReplicaSpec,
+        place: Place,
+        interpreter: Interpreter,
+        secrets: Mapping[str, str],
+    ) -> dict[str, str]:
+        """The host's few variables, the user's, then ours, which nobody overrides."""
+        env = self._base | dict(spec.env) | dict(secrets)
+        if interpreter.bin:
+            env["PATH"] = f"{interpreter.bin}:{env.get('PATH', os.defpath)}"
+        # The server is always of this worker's own version, whatever the environment has.
+        parts = [env.get("PYTHONPATH", ""), self._library]
+        env["PYTHONPATH"] = ":".join(part for part in parts if part)
+        if spec.gpus or self._host_has_gpus:
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
+        return env | {
+            "HATOBA_REPLICA": spec.name,
+            "HATOBA_DEPLOYMENT": spec.deployment,
+            "HATOBA_REVISION": str(spec.revision),
+            "HATOBA_MODEL_VERSION": spec.model_version,
+            "HATOBA_DIR": place.home,
+        }
+
+
+def config_of(spec: worker_pb2.ReplicaSpec, place: Place, address: str) -> dict[str, Any]:
+    """The settings of its server; 0 and null mean the server's defaults."""
+    serving, limits = spec.serving, spec.limits
+    example = None
+    if serving.HasField("example"):
+        media_type = serving.example.media_type or "application/json"
+        example = {"path": f"{place.home}/{EXAMPLE}", "media_type": media_type}
+    return {
+        "name": spec.name,
+        "deployment": spec.deployment,
+        "model_version": spec.model_version,
+        "model_dir": f"{place.home}/{MODEL}",
+        "code_dir": f"{place.home}/{CODE}",
+        "handler": serving.handler,
+        "example": example,
+        "host": address,
+        "port": 0,
+        "ready_file": place.ready_file,
+        "limits": {
+            "max_body_bytes": limits.max_body_bytes,
+            "max_queue": limits.max_queue,
+            "timeout_seconds": limits.timeout.ToTimedelta().total_seconds(),
+            "concurrency": limits.concurrency,
+        },
+        "batching": {"max_batch": serving.max_batch, "batch_wait_ms": serving.batch_wait_ms},
+        "drain_seconds": drain_seconds(spec),
+    }
+
+
+def drain_seconds(spec: worker_pb2.ReplicaSpec) -> float:
+    """How long it may go on with what it has."""
+    return spec.drain.ToTimedelta().total_seconds()
+
+
+def _emptied(*directories: Path) -> None:
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(mode=0o700, parents=True)
