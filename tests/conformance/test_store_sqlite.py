@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 
 from hatoba_scheduler.store.conformance import OpenStore, StoreConformance
+from hatoba_scheduler.store.conformance_models import ModelStoreConformance
 from hatoba_scheduler.store.sqlite import open_store as open_sqlite
 
 
 class TestSqliteStore(StoreConformance):
+    @pytest.fixture
+    def open_store(self) -> OpenStore:
+        return open_sqlite
+
+
+class TestSqliteModels(ModelStoreConformance):
     @pytest.fixture
     def open_store(self) -> OpenStore:
         return open_sqlite
