@@ -12,6 +12,8 @@ from typing import Self, Unpack
 from google.protobuf.message import Message
 
 from hatoba import packing, settings
+from hatoba.batch import BatchOptions, predict_batch
+from hatoba.code_versions import AsyncCode
 from hatoba.datasets import AsyncDatasets
 from hatoba.embedded import start_embedded
 from hatoba.errors import DeadlineExceeded, InvalidSpec, NotFound, Unavailable
@@ -35,6 +37,8 @@ from hatoba.v1 import common_pb2, job_pb2
 
 SUBMIT_SECONDS = 60.0
 MAX_BATCH = 1000
+PUBLISH_PAUSE = 0.1
+"""Seconds between two looks at whether outputs became a dataset version."""
 
 
 class AsyncClient:
@@ -97,6 +101,11 @@ class AsyncClient:
         """Datasets of the project."""
         return AsyncDatasets(self)
 
+    @property
+    def code(self) -> AsyncCode:
+        """Code of the project, as jobs ran it."""
+        return AsyncCode(self)
+
     async def call(self, request: Message, reply: type[R], *, timeout: float = CALL_SECONDS) -> R:
         """Make the one call that takes this kind of request; see Transport.call."""
         return await self.transport.call(request, reply, timeout=timeout)
@@ -130,6 +139,15 @@ class AsyncClient:
         self.transport.flush_spans()
         await asyncio.to_thread(self._remember, job)
         return AsyncJob(self, job)
+
+    async def predict_batch(
+        self, model: str, dataset: str, *, request_id: str = "", **options: Unpack[BatchOptions]
+    ) -> AsyncJob:
+        """Submit a model (`digits:7`, `digits@production`) over every item of a dataset
+        (`digits-test:2`). Its tasks' predictions become one dataset version, in the items' order;
+        `wait` returns when they have. References are resolved once, now.
+        """
+        return await predict_batch(self, model, dataset, options, request_id)
 
     async def check(self, parcel: Parcel) -> job_pb2.Job:
         """Let the server check a specification without storing anything."""
@@ -249,10 +267,12 @@ class AsyncJob:
         return await self.settled()
 
     async def settled(self) -> job_pb2.Job:
-        """The record, asked for until the server is there."""
+        """The record, asked for until the server is there and what it publishes is published."""
         while True:
             try:
-                return await self.refresh()
+                if not _publishing(await self.refresh()):
+                    return self.record
+                await self.client.transport.pause(PUBLISH_PAUSE)
             except Unavailable:
                 await self.client.transport.pause(1.0)
 
@@ -360,6 +380,12 @@ def batches(items: Iterable[job_pb2.SubmitJobsItem]) -> list[list[job_pb2.Submit
     """Items in parts that one call may carry."""
     every = list(items)
     return [every[start : start + MAX_BATCH] for start in range(0, len(every), MAX_BATCH)]
+
+
+def _publishing(job: job_pb2.Job) -> bool:
+    """Whether its outputs are about to become a dataset version."""
+    due = job.state == common_pb2.JOB_STATE_SUCCEEDED and job.spec.HasField("publish")
+    return due and not job.published
 
 
 def _looks_like_uid(name: str) -> bool:

@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 from hatoba.aio import AsyncClient, AsyncJob
+from hatoba.batch import BatchOptions
+from hatoba.code_versions import Code
 from hatoba.datasets import Datasets
 from hatoba.following import LogPiece, Resync, silent
 from hatoba.frames import Metrics, table
@@ -77,6 +79,13 @@ class Client:
         job = self._client.submit(command, script=script, request_id=request_id, **options)
         return Job(self._loop, self._loop.run(job))
 
+    def predict_batch(
+        self, model: str, dataset: str, *, request_id: str = "", **options: Unpack[BatchOptions]
+    ) -> Job:
+        """See AsyncClient.predict_batch."""
+        job = self._client.predict_batch(model, dataset, request_id=request_id, **options)
+        return Job(self._loop, self._loop.run(job))
+
     def job(self, name: str) -> Job:
         """A job by name (`digits-42`) or uid."""
         return Job(self._loop, self._loop.run(self._client.job(name)))
@@ -90,6 +99,11 @@ class Client:
     def datasets(self) -> Datasets:
         """Datasets of the project."""
         return Datasets(self._loop, self._client.datasets)
+
+    @property
+    def code(self) -> Code:
+        """Code of the project, as jobs ran it."""
+        return Code(self._loop, self._client.code)
 
     def events(
         self, *jobs: str, cursor: str = "", jobs_only: bool = False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from hatoba.aio import short_name
 from hatoba.cli.output import between, moment
-from hatoba.cli.words import WAITING, failure_rows, needs, waiting_rows
+from hatoba.cli.words import WAITING, failure_rows, needs, published_rows, waiting_rows
 from hatoba.following import TERMINAL
 from hatoba.plain import to_plain
 from hatoba.units import say_bytes, say_seconds
@@ -29,9 +29,11 @@ def job_rows(job: job_pb2.Job, attempts: Sequence[job_pb2.Attempt], *, wide: boo
     rows += [
         ("command", shlex.join(job.spec.command)),
         ("params", _params(job)),
+        ("inputs", _inputs(job)),
+        ("code", _code(job)),
         ("tasks", _tasks(job)),
     ]
-    rows += [("attempts", _attempts(attempts)), ("outputs", _outputs(job))]
+    rows += [("attempts", _attempts(attempts)), ("outputs", _outputs(job)), *published_rows(job)]
     rows.append(("submitted", f"{moment(job.create_time)} by {job.created_by or 'somebody'}"))
     return rows + (_wide(job) if wide else [])
 
@@ -55,6 +57,33 @@ def param_text(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _inputs(job: job_pb2.Job) -> str:
+    return "\n".join(_input_line(one) for one in job.spec.inputs)
+
+
+def _input_line(told: job_pb2.Input) -> str:
+    size = f"{told.manifest.files} files, {say_bytes(told.manifest.total_bytes)}"
+    mode = "" if not told.mode else job_pb2.InputMode.Name(told.mode).rpartition("_")[2].lower()
+    what = short_reference(told.source) if told.source else "a directory"
+    return "  ".join(filter(None, [told.name, what, size, mode]))
+
+
+def _code(job: job_pb2.Job) -> str:
+    """The recorded version, and the commit that it stood on."""
+    commit = job.spec.source.get("commit", "")[:12]
+    changed = "+" if commit and job.spec.source.get("dirty") == "true" else ""
+    at = f"at commit {commit}{changed}" if commit else ""
+    return " ".join(filter(None, [short_reference(job.spec.code_version), at]))
+
+
+def short_reference(resource: str) -> str:
+    """`datasets/faces:3` for a resource name with a version; others without their project."""
+    parts = resource.split("/")
+    if len(parts) == 6 and parts[4] == "versions":
+        return f"{parts[2]}/{parts[3]}:{parts[5]}"
+    return "/".join(parts[2:]) if parts[0] == "projects" else resource
 
 
 def _tasks(job: job_pb2.Job) -> str:

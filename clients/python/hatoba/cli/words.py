@@ -6,6 +6,7 @@ Pure: records in, text out.
 from __future__ import annotations
 
 from hatoba.aio import short_name, state_name
+from hatoba.batch import short_resource
 from hatoba.cli.output import between, moment
 from hatoba.following import TERMINAL
 from hatoba.units import say_bytes
@@ -150,7 +151,10 @@ def _command(job: job_pb2.Job) -> str:
 def ending(job: job_pb2.Job) -> str:
     """How a followed job ended, for its follower."""
     line = describe(job)
-    if job.state == common_pb2.JOB_STATE_SUCCEEDED or job.state not in TERMINAL:
+    if job.state == common_pb2.JOB_STATE_SUCCEEDED:
+        told = [f"  {word}  {value}" for word, value in published_rows(job) if value]
+        return "\n".join([line, *told])
+    if job.state not in TERMINAL:
         return line
     rows = failure_rows(job)
     if job.state == common_pb2.JOB_STATE_CANCELLED:
@@ -162,6 +166,11 @@ def ending(job: job_pb2.Job) -> str:
         if _useful(name, value)
     ]
     return "\n".join([line, *told])
+
+
+def published_rows(job: job_pb2.Job) -> list[tuple[str, str]]:
+    """What became of outputs that were to be published: what they add up to, and as what."""
+    return [("summary", job.summary), ("published", short_resource(job.published))]
 
 
 def _useful(name: str, value: str) -> bool:
