@@ -6,6 +6,7 @@ Job files use proto field names only, enum values without their prefix, and numb
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 DURATION = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]{1,9})?s$", "examples": ["90s", "0.5s"]}
@@ -43,9 +44,11 @@ def tidy(node: Any) -> Any:
     if not isinstance(node, dict):
         return node
     if "anyOf" in node:
-        # The first alternative is the natural form; the others are proto JSON's spellings of it.
+        # An enum's names, else the first: the others are proto JSON's spellings of it.
+        forms = node["anyOf"]
+        natural = next((form for form in forms if "enum" in form), forms[0])
         rest = {key: value for key, value in node.items() if key != "anyOf"}
-        return tidy(node["anyOf"][0] | rest)
+        return tidy(natural | rest)
     kept = {key: tidy(value) for key, value in node.items() if key not in PROTO_JSON_ONLY}
     if "$ref" in kept:
         kept["$ref"] = "#/$defs/" + short(kept["$ref"].removeprefix("#/$defs/"))
@@ -57,5 +60,6 @@ def tidy(node: Any) -> Any:
 
 def without_prefix(values: list[str]) -> list[str]:
     """Enum values as people write them: BAR for FOO_BAR, and FOO_UNSPECIFIED is left out."""
-    prefix = values[0].removesuffix("UNSPECIFIED")
-    return [value.removeprefix(prefix) for value in values[1:]]
+    prefix = os.path.commonprefix(values).rpartition("_")[0] + "_"
+    words = [value.removeprefix(prefix) for value in values]
+    return [word for word in words if word != "UNSPECIFIED"]

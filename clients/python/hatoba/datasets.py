@@ -15,7 +15,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
@@ -105,8 +105,7 @@ class AsyncDatasets:
         """
         name = name or name_of(Path(directory))
         progress = options.get("progress", packing.nobody)
-        with ExitStack() as stack:
-            tree, items = await asyncio.to_thread(_packed, Path(directory), options, stack)
+        async with packing.on_thread(_packed(Path(directory), options)) as (tree, items):
             for warning in tree.warnings:
                 self._client.notify(warning)
             newest = await self._newest(name)
@@ -212,9 +211,8 @@ class AsyncDatasets:
 
     async def diff(self, before: str, after: str, *, limit: int = 1_000) -> Diff:
         """How two versions differ; the counts are of all, `differences` the first `limit`."""
-        request = dataset_pb2.DiffDatasetVersionsRequest(
-            **{"from": before, "to": after, "project": self._client.project}
-        )
+        request = dataset_pb2.DiffDatasetVersionsRequest(project=self._client.project, to=after)
+        setattr(request, "from", before)
         found: list[Difference] = []
         while True:
             request.page_size = max(1, min(limit - len(found), _PAGE))
@@ -251,7 +249,8 @@ class AsyncDatasets:
         return version
 
     async def _fetch_items(self, ref: common_pb2.ManifestRef, target: Path) -> None:
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".hatoba-items-") as made:
+        place = tempfile.TemporaryDirectory(dir=target.parent, prefix=".hatoba-items-")
+        async with packing.on_thread(place) as made:
             tree = Path(made) / "items"
             await packing.fetch(self._client, ref, tree)
             await asyncio.to_thread(os.replace, tree / ITEMS_FILE, beside(target))
@@ -370,20 +369,22 @@ def _plain(value: Any) -> Any:
 # -- push ------------------------------------------------------------------------------------------
 
 
+@contextmanager
 def _packed(
-    directory: Path, options: PushOptions, stack: ExitStack
-) -> tuple[PackedTree, PackedTree | None]:
+    directory: Path, options: PushOptions
+) -> Iterator[tuple[PackedTree, PackedTree | None]]:
+    """A directory's tree and its items', as long as they can be read."""
     if not directory.is_dir():
         raise InvalidSpec(f"there is no directory {directory}")
     scan = scan_tree(directory, Selection.EVERYTHING)
     files = [found for found in scan.entries if found.type == FILE]
     lines = _item_lines(files, options)
     if lines is None:
-        return pack_tree(scan), None
-    # It is read when it is sent, and goes when the push is over.
-    written = stack.enter_context(tempfile.NamedTemporaryFile(prefix="hatoba-items-"))  # noqa: SIM115
-    items = _pack_items(written, lines)
-    return pack_tree(scan), items
+        yield pack_tree(scan), None
+        return
+    with tempfile.NamedTemporaryFile(prefix="hatoba-items-") as written:
+        items = _pack_items(written, lines)
+        yield pack_tree(scan), items
 
 
 def _item_lines(files: Sequence[Found], options: PushOptions) -> Iterator[bytes] | None:

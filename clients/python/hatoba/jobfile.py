@@ -19,11 +19,12 @@ import yaml
 
 from hatoba.errors import HatobaError, InvalidRequest, InvalidSpec
 from hatoba.options import Parcel, default_interpreter, name_for, read_requirements
+from hatoba.plain import enum_prefix
 from hatoba.units import NUMBER, parse_duration, parse_memory
 from hatoba.v1 import job_pb2
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import FieldDescriptor
+    from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
     from google.protobuf.message import Message
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
@@ -331,8 +332,9 @@ class _Reader:
         text = self._text(node, path)
         if text is None:
             return
+        read = _one_of(found.enum_type) if found.enum_type else SCALARS[found.cpp_type]
         try:
-            setattr(target, found.name, SCALARS[found.cpp_type](text))
+            setattr(target, found.name, read(text))
         except ValueError as error:
             self.problem(node, path, str(error))
 
@@ -477,6 +479,20 @@ def _boolean(text: str) -> bool:
     if text not in {"true", "false"}:
         raise ValueError(f"{text!r} is neither true nor false")
     return text == "true"
+
+
+def _one_of(kind: EnumDescriptor) -> Callable[[str], int]:
+    """Reads a value of an enum, with or without its prefix, in any case."""
+    prefix = enum_prefix(kind)
+    known = {value.name.removeprefix(prefix): value.number for value in kind.values[1:]}
+
+    def read(text: str) -> int:
+        word = text.upper().removeprefix(prefix)
+        if word not in known:
+            raise ValueError(f"{text!r} is none of {', '.join(known)}")
+        return known[word]
+
+    return read
 
 
 # By FieldDescriptor.CPPTYPE_*: int32, int64, double, bool, string.

@@ -21,6 +21,13 @@ ParamValue = float | bool | str
 NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 INTERPRETERS = re.compile(r"^(?:.*/)?python[0-9.]*$")
 MAX_NAME = 48
+SOURCES = ("datasets/", "models/", "jobs/", "projects/")
+"""With these begins what the server has; a directory of such a name is written `./datasets`."""
+MODES = {
+    "copy": job_pb2.INPUT_MODE_COPY,
+    "cache": job_pb2.INPUT_MODE_CACHE,
+    "stream": job_pb2.INPUT_MODE_STREAM,
+}
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -29,7 +36,9 @@ class SubmitOptions(TypedDict, total=False):
     `memory` is bytes or a text such as `4Gi`; `timeout` and `stop_grace` are seconds or a text such
     as `10m`; `array` is a number of tasks or a range such as `0-9`; `after` names jobs that must
     succeed first; `requirements` is a file in pip's format; `code` is the directory to bring along
-    (None: nothing); `inputs` are directories by name; `secrets` are `NAME` or `NAME=ENVVAR`.
+    (None: nothing); `inputs` are, by name, directories or what the server has (`datasets/faces:3`,
+    `models/digits@production`, `jobs/digits-42/outputs`; `:copy` or `:stream` behind it say how it
+    is brought in); `secrets` are `NAME` or `NAME=ENVVAR`.
     """
 
     name: str
@@ -83,8 +92,32 @@ def build_parcel(command: Sequence[str] | str, options: SubmitOptions) -> Parcel
     _set_limits(spec, options)
     _set_environment(spec, options)
     code = options.get("code", ".")
-    inputs = {name: Path(path) for name, path in options.get("inputs", {}).items()}
+    inputs = _set_inputs(spec, options)
     return Parcel(spec, None if code is None else Path(code), inputs)
+
+
+def _set_inputs(spec: job_pb2.JobSpec, options: SubmitOptions) -> dict[str, Path]:
+    """Name the inputs that the server has; the directories of the others."""
+    directories: dict[str, Path] = {}
+    for name, told in options.get("inputs", {}).items():
+        source, mode = parse_source(told)
+        spec.inputs.add(name=name, source=source, mode=mode)
+        if not source:
+            directories[name] = Path(_without_mode(str(told), mode))
+    return directories
+
+
+def parse_source(told: str | Path) -> tuple[str, job_pb2.InputMode.ValueType]:
+    """What an input names on the server, and how it is brought in; no name for a directory."""
+    if not isinstance(told, str):
+        return "", job_pb2.INPUT_MODE_UNSPECIFIED
+    mode = MODES.get(told.rpartition(":")[2], job_pb2.INPUT_MODE_UNSPECIFIED)
+    text = _without_mode(told, mode)
+    return (text if text.startswith(SOURCES) else ""), mode
+
+
+def _without_mode(text: str, mode: job_pb2.InputMode.ValueType) -> str:
+    return text.rpartition(":")[0] if mode else text
 
 
 def name_for(command: Sequence[str]) -> str:

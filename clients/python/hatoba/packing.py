@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from hatoba import code_versions
 from hatoba.artifacts.pack import PackedTree, pack_tree
 from hatoba.artifacts.scan import Scan, Selection, scan_tree
-from hatoba.artifacts.source import git_source
 from hatoba.artifacts.transfer import Progress, TransferOptions, download_tree, upload_tree
 from hatoba.errors import InvalidSpec, Unavailable
 from hatoba.transport import RETRY_WAITS
@@ -41,9 +42,14 @@ async def bring(client: AsyncClient, parcel: Parcel) -> None:
 
 
 async def _bring_code(client: AsyncClient, spec: job_pb2.JobSpec, directory: Path) -> None:
+    # git looks around while the code is packed and sent.
+    looking = asyncio.get_running_loop().run_in_executor(None, code_versions.origin_of, directory)
     spec.code.CopyFrom(await _send(client, directory, Selection.CODE, "the code"))
-    for key, value in (await asyncio.to_thread(git_source, directory)).items():
-        spec.source[key] = value
+    origin = await looking
+    spec.source.update(origin.source)
+    with client.transport.tracer.span("record the code"):
+        version = await code_versions.record(client, spec.name, spec.code, origin)
+    spec.code_version = version.name
 
 
 async def _send(
@@ -90,6 +96,16 @@ async def fetch(
         return await download_tree(stub(client), ref.digest, directory, options)
 
     await patiently(client, receive)
+
+
+@asynccontextmanager
+async def on_thread(made: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """A context whose beginning and end block."""
+    entered = await asyncio.to_thread(made.__enter__)
+    try:
+        yield entered
+    finally:
+        await asyncio.to_thread(made.__exit__, None, None, None)
 
 
 async def patiently(client: AsyncClient, transfer: Callable[[], Awaitable[T]]) -> T:

@@ -24,6 +24,8 @@ from hatoba.v1 import (
     artifact_pb2,
     artifact_pb2_grpc,
     common_pb2,
+    dataset_pb2,
+    dataset_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
     queue_pb2,
@@ -490,6 +492,20 @@ class FakeArtifacts(artifact_pb2_grpc.ArtifactServiceServicer):
             yield artifact_pb2.DownloadChunksResponse(position=position, data=data, last=True)
 
 
+class FakeDatasets(dataset_pb2_grpc.DatasetServiceServicer):
+    """DatasetService that answers what a test says."""
+
+    def __init__(self, fake: FakeServer) -> None:
+        self._fake = fake
+
+    def CreateCodeVersion(
+        self, request: dataset_pb2.CreateCodeVersionRequest, context: Context
+    ) -> dataset_pb2.CodeVersion:
+        name = f"projects/{request.project}/code/{request.code}/versions/1"
+        made = dataset_pb2.CodeVersion(name=name, version=1, manifest=request.manifest)
+        return self._fake.reply(request, context, made)
+
+
 def start(fake: FakeServer, address: str = "127.0.0.1:0") -> grpc.Server:
     """Serve the fakes; their address is written into `fake`."""
     server = grpc.server(ThreadPoolExecutor(8))
@@ -498,6 +514,7 @@ def start(fake: FakeServer, address: str = "127.0.0.1:0") -> grpc.Server:
     admin_pb2_grpc.add_AdminServiceServicer_to_server(FakeAdmin(fake), server)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(FakeWorkers(fake), server)
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(FakeArtifacts(fake), server)
+    dataset_pb2_grpc.add_DatasetServiceServicer_to_server(FakeDatasets(fake), server)
     port = server.add_insecure_port(address)
     server.start()
     fake.address = f"127.0.0.1:{port}"

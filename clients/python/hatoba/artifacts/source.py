@@ -9,6 +9,8 @@ from pathlib import Path
 
 TIMEOUT_SECONDS = 5.0
 MAX_VALUE = 1024
+MAX_PATCH = 1024 * 1024
+MAX_UNTRACKED = 1_000
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@")
 # A repository that was cloned from somebody must not have us run its programs.
 _SAFE = ("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
@@ -32,6 +34,23 @@ def git_source(directory: str | Path) -> dict[str, str]:
     if remote := _remote(directory):
         found["remote"] = remote
     return found
+
+
+def git_patch(directory: str | Path) -> bytes:
+    """How what lies below a directory differs from its commit: a patch of at most 1 MiB, and a
+    line for each file that git does not know. Blocks.
+    """
+    plain = ("--no-ext-diff", "--no-textconv", "--no-color", "--relative", "HEAD", "--", ".")
+    found = (_git(directory, "diff", *plain) or "").encode(errors="replace")
+    if len(found) > MAX_PATCH:
+        cut = found[:MAX_PATCH].rpartition(b"\n")[0]
+        found = cut + f"\n# and {len(found) - len(cut):,} bytes more\n".encode()
+    listed = _git(directory, "ls-files", "--others", "--exclude-standard", "-z") or ""
+    names = sorted(filter(None, listed.split("\0")))
+    lines = [f"# not known to git: {name!r}\n" for name in names[:MAX_UNTRACKED]]
+    if len(names) > MAX_UNTRACKED:
+        lines.append(f"# and {len(names) - MAX_UNTRACKED:,} files more\n")
+    return found + "".join(lines).encode(errors="replace")
 
 
 def _remote(directory: str | Path) -> str:

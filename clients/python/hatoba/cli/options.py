@@ -99,8 +99,9 @@ JOB_OPTIONS: list[Callable[[Any], Any]] = [
         "inputs",
         multiple=True,
         type=INPUT,
-        metavar="NAME=DIR",
-        help="Directory to bring in as an input.",
+        metavar="NAME=DIR|SOURCE[:MODE]",
+        help="Directory to bring in, or datasets/faces:3, models/digits@production, "
+        "jobs/digits-42/outputs. Mode: cache (default), copy (may be written to), stream.",
     ),
     click.option(
         "--cpus",

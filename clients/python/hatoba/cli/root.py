@@ -20,6 +20,8 @@ COMMANDS = {
     "logs": ("hatoba.cli.logs:logs", "Show what a job wrote (no name: my latest)."),
     "status": ("hatoba.cli.status:status", "Server, backends and my unfinished jobs."),
     "jobs": ("hatoba.cli.jobs:jobs", "Submit, list, look at, cancel and compare jobs."),
+    "datasets": ("hatoba.cli.datasets:datasets", "Folders of examples, by name and number."),
+    "code": ("hatoba.cli.code:code", "Code as jobs ran it, and where it came from."),
     "queues": ("hatoba.cli.queues:queues", "Where jobs wait, and how much may run."),
     "backends": ("hatoba.cli.backends:backends", "What runs the jobs, and what failed to load."),
     "hosts": ("hatoba.cli.hosts:hosts", "Machines that run our worker."),
