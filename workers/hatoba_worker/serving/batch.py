@@ -185,11 +185,9 @@ def _item(line: str, number: int) -> Item:
 
 
 def _files(root: Path) -> Iterator[Item]:
-    for directory, names, files in os.walk(root):
-        names.sort()
-        for name in sorted(files):
-            path = (Path(directory) / name).relative_to(root).as_posix()
-            yield {"id": path, "path": path}
+    paths = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
+    for path in sorted(paths):
+        yield {"id": path, "path": path}
 
 
 def _from_attributes(item: Item) -> Question | Outcome:

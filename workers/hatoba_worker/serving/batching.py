@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hatoba_worker.serving.answering import Outcome, Question, failure
 from hatoba_worker.serving.config import Batching, Limits
@@ -16,6 +16,30 @@ from hatoba_worker.serving.config import Batching, Limits
 T = TypeVar("T")
 Call = tuple[Callable[[], Any], Callable[[Any], None]]
 Answer = Callable[[Sequence[Question]], list[Outcome]]
+
+
+class Clock(Protocol):
+    """What an event loop knows of time."""
+
+    def time(self) -> float:
+        """Seconds, which only grow."""
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any) -> Alarm:
+        """Call back after `delay` seconds."""
+
+
+class Alarm(Protocol):
+    """A call that is to come."""
+
+    def cancel(self) -> None:
+        """Not any more."""
+
+
+class Caller(Protocol):
+    """Who predicts."""
+
+    def call(self, work: Callable[[], T], done: Callable[[T], None]) -> None:
+        """Run `work`, which never raises, elsewhere; then `done` with its result on the loop."""
 
 
 class Full(Exception):
@@ -53,7 +77,7 @@ class Asked:
     def __init__(self, question: Question, done: Callable[[Outcome], None]) -> None:
         self.question = question
         self.began = 0.0
-        self.timer: asyncio.TimerHandle | None = None
+        self.timer: Alarm | None = None
         self._done: Callable[[Outcome], None] | None = done
 
     def finish(self, outcome: Outcome) -> None:
@@ -80,13 +104,14 @@ class Batcher:
 
     def __init__(
         self,
-        threads: Threads,
+        threads: Caller,
         answer: Answer,
         limits: Limits,
         batching: Batching,
         on_batch: Callable[[int], None],
+        clock: Clock,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        self._clock = clock
         self._threads = threads
         self._answer = answer
         self._limits = limits
@@ -96,7 +121,7 @@ class Batcher:
         self._waiting: deque[Asked] = deque()
         self._running: dict[int, float] = {}
         self._batches = 0
-        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm: Alarm | None = None
         self._worked_on = 0
 
     @property
@@ -113,14 +138,14 @@ class Batcher:
         """For how long no thread has been free; 0 while one is."""
         if len(self._running) < self._limits.concurrency:
             return 0.0
-        return self._loop.time() - max(self._running.values())
+        return self._clock.time() - max(self._running.values())
 
     def ask(self, asked: Asked) -> None:
         """Take a question in; raises Full."""
         if self.in_flight >= self._limits.max_queue:
             raise Full
-        asked.began = self._loop.time()
-        asked.timer = self._loop.call_later(self._limits.timeout_seconds, self._too_late, asked)
+        asked.began = self._clock.time()
+        asked.timer = self._clock.call_later(self._limits.timeout_seconds, self._too_late, asked)
         self._waiting.append(asked)
         self._go()
 
@@ -147,11 +172,11 @@ class Batcher:
         """Whether the first has waited for others long enough."""
         if not self._wait or len(self._waiting) >= self._most:
             return True
-        left = self._waiting[0].began + self._wait - self._loop.time()
+        left = self._waiting[0].began + self._wait - self._clock.time()
         if left <= 0:
             return True
         if self._alarm is None:
-            self._alarm = self._loop.call_later(left, self._waited)
+            self._alarm = self._clock.call_later(left, self._waited)
         return False
 
     def _waited(self) -> None:
@@ -161,7 +186,7 @@ class Batcher:
     def _start(self, batch: list[Asked]) -> None:
         self._batches += 1
         number = self._batches
-        self._running[number] = self._loop.time()
+        self._running[number] = self._clock.time()
         self._worked_on += len(batch)
         self._on_batch(len(batch))
         questions = [each.question for each in batch]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 LATENCY = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -38,15 +38,19 @@ class Histogram:
         yield f"{self._name}_count {below}"
 
 
-class Metrics:
-    """Everything that `/metrics` says. What is only looked at comes from the callables."""
+GAUGES = {
+    "in_flight": "Predictions worked on or waiting.",
+    "queued": "Predictions waiting for a thread.",
+    "connections": "Open connections.",
+    "ready": "1 when /readyz says so.",
+}
 
-    def __init__(
-        self, in_flight: Callable[[], int], queued: Callable[[], int], ready: Callable[[], bool]
-    ) -> None:
-        self._in_flight = in_flight
-        self._queued = queued
-        self._ready = ready
+
+class Metrics:
+    """Everything that `/metrics` says; `gauges` has a value for each of `GAUGES`."""
+
+    def __init__(self, gauges: Mapping[str, Callable[[], int]]) -> None:
+        self._gauges = gauges
         self.requests: Counter[int] = Counter()
         self.seconds = Histogram(
             "hatoba_serving_request_seconds", "From a whole request to its answer.", LATENCY
@@ -67,14 +71,9 @@ class Metrics:
         yield from _head(name, "Predictions that were asked for, by status.", "counter")
         for code, count in sorted(self.requests.items()):
             yield f'{name}{{code="{code}"}} {count}'
-        yield from _gauge("in_flight", "Predictions worked on or waiting.", self._in_flight())
-        yield from _gauge("queued", "Predictions waiting for a thread.", self._queued())
-        yield from _gauge("ready", "1 when /readyz says so.", int(self._ready()))
-
-
-def _gauge(name: str, text: str, value: int) -> Iterator[str]:
-    yield from _head(f"hatoba_serving_{name}", text, "gauge")
-    yield f"hatoba_serving_{name} {value}"
+        for key, text in GAUGES.items():
+            yield from _head(f"hatoba_serving_{key}", text, "gauge")
+            yield f"hatoba_serving_{key} {int(self._gauges[key]())}"
 
 
 def _head(name: str, text: str, kind: str) -> tuple[str, str]:

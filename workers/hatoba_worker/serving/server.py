@@ -72,10 +72,16 @@ class ModelServer:
             self._answer,
             limits,
             config.batching,
-            lambda n: self._metrics.batch.add(n),
+            lambda size: self._metrics.batch.add(size),
+            self._loop,
         )
         self._metrics = Metrics(
-            lambda: self._batcher.in_flight, lambda: self._batcher.queued, lambda: self.ready
+            {
+                "in_flight": lambda: self._batcher.in_flight,
+                "queued": lambda: self._batcher.queued,
+                "connections": lambda: len(self._connections),
+                "ready": lambda: self.ready,
+            }
         )
         self._phase: Phase = "loading"
         self._why = failure(503, "loading", f"the handler {config.handler} is being loaded")
@@ -155,8 +161,10 @@ class ModelServer:
         server.close()
         for connection in list(self._connections):
             connection.close_if_idle()
+        # Answers on their way arrive; a thread that hangs has none.
+        flush = 0.0 if self._batcher.in_flight or not self._connections else FLUSH_SECONDS
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FLUSH_SECONDS if self._connections else 0.0):
+            async with asyncio.timeout(flush):
                 await self._empty.wait()
 
     async def _sweep(self) -> None:
