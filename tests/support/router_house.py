@@ -20,6 +20,7 @@ from server_process import clean_environment, until
 
 from hatoba.router_port import router_address
 from hatoba.v1 import deployment_pb2
+from hatoba_worker.keeper import procfs
 
 TINY = Path(__file__).with_name("tiny_replica.py")
 READER = "projects/default/deployments/reader"
@@ -38,6 +39,11 @@ class TinyReplica:
         """As it stands in a route."""
         return deployment_pb2.RouteReplica(name=self.name, address=f"127.0.0.1:{self.port}")
 
+    async def end(self) -> int:
+        """SIGTERM; its exit code, once it has answered what it had."""
+        self.process.terminate()
+        return await self.process.wait()
+
     async def kill(self) -> None:
         """kill -9."""
         with contextlib.suppress(ProcessLookupError):
@@ -50,13 +56,14 @@ def route(
     deployment: str = READER,
     capture: tuple[str, float] = ("", 0.0),
     seconds: float = 0,
-    **limits: int,
+    max_queue: int = 0,
+    max_body_bytes: int = 0,
 ) -> deployment_pb2.Route:
     """A deployment's route; each target is (revision, weight, replicas)."""
     made = deployment_pb2.Route(
         deployment=deployment,
         generation=1,
-        limits=deployment_pb2.ServingLimits(**limits),
+        limits=deployment_pb2.ServingLimits(max_queue=max_queue, max_body_bytes=max_body_bytes),
         capture=deployment_pb2.Capture(dataset=capture[0], rate=capture[1]),
     )
     if seconds:
@@ -69,6 +76,12 @@ def route(
             replicas=[one.message for one in replicas],
         )
     return made
+
+
+def memory(pid: int) -> int:
+    """What a process has resident, in bytes."""
+    known = procfs.stat(pid)
+    return known.rss_bytes if known else 0
 
 
 class RouterHouse:

@@ -134,7 +134,7 @@ class ScriptedFeed(deployment_pb2_grpc.DeploymentServiceServicer):
 
     # -- DeploymentService ----------------------------------------------------------------------
 
-    async def WatchDeployments(
+    async def WatchDeployments(  # type: ignore[override]  # it writes instead of yielding
         self,
         request_iterator: AsyncIterator[deployment_pb2.WatchDeploymentsRequest],
         context: Any,

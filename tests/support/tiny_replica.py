@@ -1,8 +1,8 @@
 """A replica of a few lines, as a process: `tiny_replica.py READY_FILE NAME`.
 
-What it does is said by the JSON that it is asked: `sleep` seconds first, `die` in the middle, answer
-with `status`, `stream` so many pieces, `break` after so many; `path` of a file to append to, so that
-requests can be counted. Anything else is only measured.
+What it does is said by the JSON that it is asked: `sleep` seconds first, `die` in the middle,
+answer with `status`, `stream` so many pieces, `break` after so many; `path` of a file to append to,
+so that requests can be counted. Anything else is only measured.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,25 @@ PIECE = 65_536
 class Replica:
     def __init__(self, name: str) -> None:
         self._name = name
+        self._held = 0
+        self._ending = False
+
+    def end(self) -> None:
+        """What it has it answers; then it ends, and idle connections with it."""
+        self._ending = True
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self._ending and not self._held:
+            os._exit(0)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while head := await _head(reader):
+                self._held += 1
                 await self._answer(head, reader, writer)
+                self._held -= 1
+                self._end_if_idle()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
@@ -41,8 +56,7 @@ class Replica:
         body, size, digest = await _body(reader, headers)
         told = _told(body)
         if "path" in told:
-            with Path(told["path"]).open("a") as file:
-                file.write(f"{self._name}\n")
+            _count(told["path"], self._name)
         if told.get("die"):
             os._exit(9)
         await asyncio.sleep(told.get("sleep", 0))
@@ -71,6 +85,11 @@ class Replica:
             await asyncio.sleep(told.get("pause", 0))
         writer.write(b"0\r\n\r\n")
         await writer.drain()
+
+
+def _count(path: str, name: str) -> None:
+    with Path(path).open("a") as file:
+        file.write(f"{name}\n")
 
 
 def _told(body: bytes) -> dict[str, Any]:
@@ -125,7 +144,9 @@ async def _pieces(reader: asyncio.StreamReader, headers: dict[str, str]) -> Any:
 
 
 async def main(ready: Path, name: str, port: int) -> None:
-    server = await asyncio.start_server(Replica(name).serve, "127.0.0.1", port)
+    replica = Replica(name)
+    server = await asyncio.start_server(replica.serve, "127.0.0.1", port)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, replica.end)
     fresh = ready.with_suffix(".new")
     fresh.write_text(json.dumps({"port": server.sockets[0].getsockname()[1], "pid": os.getpid()}))
     fresh.replace(ready)

@@ -22,6 +22,7 @@ from bench_idle import help_time, idle_server
 from bench_jobs import idle_latency, null_jobs, true_jobs
 from bench_logs import log_follower
 from bench_report import Figure, table, write
+from bench_router import router
 
 Measure = Callable[[Path], Awaitable[list[Figure]]]
 MEASURES: dict[str, Measure] = {
@@ -33,6 +34,7 @@ MEASURES: dict[str, Measure] = {
     "idle_server": idle_server,
     "log_follower": log_follower,
     "help": help_time,
+    "router": router,
 }
 ONE_WITHIN = 180.0
 MARK = "figures: "

@@ -51,6 +51,8 @@ class Around:
     figures: Figures
     statistics: Statistics
     reports: Reports
+    settled: Callable[[], Awaitable[None]]
+    """Returns once what was decided by the last table is on its way."""
 
 
 class Feed:
@@ -135,7 +137,9 @@ class Feed:
         if not isinstance(message, deployment_pb2.WatchDeploymentsResponse):
             raise ServerAway("the server ended the stream")
         self._around.figures.forget(self._around.table.apply(message))
-        # What is acknowledged is what the next start goes by, too: a replica may end after it.
+        # A replica may end once it is acknowledged that it gets nothing new: neither a request that
+        # is on its way there, nor the next start, may go by the table before.
+        await self._around.settled()
         await asyncio.to_thread(keep, self._path, self._around.table.message())
         self._acked = message.cursor
         self._word.set()

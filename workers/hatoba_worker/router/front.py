@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -67,22 +68,25 @@ class Front(web.Server):
 
 def _hang_up(transport: asyncio.Transport) -> None:
     body = json.dumps(
-        {"reason": "CLIENT_TOO_SLOW", "error": f"no request came within {HEADERS_WITHIN:g} s"}
+        {"error": f"no request came within {HEADERS_WITHIN:g} s", "kind": "client_too_slow"}
     ).encode()
     transport.write(_LATE % (len(body), body))
     transport.close()
 
 
+def bind(host: str, port: int) -> socket.socket:
+    """Have connections wait at a port from now on; raises OSError when it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=1024)
+
+
 @asynccontextmanager
 async def listening(
-    front: Front, host: str, port: int, tls: ssl.SSLContext | None = None
+    front: Front, bound: socket.socket, tls: ssl.SSLContext | None = None
 ) -> AsyncIterator[None]:
-    """Answer inside the `async with`; at its end what was begun has four seconds.
-
-    Raises OSError when the port cannot be had.
-    """
+    """Answer inside the `async with`; at its end what was begun has four seconds."""
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(front, host, port, backlog=1024, ssl=tls)
+    server = await loop.create_server(front, sock=bound, ssl=tls)
     try:
         yield
     finally:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import errno
 import gc
 import os
 import signal
+import socket
 import ssl
 import sys
 import time
@@ -28,9 +28,9 @@ from hatoba.settings import LOOPBACK
 from hatoba_worker.process_log import configure_log
 from hatoba_worker.router.access_log import AccessLog
 from hatoba_worker.router.figures import Figures, Statistics
-from hatoba_worker.router.front import OWN, Front, OwnPages, listening
+from hatoba_worker.router.front import OWN, Front, OwnPages, bind, listening
 from hatoba_worker.router.keeping import Chooser
-from hatoba_worker.router.proxy import Parts, Proxy, open_session
+from hatoba_worker.router.proxy import Connector, Parts, Proxy, open_session
 from hatoba_worker.router.reports import Reports
 from hatoba_worker.router.spool import Spool
 from hatoba_worker.router.table import Table
@@ -73,12 +73,11 @@ def main(arguments: Sequence[str]) -> int:
     configure_log()
     gc.set_threshold(20_000, 20, 50)
     try:
-        asyncio.run(_until_told(options))
+        bound = bind(options.host, options.port)
     except OSError as error:
-        if error.errno not in (errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL):
-            raise
         sys.stderr.write(f"hatoba router: {_taken(options, error)}\n")
         return TAKEN
+    asyncio.run(_until_told(options, bound))
     return 0
 
 
@@ -116,18 +115,19 @@ def _address(text: str) -> tuple[str, int]:
 
 def _taken(options: Options, error: OSError) -> str:
     return (
-        f"cannot listen on {options.host}:{options.port}: {os.strerror(error.errno or 0)}; end what "
-        f"holds the port, or remove {options.data / FILE} and start the server again for another one"
+        f"cannot listen on {options.host}:{options.port}: {os.strerror(error.errno or 0)}; "
+        f"end what holds the port, or remove {options.data / FILE} and start the server again "
+        "for another one"
     )
 
 
-async def _until_told(options: Options) -> None:
+async def _until_told(options: Options, bound: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: task.cancel() if task else None)
     with contextlib.suppress(asyncio.CancelledError):
-        await Router(options).run()
+        await Router(options).run(bound)
 
 
 class Router:
@@ -145,11 +145,12 @@ class Router:
         self._figures.watch("hatoba_router_dropped", "Not kept, since it began.", self._dropped)
         self._feed: Feed | None = None
 
-    async def run(self) -> None:
-        """Answer until cancelled. Raises OSError when the port cannot be had."""
+    async def run(self, bound: socket.socket) -> None:
+        """Answer at a port until cancelled."""
         await asyncio.to_thread(load, self._table, self._options.data / TABLE)
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
-            session = await stack.enter_async_context(open_session())
+            connector = Connector()
+            session = await stack.enter_async_context(open_session(connector))
             tasks.create_task(self._access_log.run(), name="access log")
             tasks.create_task(self._reports.run(), name="reports")
             visits = Visits(Tracer(self._rng, RateSampler()), self._listeners(), time.time_ns)
@@ -160,23 +161,24 @@ class Router:
                 own = request.raw_path.startswith(OWN)
                 return await (pages.handle(request) if own else proxy.handle(request))
 
-            options = self._options
-            async with listening(Front(handle), options.host, options.port, options.tls):
+            async with listening(Front(handle), bound, self._options.tls):
                 # gRPC takes its time to load: the kept table answers meanwhile.
-                self._feed = await asyncio.to_thread(self._make_feed)
+                self._feed = await asyncio.to_thread(self._make_feed, connector)
                 await self._feed.run()
 
     def _listeners(self) -> tuple[Listener, ...]:
         return self._statistics, self._figures, self._access_log, self._reports
 
-    def _make_feed(self) -> Feed:
+    def _make_feed(self, connector: Connector) -> Feed:
         from hatoba_worker.dial import Locator
         from hatoba_worker.router.feed import Around, Feed
 
         options = self._options
         token = Path(options.token_file).expanduser()
         locator = Locator(options.data, options.server, token, options.ca_file)
-        around = Around(self._table, self._figures, self._statistics, self._reports)
+        around = Around(
+            self._table, self._figures, self._statistics, self._reports, connector.settled
+        )
         return Feed(locator, options.data, options.url, around)
 
     def _state(self) -> dict[str, Any]:

@@ -8,9 +8,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
 import aiohttp
 from aiohttp import hdrs, web
+from aiohttp.connector import Connection
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
@@ -23,6 +25,8 @@ CONNECT = 2.0
 """Seconds within which a replica takes a connection."""
 IDLE = 15.0
 """Seconds that an unused connection to a replica is kept; replicas keep theirs for longer."""
+_STEPS = 5
+"""Turns of the loop in which headers go out after a connection was made; two are enough."""
 METHODS = {"predict": "POST", "healthz": "GET", "readyz": "GET"}
 _BEARER = "bearer "
 _HOP_BY_HOP = frozenset(
@@ -44,10 +48,38 @@ _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT)
 _NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 
 
-def open_session() -> aiohttp.ClientSession:
-    """The one session with all replicas: connections are kept, nothing is changed on the way."""
+class Connector(aiohttp.TCPConnector):
+    """Connections to replicas, kept for a while; knows which are being made."""
+
+    def __init__(self) -> None:
+        super().__init__(limit=0, keepalive_timeout=IDLE, use_dns_cache=False)
+        self._opening: dict[object, asyncio.Event] = {}
+
+    async def connect(self, *arguments: Any, **named: Any) -> Connection:
+        """See aiohttp.BaseConnector."""
+        mark = object()
+        over = self._opening[mark] = asyncio.Event()
+        try:
+            return await super().connect(*arguments, **named)
+        finally:
+            del self._opening[mark]
+            over.set()
+
+    async def settled(self) -> None:
+        """Return once the requests for which a replica is chosen now are on their way to it.
+
+        From choice to sending nothing waits but the making of a connection.
+        """
+        for over in list(self._opening.values()):
+            await over.wait()
+        for _ in range(_STEPS):
+            await asyncio.sleep(0)
+
+
+def open_session(connector: Connector) -> aiohttp.ClientSession:
+    """The one session with all replicas: nothing is changed on the way."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE, use_dns_cache=False),
+        connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
@@ -88,7 +120,7 @@ class Proxy:
             visit.sent = int(reply.content_length or 0)
             return reply
         except (ClientGone, asyncio.CancelledError) as error:
-            visit.status, visit.reason = CLIENT_GONE, "CLIENT_GONE"
+            visit.status, visit.kind = CLIENT_GONE, "client_gone"
             if isinstance(error, ClientGone):
                 raise ConnectionResetError(str(error)) from error
             raise
@@ -308,7 +340,7 @@ def _note(visit: Visit, response: aiohttp.ClientResponse) -> None:
 def _break_off(request: web.BaseRequest, visit: Visit, why: str) -> Exception:
     """End the client's connection, so that it does not take a part for the whole."""
     visit.fault = why
-    visit.reason = "REPLY_BROKEN_OFF"
+    visit.kind = "reply_broken_off"
     if request.transport is not None:
         request.transport.abort()
     return ConnectionResetError(why)

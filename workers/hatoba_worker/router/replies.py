@@ -18,7 +18,7 @@ class Refusal(Exception):
     def __init__(
         self,
         status: int,
-        reason: str,
+        kind: str,
         message: str,
         remedy: str = "",
         *,
@@ -27,7 +27,7 @@ class Refusal(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.reason = reason
+        self.kind = kind
         self.message = message
         self.remedy = remedy
         self.retry_after = retry_after
@@ -35,7 +35,7 @@ class Refusal(Exception):
 
     def reply(self, headers: Mapping[str, str]) -> web.Response:
         """As it is sent."""
-        body = {"reason": self.reason, "error": self.message, "remedy": self.remedy}
+        body = {"error": self.message, "kind": self.kind, "remedy": self.remedy}
         text = json.dumps({key: value for key, value in body.items() if value}) + "\n"
         reply = web.Response(
             status=self.status, body=text.encode(), content_type="application/json"
@@ -54,7 +54,7 @@ def no_such_path(path: str) -> Refusal:
     """Nothing answers there."""
     return Refusal(
         404,
-        "PATH_NOT_FOUND",
+        "path_not_found",
         f"nothing answers at {path[:256]!r}",
         "send POST /NAME/predict, or /p/PROJECT/NAME/predict in another project than `default`",
     )
@@ -64,7 +64,7 @@ def no_such_deployment(path: str) -> Refusal:
     """The table has nothing of that name."""
     return Refusal(
         404,
-        "DEPLOYMENT_NOT_FOUND",
+        "deployment_not_found",
         f"there is no deployment at {path[:256]!r}",
         "`hatoba deployments list` shows those there are",
     )
@@ -73,7 +73,7 @@ def no_such_deployment(path: str) -> Refusal:
 def wrong_method(method: str, allowed: str) -> Refusal:
     """The path is right and the method is not."""
     return Refusal(
-        405, "METHOD_NOT_ALLOWED", f"{method} is not answered here", f"use {allowed}", close=True
+        405, "method_not_allowed", f"{method} is not answered here", f"use {allowed}", close=True
     )
 
 
@@ -81,7 +81,7 @@ def no_token() -> Refusal:
     """Nothing was shown."""
     return Refusal(
         401,
-        "TOKEN_MISSING",
+        "token_missing",
         "the request carries no token",
         "send `authorization: Bearer TOKEN`; `hatoba tokens create --role predict` makes one",
         close=True,
@@ -92,7 +92,7 @@ def unknown_token() -> Refusal:
     """What was shown opens nothing (any more)."""
     return Refusal(
         401,
-        "TOKEN_UNKNOWN",
+        "token_unknown",
         "the token is not known, has expired, or may not ask for predictions",
         "use one of the role predict or user",
         close=True,
@@ -103,7 +103,7 @@ def other_deployments_token(opens: str) -> Refusal:
     """The token is for another deployment."""
     return Refusal(
         403,
-        "TOKEN_OF_ANOTHER_DEPLOYMENT",
+        "token_of_another_deployment",
         f"the token opens {opens} alone",
         "use one that was made for this deployment",
         close=True,
@@ -114,7 +114,7 @@ def too_large(limit: int) -> Refusal:
     """The body is over the deployment's limit."""
     return Refusal(
         413,
-        "BODY_TOO_LARGE",
+        "body_too_large",
         f"the body is larger than {limit:,} bytes",
         "send less, or raise the deployment's `limits.max_body_bytes`",
         close=True,
@@ -125,7 +125,7 @@ def too_slow(seconds: float) -> Refusal:
     """The client does not send."""
     return Refusal(
         408,
-        "CLIENT_TOO_SLOW",
+        "client_too_slow",
         f"nothing of the body came for {seconds:g} s, or all of it did not come in time",
         "send the body without a pause",
         close=True,
@@ -136,7 +136,7 @@ def all_busy(replicas: int, limit: int) -> Refusal:
     """Every ready replica has as much as it may keep waiting."""
     return Refusal(
         429,
-        "ALL_REPLICAS_BUSY",
+        "all_replicas_busy",
         f"all {replicas} ready replicas have {limit} requests each",
         "ask again later; more replicas take more: `hatoba deployments scale`",
         retry_after=1,
@@ -147,7 +147,7 @@ def none_ready(name: str) -> Refusal:
     """No replica can take it."""
     return Refusal(
         503,
-        "NO_REPLICA_READY",
+        "no_replica_ready",
         f"no replica of {name} is ready",
         f"ask again later; `hatoba deployments get {name}` says why",
         retry_after=1,
@@ -158,7 +158,7 @@ def none_answers(name: str, why: str) -> Refusal:
     """Replicas are in the table, and none of them could be reached: nothing was sent."""
     return Refusal(
         503,
-        "NO_REPLICA_REACHED",
+        "no_replica_reached",
         f"no replica of {name} could be reached: {why}",
         f"ask again later; `hatoba deployments get {name}` says why",
         retry_after=1,
@@ -169,7 +169,7 @@ def died(replica: str, why: str) -> Refusal:
     """A replica took the request and went away with it."""
     return Refusal(
         502,
-        "REPLICA_DIED",
+        "replica_died",
         f"the replica {replica} ended while it had the request: {why}",
         "it is not sent again by itself, since it may have had effects; ask again if it may be",
     )
@@ -179,7 +179,7 @@ def timed_out(seconds: float) -> Refusal:
     """The replica has not answered in the deployment's time."""
     return Refusal(
         504,
-        "PREDICTION_TIMED_OUT",
+        "prediction_timed_out",
         f"the replica did not answer within {seconds:g} s",
         "ask for less at once, or raise the deployment's `limits.timeout`",
     )
@@ -189,7 +189,7 @@ def broken_body(why: str) -> Refusal:
     """The body is no HTTP."""
     return Refusal(
         400,
-        "BODY_BROKEN",
+        "body_broken",
         f"the body cannot be read: {why[:256]}",
         "send it with a content-length, or in chunks as HTTP/1.1 has them",
         close=True,

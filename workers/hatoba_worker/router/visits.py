@@ -89,7 +89,7 @@ class Visit:
     route: Route | None = None
     choice: Choice | None = None
     status: int = 0
-    reason: str = ""
+    kind: str = ""
     fault: str = ""
     received: int = 0
     sent: int = 0
@@ -105,7 +105,7 @@ class Visit:
     def refuse(self, refusal: Refusal) -> None:
         """It got no prediction."""
         self.status = refusal.status
-        self.reason = refusal.reason
+        self.kind = refusal.kind
         if self.choice is not None and refusal.status >= SERVER_FAULT:
             self.fault = refusal.message
 
@@ -137,8 +137,8 @@ class Visit:
             told["revision"] = self.choice.target.revision
             told["model"] = self.choice.target.model
             told["replica"] = self.choice.replica.name
-        if self.reason:
-            told["reason"] = self.reason
+        if self.kind:
+            told["kind"] = self.kind
         return json.dumps(told, ensure_ascii=False)
 
 
