@@ -12,7 +12,7 @@ from hatoba_scheduler.control.deployments import DeploymentBook, Live
 from hatoba_scheduler.convert_deployments import spec_of
 from hatoba_scheduler.domain.deployments import Change
 from hatoba_scheduler.domain.references import short, version_name
-from hatoba_scheduler.domain.rollouts import View, followed, ignored, target_of
+from hatoba_scheduler.domain.rollouts import View, deployed_already, followed, ignored
 from hatoba_scheduler.errors import HatobaError, Unavailable
 from hatoba_scheduler.store.base import Store
 
@@ -94,8 +94,7 @@ class AliasFollower:
             if wanted is None:
                 text = f"{short(version)} is not rolled out: {reason}"
                 return ignored(view, version, text, now)
-            current = view.revisions.get(target_of(one))
-            if current is not None and current.template == wanted.template:
+            if deployed_already(view, wanted.template):
                 text = f"{short(version)} is deployed already."
                 return ignored(view, wanted.version.name, text, now)
             return followed(view, wanted.revision(one.newest + 1, now.actor, now.time), now)

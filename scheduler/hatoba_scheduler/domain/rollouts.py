@@ -235,11 +235,17 @@ def back_to(view: View, asked: int, known: Iterable[Revision]) -> int:
 
 def target_of(deployment: Deployment) -> int:
     """The revision that shall have all of the traffic in the end."""
-    rollout = deployment.active
+    rollout = deployment.rollout
     if rollout is None:
-        return max(deployment.wanted, key=lambda one: one.weight).revision
-    back = rollout.state is RolloutState.ROLLING_BACK
+        return deployment.current
+    back = rollout.state in (RolloutState.ROLLING_BACK, RolloutState.ROLLED_BACK)
     return rollout.from_revision if back else rollout.to_revision
+
+
+def deployed_already(view: View, template: bytes) -> bool:
+    """What is deployed, or rolled out now, is made from this; what was given up is not."""
+    target = view.revisions.get(target_of(view.deployment))
+    return target is not None and target.cause is None and target.template == template
 
 
 def rolled_back(view: View, to: Revision, settings: Settings, reason: str, now: Now) -> Change:

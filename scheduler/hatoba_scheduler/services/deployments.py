@@ -41,6 +41,7 @@ from hatoba_scheduler.domain.rollouts import (
     back_to,
     created,
     deleted,
+    deployed_already,
     paused,
     promoted,
     resumed,
@@ -177,19 +178,20 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
                 value=spec.backend,
                 remedy="make another deployment there, then delete this one",
             )
+        same_content = set(request.update_mask.paths) <= _NO_CONTENT
         wanted = await self._wanted(live, with_defaults(spec, one.backend), request.update_mask)
 
         def decide(view: View) -> Change | None:
             _check_etag(view.deployment, request.etag)
             if view.deployment.settings != one.settings:
                 raise _changed_meanwhile(view.deployment)
-            now = self._book.now(current_call().principal)
-            target = view.revisions.get(target_of(view.deployment))
-            same = target is not None and target.template == wanted.template
-            revision = (
-                None if same else wanted.revision(view.deployment.newest + 1, now.actor, now.time)
-            )
-            return updated(view, wanted.settings, revision, wanted.followed, now)
+            now = self._now()
+            revision, followed = None, view.deployment.followed
+            if not same_content:
+                followed = wanted.followed
+            if not same_content and not deployed_already(view, wanted.template):
+                revision = wanted.revision(view.deployment.newest + 1, now.actor, now.time)
+            return updated(view, wanted.settings, revision, followed, now)
 
         return await self._changed(live, decide, key)
 
