@@ -119,6 +119,17 @@ async def download_tree(
     manifest = await fetch_manifest(stub, digest, options)
     if options.only:
         manifest = await asyncio.to_thread(_part, manifest, options.only)
+    await download_files(stub, manifest, target, options)
+    return ref_of(manifest)
+
+
+async def download_files(
+    stub: artifact_pb2_grpc.ArtifactServiceAsyncStub,
+    manifest: artifact_pb2.Manifest,
+    target: str | Path,
+    options: TransferOptions = DEFAULT,
+) -> None:
+    """Fetch what a manifest at hand names, as `download_tree` does; it need not be a stored one."""
     unpacking = await asyncio.to_thread(Unpacking, manifest, target)
     try:
         await _uninterrupted(unpacking.begin)
@@ -126,7 +137,6 @@ async def download_tree(
         await _uninterrupted(unpacking.finish)
     finally:
         await _uninterrupted(unpacking.discard)
-    return ref_of(manifest)
 
 
 def _part(whole: artifact_pb2.Manifest, paths: frozenset[str]) -> artifact_pb2.Manifest:
