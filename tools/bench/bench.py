@@ -23,6 +23,7 @@ from bench_jobs import idle_latency, null_jobs, true_jobs
 from bench_logs import log_follower
 from bench_report import Figure, table, write
 from bench_router import router
+from bench_serving import replica_start
 
 Measure = Callable[[Path], Awaitable[list[Figure]]]
 MEASURES: dict[str, Measure] = {
@@ -35,6 +36,7 @@ MEASURES: dict[str, Measure] = {
     "log_follower": log_follower,
     "help": help_time,
     "router": router,
+    "replica_start": replica_start,
 }
 ONE_WITHIN = 180.0
 MARK = "figures: "
