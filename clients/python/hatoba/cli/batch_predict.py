@@ -50,7 +50,7 @@ BATCH_OPTIONS: list[Callable[[Any], Any]] = [
         "--max-parallel",
         type=click.IntRange(1),
         metavar="N",
-        help="At most so many shards at once.",
+        help="Shards at once, at most.",
     ),
     click.option("--queue", metavar="QUEUE", help="Queue to wait in."),
     click.option("--backend", metavar="BACKEND", help="Where to run."),
