@@ -66,25 +66,19 @@ def test_one_shard_is_no_array_and_a_dataset_without_items_has_files() -> None:
 
 
 def test_what_is_said_goes_before_what_the_model_has() -> None:
-    plain, said = spec_of({}), spec_of({"cpus": 4.0, "memory": "2Gi", "gpus": 0})
-    assert (plain.resources.cpus, plain.resources.memory_bytes, plain.resources.gpus) == (
-        2.0,
-        2**30,
-        1,
-    )
-    assert (said.resources.cpus, said.resources.memory_bytes, said.resources.gpus) == (
-        4.0,
-        2**31,
-        0,
-    )
+    plain = spec_of({}).resources
+    said = spec_of({"cpus": 4.0, "memory": "2Gi", "gpus": 0}).resources
+    assert (plain.cpus, plain.memory_bytes, plain.gpus) == (2.0, 2**30, 1)
+    assert (said.cpus, said.memory_bytes, said.gpus) == (4.0, 2**31, 0)
 
 
 def test_recorded_errors_have_a_limit_for_each_shard_and_for_all() -> None:
     spec = spec_of({"on_item_error": "record", "max_errors": 0})
     assert spec.publish.max_errors == 0
     assert spec.publish.HasField("max_errors")
-    assert spec.command[spec.command.index("--max-errors") + 1] == "0"
-    assert spec.command[spec.command.index("--on-item-error") + 1] == "record"
+    words = list(spec.command)
+    assert words[words.index("--max-errors") + 1] == "0"
+    assert words[words.index("--on-item-error") + 1] == "record"
 
 
 def test_names_are_said_or_made_and_never_too_long() -> None:
