@@ -15,7 +15,7 @@ from typing import Any
 
 PATIENCE = 20.0
 HANDLER = """
-import os, pathlib, sys, time
+import asyncio, pathlib, time
 from hatoba import handlers
 
 PLACE = pathlib.Path(__file__).parent
@@ -40,6 +40,8 @@ class Model:
             wait_for(inputs["wait"])
         if "refuse" in inputs:
             raise handlers.BadInput("I do not take that")
+        if "cancel" in inputs:
+            raise asyncio.CancelledError
         if "fail" in inputs:
             raise RuntimeError("weights of another model")
         if "large" in inputs:

@@ -106,6 +106,7 @@ async def test_requests_may_come_byte_by_byte_and_in_chunks(replica: Replica) ->
         (post('{"x": 1'), 400, "Expecting ',' delimiter at line 1, column 8 (character 7)"),
         (post("\x00"), 400, "not JSON"),
         (post('{"refuse": 1}'), 400, "I do not take that"),
+        (post('{"cancel": 1}'), 500, "CancelledError"),
         (post('{"fail": 1}'), 500, "RuntimeError: weights of another model"),
         (b"GET /predict HTTP/1.1\r\nhost: m\r\n\r\n", 405, "/predict takes POST, not GET"),
         (post("").replace(b"/predict", b"/readyz"), 405, "/readyz takes GET, HEAD, not POST"),
@@ -188,6 +189,17 @@ async def test_a_client_that_does_not_read_is_let_go(replica: Replica) -> None:
     await replica.counts("connections", 1)
     # It was not asked what it would have answered later.
     assert await replica.metric("hatoba_serving_request_seconds_count") == 1
+
+
+async def test_there_is_an_end_to_connections(replica: Replica) -> None:
+    await replica.start(limits={"max_queue": 2})
+    clients = [await replica.client() for _ in range(449)]
+    assert (await clients[-1].ask({"x": 1})).status == 200
+    found = await (await replica.client()).answer()
+    assert (found.status, found.json["kind"]) == (503, "connections")
+    await clients[0].close()
+    await replica.counts("connections", 450)
+    assert (await clients[1].ask({"x": 1})).status == 200
 
 
 async def asked(replica: Replica, *bodies: object) -> list[Client]:

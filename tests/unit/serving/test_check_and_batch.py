@@ -34,6 +34,16 @@ class Adds:
         return {"sum": inputs + self.term}
 
 
+class Counts(Adds):
+    def predict_batch(self, inputs):
+        print(len(inputs))
+        return [0 for _ in inputs]
+
+    def predict(self, inputs):
+        print(1)
+        return 0
+
+
 class AddsTogether(Adds):
     def predict_batch(self, inputs):
         return [self.predict(each) for each in inputs]
@@ -201,6 +211,16 @@ def test_files_are_read_as_what_they_are(shards: Shards) -> None:
         {"sum": 6},
         {"bytes": 1},
     ]
+
+
+def test_large_inputs_are_not_gathered(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hatoba_worker.serving.batch.MOST_BYTES_TOGETHER", 10)
+    for name, size in (("a", 4), ("b", 4), ("c", 4), ("d", 50), ("e", 1)):
+        (shards.place / "data" / name).write_bytes(b"x" * size)
+    assert shards.run(handler="Counts") == 0
+    assert capfd.readouterr().out.split() == ["3", "1", "1"]
 
 
 def test_without_a_list_every_file_is_an_item(shards: Shards) -> None:

@@ -24,9 +24,12 @@ ITEMS = "items.jsonl"
 SUMMARY = "summary.json"
 MOST_FIRST_ERRORS = 5
 TOGETHER = 32
+MOST_BYTES_TOGETHER = 64 << 20
 _KEPT = ("label", "split")
 
 Item = Mapping[str, Any]
+# With its input, or why there is none.
+Read = tuple[Item, Question | Outcome]
 
 
 class ShardFailed(Exception):
@@ -113,12 +116,10 @@ class Shard:
         write_atomically(self._options.output / SUMMARY, self._summary.text())
 
     def _answer_all(self, out: TextIO) -> None:
-        items = islice(self._all(), self._start, self._end)
-        size = self._options.together if self._handler.predict_batch else 1
         every = max(1, self._summary.total // 100)
         told = 0
-        while together := list(islice(items, size)):
-            for item, outcome in zip(together, self._answers(together), strict=True):
+        for group in self._groups():
+            for (item, _), outcome in zip(group, self._answers(group), strict=True):
                 self._take(item, outcome)
                 out.write(_line(item, outcome))
             answered = self._summary.done + self._summary.errors
@@ -126,12 +127,26 @@ class Shard:
                 told = answered
                 self._job.progress(answered, self._summary.total)
 
-    def _answers(self, items: list[Item]) -> list[Outcome]:
+    def _groups(self) -> Iterator[list[Read]]:
+        """Items with their inputs, as many as are answered at once and as memory has room for."""
+        most = self._options.together if self._handler.predict_batch else 1
+        group: list[Read] = []
+        size = 0
+        for item in islice(self._all(), self._start, self._end):
+            read = self._input(item)
+            group.append((item, read))
+            size += len(read.payload.data)
+            if len(group) == most or size >= MOST_BYTES_TOGETHER:
+                yield group
+                group, size = [], 0
+        if group:
+            yield group
+
+    def _answers(self, group: list[Read]) -> list[Outcome]:
         """One outcome for each item; those whose input cannot be read are not asked."""
-        read = [self._input(item) for item in items]
-        questions = [each for each in read if isinstance(each, Question)]
+        questions = [each for _, each in group if isinstance(each, Question)]
         answers = iter(answer(self._handler, questions))
-        return [next(answers) if isinstance(each, Question) else each for each in read]
+        return [next(answers) if isinstance(each, Question) else each for _, each in group]
 
     def _take(self, item: Item, outcome: Outcome) -> None:
         self._summary.add(item, outcome)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -15,7 +16,7 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 from hatoba import handlers
-from hatoba.handlers import ExampleRefused, Handler, HandlerError, Payload
+from hatoba.handlers import ExampleRefused, Handler, HandlerError, HandlerFailed, Payload
 from hatoba_worker.serving.answering import Outcome, Question, answer, failure
 from hatoba_worker.serving.batching import Asked, Batcher, Full, Threads
 from hatoba_worker.serving.config import Config, Example
@@ -29,7 +30,9 @@ PORT_IN_USE = 98
 SWEEP_SECONDS = 0.1
 QUIET_SECONDS = 0.5
 FLUSH_SECONDS = 2.0
-MOST_CONNECTIONS = 1000
+# Beside the requests that are answered or wait: those that are read, and clients that keep theirs.
+SPARE_CONNECTIONS = 448
+SPARE_FILES = 512
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
 _GET = ("GET", "HEAD")
@@ -86,6 +89,8 @@ class ModelServer:
         self._phase: Phase = "loading"
         self._why = failure(503, "loading", f"the handler {config.handler} is being loaded")
         self._connections: set[Connection] = set()
+        self._most_connections = limits.max_queue + SPARE_CONNECTIONS
+        _make_room(self._most_connections + SPARE_FILES)
         self._last_asked = self._loop.time()
         self._told = asyncio.Event()
         self._quiet = asyncio.Event()
@@ -187,6 +192,8 @@ class ModelServer:
             return Loaded(handler, _read(config.example) if config.example else None)
         except HandlerError as error:
             return error
+        except BaseException as error:  # noqa: BLE001 - a thread that ends would not be missed
+            return HandlerFailed(handlers.last_line(error))
 
     def _loaded(self, found: Loaded | HandlerError) -> None:
         if self.ending:
@@ -224,7 +231,11 @@ class ModelServer:
 
     def _answer(self, questions: Sequence[Question]) -> list[Outcome]:
         assert self._handler is not None
-        return answer(self._handler, questions)
+        try:
+            return answer(self._handler, questions)
+        except BaseException as error:  # noqa: BLE001 - a thread that ends would not be missed
+            line = handlers.last_line(error)
+            return [failure(500, "predict_failed", line) for _ in questions]
 
     def _stuck(self, limit: float) -> bool:
         return self._batcher.stuck_seconds() > limit
@@ -235,7 +246,7 @@ class ModelServer:
         """A connection came; False when there are too many."""
         self._connections.add(connection)
         self._empty.clear()
-        return len(self._connections) <= MOST_CONNECTIONS
+        return len(self._connections) <= self._most_connections
 
     def closed(self, connection: Connection) -> None:
         """A connection went."""
@@ -322,6 +333,14 @@ class ModelServer:
                 seconds=round(seconds, 6),
                 traceparent=question.trace,
             )
+
+
+def _make_room(files: int) -> None:
+    """Let the process open so many files, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = files if hard == resource.RLIM_INFINITY else min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _read(example: Example) -> Payload:
