@@ -157,6 +157,13 @@ SPECS: Mapping[str, Case] = {
     "code that is no digest": submit(
         "code.digest", "'sha1:ab'", code=common_pb2.ManifestRef(digest="sha1:ab")
     ),
+    "published folder outside": submit(
+        "publish.folder", publish=job_pb2.Publish(dataset="d", folder="../up")
+    ),
+    "published to no name": submit("publish.dataset", publish=job_pb2.Publish(dataset="No Name")),
+    "published with less than no errors": submit(
+        "publish.max_errors", publish=job_pb2.Publish(dataset="d", max_errors=-1)
+    ),
     "input without content": submit("inputs[0].manifest", inputs=[job_pb2.Input(name="a")]),
     "input that climbs": submit(
         "inputs[0].name",
