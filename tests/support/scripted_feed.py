@@ -26,7 +26,6 @@ class ScriptedFeed(deployment_pb2_grpc.DeploymentServiceServicer):
     """Tests set routes and access, and look at what came back."""
 
     CreateDeployment: Any = _absent
-    GetDeployment: Any = _absent
     ListDeployments: Any = _absent
     UpdateDeployment: Any = _absent
     SetTraffic: Any = _absent
@@ -170,6 +169,15 @@ class ScriptedFeed(deployment_pb2_grpc.DeploymentServiceServicer):
             self.acked = request.acked
             self.statistics += request.statistics
             await self._changed()
+
+    async def GetDeployment(
+        self, request: deployment_pb2.GetDeploymentRequest, context: Any
+    ) -> deployment_pb2.Deployment:
+        name = f"projects/{request.project or 'default'}/deployments/{request.name}"
+        if name not in self._routes:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no deployment {name}")
+        urls = [f"{url}/{request.name}" for _, url in self.routers[-1:]]
+        return deployment_pb2.Deployment(name=name, urls=urls)
 
     async def ReportPredictions(
         self, request: deployment_pb2.ReportPredictionsRequest, context: Any
