@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from hatoba.v1 import worker_pb2
 from hatoba_scheduler.domain.deployments import (
     CanaryStep,
     Change,
@@ -37,12 +38,13 @@ def version(number: int) -> str:
 
 def settings(replicas: int = 2, model: str = "", **strategy: object) -> Settings:
     """What is wanted."""
-    return Settings(b"spec", model or version(1), replicas, replace(Strategy(), **strategy))  # type: ignore[arg-type]
+    return Settings(b"", model or version(1), replicas, replace(Strategy(), **strategy))  # type: ignore[arg-type]
 
 
 def revision(number: int) -> Revision:
     """A revision, of a model version of its own."""
-    return Revision(number, version(number), b"", f"template {number}".encode(), 1, "ann")
+    template = worker_pb2.ReplicaSpec(model_version=version(number)).SerializeToString()
+    return Revision(number, version(number), b"", template, 1, "ann")
 
 
 def steps(*pairs: tuple[int, int]) -> tuple[CanaryStep, ...]:
