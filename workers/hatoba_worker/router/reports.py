@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from hatoba.v1 import deployment_pb2
 from hatoba_worker.router.keeping import Chooser, requests
@@ -90,8 +91,7 @@ class Reports:
             content = await asyncio.to_thread(entry.path.read_bytes)
         except FileNotFoundError:
             return
-        request = deployment_pb2.ReportPredictionsRequest.FromString(content)
-        reply = await send(request)
+        reply = await send(request) if (request := _parsed(content)) else None
         if reply is None:
             self.dropped["batches"] += 1
         else:
@@ -113,6 +113,14 @@ class Reports:
             except OSError as error:
                 self.dropped["batches"] += 1
                 log.warning("report.not_kept", error=str(error))
+
+
+def _parsed(content: bytes) -> deployment_pb2.ReportPredictionsRequest | None:
+    """The batch; None when a power cut left something else."""
+    try:
+        return deployment_pb2.ReportPredictionsRequest.FromString(content)
+    except DecodeError:
+        return None
 
 
 def _weight(visit: Visit) -> int:

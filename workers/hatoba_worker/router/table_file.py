@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from hatoba.v1 import deployment_pb2
 from hatoba_worker.router.table import Table
@@ -20,13 +21,12 @@ FILE = "router.table"
 def load(table: Table, path: Path) -> bool:
     """Go by the table that was kept last; False when there is none that can be read; blocks."""
     try:
-        kept = deployment_pb2.WatchDeploymentsResponse.FromString(path.read_bytes())
+        table.apply(deployment_pb2.WatchDeploymentsResponse.FromString(path.read_bytes()))
     except FileNotFoundError:
         return False
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, DecodeError) as error:
         log.warning("table.unreadable", path=str(path), error=str(error))
         return False
-    table.apply(kept)
     return True
 
 
