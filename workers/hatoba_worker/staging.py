@@ -14,7 +14,7 @@ from pathlib import Path
 from google.protobuf import json_format
 
 from hatoba.v1 import common_pb2, job_pb2, worker_pb2
-from hatoba_worker import spool, tinyfiles
+from hatoba_worker import spool, streams_in, tinyfiles
 from hatoba_worker.attempts import Attempt
 from hatoba_worker.environments import Environments, Interpreter, Tenant
 from hatoba_worker.failures import staging_failed
@@ -72,10 +72,7 @@ class Stager:
         """Make what all attempts share; blocks."""
         self._library.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A directory with nothing but these in it: beside them may stand a whole environment.
-        for package in _LIBRARY:
-            link = self._library / package
-            link.unlink(missing_ok=True)
-            link.symlink_to(_home_of(package))
+        link_library(self._library)
         Path(self._no_params).write_text("{}", encoding="utf-8")
 
     def at_once(self, attempt: Attempt, restore: job_pb2.Checkpoint | None) -> Spawn | None:
@@ -112,8 +109,19 @@ class Stager:
         if launch.code.digest:
             await self._trees.copy(launch.code, Path(attempt.path("work")))
         for each in launch.inputs:
-            await self._trees.link(each.manifest, Path(attempt.path("inputs")) / each.name)
+            await self._bring_input(attempt, each)
         return Stage(interpreter, secrets, await self._restored(attempt, restore))
+
+    async def _bring_input(self, attempt: Attempt, told: job_pb2.Input) -> None:
+        if told.items.digest:
+            await self._trees.link(told.items, Path(attempt.path("items")) / told.name)
+        target = Path(attempt.path("inputs")) / told.name
+        if told.mode == job_pb2.INPUT_MODE_STREAM:
+            await asyncio.to_thread(streams_in.prepare, attempt.home, told)
+        elif told.mode == job_pb2.INPUT_MODE_COPY:
+            await self._trees.copy(told.manifest, target)
+        else:
+            await self._trees.link(told.manifest, target)
 
     async def _restored(self, attempt: Attempt, restore: job_pb2.Checkpoint | None) -> str:
         if restore is None:
@@ -179,6 +187,14 @@ def base_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The host's few variables that everything here gets."""
     passed = {name: value for name, value in environ.items() if name in _PASSED}
     return passed | {"PYTHONUNBUFFERED": "1"}
+
+
+def link_library(directory: Path) -> None:
+    """Name in a directory what a model's environment may lack: our packages, and theirs."""
+    for package in _LIBRARY:
+        link = directory / package
+        link.unlink(missing_ok=True)
+        link.symlink_to(_home_of(package))
 
 
 def _home_of(package: str) -> Path:

@@ -15,6 +15,7 @@ from hatoba import packing, settings
 from hatoba.batch import BatchOptions, predict_batch
 from hatoba.code_versions import AsyncCode
 from hatoba.datasets import AsyncDatasets
+from hatoba.deployments import AsyncDeployments
 from hatoba.embedded import start_embedded
 from hatoba.errors import DeadlineExceeded, InvalidSpec, NotFound, Unavailable
 from hatoba.following import (
@@ -29,6 +30,7 @@ from hatoba.following import (
     watch_events,
 )
 from hatoba.frames import Metrics
+from hatoba.models import AsyncModels
 from hatoba.options import Parcel, SubmitOptions, build_parcel, set_param
 from hatoba.settings import Choice, Server
 from hatoba.tracing import Tracer
@@ -100,6 +102,16 @@ class AsyncClient:
     def datasets(self) -> AsyncDatasets:
         """Datasets of the project."""
         return AsyncDatasets(self)
+
+    @property
+    def deployments(self) -> AsyncDeployments:
+        """Deployments of the project."""
+        return AsyncDeployments(self)
+
+    @property
+    def models(self) -> AsyncModels:
+        """Models of the project."""
+        return AsyncModels(self)
 
     @property
     def code(self) -> AsyncCode:

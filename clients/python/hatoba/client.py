@@ -19,8 +19,10 @@ from hatoba.aio import AsyncClient, AsyncJob
 from hatoba.batch import BatchOptions
 from hatoba.code_versions import Code
 from hatoba.datasets import Datasets
+from hatoba.deployments import Deployments
 from hatoba.following import LogPiece, Resync, silent
 from hatoba.frames import Metrics, table
+from hatoba.models import Models
 from hatoba.options import SubmitOptions
 from hatoba.v1 import common_pb2, job_pb2
 
@@ -99,6 +101,16 @@ class Client:
     def datasets(self) -> Datasets:
         """Datasets of the project."""
         return Datasets(self._loop, self._client.datasets)
+
+    @property
+    def deployments(self) -> Deployments:
+        """Deployments of the project."""
+        return Deployments(self._loop, self._client.deployments)
+
+    @property
+    def models(self) -> Models:
+        """Models of the project."""
+        return Models(self._loop, self._client.models)
 
     @property
     def code(self) -> Code:

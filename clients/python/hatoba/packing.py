@@ -37,14 +37,14 @@ async def bring(client: AsyncClient, parcel: Parcel) -> None:
     if parcel.code is not None:
         await _bring_code(client, parcel.spec, parcel.code)
     for name, directory in parcel.inputs.items():
-        ref = await _send(client, directory, Selection.EVERYTHING, f"input {name!r}")
+        ref = await send_tree(client, directory, Selection.EVERYTHING, f"input {name!r}")
         _input(parcel.spec, name).manifest.CopyFrom(ref)
 
 
 async def _bring_code(client: AsyncClient, spec: job_pb2.JobSpec, directory: Path) -> None:
     # git looks around while the code is packed and sent.
     looking = asyncio.get_running_loop().run_in_executor(None, code_versions.origin_of, directory)
-    spec.code.CopyFrom(await _send(client, directory, Selection.CODE, "the code"))
+    spec.code.CopyFrom(await send_tree(client, directory, Selection.CODE, "the code"))
     origin = await looking
     spec.source.update(origin.source)
     with client.transport.tracer.span("record the code"):
@@ -52,9 +52,13 @@ async def _bring_code(client: AsyncClient, spec: job_pb2.JobSpec, directory: Pat
     spec.code_version = version.name
 
 
-async def _send(
+async def send_tree(
     client: AsyncClient, directory: Path, selection: Selection, what: str
 ) -> common_pb2.ManifestRef:
+    """Pack a directory and store it; `what` is what people call it.
+
+    Raises InvalidSpec for what is no directory, TreeRefused.
+    """
     with client.transport.tracer.span(f"pack {what}"):
         scan = await asyncio.to_thread(_scan, directory, selection, what)
         for warning in [*scan.warnings, scan.size_warning()]:

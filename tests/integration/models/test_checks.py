@@ -45,11 +45,11 @@ async def register(
     *,
     handler: str = "serve:Doubler",
     example: bytes = b'{"value": 3}',
-    **files: bytes,
+    files: dict[str, bytes] | None = None,
 ) -> model_pb2.ModelVersion:
     """Register a model whose handler stands in `serve.py` of its code, or (None) in its tree."""
     request = model_pb2.RegisterModelRequest(model=model)
-    request.manifest.CopyFrom(await put_tree(wire, MODEL | files))
+    request.manifest.CopyFrom(await put_tree(wire, MODEL | (files or {})))
     request.serving.handler = handler
     request.serving.example.data = example
     request.serving.example.media_type = "application/json"
@@ -91,7 +91,7 @@ async def test_a_good_model_becomes_ready_with_its_signature(wire: Wire, model: 
 
 
 async def test_a_handler_may_stand_in_the_models_own_tree(wire: Wire, model: str) -> None:
-    made = await register(wire, model, None, **{"serve.py": GOOD})
+    made = await register(wire, model, None, files={"serve.py": GOOD})
     assert made.serving.code.digest == made.manifest.digest
     assert (await checked(wire, made.name)).state == READY
 

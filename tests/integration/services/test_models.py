@@ -240,7 +240,7 @@ async def test_a_commit_after_the_cancelled_end_makes_nothing(
     wire: Wire, host: Host, launch: Any, model: str, tree: Any
 ) -> None:
     await cancel(wire, launch.job)
-    stopped = {"kind": runner_pb2.EXIT_KIND_STOPPED}
+    stopped: dict[str, Any] = {"kind": runner_pb2.EXIT_KIND_STOPPED}
     assert (await host.commit(launch, models=[logged(model, tree)], **stopped)).accepted
     assert state(await wire.ended(launch.job)) == "CANCELLED"
     await host.commit(launch, models=[logged(model, tree)])
@@ -278,7 +278,7 @@ async def test_a_model_that_cannot_be_registered_fails_its_attempt(
     good, bad = logged(model, tree), logged(model, tree)
     bad.serving.code.digest = change.pop("code", "")
     bad.MergeFrom(runner_pb2.LoggedModel(**change))
-    commit = {"models": [good, bad], "last_log_lines": ["done"]}
+    commit: dict[str, Any] = {"models": [good, bad], "last_log_lines": ["done"]}
     assert (await host.commit(launch, **commit)).accepted
     ended = await wire.ended(launch.job)
     assert (state(ended), ended.cause.code) == ("FAILED", common_pb2.CAUSE_CODE_MODEL_REFUSED)
@@ -666,7 +666,7 @@ def _serving(**fields: Any) -> model_pb2.Serving:
     return model_pb2.Serving(**{"handler": "serve:Model", "example": example, **fields})
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no tree": ({"manifest": None}, "INVALID_ARGUMENT", "manifest"),
     "tree without a digest": ({"manifest": common_pb2.ManifestRef()}, "INVALID_ARGUMENT", "digest"),
     "tree that is not stored": (

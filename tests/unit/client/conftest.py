@@ -28,6 +28,7 @@ from hatoba.v1 import (
     dataset_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
+    model_pb2,
     queue_pb2,
     queue_pb2_grpc,
     worker_pb2,
@@ -506,6 +507,24 @@ class FakeDatasets(dataset_pb2_grpc.DatasetServiceServicer):
         return self._fake.reply(request, context, made)
 
 
+def canned(fake: FakeServer, module: Any, service: str) -> grpc.GenericRpcHandler:
+    """A service whose every unary call gets the reply prepared for it, or an empty one."""
+    described = module.DESCRIPTOR.services_by_name[service]
+
+    def method(name: str) -> grpc.RpcMethodHandler[Any, Any]:
+        call = described.methods_by_name[name]
+        asked = getattr(module, call.input_type.name)
+        reply = getattr(module, call.output_type.name)
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: fake.reply(request, context, reply()),
+            request_deserializer=asked.FromString,
+            response_serializer=reply.SerializeToString,
+        )
+
+    methods = {name: method(name) for name in described.methods_by_name}
+    return grpc.method_handlers_generic_handler(described.full_name, methods)
+
+
 def start(fake: FakeServer, address: str = "127.0.0.1:0") -> grpc.Server:
     """Serve the fakes; their address is written into `fake`."""
     server = grpc.server(ThreadPoolExecutor(8))
@@ -515,6 +534,7 @@ def start(fake: FakeServer, address: str = "127.0.0.1:0") -> grpc.Server:
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(FakeWorkers(fake), server)
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(FakeArtifacts(fake), server)
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(FakeDatasets(fake), server)
+    server.add_generic_rpc_handlers((canned(fake, model_pb2, "ModelService"),))
     port = server.add_insecure_port(address)
     server.start()
     fake.address = f"127.0.0.1:{port}"

@@ -24,6 +24,12 @@ COMMANDS = {
     "models": ("hatoba.cli.models:models", "Models, their versions and aliases, and lineage."),
     "code": ("hatoba.cli.code:code", "Code as jobs ran it, and where it came from."),
     "predict": ("hatoba.cli.predict:predict", "Ask a deployment, or a model for a whole dataset."),
+    "deploy": ("hatoba.cli.deploy:deploy", "Deploy a model version and follow its roll-out."),
+    "deployments": (
+        "hatoba.cli.deployments:deployments",
+        "What serves models: look at, scale, steer, take away.",
+    ),
+    "explain": ("hatoba.cli.explain:explain", "What stands behind a prediction."),
     "queues": ("hatoba.cli.queues:queues", "Where jobs wait, and how much may run."),
     "backends": ("hatoba.cli.backends:backends", "What runs the jobs, and what failed to load."),
     "hosts": ("hatoba.cli.hosts:hosts", "Machines that run our worker."),

@@ -1,0 +1,165 @@
+"""`hatoba models` against a real server: register, look, draw, serve here what was registered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sys
+import urllib.request
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from house_fixtures import cli_environment
+from server_process import PATIENCE, HatobaServer
+
+HANDLER = """\
+import json
+from pathlib import Path
+
+class Doubler:
+    def __init__(self, model_dir):
+        self.factor = json.loads((Path(model_dir) / "factor.json").read_text())
+
+    def predict(self, inputs):
+        return {"value": inputs["value"] * self.factor}
+"""
+
+
+class Cli:
+    """Runs `hatoba` in a directory that holds a model and its handler."""
+
+    def __init__(self, server: HatobaServer, home: Path) -> None:
+        self.directory = home / "work"
+        self._environment = cli_environment(server, home)
+
+    def write(self) -> None:
+        (self.directory / "model").mkdir(parents=True)
+        (self.directory / "model" / "factor.json").write_text("2")
+        (self.directory / "code").mkdir()
+        (self.directory / "code" / "serve.py").write_text(HANDLER)
+
+    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *[sys.executable, "-m", "hatoba", "models", *arguments],
+            cwd=self.directory,
+            env=self._environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    async def run(self, *arguments: str) -> tuple[int, str, str]:
+        process = await self.start(*arguments)
+        async with asyncio.timeout(PATIENCE):
+            out, err = await process.communicate()
+        assert process.returncode is not None
+        return process.returncode, out.decode(), err.decode()
+
+    @asynccontextmanager
+    async def serving(self, *arguments: str) -> AsyncIterator[str]:
+        """The address at which `serve` says that it answers; ended by Ctrl-C."""
+        process = await self.start("serve", *arguments, "--port", "0")
+        assert process.stderr is not None
+        said = ""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while not (found := re.search(r"on (http://\S+)/predict", said)):
+                    line = await process.stderr.readline()
+                    assert line, said
+                    said += line.decode()
+            yield found[1]
+        finally:
+            if process.returncode is None:
+                process.send_signal(signal.SIGINT)
+            async with asyncio.timeout(PATIENCE):
+                await process.wait()
+
+
+@pytest.fixture
+def cli(server: HatobaServer, tmp_path: Path) -> Cli:
+    made = Cli(server, tmp_path)
+    made.write()
+    return made
+
+
+@pytest.fixture
+def model() -> str:
+    return f"m{uuid.uuid4().hex[:10]}"
+
+
+GOOD = ("model", "--code", "code", "--example", '{"value": 3}')
+
+
+def ask(url: str, body: bytes) -> tuple[int, object]:
+    request = urllib.request.Request(f"{url}/predict", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+        return reply.status, json.load(reply)
+
+
+async def is_ready(url: str) -> None:
+    def look() -> bool:
+        try:
+            with urllib.request.urlopen(f"{url}/readyz", timeout=PATIENCE) as reply:
+                return bool(reply.status == 200)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return False
+
+    async with asyncio.timeout(PATIENCE):
+        while not await asyncio.to_thread(look):  # noqa: ASYNC110 - another process's readiness
+            await asyncio.sleep(0.05)
+
+
+async def test_a_model_is_registered_looked_at_and_served_here(cli: Cli, model: str) -> None:
+    metric = ("--metric", "accuracy=0.97")
+    code, out, err = await cli.run("register", model, *GOOD, "--handler", "serve:Doubler", *metric)
+    assert (code, out.split()) == (0, [f"{model}:1", "READY"]), err
+    assert f"checked by jobs/check-{model}-1" in err
+    assert (await cli.run("alias", model, "production", "1"))[0] == 0
+    code, out, _ = await cli.run("get", f"{model}@production")
+    assert code == 0
+    for words in ("READY", "serve:Doubler", "accuracy 0.97", "application/json"):
+        assert words in out
+    code, _, err = await cli.run("lineage", f"{model}:1", "--plot", "line.png")
+    assert code == 0, err
+    assert (cli.directory / "line.png").read_bytes().startswith(b"\x89PNG")
+    async with cli.serving(f"{model}@production") as url:
+        await is_ready(url)
+        assert await asyncio.to_thread(ask, url, b'{"value": 21}') == (200, {"value": 42})
+
+
+async def test_a_handler_that_cannot_be_imported_is_told_at_register(cli: Cli, model: str) -> None:
+    code, out, err = await cli.run("register", model, *GOOD, "--handler", "serve:Tripler")
+    assert (code, out.split()) == (1, [f"{model}:1", "FAILED"])
+    assert "Tripler" in err
+    assert f"hatoba logs check-{model}-1" in err
+    code, _, err = await cli.run("serve", f"{model}:1")
+    assert code == 2
+    assert "FAILED" in err
+
+
+async def test_an_environment_is_built_for_serving(cli: Cli, model: str) -> None:
+    (cli.directory / "requirements.txt").write_text("# nothing but Python\n")
+    own = ("--requirements", "requirements.txt", "--handler", "serve:Doubler")
+    code, _, err = await cli.run("register", model, *GOOD, *own)
+    assert code == 0, err
+    async with cli.serving(model) as url:
+        await is_ready(url)
+        assert await asyncio.to_thread(ask, url, b'{"value": 2}') == (200, {"value": 4})
+
+
+async def test_what_was_registered_comes_back(cli: Cli, model: str) -> None:
+    code, out, _ = await cli.run("register", model, "model/factor.json", "-o", "json")
+    assert (code, json.loads(out)["state"]) == (0, "READY")
+    code, _, err = await cli.run("download", model, "back")
+    assert code == 0, err
+    assert os.listdir(cli.directory / "back") == ["factor.json"]
+    code, _, err = await cli.run("serve", model)
+    assert code == 2
+    assert "no handler" in err
