@@ -28,7 +28,18 @@ from hatoba.v1 import admin_pb2
 
 R = TypeVar("R", bound=Message)
 
-READ_VERBS = ("Get", "List", "Count", "Query", "Find", "Watch", "Tail", "Download", "Diff")
+READ_VERBS = (
+    "Get",
+    "List",
+    "Count",
+    "Query",
+    "Find",
+    "Watch",
+    "Tail",
+    "Download",
+    "Diff",
+    "Explain",
+)
 # First wait, growth and longest wait between tries of a unary call; after four tries it has failed.
 RETRY_WAITS = (0.2, 0.4, 0.8)
 MAX_RETRY_WAIT = 5.0

@@ -30,6 +30,8 @@ class Exit(enum.IntEnum):
     """The job that was followed ended TIMED_OUT."""
     JOB_UPSTREAM_FAILED = 23
     """The job that was followed ended UPSTREAM_FAILED: one it depends on did not succeed."""
+    ROLLED_BACK = 24
+    """The roll-out that was followed was rolled back, or failed."""
     DETACHED = 130
     """Ctrl-C: the following ended, the job goes on."""
 

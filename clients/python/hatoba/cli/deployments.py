@@ -1,0 +1,433 @@
+"""`hatoba deployments ...`, and what people read of deployments."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import click
+
+from hatoba.cli.exits import Exit
+from hatoba.cli.output import (
+    age,
+    emit,
+    emit_line,
+    moment,
+    output_option,
+    pairs,
+    table,
+)
+from hatoba.cli.root import Group
+from hatoba.cli.session import open_client, server_options, with_client
+
+if TYPE_CHECKING:
+    from hatoba.aio import AsyncClient
+    from hatoba.v1 import deployment_pb2
+
+LAST_LINES = 10
+
+
+@click.group(cls=Group)
+def deployments() -> None:
+    """What serves models: look at, scale, steer, take away."""
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def state_name(one: deployment_pb2.Deployment) -> str:
+    """Its state without its prefix."""
+    from hatoba.v1 import deployment_pb2
+
+    return deployment_pb2.DeploymentState.Name(one.state).removeprefix("DEPLOYMENT_STATE_")
+
+
+def rollout_name(one: deployment_pb2.Rollout) -> str:
+    """The state of a roll-out without its prefix."""
+    from hatoba.v1 import deployment_pb2
+
+    return deployment_pb2.RolloutState.Name(one.state).removeprefix("ROLLOUT_STATE_")
+
+
+def version(resource: str) -> str:
+    """`digits:7` of a model version's resource name."""
+    parts = resource.split("/")
+    return f"{parts[3]}:{parts[5]}" if len(parts) == 6 else resource
+
+
+def revision_line(one: deployment_pb2.RevisionStatus) -> str:
+    """A revision in a line: `2 (digits:8)  1 of 2 ready, 10%`."""
+    return (
+        f"{one.revision} ({version(one.model_version)})  "
+        f"{one.ready} of {one.wanted} ready, {one.weight}% of the traffic"
+    )
+
+
+def progress_line(one: deployment_pb2.Deployment) -> str:
+    """Where a deployment stands, in a line that only differs when something did."""
+    from hatoba.aio import short_name
+
+    parts = [f"{status.revision}: {_share(status)}" for status in one.revisions]
+    rollout = one.rollout
+    state = rollout_name(rollout) if not rollout.end_time.seconds else state_name(one)
+    step = ""
+    if rollout.step and not rollout.end_time.seconds:
+        step = f" step {rollout.step}"
+    return f"{short_name(one.name)}  {state}{step}  {'; '.join(parts)}".rstrip()
+
+
+def _share(status: deployment_pb2.RevisionStatus) -> str:
+    return f"{version(status.model_version)} {status.ready}/{status.wanted} ready {status.weight}%"
+
+
+class Teller:
+    """Tells a deployment's course on stderr, a line for each change."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def tell(self, one: deployment_pb2.Deployment) -> None:
+        """A line, if it says something else than the last one."""
+        line = progress_line(one)
+        if line != self._last:
+            self._last = line
+            click.secho(f"{_clock()}  {line}", dim=True, err=True)
+
+
+def _clock() -> str:
+    import time
+
+    return time.strftime("%H:%M:%S")
+
+
+def ending(one: deployment_pb2.Deployment) -> str:
+    """How a followed roll-out ended; with cause and last log lines when it did badly."""
+    from hatoba.aio import short_name
+
+    name, rollout = short_name(one.name), one.rollout
+    if state_name(one) == "PAUSED":
+        return (
+            f"{name} waits for {rollout.waiting_for}\n"
+            f"  next  hatoba deployments resume {name}\n"
+            f"        hatoba deployments promote {name}\n"
+            f"        hatoba deployments rollback {name}"
+        )
+    if outcome(one) is Exit.OK:
+        where = f" at {', '.join(one.urls)}" if one.urls else ""
+        return f"{name} is {state_name(one)}{where}"
+    line = f"{name}: the roll-out of revision {rollout.to_revision} is {rollout_name(rollout)}"
+    lines = "\n".join(f"    {text}" for text in list(rollout.cause.last_log_lines)[-LAST_LINES:])
+    told = [line]
+    if rollout.cause.message:
+        told.append(f"  cause  {rollout.cause.message}")
+    if lines:
+        told += ["  last lines", lines]
+    told.append(f"  next   hatoba deployments events {name}")
+    return "\n".join(told)
+
+
+def outcome(one: deployment_pb2.Deployment) -> Exit:
+    """The exit code of how a roll-out ended."""
+    if rollout_name(one.rollout) in ("ROLLED_BACK", "FAILED", "ROLLING_BACK"):
+        return Exit.ROLLED_BACK
+    return Exit.FAILURE if rollout_name(one.rollout) == "SUPERSEDED" else Exit.OK
+
+
+def show(found: Sequence[deployment_pb2.Deployment]) -> None:
+    """A table of deployments."""
+    from hatoba.aio import short_name
+
+    rows = [
+        [
+            short_name(one.name),
+            state_name(one),
+            one.spec.model,
+            str(one.current_revision or "-"),
+            f"{sum(status.ready for status in one.revisions)} of {one.spec.replicas}",
+            ", ".join(one.urls) or "-",
+            age(one.create_time),
+        ]
+        for one in found
+    ]
+    heads = ["DEPLOYMENT", "STATE", "MODEL", "REVISION", "READY", "URL", "AGE"]
+    table(heads, rows, empty="no deployments: `hatoba deploy MODEL` makes one")
+
+
+def show_one(one: deployment_pb2.Deployment, *, wide: bool = False) -> None:
+    """Everything about one deployment."""
+    from hatoba.aio import short_name
+
+    rollout = one.rollout
+    click.echo(f"{short_name(one.name)}  {state_name(one)}")
+    followed = " (followed)" if one.following else ""
+    course = f"{rollout.from_revision or 'nothing'} -> {rollout.to_revision}"
+    rows = [
+        ("cause", one.cause.message),
+        ("last lines", "\n".join(list(one.cause.last_log_lines)[-LAST_LINES:])),
+        ("model", f"{one.spec.model}{followed}"),
+        ("url", "\n".join(one.urls)),
+        ("revisions", "\n".join(revision_line(status) for status in one.revisions)),
+        ("roll-out", f"{rollout.number}: {course}, {rollout_name(rollout)}"),
+        ("waits for", rollout.waiting_for),
+        ("went wrong", rollout.cause.message),
+        ("replicas", "\n".join(_replica_line(replica) for replica in one.replicas)),
+        ("made", f"{moment(one.create_time)} by {one.created_by}"),
+    ]
+    if wide:
+        rows += [("uid", one.uid), ("generation", str(one.generation)), ("etag", one.etag)]
+    pairs(rows)
+
+
+def _replica_line(one: deployment_pb2.Replica) -> str:
+    from hatoba.v1 import deployment_pb2
+
+    state = deployment_pb2.ReplicaState.Name(one.state).removeprefix("REPLICA_STATE_")
+    restarts = f"{one.restarts} restarts" if one.restarts else ""
+    parts = [one.name, state, one.address, one.host, restarts, one.cause.message]
+    return "  ".join(part for part in parts if part)
+
+
+# -- looking ---------------------------------------------------------------------------------------
+
+
+@deployments.command("list")
+@output_option
+@server_options()
+def list_deployments(output: str) -> None:
+    """List deployments by name."""
+    from hatoba.v1 import deployment_pb2
+
+    found = with_client(lambda client: client.deployments.list())
+    reply = deployment_pb2.ListDeploymentsResponse(deployments=found)
+    emit(reply, output, lambda: show(found))
+
+
+@deployments.command("get")
+@click.argument("name")
+@output_option
+@server_options()
+def get(name: str, output: str) -> None:
+    """Show one deployment: its revisions, replicas and roll-out."""
+    found = with_client(lambda client: client.deployments.get(name))
+    emit(found, output, lambda: show_one(found, wide=output == "wide"))
+
+
+_limit = click.option(
+    "-n", "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most N."
+)
+
+
+@deployments.command("revisions")
+@click.argument("name")
+@_limit
+@output_option
+@server_options()
+def revisions(name: str, limit: int, output: str) -> None:
+    """List the revisions of a deployment, newest first."""
+    from hatoba.v1 import deployment_pb2
+
+    found = with_client(lambda client: client.deployments.revisions(name, limit))
+    rows = [
+        [
+            str(one.revision),
+            version(one.model_version),
+            "yes" if one.proven else "no",
+            age(one.create_time),
+            one.created_by,
+            one.cause.message or "-",
+        ]
+        for one in found
+    ]
+    heads = ["REVISION", "MODEL", "PROVEN", "AGE", "BY", "GIVEN UP"]
+    reply = deployment_pb2.ListRevisionsResponse(revisions=found)
+    emit(reply, output, lambda: table(heads, rows))
+
+
+@deployments.command("events")
+@click.argument("name")
+@_limit
+@output_option
+@server_options()
+def events(name: str, limit: int, output: str) -> None:
+    """Show what happened to a deployment, oldest first."""
+    found = with_client(lambda client: client.deployments.events(name, limit))
+    for one in reversed(found):
+        emit_line(one, output, event_line(one))
+
+
+def event_line(one: deployment_pb2.DeploymentEvent) -> str:
+    """One event in a line: time, kind, what happened, by whom."""
+    by = "" if one.actor in ("", "system") else f" (by {one.actor})"
+    return f"{moment(one.time)}  {one.kind:<12}{one.message}{by}"
+
+
+@deployments.command("logs")
+@click.argument("name")
+@click.option("--replica", default="", metavar="NAME", help="Which one. [default: the newest]")
+@click.option(
+    "--stream",
+    type=click.Choice(["stdout", "stderr", "build"]),
+    default="stderr",
+    show_default=True,
+    help="Which stream.",
+)
+@click.option(
+    "--tail", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Last N lines."
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on while it runs.")
+@server_options()
+@click.pass_context
+def logs(
+    ctx: click.Context, /, name: str, replica: str, stream: str, tail: int, follow: bool
+) -> None:
+    """Show what a replica wrote."""
+
+    async def read(client: AsyncClient) -> None:
+        source = client.deployments.logs(
+            name, replica=replica, stream=stream, tail=tail, follow=follow
+        )
+        async with aclosing(source) as pieces:
+            async for piece in pieces:
+                sys.stdout.buffer.write(piece.data)
+                sys.stdout.buffer.flush()
+
+    try:
+        with_client(read)
+    except KeyboardInterrupt:
+        ctx.exit(Exit.DETACHED)
+
+
+@deployments.command("watch")
+@click.argument("name")
+@click.option("-f", "--follow", is_flag=True, help="Go on after it is settled.")
+@output_option
+@server_options()
+@click.pass_context
+def watch(ctx: click.Context, /, name: str, follow: bool, output: str) -> None:
+    """Show a deployment as it changes, until it is settled."""
+
+    async def read() -> None:
+        last = ""
+        async with (
+            open_client() as client,
+            aclosing(client.deployments.watch(name, follow=follow)) as source,
+        ):
+            async for one in source:
+                line = progress_line(one)
+                if output in ("json", "yaml") or line != last:
+                    emit_line(one, output, line)
+                last = line
+
+    try:
+        asyncio.run(read())
+    except KeyboardInterrupt:
+        ctx.exit(Exit.DETACHED)
+
+
+# -- steering --------------------------------------------------------------------------------------
+
+
+def _steered(
+    output: str, act: Callable[[AsyncClient], Awaitable[deployment_pb2.Deployment]]
+) -> None:
+    """Carry out one change and show the deployment."""
+    found = with_client(act)
+    emit(found, output, lambda: show([found]))
+
+
+@deployments.command("scale")
+@click.argument("name")
+@click.argument("replicas", type=click.IntRange(0, 1000))
+@output_option
+@server_options()
+def scale(name: str, replicas: int, output: str) -> None:
+    """Have so many replicas from now on."""
+    _steered(output, lambda client: client.deployments.scale(name, replicas))
+
+
+@deployments.command("pause")
+@click.argument("name")
+@output_option
+@server_options()
+def pause(name: str, output: str) -> None:
+    """Stop a roll-out where it is: no further step, no roll-back by itself."""
+    _steered(output, lambda client: client.deployments.pause(name))
+
+
+@deployments.command("resume")
+@click.argument("name")
+@output_option
+@server_options()
+def resume(name: str, output: str) -> None:
+    """Let a paused roll-out go on."""
+    _steered(output, lambda client: client.deployments.resume(name))
+
+
+@deployments.command("promote")
+@click.argument("name")
+@output_option
+@server_options()
+def promote(name: str, output: str) -> None:
+    """Skip the remaining steps of a roll-out."""
+    _steered(output, lambda client: client.deployments.promote(name))
+
+
+@deployments.command("rollback")
+@click.argument("name")
+@click.option(
+    "--revision",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Where to. [default: the proven one before]",
+)
+@click.option("--reason", default="", metavar="TEXT", help="Why; kept in the events.")
+@output_option
+@server_options()
+def rollback(name: str, revision: int | None, reason: str, output: str) -> None:
+    """Go back to an earlier revision. An alias is not followed any further."""
+    _steered(
+        output,
+        lambda client: client.deployments.rollback(name, revision=revision or 0, reason=reason),
+    )
+
+
+@deployments.command("traffic")
+@click.argument("name")
+@click.argument("weights", nargs=-1, required=True, metavar="REVISION=PERCENT...")
+@output_option
+@server_options()
+def traffic(name: str, weights: tuple[str, ...], output: str) -> None:
+    """Share the traffic by hand, for example 1=80 2=20. Promote or rollback ends it."""
+    found = dict(_weight(text) for text in weights)
+    _steered(output, lambda client: client.deployments.traffic(name, found))
+
+
+def _weight(text: str) -> tuple[int, int]:
+    revision, _, percent = text.partition("=")
+    if not revision.isdigit() or not percent.isdigit():
+        raise click.UsageError(f"{text!r} is no share: write REVISION=PERCENT, for example 2=20")
+    return int(revision), int(percent)
+
+
+@deployments.command("delete")
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--wait", is_flag=True, help="Wait until nothing of it is left.")
+@server_options()
+def delete(name: str, yes: bool, wait: bool) -> None:
+    """Take a deployment away: out of the routers first, then its replicas."""
+    if not yes:
+        click.confirm(f"take deployment {name} away?", abort=True, err=True)
+
+    async def remove(client: AsyncClient) -> None:
+        await client.deployments.delete(name)
+        if wait:
+            async with aclosing(client.deployments.watch(name, follow=True)) as source:
+                async for _ in source:
+                    pass
+
+    with_client(remove)
+    click.echo(f"{'removed' if wait else 'removing'} deployment {name}", err=True)
