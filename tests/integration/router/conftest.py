@@ -6,7 +6,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from house_fixtures import own_server
 from router_house import RouterHouse
+
+__all__ = ["own_server"]
 
 
 @pytest.fixture

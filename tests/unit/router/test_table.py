@@ -161,8 +161,7 @@ def test_a_token_opens_until_its_end() -> None:
 
 
 def test_the_kept_table_is_the_same_table() -> None:
-    limits = {"max_queue": 3, "max_body_bytes": 10}
-    made = table(message((4, 100, ["a"]), **limits), cursor=9)
+    made = table(message((4, 100, ["a"]), max_queue=3, max_body_bytes=10), cursor=9)
     again = Table()
     again.apply(
         deployment_pb2.WatchDeploymentsResponse.FromString(made.message().SerializeToString())

@@ -9,7 +9,7 @@ import sys
 # takes, for HTTPS that replicas do not speak. gRPC has its own.
 os.environ["SSL_CERT_FILE"] = os.environ["SSL_CERT_DIR"] = os.devnull
 
-from hatoba_worker.router.main import main  # noqa: E402
+from hatoba_worker.router.main import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
