@@ -27,6 +27,7 @@ from hatoba_worker.reports import Reporter, heartbeat
 from hatoba_worker.session import Session
 from hatoba_worker.spans import Spans
 from hatoba_worker.staging import STOP_FILE, Stager
+from hatoba_worker.streams_in import InputStreams
 from hatoba_worker.tails import last_lines
 from hatoba_worker.timeouts import Timeouts
 from hatoba_worker.transfers import TransferFailed, Transfers
@@ -50,6 +51,7 @@ class Parts:
     spans: Spans
     timeouts: Timeouts
     burials: Burials
+    streams: InputStreams
 
 
 class Course:
@@ -78,13 +80,19 @@ class Course:
         parts = self._parts
         parts.shipper.follow(attempt, ("stdout", "stderr"))
         parts.timeouts.watch(attempt, self.stop)
+        parts.streams.begin(attempt)
         if attempt.why:
             self._end(attempt)
         await attempt.ended.wait()
         parts.timeouts.forget(attempt.name)
+        failure = await parts.streams.end(attempt.name)
         if attempt.lost:
             await attempt.is_gone.wait()
-        await self._finish(attempt, exits.of_exit(attempt, attempt.exit))
+        ending = exits.of_exit(attempt, attempt.exit)
+        if failure is not None and ending.kind == exits.EXITED and not ending.good:
+            # What it lacked says more than how it took it.
+            ending = exits.of_failure(failure)
+        await self._finish(attempt, ending)
 
     async def lose(self, attempt: Attempt) -> None:
         """The machine was started anew: nothing of it is left, and nobody saw its end."""

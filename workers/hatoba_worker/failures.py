@@ -45,3 +45,8 @@ def secret_missing(message: str) -> AttemptFailed:
 def output_failed(message: str) -> AttemptFailed:
     """Outputs could not be brought out."""
     return AttemptFailed(runner_pb2.EXIT_KIND_OUTPUT_FAILED, message)
+
+
+def input_changed(message: str) -> AttemptFailed:
+    """An input that is recorded by reference is not the same any more."""
+    return AttemptFailed(runner_pb2.EXIT_KIND_INPUT_CHANGED, message)

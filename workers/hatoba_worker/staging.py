@@ -17,13 +17,13 @@ from hatoba.v1 import common_pb2, job_pb2, worker_pb2
 from hatoba_worker import spool, streams_in, tinyfiles
 from hatoba_worker.attempts import Attempt
 from hatoba_worker.environments import Environments, Interpreter, Tenant
-from hatoba_worker.failures import staging_failed
+from hatoba_worker.failures import input_changed, staging_failed
 from hatoba_worker.homes import Homes
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import Limits, Spawn
 from hatoba_worker.logs import FILES
 from hatoba_worker.spans import exec_context
-from hatoba_worker.transfers import TransferFailed
+from hatoba_worker.transfers import InputChanged, TransferFailed
 from hatoba_worker.trees import TreeCache
 
 PARAMS = "params.json"
@@ -95,6 +95,8 @@ class Stager:
         self._make_home(attempt)
         try:
             stage = await self._stage(attempt, restore)
+        except InputChanged as error:
+            raise input_changed(str(error)) from error
         except (TransferFailed, OSError) as error:
             raise staging_failed(f"code or inputs could not be brought in: {error}") from error
         return self._spawn(attempt, stage)

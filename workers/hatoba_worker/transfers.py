@@ -11,12 +11,18 @@ import grpc.aio
 import structlog
 
 from hatoba import errors
-from hatoba.artifacts.errors import TreeChanged, TreeRefused
+from hatoba.artifacts.errors import ObjectChanged, TreeChanged, TreeRefused
 from hatoba.artifacts.pack import pack_tree
 from hatoba.artifacts.scan import Selection
-from hatoba.artifacts.transfer import TransferOptions, download_tree, upload_tree
+from hatoba.artifacts.transfer import (
+    TransferOptions,
+    download_files,
+    download_tree,
+    fetch_manifest,
+    upload_tree,
+)
 from hatoba.errors import HatobaError
-from hatoba.v1 import artifact_pb2_grpc, common_pb2
+from hatoba.v1 import artifact_pb2, artifact_pb2_grpc, common_pb2
 from hatoba_worker.dial import Connection
 from hatoba_worker.failures import Away
 
@@ -41,14 +47,29 @@ class TransferFailed(Exception):
     """A tree could not be moved, and trying again would not help."""
 
 
+class InputChanged(TransferFailed):
+    """What was recorded by reference is not the same any more."""
+
+
 class Transfers(Protocol):
-    """Moves trees. Both raise TransferFailed, and wait for a server that is away."""
+    """Moves trees. All raise TransferFailed, and wait for a server that is away.
+
+    Those that fetch raise InputChanged when an object of a bucket is not the recorded one.
+    """
 
     async def upload(self, root: Path) -> common_pb2.ManifestRef:
         """Store what is below `root`; return what it is called."""
 
     async def download(self, ref: common_pb2.ManifestRef, root: Path) -> None:
         """Put a stored tree below `root`, which does not exist yet."""
+
+    async def manifest(self, ref: common_pb2.ManifestRef) -> artifact_pb2.Manifest:
+        """What a stored tree holds."""
+
+    async def files(
+        self, ref: common_pb2.ManifestRef, some: artifact_pb2.Manifest, root: Path
+    ) -> None:
+        """Put some of a stored tree's files below `root`, which does not exist yet."""
 
 
 class Link(Protocol):
@@ -87,6 +108,23 @@ class ServerTransfers:
         """Put a stored tree below `root`, which does not exist yet; raises TransferFailed."""
         await self._patiently(lambda stub, options: download_tree(stub, ref.digest, root, options))
 
+    async def manifest(self, ref: common_pb2.ManifestRef) -> artifact_pb2.Manifest:
+        """What a stored tree holds; raises TransferFailed."""
+        return await self._patiently(
+            lambda stub, options: fetch_manifest(stub, ref.digest, options)
+        )
+
+    async def files(
+        self, ref: common_pb2.ManifestRef, some: artifact_pb2.Manifest, root: Path
+    ) -> None:
+        """Put some of a stored tree's files below `root`, which does not exist yet; raises
+        TransferFailed.
+        """
+        digest = ref.digest
+        await self._patiently(
+            lambda stub, options: download_files(stub, some, root, options, digest=digest)
+        )
+
     async def _patiently(self, move: Callable[[Stub, TransferOptions], Awaitable[T]]) -> T:
         wait, troubles = FIRST_WAIT, 0
         while True:
@@ -112,6 +150,8 @@ async def _once(link: Connection, move: Callable[[Stub, TransferOptions], Awaita
         raise Away(str(error)) from error
     except (TreeChanged, errors.ServerError):
         raise
+    except ObjectChanged as error:
+        raise InputChanged(str(error)) from error
     except HatobaError as error:
         raise TransferFailed(str(error)) from error
     except (grpc.aio.UsageError, asyncio.InvalidStateError) as error:

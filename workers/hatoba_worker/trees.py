@@ -1,4 +1,10 @@
-"""Trees by content: a bounded cache on this host, and copies of them for attempts."""
+"""Trees by content: a bounded cache on this host, and copies of them for attempts.
+
+Files of the cache are shared by hard links where they are only read. They have no write bits, and
+all of them the same modification time: whoever writes through a link, as root or after a chmod,
+changes that. Every file is looked at before it is shared or copied; a tree with a changed one is
+thrown away and fetched anew. (A read-only bind mount would need rights that workers lack.)
+"""
 
 from __future__ import annotations
 
@@ -14,14 +20,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import structlog
+
 from hatoba.v1 import common_pb2
-from hatoba_worker.transfers import Transfers
+from hatoba_worker.transfers import TransferFailed, Transfers
 
 LIMIT = 20 << 30
+STAMP = 946_684_800_000_000_000
+"""The modification time of cached files, in nanoseconds: the beginning of the year 2000."""
 _FICLONE = 0x40049409
 _COPY = 8 << 20
+_WRITE_BITS = 0o222
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 Place = Callable[[str, str], None]
+log = structlog.get_logger(__name__)
+
+
+class Spoiled(Exception):
+    """A cached file is not as it was fetched."""
 
 
 class TreeCache:
@@ -46,12 +62,29 @@ class TreeCache:
         digest = ref.digest.removeprefix("sha256:")
         self._pins[digest] = self._pins.get(digest, 0) + 1
         try:
-            tree = await self._have(ref, digest)
-            await asyncio.to_thread(replicate, tree, target, place)
+            await self._replicate(ref, digest, target, place)
+        except Spoiled as error:
+            log.warning("cache.spoiled", tree=digest, file=str(error))
+            await asyncio.to_thread(_throw_away, self._root / digest, target)
+            await self._again(ref, digest, target, place)
         finally:
             self._pins[digest] -= 1
             if not self._pins[digest]:
                 del self._pins[digest]
+
+    async def _replicate(
+        self, ref: common_pb2.ManifestRef, digest: str, target: Path, place: Place
+    ) -> None:
+        tree = await self._have(ref, digest)
+        await asyncio.to_thread(replicate, tree, target, _checked(place))
+
+    async def _again(
+        self, ref: common_pb2.ManifestRef, digest: str, target: Path, place: Place
+    ) -> None:
+        try:
+            await self._replicate(ref, digest, target, place)
+        except Spoiled as error:
+            raise TransferFailed(f"{error} is changed as soon as it is fetched") from error
 
     async def _have(self, ref: common_pb2.ManifestRef, digest: str) -> Path:
         tree = self._root / digest
@@ -86,6 +119,20 @@ def replicate(tree: Path, target: Path, place: Place) -> None:
                 replicate(Path(entry.path), Path(destination), place)
             else:
                 place(entry.path, destination)
+
+
+def _checked(place: Place) -> Place:
+    """`place` for files that are as they were fetched; raises Spoiled for others."""
+
+    def checked(source: str, destination: str) -> None:
+        status = os.lstat(source)
+        if status.st_mtime_ns != STAMP:
+            raise Spoiled(source)
+        if status.st_mode & _WRITE_BITS:
+            os.chmod(source, stat.S_IMODE(status.st_mode) & ~_WRITE_BITS)
+        place(source, destination)
+
+    return checked
 
 
 def clone(source: str, destination: str) -> None:
@@ -153,14 +200,24 @@ def _touch(tree: Path) -> bool:
 
 
 def _publish(partial: Path, tree: Path) -> None:
-    """Make the files read-only, and give the complete tree its name."""
+    """Make the files read-only, stamp them, and give the complete tree its name."""
     for directory, _, names in os.walk(partial):
         for name in names:
             path = os.path.join(directory, name)
             status = os.lstat(path)
             if stat.S_ISREG(status.st_mode):
                 os.chmod(path, stat.S_IMODE(status.st_mode) & 0o555 | stat.S_IRUSR)
+                os.utime(path, ns=(STAMP, STAMP))
     os.rename(partial, tree)
+
+
+def _throw_away(tree: Path, target: Path) -> None:
+    """Another attempt may be reading the tree: it gets another name first."""
+    doomed = tree.with_name(f".{tree.name}.{os.getpid()}.spoiled")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(tree, doomed)
+    _clear(doomed)
+    _clear(target)
 
 
 def _clear(path: Path) -> None:

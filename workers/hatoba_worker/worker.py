@@ -35,6 +35,7 @@ from hatoba_worker.reports import Reporter
 from hatoba_worker.session import Items, Session
 from hatoba_worker.spans import Spans
 from hatoba_worker.staging import Stager
+from hatoba_worker.streams_in import InputStreams
 from hatoba_worker.timeouts import Timeouts
 from hatoba_worker.transfers import ServerTransfers
 from hatoba_worker.trees import TreeCache
@@ -144,6 +145,7 @@ class Worker:
                 spans=spans,
                 timeouts=Timeouts(),
                 burials=burials,
+                streams=InputStreams(transfers, tasks),
             )
         )
 

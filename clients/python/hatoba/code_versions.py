@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hatoba import packing
-from hatoba.artifacts.manifest import FILE, canonical_bytes, digest_of
-from hatoba.artifacts.pack import ChunkSource, PackedTree
 from hatoba.artifacts.source import git_patch, git_source
-from hatoba.v1 import artifact_pb2, common_pb2, dataset_pb2
+from hatoba.v1 import common_pb2, dataset_pb2
 
 if TYPE_CHECKING:
     from hatoba.aio import AsyncClient
@@ -54,25 +50,9 @@ async def record(
         dirty=source.get("dirty") == "true",
     )
     if origin.patch:
-        async with packing.on_thread(_one_file(PATCH_FILE, origin.patch)) as packed:
+        async with packing.on_thread(packing.one_file(PATCH_FILE, [origin.patch])) as packed:
             request.patch.CopyFrom(await packing.upload(client, packed))
     return await client.call(request, dataset_pb2.CodeVersion)
-
-
-@contextmanager
-def _one_file(name: str, content: bytes) -> Generator[PackedTree, None, None]:
-    """A tree of one file of at most 8 MiB, while it can be read."""
-    with tempfile.NamedTemporaryFile(prefix="hatoba-") as written:
-        written.write(content)
-        written.flush()
-        sha = hashlib.sha256(content).digest()
-        entry = artifact_pb2.ManifestEntry(path=name, type=FILE, mode=0o644, size=len(content))
-        entry.chunks.add(sha256=sha, size=len(content))
-        manifest = artifact_pb2.Manifest(entries=[entry])
-        ref = common_pb2.ManifestRef(
-            digest=digest_of(canonical_bytes(manifest)), total_bytes=len(content), files=1
-        )
-        yield PackedTree(manifest, ref, {sha: ChunkSource(written.name, 0, len(content))})
 
 
 class AsyncCode:

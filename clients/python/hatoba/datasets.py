@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import tempfile
@@ -21,13 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack
 
 from hatoba import packing
-from hatoba.artifacts.manifest import CHUNK_BYTES, FILE, canonical_bytes, digest_of
-from hatoba.artifacts.pack import ChunkSource, PackedTree, pack_tree
-from hatoba.artifacts.scan import Found, Selection, scan_tree
+from hatoba.artifacts.manifest import FILE
+from hatoba.artifacts.pack import PackedTree, pack_tree
+from hatoba.artifacts.scan import Scan, Selection, scan_tree
+from hatoba.artifacts.scan_cache import ScanCache
 from hatoba.artifacts.transfer import Progress
 from hatoba.errors import InvalidSpec, NotFound
 from hatoba.options import NOT_IN_NAMES
-from hatoba.v1 import artifact_pb2, common_pb2, dataset_pb2
+from hatoba.v1 import common_pb2, dataset_pb2
 
 if TYPE_CHECKING:
     from hatoba.aio import AsyncClient
@@ -377,18 +377,16 @@ def _packed(
     if not directory.is_dir():
         raise InvalidSpec(f"there is no directory {directory}")
     scan = scan_tree(directory, Selection.EVERYTHING)
-    files = [found for found in scan.entries if found.type == FILE]
-    lines = _item_lines(files, options)
-    if lines is None:
-        yield pack_tree(scan), None
-        return
-    with tempfile.NamedTemporaryFile(prefix="hatoba-items-") as written:
-        items = _pack_items(written, lines)
-        yield pack_tree(scan), items
+    lines = _item_lines(scan, options)
+    # Items that cannot be are told of before the files are read.
+    with packing.one_file(ITEMS_FILE, lines or ()) as items:
+        tree = pack_tree(scan, cache=ScanCache.of_user())
+        yield tree, None if lines is None else items
 
 
-def _item_lines(files: Sequence[Found], options: PushOptions) -> Iterator[bytes] | None:
+def _item_lines(scan: Scan, options: PushOptions) -> Iterator[bytes] | None:
     """The items to send, checked as far as can be seen from here; None: one for every file."""
+    files = (found for found in scan.entries if found.type == FILE)
     label = options.get("labels_from_folders", False)
     split = options.get("split_from_folders", False)
     if "items" in options:
@@ -452,29 +450,6 @@ def _check_path(at: str, item: ItemDict, paths: set[str]) -> None:
             f"{at}: there is no file {path!r} in the directory",
             remedy="paths are relative to it, with / between parts",
         )
-
-
-def _pack_items(written: Any, lines: Iterator[bytes]) -> PackedTree:
-    """The tree of one file `items.jsonl`."""
-    for line in lines:
-        written.write(line)
-    written.flush()
-    entry = artifact_pb2.ManifestEntry(path=ITEMS_FILE, type=FILE, mode=0o644)
-    packed = PackedTree(artifact_pb2.Manifest(), common_pb2.ManifestRef(files=1))
-    for sha, size in _hashed(written.name):
-        packed.sources.setdefault(sha, ChunkSource(written.name, entry.size, size))
-        entry.chunks.add(sha256=sha, size=size)
-        entry.size += size
-    packed.manifest.entries.append(entry)
-    packed.ref.total_bytes = entry.size
-    packed.ref.digest = digest_of(canonical_bytes(packed.manifest))
-    return packed
-
-
-def _hashed(path: str) -> Iterator[tuple[bytes, int]]:
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield hashlib.sha256(chunk).digest(), len(chunk)
 
 
 def _same(newest: dataset_pb2.DatasetVersion, tree: PackedTree, items: PackedTree | None) -> bool:

@@ -105,6 +105,25 @@ class JobContext:
         except OSError:
             return {}
 
+    def items(self, name: str) -> Iterator[dict[str, Any]]:
+        """The items of an input, in order: `id`, `path`, `attributes`, `media_type`. Of a tree
+        without items, its files.
+        """
+        from hatoba import streams_in
+
+        return streams_in.items_of(self.directory, self.inputs_dir, name)
+
+    def stream(self, name: str) -> Iterator[tuple[Path | None, dict[str, Any]]]:
+        """(path, item) of each item of an input, in order; the path is None without a file.
+
+        With mode stream the files come while the job runs: each may be used until the next is asked
+        for, and all of it can be read once. With the other modes all is there. Raises InputFailed
+        when the input cannot be brought in.
+        """
+        from hatoba import streams_in
+
+        return streams_in.streamed(self.directory, self.inputs_dir, name)
+
     @cached_property
     def outputs(self) -> Path:
         """The directory whose content is kept when the job succeeds. It exists when this

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractContextManager, asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -100,6 +101,18 @@ async def fetch(
         return await download_tree(stub(client), ref.digest, directory, options)
 
     await patiently(client, receive)
+
+
+@contextmanager
+def one_file(name: str, content: Iterable[bytes]) -> Iterator[PackedTree]:
+    """A tree of one file with this content, as long as it can be read. Blocks."""
+    with tempfile.TemporaryDirectory(prefix="hatoba-") as made:
+        path = Path(made) / name
+        with open(path, "wb") as file:
+            file.writelines(content)
+        # The same tree whatever the umask.
+        path.chmod(0o644)
+        yield pack_tree(path, Selection.EVERYTHING)
 
 
 @asynccontextmanager
