@@ -174,6 +174,7 @@ async def test_what_is_neither_sampled_nor_captured_is_not_kept(tmp_path: Path) 
     never_asked = visits()()
     never_asked.call_began = 0
     made(never_asked)
+    assert never_asked.asked is None
     assert made.dropped == {"visits": 0, "batches": 0, "refused": 0}
 
 

@@ -50,16 +50,18 @@ class Reports:
         self.dropped = {"visits": 0, "batches": 0, "refused": 0}
 
     def __call__(self, visit: Visit) -> None:
-        """Keep it if it is sampled or captured and a replica had it."""
-        if visit.choice is None or not visit.call_began:
-            return
-        captured = self._chooser.wants_capture(visit)
+        """Keep it if it is sampled or captured and a replica had it; else let its bodies go."""
+        asked = visit.choice is not None and visit.call_began > 0
+        captured = asked and self._chooser.wants_capture(visit)
         if not captured:
             visit.asked = visit.answered = None
-            if not visit.trace.sampled:
-                return
+        if captured or (asked and visit.trace.sampled):
+            self._keep(visit, captured)
+
+    def _keep(self, visit: Visit, captured: bool) -> None:
         weight = _weight(visit)
         if len(self._waiting) >= MOST_VISITS or self._bytes + weight > MOST_BYTES:
+            visit.asked = visit.answered = None
             self.dropped["visits"] += 1
             return
         self._bytes += weight
