@@ -96,7 +96,6 @@ async def prepare(data: Path) -> None:
         }
         for fields in (made_by, {}, {}, {}):
             await store.models.register(model("digits", **fields), None)
-        await store.models.register(model("checked", state=ModelState.REGISTERING), None)
         await store.models.register(model("broken", state=ModelState.FAILED), None)
         await store.models.register(model("bare", handler=""), None)
         for alias, version in (("production", 1), ("moving", 1)):
@@ -237,8 +236,8 @@ class FakeRouter:
 
     async def read(self) -> deployment_pb2.WatchDeploymentsResponse:
         """Take in the next message."""
-        message: deployment_pb2.WatchDeploymentsResponse = await self.call.read()
-        assert message is not grpc.aio.EOF, "the server ended the stream"
+        message = await self.call.read()
+        assert isinstance(message, deployment_pb2.WatchDeploymentsResponse), "the stream ended"
         self.cursors.append(message.cursor)
         self.cursor = message.cursor
         if message.complete:
