@@ -11,7 +11,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from hatoba.v1 import admin_pb2
 from hatoba_scheduler.auth.roles import METHOD_ACCESS, OPEN, Role, may_change
 
-FILES = ["admin", "artifact", "job", "queue", "runner", "worker"]
+FILES = ["admin", "artifact", "dataset", "deployment", "job", "model", "queue", "runner", "worker"]
 
 
 def _services() -> Iterator[ServiceDescriptor]:
@@ -59,6 +59,8 @@ def test_who_may_what_is_as_people_expect() -> None:
     assert allowed("JobService/WatchJobs") == {"ADMIN", "USER", "VIEWER"}
     assert allowed("AdminService/CreateToken") == {"ADMIN"}
     assert allowed("WorkerService/Connect") == {"ADMIN", "WORKER"}
+    assert allowed("DeploymentService/WatchDeployments") == {"ADMIN", "ROUTER"}
+    assert allowed("DeploymentService/ReportPredictions") == {"ADMIN", "ROUTER"}
     assert allowed("ArtifactService/UploadChunks") == {"ADMIN", "USER", "WORKER"}
 
 
