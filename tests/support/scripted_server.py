@@ -262,6 +262,8 @@ class ScriptedServer(
     ) -> artifact_pb2.UploadChunksResponse:
         data = b""
         async for piece in request_iterator:
+            for small in piece.whole:
+                self.chunks[small.sha256] = small.data
             data += piece.data
             if piece.last:
                 self.chunks[hashlib.sha256(data).digest()] = data

@@ -67,10 +67,10 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
     async def FindMissingChunks(
         self, request: artifact_pb2.FindMissingChunksRequest, context: Context
     ) -> artifact_pb2.FindMissingChunksResponse:
-        """Which chunks and manifests are not stored."""
+        """Which chunks are not stored, and which manifests are."""
         _check_digests(request.sha256, MAX_FIND)
         _check_digests(request.manifests, MAX_DIRECT, "manifests")
-        manifests = await self._store.missing_manifests(request.manifests)
+        manifests = await self._store.stored_manifests(request.manifests)
         missing = await self._store.missing(request.sha256)
         return artifact_pb2.FindMissingChunksResponse(sha256=missing, manifests=manifests)
 

@@ -1,6 +1,6 @@
 """Chunks and manifests as files of one directory. Everything here blocks.
 
-    chunks/ab/cd/HEX      a chunk, named by its SHA-256
+    chunks/ab/HEX         a chunk, named by its SHA-256
     manifests/HEX         a serialised manifest, likewise
     tmp/                  what is being written; emptied at every start
 
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from hatoba.artifacts.manifest import PIECE_BYTES
 from hatoba_scheduler.store.blob_index import BlobKind
 from hatoba_scheduler.store.blob_place import RESERVE_BYTES, Direct, Spool, Stored, not_stored
-from hatoba_scheduler.store.disk import disk_errors, parents_of, sync_all
+from hatoba_scheduler.store.disk import disk_errors, sync_all
 from hatoba_scheduler.store.errors import StorageFailed
 
 _HEX_DIGITS = 64
@@ -52,6 +52,7 @@ class BlobFiles:
             chunks, manifests = Path(self._chunks), Path(self._manifests)
             for directory in (manifests, *(chunks / f"{number:02x}" for number in range(256))):
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._flatten()
             sync_all([chunks, manifests, self.root, self.root.parent], anchor=self.root)
 
     def path(self, kind: BlobKind, digest: bytes) -> str:
@@ -59,7 +60,7 @@ class BlobFiles:
         name = digest.hex()
         if kind is BlobKind.MANIFEST:
             return f"{self._manifests}/{name}"
-        return f"{self._chunks}/{name[:2]}/{name[2:4]}/{name}"
+        return f"{self._chunks}/{name[:2]}/{name}"
 
     def sizes(self, kind: BlobKind, digests: Sequence[bytes]) -> list[int | None]:
         """See BlobPlace."""
@@ -115,11 +116,11 @@ class BlobFiles:
         """See BlobPlace."""
         prefix = f"{first:02x}"
         hidden = self._not_yet()
+        directory = self._manifests if kind is BlobKind.MANIFEST else f"{self._chunks}/{prefix}"
         with disk_errors(f"cannot list {self.root}"):
-            for directory in self._directories(kind, prefix):
-                for entry in _entries(directory):
-                    if entry.name.startswith(prefix) and entry.path not in hidden:
-                        yield Stored(bytes.fromhex(entry.name), entry.stat().st_size)
+            for entry in _entries(directory):
+                if entry.name.startswith(prefix) and entry.path not in hidden:
+                    yield Stored(bytes.fromhex(entry.name), entry.stat().st_size)
 
     def delete(self, kind: BlobKind, digests: Sequence[bytes]) -> None:
         """See BlobPlace."""
@@ -134,12 +135,20 @@ class BlobFiles:
     def sweep(self) -> None:
         """Nothing: what is unfinished goes with its stream, and at the next start."""
 
-    def _directories(self, kind: BlobKind, prefix: str) -> Iterator[str]:
-        if kind is BlobKind.MANIFEST:
-            yield self._manifests
+    def _flatten(self) -> None:
+        """Bring chunks of an earlier version, `chunks/ab/cd/HEX`, to where they are now, once."""
+        done = self.root / "flat"
+        if done.exists():
             return
-        with os.scandir(f"{self._chunks}/{prefix}") as second:
-            yield from [entry.path for entry in second if entry.is_dir()]
+        for first in Path(self._chunks).iterdir():
+            emptied = [one for one in first.iterdir() if len(one.name) < _HEX_DIGITS]
+            for second in emptied:
+                for chunk in second.iterdir():
+                    chunk.rename(first / chunk.name)
+            sync_all([first, *emptied], anchor=self.root)
+            for second in emptied:
+                second.rmdir()
+        done.mkdir()
 
     def _not_yet(self) -> frozenset[str]:
         with self._lock:
@@ -161,12 +170,9 @@ class BlobFiles:
     def _name(self, files: Sequence[Named]) -> None:
         sync_all([Path(file.temporary) for file in files], anchor=self.root)
         for file in files:
-            try:
-                os.rename(file.temporary, file.path)
-            except FileNotFoundError:
-                os.mkdir(os.path.dirname(file.path), 0o700)
-                os.rename(file.temporary, file.path)
-        sync_all(parents_of(Path(file.path) for file in files), anchor=self.root)
+            os.rename(file.temporary, file.path)
+        parents = {Path(file.path).parent for file in files}
+        sync_all(sorted(parents), anchor=self.root)
 
 
 def _size(path: str) -> int | None:

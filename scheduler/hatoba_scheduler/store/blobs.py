@@ -209,11 +209,11 @@ class ChunkStore:
             self._remember(known)
         return known
 
-    async def missing_manifests(self, digests: Iterable[bytes]) -> list[bytes]:
-        """Those of the manifests that are not stored; the others are leased."""
+    async def stored_manifests(self, digests: Iterable[bytes]) -> list[bytes]:
+        """Those of the manifests that are stored, each now leased."""
         wanted = list(dict.fromkeys(digests))
         present = await self._leased(BlobKind.MANIFEST, wanted)
-        return [sha for sha in wanted if sha not in present]
+        return [sha for sha in wanted if sha in present]
 
     async def keep_manifest(self, temporary: str) -> common_pb2.ManifestRef:
         """Check a manifest's file, chunks included, and give it its place."""

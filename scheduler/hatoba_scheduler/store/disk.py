@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,12 +45,6 @@ def sync(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def parents_of(paths: Iterable[Path]) -> list[Path]:
-    """Their directories, and those that hold these, each once: what changes when files appear."""
-    directories = {path.parent for path in paths}
-    return sorted(directories | {directory.parent for directory in directories})
 
 
 def _reports_errors(release: str) -> bool:

@@ -47,11 +47,25 @@ async def test_chunks_and_manifests_outlive_the_process(tmp_path: Path, opening:
         await put(store, A, B)
         ref = await store.put_manifest(Manifest())
     name = sha(A).hex()
-    assert (tmp_path / "chunks" / name[:2] / name[2:4] / name).read_bytes() == A
+    assert (tmp_path / "chunks" / name[:2] / name).read_bytes() == A
     async with opening(tmp_path) as house:
         store = house.chunks
         assert await store.missing([sha(A), sha(b"x"), sha(B), sha(b"x")]) == [sha(b"x")]
         assert await store.manifest(ref.digest) == Manifest()
+
+
+async def test_chunks_of_an_earlier_version_are_found_where_they_are_now(
+    tmp_path: Path, opening: Any
+) -> None:
+    name = sha(A).hex()
+    old = tmp_path / "chunks" / name[:2] / name[2:4]
+    old.mkdir(parents=True)
+    (old / name).write_bytes(A)
+    for _ in range(2):
+        async with opening(tmp_path) as house:
+            assert await house.chunks.missing([sha(A), sha(B)]) == [sha(B)]
+    assert files(tmp_path) == [name]
+    assert not old.exists()
 
 
 async def test_what_an_earlier_process_left_unfinished_is_removed(
@@ -109,8 +123,7 @@ async def test_content_is_synced_before_the_name_and_both_before_the_answer(
     assert [path.parent.name for path in contents] == ["tmp"]
     assert before == []
     assert after == [name]
-    leaf = tmp_path / "chunks" / name[:2] / name[2:4]
-    assert directories == [leaf.parent, leaf]
+    assert directories == [tmp_path / "chunks" / name[:2]]
 
 
 async def test_a_chunk_counts_only_once_its_name_is_on_the_disk(

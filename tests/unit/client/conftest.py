@@ -462,6 +462,7 @@ class FakeArtifacts(artifact_pb2_grpc.ArtifactServiceServicer):
     ) -> artifact_pb2.UploadChunksResponse:
         sha, data = b"", b""
         for piece in requests:
+            self.fake.chunks.update({small.sha256: small.data for small in piece.whole})
             sha, data = piece.sha256 or sha, data + piece.data
             if piece.last:
                 self.fake.chunks[sha] = data

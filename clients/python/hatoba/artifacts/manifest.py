@@ -15,6 +15,8 @@ from hatoba.v1 import artifact_pb2, common_pb2
 MIB = 1024 * 1024
 CHUNK_BYTES = 8 * MIB
 PIECE_BYTES = 1 * MIB
+# Chunks from this size on go to an object store by a request each; smaller ones many at a time.
+DIRECT_BYTES = 1 * MIB
 DIGEST_BYTES = 32
 MAX_ENTRIES = 1_000_000
 MAX_TOTAL_BYTES = 1024 * 1024 * MIB

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from hatoba.artifacts.errors import BadManifest, DigestMismatch, UnpackFailed
 from hatoba.artifacts.manifest import (
     CHUNK_BYTES,
+    DIRECT_BYTES,
     DIRECTORY,
     FILE,
     MAX_TOTAL_BYTES,
@@ -52,8 +53,9 @@ class _Place(NamedTuple):
 class Unpacking:
     """A tree on its way into `target`, which must be absent or an empty directory. Blocks.
 
-    Call `begin`, `write` with all pieces of the chunks `wanted`, then `finish`; or `discard`, which
-    leaves nothing behind. One thread at a time.
+    Call `begin`, `write` with all pieces of the chunks `wanted` (small ones first), fill what
+    `externals` names, then `finish`; or `discard`, which leaves nothing behind. One thread at a
+    time.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Unpacking:
         self._partial = f"{self._target}.partial-{secrets.token_hex(8)}"
         self._places = _places(manifest)
         self.wanted: list[artifact_pb2.Chunk] = _distinct(manifest)
+        self.externals = [one for one in manifest.entries if one.HasField("external")]
         self._directories: _Directories | None = None
         self._chunk = _Chunk(0, hashlib.sha256(), 0)
 
@@ -115,6 +118,24 @@ class Unpacking:
             os.fchmod(self._tree.fd(""), _ROOT_MODE)
             os.rename(self._partial, self._target)
         self._tree.close()
+
+    @property
+    def position(self) -> int:
+        """How many of the chunks `wanted` are written whole."""
+        return self._chunk.position
+
+    def rewind(self) -> None:
+        """Forget what came of the chunk that is not whole: it will come again from its start."""
+        self._chunk = _Chunk(self._chunk.position, hashlib.sha256(), 0)
+
+    def open_external(self, entry: artifact_pb2.ManifestEntry) -> int:
+        """A descriptor of the file of an entry that stays in a bucket; the caller closes it.
+
+        Raises UnpackFailed.
+        """
+        directory, name = os.path.split(entry.path)
+        with self._failures(entry.path):
+            return os.open(name, _WRITE, dir_fd=self._tree.fd(directory))
 
     def discard(self) -> None:
         """Take away what was written, unless it is finished."""
@@ -242,8 +263,9 @@ def _places(manifest: artifact_pb2.Manifest) -> dict[bytes, list[_Place]]:
 
 
 def _distinct(manifest: artifact_pb2.Manifest) -> list[artifact_pb2.Chunk]:
+    """Each chunk once; those that are worth a request of their own at the end."""
     chunks = {chunk.sha256: chunk for entry in manifest.entries for chunk in entry.chunks}
-    return list(chunks.values())
+    return sorted(chunks.values(), key=lambda chunk: chunk.size >= DIRECT_BYTES)
 
 
 def _write_all(fd: int, data: bytes, offset: int) -> None:

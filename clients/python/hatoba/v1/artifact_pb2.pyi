@@ -245,7 +245,7 @@ class FindMissingChunksResponse(_message.Message):
 
     @_builtins.property
     def manifests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Manifests that are not stored."""
+        """Of the manifests asked for, those that are stored."""
 
     def __init__(
         self,

@@ -92,9 +92,9 @@ class ArtifactServiceServicer(object):
     """
 
     def FindMissingChunks(self, request, context):
-        """Says which of these chunks and manifests are not stored. May be asked at any time. Those that are
-        stored are leased: they are kept for an hour even when nothing names them yet. A stored manifest
-        is complete: its chunks need not be asked for.
+        """Says which of these chunks are not stored, and which of these manifests are. May be asked at any
+        time. What is stored is leased: it is kept for an hour even when nothing names it yet. A stored
+        manifest is complete: its chunks need not be asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,9 +34,9 @@ class ArtifactServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ArtifactServiceAsyncStub: ...
     FindMissingChunks: _grpc.UnaryUnaryMultiCallable[_artifact_pb2.FindMissingChunksRequest, _artifact_pb2.FindMissingChunksResponse]
-    """Says which of these chunks and manifests are not stored. May be asked at any time. Those that are
-    stored are leased: they are kept for an hour even when nothing names them yet. A stored manifest
-    is complete: its chunks need not be asked for.
+    """Says which of these chunks are not stored, and which of these manifests are. May be asked at any
+    time. What is stored is leased: it is kept for an hour even when nothing names it yet. A stored
+    manifest is complete: its chunks need not be asked for.
     """
     UploadChunks: _grpc.StreamUnaryMultiCallable[_artifact_pb2.UploadChunksRequest, _artifact_pb2.UploadChunksResponse]
     """Stores chunks. Each is sent in pieces, in order; the last piece closes it and its digest is
@@ -79,9 +79,9 @@ class ArtifactServiceAsyncStub(ArtifactServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     FindMissingChunks: _aio.UnaryUnaryMultiCallable[_artifact_pb2.FindMissingChunksRequest, _artifact_pb2.FindMissingChunksResponse]  # type: ignore[assignment]
-    """Says which of these chunks and manifests are not stored. May be asked at any time. Those that are
-    stored are leased: they are kept for an hour even when nothing names them yet. A stored manifest
-    is complete: its chunks need not be asked for.
+    """Says which of these chunks are not stored, and which of these manifests are. May be asked at any
+    time. What is stored is leased: it is kept for an hour even when nothing names it yet. A stored
+    manifest is complete: its chunks need not be asked for.
     """
     UploadChunks: _aio.StreamUnaryMultiCallable[_artifact_pb2.UploadChunksRequest, _artifact_pb2.UploadChunksResponse]  # type: ignore[assignment]
     """Stores chunks. Each is sent in pieces, in order; the last piece closes it and its digest is
@@ -127,9 +127,9 @@ class ArtifactServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _artifact_pb2.FindMissingChunksRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_artifact_pb2.FindMissingChunksResponse, _abc.Awaitable[_artifact_pb2.FindMissingChunksResponse]]:
-        """Says which of these chunks and manifests are not stored. May be asked at any time. Those that are
-        stored are leased: they are kept for an hour even when nothing names them yet. A stored manifest
-        is complete: its chunks need not be asked for.
+        """Says which of these chunks are not stored, and which of these manifests are. May be asked at any
+        time. What is stored is leased: it is kept for an hour even when nothing names it yet. A stored
+        manifest is complete: its chunks need not be asked for.
         """
 
     @_abc_1.abstractmethod
