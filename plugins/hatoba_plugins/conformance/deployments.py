@@ -320,9 +320,12 @@ class DeploymentConformance:
             await fleet.until(lambda: not fleet.seen(wish.uid).replicas)
 
     async def test_remove_of_what_never_was(self, harness: DeploymentHarness) -> None:
-        """It is Released."""
+        """It comes to be Released, and an apply that comes later is Stale."""
         async with deployed(harness) as fleet:
-            assert isinstance(await fleet.role.remove(Wish().uid, None), Released)
+            wish = Wish()
+            await fleet.remove(wish.uid)
+            with pytest.raises(Stale):
+                await fleet.role.apply(wish.target(1, fleet.revision(1, 1)))
 
     async def test_a_restart_of_the_core_doubles_nothing(self, harness: DeploymentHarness) -> None:
         """After the backend was opened anew, apply adopts what is there; the handle is the same."""

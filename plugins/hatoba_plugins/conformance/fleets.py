@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hatoba.v1 import worker_pb2
 from hatoba_plugins.backend import Backend, DeploymentBackend
 from hatoba_plugins.clock import FakeClock
-from hatoba_plugins.conformance.harness import PATIENCE, DeploymentHarness, Life
+from hatoba_plugins.conformance.harness import DeploymentHarness, Life
 from hatoba_plugins.errors import BackendError
 from hatoba_plugins.values import (
     DeploymentItem,
@@ -26,6 +26,10 @@ from hatoba_plugins.values import (
     Target,
 )
 
+PATIENCE = 60.0
+"""Real seconds after which something that was waited for is taken not to come: model servers may
+have to start one after the other.
+"""
 _REAL_STEP = 0.005
 """Seconds between two looks at what cannot wake us."""
 
