@@ -102,6 +102,7 @@ class RouterHouse:
         self.feed = ScriptedFeed()
         self.url = ""
         self._router: asyncio.subprocess.Process | None = None
+        self._routers: list[asyncio.subprocess.Process] = []
         self._replicas: list[TinyReplica] = []
         self._session: aiohttp.ClientSession | None = None
 
@@ -135,6 +136,7 @@ class RouterHouse:
             stderr=log,
         )
         log.close()
+        self._routers.append(self._router)
         return self._router
 
     def _prepare(self) -> None:
@@ -216,8 +218,10 @@ class RouterHouse:
         """End all."""
         if self._session is not None:
             await self._session.close()
-        if self._router is not None and self._router.returncode is None:
-            await self.kill()
+        for router in self._routers:
+            if router.returncode is None:
+                router.kill()
+                await router.wait()
         for replica in self._replicas:
             await replica.kill()
         await self.feed.stop()
