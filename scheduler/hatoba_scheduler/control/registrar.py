@@ -171,8 +171,11 @@ class Registrar:
     async def _job(self, name: str) -> Job | None:
         ref = parse_job(name)
         stored = await self._parts.store.job_by_name(ref.project, ref.name) if ref else None
-        rows = self._parts.ledger.rows(stored.uid) if stored else None
-        return rows.job if rows else stored
+        if stored is None:
+            return None
+        rows = self._parts.ledger.rows(stored.uid)
+        # What left memory since it was read has ended since: what is stored now says how.
+        return rows.job if rows else await self._parts.store.job(stored.uid)
 
     async def _settle(self, version: ModelVersion, job: Job) -> None:
         if job.state is not JobState.SUCCEEDED:

@@ -27,7 +27,7 @@ from hatoba_scheduler.domain.models import (
     links_of,
 )
 from hatoba_scheduler.domain.records import Micros
-from hatoba_scheduler.domain.references import parse
+from hatoba_scheduler.domain.references import parse, short
 from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Stale
 from hatoba_scheduler.store.models import InUse, Metrics, MoveQuery, Verdict
 from hatoba_scheduler.store.sqlite import queries, rows
@@ -143,7 +143,7 @@ class SqliteModels:
             asked = (*key, key.resource, NAMED_USERS)
             users = connection.execute(_sql("users"), asked).fetchall()
             if users:
-                return InUse(tuple(user for (user,) in users))
+                return InUse(tuple(_user(user) for (user,) in users))
             connection.execute(_sql("delete_version"), key)
             connection.execute(_sql("delete_links"), (key.resource,))
             connection.execute(_sql("touch"), key[:2])
@@ -301,6 +301,11 @@ def _version(connection: sqlite3.Connection, key: VersionKey) -> ModelVersion | 
     sql = f"{_sql('versions')} WHERE project = ? AND model = ? AND version = ?"
     found = fetch(connection, sql, key)
     return rows.model_version_from(found[0]) if found else None
+
+
+def _user(name: str) -> str:
+    """A user of a version as people call it: versions come as resource names."""
+    return f"models/{short(name)}" if name.startswith("projects/") else name
 
 
 def _model(connection: sqlite3.Connection, project: str, model: str) -> Model | None:

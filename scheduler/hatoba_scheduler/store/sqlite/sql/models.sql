@@ -112,11 +112,7 @@ SELECT 'jobs/' || j.base_name || '-' || j.number
 FROM job_inputs AS i JOIN jobs AS j ON j.uid = i.job_uid
 WHERE i.resource = ?4 AND j.state < 9
 UNION ALL
-SELECT 'models/' || v.model || ':' || v.version
-FROM links AS l
-JOIN model_versions AS v
-    ON l.target = 'projects/' || v.project || '/models/' || v.model || '/versions/' || v.version
-WHERE l.source = ?4 AND l.relation = 'parent'
+SELECT target FROM links WHERE source = ?4 AND relation = 'parent'
 UNION ALL
 SELECT 'its check ' || check_job FROM model_versions
 WHERE project = ?1 AND model = ?2 AND version = ?3 AND state = 1 AND check_job <> ''
