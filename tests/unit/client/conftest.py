@@ -89,6 +89,8 @@ class FakeServer:
     job_asked: threading.Event = field(default_factory=threading.Event)
     chunks: dict[bytes, bytes] = field(default_factory=dict)
     manifests: dict[str, artifact_pb2.Manifest] = field(default_factory=dict)
+    # What a test adds beside the services below.
+    services: list[Callable[[grpc.Server], None]] = field(default_factory=list)
 
     def requests(self, name: str) -> list[Any]:
         """What was asked of one kind, in order."""
@@ -536,6 +538,8 @@ def start(fake: FakeServer, address: str = "127.0.0.1:0") -> grpc.Server:
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(FakeArtifacts(fake), server)
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(FakeDatasets(fake), server)
     server.add_generic_rpc_handlers((canned(fake, model_pb2, "ModelService"),))
+    for add in fake.services:
+        add(server)
     port = server.add_insecure_port(address)
     server.start()
     fake.address = f"127.0.0.1:{port}"
