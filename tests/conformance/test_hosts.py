@@ -17,12 +17,27 @@ from typing import Any, Self, TypeVar, cast
 
 import grpc
 import pytest
+from scripted_server import ScriptedServer
 
-from hatoba.v1 import runner_pb2, runner_pb2_grpc, worker_pb2, worker_pb2_grpc
+from hatoba.v1 import (
+    artifact_pb2_grpc,
+    runner_pb2,
+    runner_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.hosts import HostsType
 from hatoba_plugins.clock import SystemClock
-from hatoba_plugins.conformance import JobConformance, JobHarness, ShellHarness
+from hatoba_plugins.conformance import (
+    DeploymentConformance,
+    DeploymentHarness,
+    JobConformance,
+    JobHarness,
+    Life,
+    ReplicaHarness,
+    ShellHarness,
+)
 from hatoba_scheduler.control.hub import Hub
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.runners import RunnerDesk
@@ -134,6 +149,7 @@ class HostsHarness(ShellHarness):
         (self._data / "worker.token").write_text("hb_none_none\n")
         (self._data / "worker.token").chmod(0o600)
         self._hub = Hub(cast(Store, HostsOnly()), SystemClock(), "0")
+        self._trees = ScriptedServer()
         self._world = AsyncExitStack()
         # Kept to the end: freeing a server takes a lock, which no coroutine of ours may wait for.
         self._server: grpc.aio.Server | None = None
@@ -146,7 +162,7 @@ class HostsHarness(ShellHarness):
 
     async def __aenter__(self) -> Self:
         if self._backend is None:
-            serving = _serving(self._hub)
+            serving = _serving(self._hub, self._trees)
             port, self._server = await self._world.enter_async_context(serving)
             await self._world.enter_async_context(_working(self._data, port))
             async with asyncio.timeout(20):
@@ -172,7 +188,7 @@ class HostsHarness(ShellHarness):
 
 
 @asynccontextmanager
-async def _serving(hub: Hub) -> AsyncIterator[tuple[int, grpc.aio.Server]]:
+async def _serving(hub: Hub, trees: ScriptedServer) -> AsyncIterator[tuple[int, grpc.aio.Server]]:
     desk = cast(RunnerDesk, GrantOnce())
     items = WorkerItems(hub, desk, cast(Any, None), cast(Any, _Spans()))
     async with asyncio.TaskGroup() as tasks:
@@ -180,6 +196,7 @@ async def _serving(hub: Hub) -> AsyncIterator[tuple[int, grpc.aio.Server]]:
         servicer = WorkerServicer(hub, items, cast(Ledger, None), Pager(), tasks)
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(servicer, server)
         runner_pb2_grpc.add_RunnerServiceServicer_to_server(SwallowLogs(), server)
+        artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(trees, server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         try:
@@ -218,3 +235,49 @@ class TestHosts(JobConformance):
     @pytest.fixture
     def harness(self, tmp_path: Path) -> JobHarness:
         return HostsHarness(tmp_path)
+
+
+# -- deployments --------------------------------------------------------------------------------
+
+HANDLER = """
+import os, threading
+from pathlib import Path
+
+def end_once():
+    mark = Path(os.environ["HATOBA_DIR"], "crashed")
+    if not mark.exists():
+        mark.touch()
+        os._exit(1)
+
+class Model:
+    def __init__(self, model_dir):
+        if os.environ["LIFE"] == "crashes":
+            threading.Timer(1.0, end_once).start()
+
+    def predict(self, inputs):
+        if os.environ["LIFE"] == "never_ready":
+            raise ValueError("not today")
+        return inputs
+"""
+
+
+class ReplicasHarness(HostsHarness, ReplicaHarness):
+    """Real model servers."""
+
+    def template(self, life: Life) -> worker_pb2.ReplicaSpec:
+        """A model that answers what it is asked, lives as it is told."""
+        spec = worker_pb2.ReplicaSpec(env={"LIFE": life.value})
+        spec.model.CopyFrom(self._trees.store({"weights": b"none"}))
+        spec.serving.code.CopyFrom(self._trees.store({"kit_model.py": HANDLER.encode()}))
+        spec.serving.handler = "kit_model:Model"
+        spec.serving.environment.python = sys.executable
+        spec.serving.example.data = b"1"
+        spec.serving.example.media_type = "application/json"
+        spec.drain.FromSeconds(1)
+        return spec
+
+
+class TestHostsDeployments(DeploymentConformance):
+    @pytest.fixture
+    def harness(self, tmp_path: Path) -> DeploymentHarness:
+        return ReplicasHarness(tmp_path)

@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
 
 from hatoba.v1 import common_pb2, deployment_pb2, worker_pb2
@@ -67,6 +67,7 @@ class _Kept:
 
     target: Target
     placed: dict[str, _Placed] = field(default_factory=dict)
+    problem: common_pb2.Cause | None = None
     told: ReplicaSet | None = None
     removed: bool = False
 
@@ -97,6 +98,8 @@ class HostDeployments:
     ) -> AsyncIterator[HostDeployments]:
         """One that follows the hosts until it is left."""
         made = cls(ctx, away_after)
+        for room in ctx.workers.hosts_for_replicas():
+            made._host_changed(room.name)
         made._settle()
         async with asyncio.TaskGroup() as tasks:
             following = [
@@ -138,7 +141,7 @@ class HostDeployments:
                 yield item
 
     def _all(self) -> list[ReplicaSet]:
-        return [self._seen(kept, self._views(kept)) for kept in self._kept.values()]
+        return [self._seen(kept) for kept in self._kept.values()]
 
     async def retire(self, uid: str, replicas: Sequence[str]) -> None:
         """Those that leave are to drain and end."""
@@ -157,7 +160,7 @@ class HostDeployments:
             self._removed.popitem(last=False)
         kept = self._kept.get(uid)
         if kept is not None:
-            kept.removed = True
+            kept.removed, kept.problem = True, None
             self._drop(kept, set(kept.placed))
             self._converge(kept)
         for host in self._hosts_of(uid):
@@ -214,7 +217,7 @@ class HostDeployments:
             self._converge_all(host)
         self._settle()
         for kept in list(self._kept.values()):
-            if kept.told is not None and kept.told.problem is not None:
+            if kept.problem is not None:
                 self._converge(kept)
 
     def _replicas_changed(self, host: str, uid: str) -> None:
@@ -296,12 +299,11 @@ class HostDeployments:
 
     def _converge(self, kept: _Kept) -> None:
         """One step towards the target, and tell of it."""
-        problem = None
         if self._settled.is_set() and not kept.removed:
             step = plan(kept.target, self._planned(kept), self._rng)
             self._drop(kept, step.end)
-            problem = self._place(kept, step.create)
-        told = replace(self._seen(kept, self._views(kept)), problem=problem)
+            kept.problem = self._place(kept, step.create)
+        told = self._seen(kept)
         if told != kept.told:
             kept.told = told
             self._feed.publish([told])
@@ -370,13 +372,12 @@ class HostDeployments:
         """Replicas that the planner counts: those on a host that is away for long are replaced."""
         return [one for one in self._views(kept) if one.host not in self._away]
 
-    def _seen(self, kept: _Kept, views: Sequence[ReplicaView]) -> ReplicaSet:
-        leaving: frozenset[str] = frozenset()
+    def _seen(self, kept: _Kept) -> ReplicaSet:
+        target, leaving = kept.target, frozenset[str]()
         if self._settled.is_set() and not kept.removed:
-            here = [one for one in views if one.host not in self._away]
-            leaving = plan(kept.target, here, self._rng).leaving
-        target = kept.target
-        return ReplicaSet(target.uid, target.generation, tuple(views), leaving)
+            leaving = plan(target, self._planned(kept), self._rng).leaving
+        views = tuple(self._views(kept))
+        return ReplicaSet(target.uid, target.generation, views, leaving, problem=kept.problem)
 
     def _views(self, kept: _Kept) -> list[ReplicaView]:
         """All that there is and all that shall be, by name."""
