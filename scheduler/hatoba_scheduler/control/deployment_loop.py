@@ -40,7 +40,7 @@ AGAIN = 1.0
 LONGEST_AGAIN = 30.0
 RETIRE_AGAIN = 10.0
 UNHEARD = 30.0
-"""Seconds after our start in which replicas that the backend has not heard of stay in the table."""
+"""Seconds after the backend told all it has in which replicas of before stay in the table."""
 CALLS_AT_ONCE = 8
 _CAUSES: dict[type[BackendError], tuple[CauseCode, Origin]] = {
     NoCapacity: (CauseCode.NO_CAPACITY, Origin.CAPACITY),
@@ -82,8 +82,7 @@ class DeploymentLoop:
         self._todo: dict[str, SeenSet | None] = {}
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(CALLS_AT_ONCE)
-        self._synced = False
-        self._began = clock.monotonic()
+        self._synced_at: float | None = None
         book.listen(self._changed)
         feed.on_news(self._router_news)
 
@@ -140,7 +139,8 @@ class DeploymentLoop:
         if isinstance(item, ReplicaSet):
             self._saw(item)
         elif isinstance(item, Synced):
-            self._synced = True
+            if self._synced_at is None:
+                self._synced_at = self._clock.monotonic()
             for live in self._own():
                 self._add(live)
         else:
@@ -161,9 +161,10 @@ class DeploymentLoop:
         """Look again at what moves with time alone."""
         while True:
             await self._clock.sleep(TICK)
-            late = self._clock.monotonic() - self._began >= UNHEARD
+            since = self._synced_at
+            late = since is not None and self._clock.monotonic() - since >= UNHEARD
             for live in self._own():
-                settles = not live.settled and self._synced and late
+                settles = not live.settled and late
                 live.settled = live.settled or settles
                 if settles or self._pending(live):
                     self._add(live)
