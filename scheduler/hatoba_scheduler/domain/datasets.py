@@ -55,6 +55,8 @@ class Origins:
     job: str = ""
     model_version: str = ""
     made_from: tuple[str, ...] = ()
+    captured_from: tuple[str, ...] = ()
+    """Deployments whose requests are among its new items; kept as links only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +134,18 @@ class HeadItem:
     def stored_in(self, manifest: str) -> HeadItem:
         """The item once its file is kept by this tree."""
         return replace(self, manifest=manifest)
+
+
+def captured_from(head: Iterable[HeadItem], project: str) -> tuple[str, ...]:
+    """Resource names of the deployments whose requests are among the items of a head."""
+    found: dict[str, None] = {}
+    for item in head:
+        if '"prediction"' not in item.attributes:
+            continue
+        name = json.loads(item.attributes).get("deployment")
+        if isinstance(name, str) and name:
+            found[f"projects/{project}/deployments/{name}"] = None
+    return tuple(sorted(found))
 
 
 @dataclass(frozen=True, slots=True)

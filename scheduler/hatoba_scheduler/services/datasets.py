@@ -39,6 +39,7 @@ from hatoba_scheduler.domain.datasets import (
     NewDatasetVersion,
     Origins,
     attributes_text,
+    captured_from,
     checked_item,
     item_line,
     parse_item_filter,
@@ -443,7 +444,8 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         made = await freeze(self._parts.blobs, self._reader, newest, head)
         survey = Survey(made.tally, made.by_reference)
         new = self._new(own, manifest_of(made.manifest), manifest_of(made.items), survey)
-        return new.described(message, (), Origins("append")).over(latest)
+        captured = await asyncio.to_thread(captured_from, head, own.project)
+        return new.described(message, (), Origins("append", captured_from=captured)).over(latest)
 
     async def _whole_head(self, key: DatasetKey, batch: int) -> list[HeadItem]:
         found: list[HeadItem] = []

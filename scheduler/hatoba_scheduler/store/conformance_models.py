@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hatoba_scheduler.domain.datasets import NewDatasetVersion, Origins
 from hatoba_scheduler.domain.models import (
     Decision,
     Link,
@@ -325,6 +326,32 @@ class ModelStoreConformance:
             Link(made.code_version, made.name, "code-of"),
             Link(made.parent, made.name, "parent"),
         }
+
+    async def test_datasets_are_linked_with_what_made_them(self, store: Store) -> None:
+        """Jobs, models that predicted or were asked, and the datasets that they were made from."""
+        job, model = "projects/lab/jobs/predict-1", "projects/lab/models/digits/versions/7"
+        name = "projects/lab/datasets/answers/versions"
+        origins = [
+            Origins("predict", job, model, ("projects/lab/datasets/faces/versions/3",)),
+            Origins("append", "", model, (), ("projects/lab/deployments/reader",)),
+        ]
+        for number, one in enumerate(origins):
+            tree = ManifestRef(f"sha256:{number:064x}", 1, 1)
+            await store.datasets.create_version(
+                NewDatasetVersion("lab", "answers", tree, None, 1, 5, "ada", origins=one)
+            )
+        links = {
+            Link(job, f"{name}/1", "made-by"),
+            Link(model, f"{name}/1", "predicted-with"),
+            Link("projects/lab/datasets/faces/versions/3", f"{name}/1", "made-from"),
+            Link(model, f"{name}/2", "captured-from"),
+            Link("projects/lab/deployments/reader", f"{name}/2", "captured-from"),
+        }
+        sources = sorted({link.source for link in links})
+        found = set(await store.models.links(sources, backwards=False))
+        assert found == links, found ^ links
+        made = [f"{name}/1", f"{name}/2"]
+        assert set(await store.models.links(made, backwards=True)) == links
 
     async def test_roots_are_all_trees_that_versions_name(self, store: Store) -> None:
         """Files and code."""

@@ -16,6 +16,7 @@ from hatoba.v1 import (
     admin_pb2,
     common_pb2,
     dataset_pb2,
+    deployment_pb2,
     job_pb2,
     model_pb2,
     runner_pb2,
@@ -616,6 +617,43 @@ async def test_lineage_goes_both_ways_from_anything(
     assert len(nodes) == len(found.nodes) == 5
     near = await lineage(wire, f"{model}:2", 1)
     assert (edges(near), near.truncated) == ({(first, "parent", child)}, True)
+
+
+async def capture(wire: Wire, name: str) -> None:
+    """Commit a dataset of one captured request of the deployment `name`, and one other item."""
+    append = dataset_pb2.AppendDatasetItemsRequest(dataset=name)
+    append.items.add(id="a").attributes.update({"label": "3", "deployment": "nobody"})
+    facts: dict[str, Any] = {"prediction": {"digit": 3}, "deployment": name, "model": "digits:7"}
+    append.items.add(id="b").attributes.update(facts)
+    await wire.once(append, dataset_pb2.AppendDatasetItemsResponse)
+    await wire.once(dataset_pb2.CommitDatasetRequest(dataset=name), dataset_pb2.DatasetVersion)
+
+
+async def test_what_serves_a_version_is_in_its_lineage(
+    wire: Wire, host: Host, launch: Any, model: str, tree: Any
+) -> None:
+    await host.commit(launch, models=[logged(model, tree)])
+    name = fresh("d")
+    request = deployment_pb2.CreateDeploymentRequest(deployment=name)
+    request.spec.model, request.spec.backend = f"{model}:1", "mock"
+    await wire.once(request, deployment_pb2.Deployment)
+    job = launch.job.split("/", 2)[2]
+    whole = {
+        (job, "made-by", f"models/{model}/versions/1"),
+        (f"models/{model}/versions/1", "serves", f"deployments/{name}"),
+    }
+    for root in (f"{model}:1", launch.job, f"deployments/{name}"):
+        found = await lineage(wire, root)
+        assert edges(found) == whole
+    await capture(wire, name)
+    whole.add((f"deployments/{name}", "captured-from", f"datasets/{name}/versions/1"))
+    for root in (f"{model}:1", f"deployments/{name}", f"datasets/{name}"):
+        found = await lineage(wire, root)
+        assert edges(found) == whole
+    found = await lineage(wire, f"deployments/{name}")
+    (served,) = [node for node in found.nodes if node.kind == "deployment"]
+    assert served.attributes["model"] == f"{model}:1"
+    await wire.once(deployment_pb2.DeleteDeploymentRequest(name=name), deployment_pb2.Deployment)
 
 
 async def test_what_was_removed_is_known_by_name(

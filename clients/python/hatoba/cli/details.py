@@ -34,6 +34,7 @@ def job_rows(job: job_pb2.Job, attempts: Sequence[job_pb2.Attempt], *, wide: boo
         ("tasks", _tasks(job)),
     ]
     rows += [("attempts", _attempts(attempts)), ("outputs", _outputs(job)), *published_rows(job)]
+    rows.append(("models", ", ".join(map(short_reference, job.models))))
     rows.append(("submitted", f"{moment(job.create_time)} by {job.created_by or 'somebody'}"))
     return rows + (_wide(job) if wide else [])
 

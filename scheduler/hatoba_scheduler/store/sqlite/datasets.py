@@ -285,11 +285,14 @@ def _record(new: NewDatasetVersion, version: int) -> DatasetVersionRecord:
 
 def _links(record: DatasetVersionRecord) -> list[Row]:
     origins = record.origins
-    makers = [one for one in (origins.job, origins.model_version) if one]
-    return [
-        *((source, record.resource, "made-from") for source in origins.made_from),
-        *((maker, record.resource, "made-by") for maker in makers),
+    asked = "predicted-with" if origins.job else "captured-from"
+    sources = [
+        *((source, "made-from") for source in origins.made_from),
+        *((source, "captured-from") for source in origins.captured_from),
+        (origins.job, "made-by"),
+        (origins.model_version, asked),
     ]
+    return [(source, record.resource, relation) for source, relation in sources if source]
 
 
 def _users(connection: sqlite3.Connection, resource: str) -> tuple[str, ...]:

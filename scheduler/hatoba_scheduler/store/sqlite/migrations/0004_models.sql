@@ -78,7 +78,7 @@ CREATE TABLE alias_moves (
 CREATE INDEX alias_moves_by_model ON alias_moves (project, model, number);
 CREATE INDEX alias_moves_pending ON alias_moves (project, model, alias) WHERE state = 1;
 
--- `target` came from `source`: what versions of models were made from, as their commits wrote it.
+-- `target` came from `source`: what versions of models and datasets were made from.
 CREATE TABLE links (
     source TEXT NOT NULL,
     target TEXT NOT NULL,
@@ -88,6 +88,4 @@ CREATE TABLE links (
 
 CREATE INDEX links_by_target ON links (target);
 
-CREATE INDEX dataset_versions_of_models ON dataset_versions (model_version)
-WHERE model_version <> '';
 CREATE INDEX job_inputs_by_job ON job_inputs (job_uid);
