@@ -52,6 +52,12 @@ def write(path: str, data: bytes, mode: int = 0o600) -> None:
         os.close(handle)
 
 
+def swap(path: str, data: bytes) -> None:
+    """Write a small file anew; whoever reads it sees the old or the new one. Raises OSError."""
+    write(f"{path}.new", data)
+    os.replace(f"{path}.new", path)
+
+
 def append(path: str, data: bytes) -> None:
     """Add to the end of a small file, made if need be; raises OSError."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

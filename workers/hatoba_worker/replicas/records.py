@@ -101,9 +101,7 @@ class Standing:
 
     def save(self, home: str) -> None:
         """Write it; raises OSError. Need not outlive the machine, whose processes it is about."""
-        fresh = f"{home}/{_STATE}.new"
-        tinyfiles.write(fresh, json.dumps(asdict(self)).encode())
-        os.replace(fresh, f"{home}/{_STATE}")
+        tinyfiles.swap(f"{home}/{_STATE}", json.dumps(asdict(self)).encode())
 
     @classmethod
     def load(cls, home: str) -> Standing:
