@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,8 +91,8 @@ class AsyncCode:
         version = await self.get(name)
         if not version.patch.digest:
             return ""
-        async with packing.on_thread(tempfile.TemporaryDirectory(prefix="hatoba-")) as made:
-            tree = Path(made) / "patch"
+        async with packing.on_thread(packing.scratch()) as made:
+            tree = made / "patch"
             await packing.fetch(self._client, version.patch, tree)
             return await asyncio.to_thread(_text_of, tree / PATCH_FILE)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import tempfile
 from collections.abc import (
     AsyncGenerator,
     Generator,
@@ -103,7 +102,7 @@ class AsyncDatasets:
         What did not change makes no other version: the newest is returned. Raises InvalidSpec for
         items that cannot be read, TreeRefused for what cannot be packed.
         """
-        name = name or name_of(Path(directory))
+        name = name or await asyncio.to_thread(name_of, Path(directory))
         progress = options.get("progress", packing.nobody)
         async with packing.on_thread(_packed(Path(directory), options)) as (tree, items):
             for warning in tree.warnings:
@@ -249,9 +248,8 @@ class AsyncDatasets:
         return version
 
     async def _fetch_items(self, ref: common_pb2.ManifestRef, target: Path) -> None:
-        place = tempfile.TemporaryDirectory(dir=target.parent, prefix=".hatoba-items-")
-        async with packing.on_thread(place) as made:
-            tree = Path(made) / "items"
+        async with packing.on_thread(packing.scratch(target)) as made:
+            tree = made / "items"
             await packing.fetch(self._client, ref, tree)
             await asyncio.to_thread(os.replace, tree / ITEMS_FILE, beside(target))
 

@@ -7,12 +7,14 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from hatoba import code_versions
 from hatoba.artifacts.pack import PackedTree, pack_tree
 from hatoba.artifacts.scan import Scan, Selection, scan_tree
+from hatoba.artifacts.scan_cache import ScanCache
 from hatoba.artifacts.transfer import Progress, TransferOptions, download_tree, upload_tree
 from hatoba.errors import InvalidSpec, Unavailable
 from hatoba.transport import RETRY_WAITS
@@ -65,7 +67,8 @@ async def send_tree(
         for warning in [*scan.warnings, scan.size_warning()]:
             if warning:
                 client.notify(warning)
-        packed = await asyncio.to_thread(pack_tree, scan)
+        cache = ScanCache.worth_it(scan)
+        packed = await asyncio.to_thread(partial(pack_tree, scan, cache=cache))
     with client.transport.tracer.span(f"send {what}"):
         return await upload(client, packed)
 
@@ -106,13 +109,21 @@ async def fetch(
 @contextmanager
 def one_file(name: str, content: Iterable[bytes]) -> Iterator[PackedTree]:
     """A tree of one file with this content, as long as it can be read. Blocks."""
-    with tempfile.TemporaryDirectory(prefix="hatoba-") as made:
-        path = Path(made) / name
+    with scratch() as directory:
+        path = directory / name
         with open(path, "wb") as file:
             file.writelines(content)
         # The same tree whatever the umask.
         path.chmod(0o644)
         yield pack_tree(path, Selection.EVERYTHING)
+
+
+@contextmanager
+def scratch(beside: Path | None = None) -> Iterator[Path]:
+    """A directory for a while; `beside` another one it is on the same file system. Blocks."""
+    where = beside.parent if beside else None
+    with tempfile.TemporaryDirectory(prefix=".hatoba-", dir=where) as made:
+        yield Path(made)
 
 
 @asynccontextmanager

@@ -36,8 +36,8 @@ _KEPT = 2
 """Lists of paths, and comparisons, that are kept for the next page."""
 _SCANNED = 16 * 1024 * 1024
 """Bytes of items that are looked through for one page."""
-PAGE_BYTES = 512 * 1024
-"""Bytes of lines in one page: as messages they may be some six times as large."""
+PAGE_BYTES = 256 * 1024
+"""Bytes of lines after which a page ends: as messages they may be ten times as large."""
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -135,14 +135,13 @@ class ItemReader:
             return await asyncio.to_thread(_page_of_paths, paths, terms, size, start)
         found: list[Item] = []
         async with aclosing(self.lines(content.items, start)) as pieces:
-            position = start
+            position, room = start, PAGE_BYTES
             async for piece in pieces:
-                looked = await asyncio.to_thread(
-                    _page_of_lines, piece, position, terms, size - len(found)
-                )
+                most = _Room(size - len(found), room)
+                looked = await asyncio.to_thread(_page_of_lines, piece, position, terms, most)
                 found += looked.items
-                position = looked.end
-                if looked.full or len(found) == size or position - start >= _SCANNED:
+                position, room = looked.end, looked.room
+                if len(found) == size or room <= 0 or position - start >= _SCANNED:
                     return Page(found, str(position))
         return Page(found, "")
 
@@ -306,19 +305,24 @@ def _page_of_paths(paths: Sequence[str], terms: Sequence[ItemTerm], size: int, s
     return Page(found, "")
 
 
+class _Room(NamedTuple):
+    """What a page still holds."""
+
+    items: int
+    size: int
+
+
 class _Looked(NamedTuple):
-    """Items that are meant, the offset behind the last line, and whether a page holds no more."""
+    """Items that are meant, the offset behind the last line, and the bytes that still fit."""
 
     items: list[Item]
     end: int
-    full: bool
+    room: int
 
 
-def _page_of_lines(
-    piece: Lines, position: int, terms: Sequence[ItemTerm], size: int
-) -> _Looked:
+def _page_of_lines(piece: Lines, position: int, terms: Sequence[ItemTerm], most: _Room) -> _Looked:
     found: list[Item] = []
-    taken = 0
+    room = most.size
     for line in piece.lines:
         position += len(line) + 1
         if not line.strip():
@@ -327,10 +331,10 @@ def _page_of_lines(
         if not all(term.holds(item) for term in terms):
             continue
         found.append(item)
-        taken += len(line)
-        if len(found) == size or taken >= PAGE_BYTES:
-            return _Looked(found, position, True)
-    return _Looked(found, position, False)
+        room -= len(line)
+        if len(found) == most.items or room <= 0:
+            break
+    return _Looked(found, position, room)
 
 
 def _keep(kept: OrderedDict[K, V], key: K, value: V) -> V:
