@@ -52,6 +52,7 @@ _PHASES = {
     ReplicaPhase.UNHEALTHY: ReplicaState.UNHEALTHY,
     ReplicaPhase.DRAINING: ReplicaState.DRAINING,
 }
+_OVER = (ReplicaState.DRAINING, ReplicaState.GONE)
 _CODES = {int(code): code for code in CauseCode}
 _ORIGINS = {int(origin): origin for origin in Origin}
 
@@ -271,7 +272,7 @@ def _statuses(shown: Shown) -> list[deployment_pb2.RevisionStatus]:
     view = shown.view
     numbers = {one.revision for one in view.deployment.wanted} | set(shown.weights)
     if view.seen is not None:
-        numbers |= {one.revision for one in view.seen.replicas}
+        numbers |= {one.revision for one in view.seen.replicas if one.state not in _OVER}
     return [
         deployment_pb2.RevisionStatus(
             revision=number,

@@ -45,7 +45,8 @@ class Echo:
             print("a segmentation fault, nearly", flush=True)
             os._exit(139)
         time.sleep(float(os.environ.get("SECONDS", "0.001")))
-        return {"model": self.name, "revision": os.environ["HATOBA_REVISION"], "x": inputs["x"]}
+        revision = os.environ.get("HATOBA_REVISION", "")
+        return {"model": self.name, "revision": revision, "x": inputs["x"]}
 """
 PATIENCE = 60.0
 SETTLED = frozenset({deployment_pb2.DEPLOYMENT_STATE_READY, deployment_pb2.DEPLOYMENT_STATE_FAILED})

@@ -414,7 +414,8 @@ def state_of(deployment: Deployment, seen: SeenSet | None) -> DeploymentState:
     if seen is None or seen.generation < deployment.generation:
         return DeploymentState.PROGRESSING
     if all(seen.ready(one.revision) >= one.replicas for one in deployment.wanted):
-        return DeploymentState.READY
+        going = _going(deployment, seen)
+        return DeploymentState.PROGRESSING if going else DeploymentState.READY
     return DeploymentState.PROGRESSING if _coming(deployment, seen) else DeploymentState.DEGRADED
 
 
@@ -483,19 +484,24 @@ def _broken(view: View, rollout: Rollout) -> Cause | None:
         hopeless = one.cause is not None and one.cause.code in _HOPELESS
         if one.state is ReplicaState.UNHEALTHY and hopeless:
             return one.cause
-        endings = one.restarts - view.restarts.get(one.name, 0)
-        if endings >= ENDINGS:
-            return _crash_loop(one, endings)
+        if _endings(view, one) >= ENDINGS:
+            return _crash_loop(view, one)
     return None
 
 
-def _crash_loop(one: Seen, endings: int) -> Cause:
-    last = one.cause
+def _endings(view: View, one: Seen) -> int:
+    """How often a replica ended since the roll-out began."""
+    return one.restarts - view.restarts.get(one.name, 0)
+
+
+def _crash_loop(view: View, one: Seen) -> Cause:
+    last, endings = one.cause, _endings(view, one)
+    times = "once" if endings == 1 else f"{endings} times"
     why = f", last: {last.message}" if last is not None else "."
     return Cause(
         CauseCode.CRASH_LOOP,
         last.origin if last is not None else Origin.USER,
-        f"Replica {one.name} of revision {one.revision} ended {endings} times{why}",
+        f"Replica {one.name} of revision {one.revision} ended {times}{why}",
         False,
         last.exit_code if last is not None else None,
         last.signal if last is not None else None,
@@ -509,8 +515,13 @@ def _failing(view: View, rollout: Rollout) -> Cause | None:
     told, limit = view.figures, view.deployment.settings.strategy.max_error_share
     if told.requests < LEAST_REQUESTS or told.errors <= limit * told.requests:
         return None
+    replicas = view.seen.staying(rollout.to_revision) if view.seen else []
+    for one in replicas:
+        # What failed was under way in a replica that died: that it died is the cause.
+        if _endings(view, one):
+            return _crash_loop(view, one)
     last = f"; the last said: {told.last_error}" if told.last_error else ""
-    worst = _worst(view.seen.staying(rollout.to_revision)) if view.seen else None
+    worst = _worst(replicas)
     return Cause(
         CauseCode.PREDICTIONS_FAIL,
         Origin.USER,
@@ -556,6 +567,16 @@ def _all_ready(view: View, revision: int) -> bool:
     if seen is None or seen.generation < deployment.generation:
         return False
     return seen.ready(revision) >= deployment.share(revision).replicas
+
+
+def _going(deployment: Deployment, seen: SeenSet) -> bool:
+    """Something is there that is not wanted, and more than finishes what it has."""
+    wanted = {one.revision for one in deployment.wanted if one.replicas}
+    return any(
+        one.revision not in wanted or one.name in seen.leaving
+        for one in seen.replicas
+        if one.state not in (ReplicaState.DRAINING, ReplicaState.GONE)
+    )
 
 
 def _coming(deployment: Deployment, seen: SeenSet) -> bool:

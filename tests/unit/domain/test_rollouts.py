@@ -716,3 +716,26 @@ def test_a_view_without_sight_decides_nothing() -> None:
     assert step(View(course.deployment), course.now()) is None
     assert BAKE < DEADLINE
     assert isinstance(replica(1), Seen)
+
+
+def test_it_is_ready_only_once_nothing_else_serves() -> None:
+    course = running()
+    course.deploy(2)
+    course.through()
+    new, old = [replica(2, 0), replica(2, 1)], replica(1, 0)
+    course.show([*new, old], leaving=("r-1-0",))
+    assert state_of(course.deployment, course.seen) is DeploymentState.PROGRESSING
+    course.show([*new, replace(old, state=ReplicaState.DRAINING)])
+    assert state_of(course.deployment, course.seen) is DeploymentState.READY
+
+
+def test_requests_that_a_dying_replica_lost_are_laid_to_its_death() -> None:
+    course = running()
+    course.deploy(2)
+    course.show([replica(2, 0), replica(2, 1, restarts=1, cause=CRASHES)])
+    course.figures = Figures(20, 10, "connection reset")
+    course.settle()
+    cause = course.rollout.cause
+    assert cause is not None
+    assert cause.code is CauseCode.CRASH_LOOP
+    assert "ended once, last: It ended with exit code 1." in cause.message
