@@ -60,6 +60,14 @@ class _Found:
             self.links[link] = None
         return fresh
 
+    def close(self, links: Iterable[Link], *, backwards: bool) -> None:
+        """Add links between names that are known; what leads elsewhere is left out."""
+        for link in links:
+            if (link.source if backwards else link.target) in self.names:
+                self.links[link] = None
+            else:
+                self.truncated = True
+
 
 class Lineages:
     """Walks from one thing to all that it came from and all that came from it."""
@@ -95,7 +103,7 @@ class Lineages:
             if not frontier:
                 return
         beyond = await self._store.models.links(frontier, backwards=backwards)
-        found.truncated |= bool(beyond)
+        found.close(beyond, backwards=backwards)
 
     async def _root(self, text: str, project: str) -> str:
         """The resource name of what is meant, with its number. It must be there."""

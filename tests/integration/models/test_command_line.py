@@ -46,7 +46,7 @@ class Cli:
 
     async def start(self, *arguments: str) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *[sys.executable, "-m", "hatoba", "models", *arguments],
+            *[sys.executable, "-m", "hatoba", *arguments],
             cwd=self.directory,
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
@@ -55,6 +55,10 @@ class Cli:
         )
 
     async def run(self, *arguments: str) -> tuple[int, str, str]:
+        """`hatoba models ...`: exit code, stdout, stderr."""
+        return await self.hatoba("models", *arguments)
+
+    async def hatoba(self, *arguments: str) -> tuple[int, str, str]:
         process = await self.start(*arguments)
         async with asyncio.timeout(PATIENCE):
             out, err = await process.communicate()
@@ -64,7 +68,7 @@ class Cli:
     @asynccontextmanager
     async def serving(self, *arguments: str) -> AsyncIterator[str]:
         """The address at which `serve` says that it answers; ended by Ctrl-C."""
-        process = await self.start("serve", *arguments, "--port", "0")
+        process = await self.start("models", "serve", *arguments, "--port", "0")
         assert process.stderr is not None
         said = ""
         try:
@@ -163,3 +167,45 @@ async def test_what_was_registered_comes_back(cli: Cli, model: str) -> None:
     code, _, err = await cli.run("serve", model)
     assert code == 2
     assert "no handler" in err
+
+
+TRAIN = """\
+import json, sys
+from pathlib import Path
+import hatoba
+
+job = hatoba.current_job()
+out = Path("trained"); out.mkdir()
+(out / "factor.json").write_text("3")
+job.log_metrics({"accuracy": 0.5}, step=1)
+job.log_metrics({"accuracy": 0.75}, step=2)
+job.log_model(sys.argv[1], out, handler=sys.argv[2], example={"value": 2})
+"""
+
+
+async def test_what_a_job_logs_is_a_version_that_can_be_served(cli: Cli, model: str) -> None:
+    (cli.directory / "code" / "train.py").write_text(TRAIN)
+    run = ("run", "--code", "code", "--name", model, "-p", "lr=0.1", "--", "python", "train.py")
+    code, _, err = await cli.hatoba(*run, model, "serve:Doubler")
+    assert code == 0, err
+    code, out, _ = await cli.run("get", model)
+    for words in ("READY", f"jobs/{model}-1", "accuracy 0.75", "lr=0.1", "serve:Doubler"):
+        assert words in out, out
+    code, out, _ = await cli.hatoba("jobs", "get", f"{model}-1")
+    assert f"models/{model}:1" in out
+    code, out, _ = await cli.run("lineage", f"{model}:1")
+    assert f"jobs/{model}-1  made-by" in out
+    assert f"code/{model}:1  code-of" in out
+    async with cli.serving(f"{model}:1") as url:
+        await is_ready(url)
+        assert await asyncio.to_thread(ask, url, b'{"value": 2}') == (200, {"value": 6})
+
+
+async def test_a_job_whose_model_does_not_answer_its_example_fails(cli: Cli, model: str) -> None:
+    (cli.directory / "code" / "train.py").write_text(TRAIN)
+    run = ("run", "--code", "code", "--name", model, "--", "python", "train.py")
+    code, _, err = await cli.hatoba(*run, model, "serve:Tripler")
+    assert code == 20
+    assert "Tripler" in err
+    code, _, err = await cli.run("get", model)
+    assert (code, "no model version" in err) == (3, True)

@@ -27,9 +27,11 @@ from .conftest import (
     Host,
     cancel,
     commit_of,
+    connected,
     fresh,
     job_on,
     refused,
+    spec,
     state,
     submit,
     token_of,
@@ -288,6 +290,22 @@ async def test_a_model_that_cannot_be_registered_fails_its_attempt(
     assert list(ended.cause.last_log_lines) == ["done"]
     assert len(await wire.attempts(launch.job)) == 1
     assert (await refused(get_model(wire, model))).code == grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_commit_that_is_said_again_after_a_crash_is_one_version(
+    own_server: HatobaServer, own_wire: Wire, model: str
+) -> None:
+    tree = await put_tree(own_wire, FILES)
+    async with connected(own_wire, "here") as host:
+        await submit(own_wire, spec(backend="hosts"))
+        launch = await host.launched()
+        await host.started(launch)
+        assert (await host.commit(launch, models=[logged(model, tree)])).accepted
+    await own_server.restart()
+    request = commit_of(launch, models=[logged(model, tree)])
+    reply = await own_wire.call(request, runner_pb2.CommitAttemptResponse)
+    assert reply.accepted
+    assert [one.version for one in await versions(own_wire, model)] == [1]
 
 
 async def test_a_commit_over_a_hosts_stream_registers_too(
