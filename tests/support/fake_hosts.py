@@ -84,6 +84,7 @@ class FakeHost:
             assert order.order > self.order
             self.order = order.order
             for spec in order.replicas:
+                assert not (spec.name in self.has and spec.serving.handler), "sent twice"
                 if spec.name not in self.has:
                     assert spec.serving.handler, f"{spec.name} was ordered by its name alone"
                     self.specs[spec.name] = spec

@@ -7,7 +7,15 @@ as there, PENDING: what it needs is taken, and nobody may say that nothing of it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,8 +24,11 @@ from hatoba_plugins.values import Share
 from hatoba_scheduler.domain.records import Resources
 
 Replica = deployment_pb2.Replica
+Spec = worker_pb2.ReplicaSpec
 PENDING = deployment_pb2.REPLICA_STATE_PENDING
 GONE = deployment_pb2.REPLICA_STATE_GONE
+ORDER_BYTES = 1 << 20
+"""An order brings new replicas of about so many bytes; the next one brings the others."""
 
 
 class _Promise(NamedTuple):
@@ -33,10 +44,11 @@ class _OfHost:
     """What is known of one host."""
 
     told: bool = False
+    told_on: object = None
     has: dict[str, Replica] = field(default_factory=dict)
     promised: dict[str, _Promise] = field(default_factory=dict)
     order: int = 0
-    last: tuple[object, list[bytes]] | None = None
+    last: tuple[object, list[str]] | None = None
 
     def all(self) -> dict[str, Replica]:
         """What it has, and may have."""
@@ -84,28 +96,32 @@ class HostReplicas:
     def order(
         self,
         host: str,
-        specs: Sequence[worker_pb2.ReplicaSpec],
+        specs: Sequence[Spec],
         stream: object,
         send: Callable[[worker_pb2.ServerItem], bool],
     ) -> bool:
         """Send an order, unless it is the one that was sent last on this stream.
 
-        False when the host has not told yet what it has, or does not listen.
+        Of what a host has the name is sent alone; new ones go in several orders where they are
+        large. False when the host has not told on this stream what it has, or does not listen.
         """
         known = self._hosts.get(host)
-        if known is None or not known.told:
+        if known is None or known.told_on is not stream:
             return False
-        body = [spec.SerializeToString(deterministic=True) for spec in specs]
-        if known.last == (stream, body):
+        names = [spec.name for spec in specs]
+        if known.last == (stream, names):
             return True
-        number = known.order + 1
-        order = worker_pb2.ReplicaOrder(order=number, replicas=specs)
-        if not send(worker_pb2.ServerItem(replicas=order)):
-            return False
-        known.order, known.last = number, (stream, body)
-        for spec in specs:
-            if spec.name not in known.has:
-                known.promised[spec.name] = _Promise(number, stream, _pending(spec, host))
+        for part in _in_parts(specs, known.has.keys()):
+            known.order += 1
+            order = worker_pb2.ReplicaOrder(order=known.order, replicas=part)
+            if not send(worker_pb2.ServerItem(replicas=order)):
+                return False
+            in_it = {spec.name for spec in part} - known.has.keys()
+            for spec in specs:
+                if spec.name in in_it:
+                    promise = _Promise(known.order, stream, _pending(spec, host))
+                    known.promised[spec.name] = promise
+        known.last = (stream, names)
         return True
 
     def report(self, host: str, stream: object, report: worker_pb2.ReplicaReport) -> bool:
@@ -114,7 +130,7 @@ class HostReplicas:
         before = set(known.all())
         known.order = max(known.order, report.order)
         if report.complete:
-            known.told, known.has = True, {}
+            known.told, known.told_on, known.has = True, stream, {}
         for replica in report.replicas:
             if replica.state == GONE:
                 known.has.pop(replica.name, None)
@@ -148,6 +164,21 @@ class HostReplicas:
                 yield await watcher.next()
         finally:
             self._watchers.discard(watcher)
+
+
+def _in_parts(specs: Sequence[Spec], has: Container[str]) -> Iterator[list[Spec]]:
+    """Orders one after another, each with more new replicas than the one before."""
+    part = [Spec(name=spec.name) for spec in specs if spec.name in has]
+    size = 0
+    for spec in specs:
+        if spec.name in has:
+            continue
+        if size and size + spec.ByteSize() > ORDER_BYTES:
+            yield list(part)
+            part, size = [Spec(name=one.name) for one in part], 0
+        part.append(spec)
+        size += spec.ByteSize()
+    yield part
 
 
 def _pending(spec: worker_pb2.ReplicaSpec, host: str) -> Replica:

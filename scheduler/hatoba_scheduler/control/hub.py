@@ -43,6 +43,7 @@ log = structlog.get_logger(__name__)
 
 PROTOCOL = 1
 BATCH = 100
+BATCH_BYTES = 1 << 20
 OUT_LIMIT = 20_000
 WATCH_LIMIT = 10_000
 TAIL_TIMEOUT = 10.0
@@ -92,15 +93,26 @@ class Session:
         self.wake.set()
 
     async def responses(self) -> AsyncIterator[worker_pb2.WorkerServiceConnectResponse]:
-        """What is queued, in messages of at most `BATCH` items, until the session is closed."""
+        """What is queued, in messages of bounded number and size, until the session is closed."""
         while True:
             await self.wake.wait()
             self.wake.clear()
             while self.out:
-                batch, self.out = self.out[:BATCH], self.out[BATCH:]
+                count = _fitting(self.out)
+                batch, self.out = self.out[:count], self.out[count:]
                 yield worker_pb2.WorkerServiceConnectResponse(items=batch)
             if self.closed:
                 return
+
+
+def _fitting(items: Sequence[worker_pb2.ServerItem]) -> int:
+    """How many of these go into one message: at least one."""
+    size = 0
+    for count, item in enumerate(items[:BATCH]):
+        size += item.ByteSize()
+        if size > BATCH_BYTES:
+            return max(1, count)
+    return min(BATCH, len(items))
 
 
 class Hub:

@@ -370,10 +370,29 @@ async def test_a_host_that_lost_its_disk_makes_its_replicas_again() -> None:
         names = set(host.has)
         await host.leave()
         host.has, host.order = {}, 0
-        await host.connect(core.hub)
+        await host.connect(core.hub, report=False)
+        await core.settle()
+        # What it is ordered depends on what it says that it has.
+        assert not host.orders()
+        host.report()
         await core.settle()
         await core.obey(host)
         assert set(host.has) == names
+
+
+async def test_large_orders_come_in_parts() -> None:
+    async with core_on() as core:
+        host = FakeHost("one")
+        await host.connect(core.hub)
+        large = template()
+        large.serving.example.data = bytes(250 << 10)
+        await core.apply(target({1: 8}, made_from=large))
+        orders = host.orders()
+        assert len(orders) == 2, [len(order.replicas) for order in orders]
+        assert all(order.ByteSize() < 2 << 20 for order in orders)
+        assert len(orders[-1].replicas) == 8
+        first = {spec.name for spec in orders[0].replicas}
+        assert first == {s.name for s in orders[1].replicas if not s.serving.handler}
 
 
 async def test_a_host_declared_gone_has_nothing() -> None:

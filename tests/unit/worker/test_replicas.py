@@ -193,8 +193,8 @@ async def test_it_is_ready_once_it_says_so(stage: Stage) -> None:
     stage.answers["/readyz"] = LOADING
     async with living(stage):
         await stage.clock.advance(5.0)
-        assert stage.now.state == STARTING
-        assert not stage.now.address
+        before = stage.now
+        assert (before.state, before.address) == (STARTING, "")
         stage.answers["/readyz"] = WELL
         await stage.until(READY)
         assert stage.now.address == "127.0.0.1:1"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import structlog
 
@@ -33,9 +34,12 @@ LOG_LIMIT = 64 << 20
 LOOK_AT_LOGS = 10.0
 SAVE_AGAIN = 1.0
 MOST_TAIL = 1 << 20
+A_REPORT = 50
+"""Replicas in one report with their last lines."""
 _A_LINE = 256
 """A line is looked for in so many bytes, at first."""
 
+T = TypeVar("T")
 Send = Callable[[worker_pb2.WorkerItem], None]
 
 
@@ -48,7 +52,7 @@ class Fleet:
         self._host = host
         self._send = send
         self._ordered = Ordered()
-        self._newest: worker_pb2.ReplicaOrder | None = None
+        self._newer: list[worker_pb2.ReplicaOrder] = []
         self._news = asyncio.Event()
         self._inventoried = asyncio.Event()
         self._changing = asyncio.Lock()
@@ -77,12 +81,12 @@ class Fleet:
         while True:
             await self._news.wait()
             self._news.clear()
-            order, self._newest = self._newest, None
-            if order is not None:
-                await self._change(partial(Ordered.following, order=order))
+            orders, self._newer = self._newer, []
+            if orders:
+                await self._change(partial(_following, orders))
             self._act()
-            if order is not None:
-                self._send(self.report())
+            if orders:
+                self.tell_all()
 
     async def _change(self, change: Callable[[Ordered], Ordered]) -> None:
         """Put on disk what is acted by from now on. A full disk is waited for."""
@@ -177,34 +181,46 @@ class Fleet:
 
     def ordered(self, order: worker_pb2.ReplicaOrder) -> None:
         """The server says which replicas there shall be; an order older than ours is dropped."""
-        newest = self._newest.order if self._newest is not None else self._ordered.number
+        newest = self._newer[-1].order if self._newer else self._ordered.number
         if order.order > newest:
-            self._newest = order
+            self._newer.append(order)
             self._news.set()
 
-    def report(self) -> worker_pb2.WorkerItem:
-        """How all replicas are."""
+    def report(self) -> list[worker_pb2.WorkerItem]:
+        """How all replicas are: all at once, and then the last lines of those in trouble."""
         replicas = [one.message(self._host) for one in self._replicas.values()]
+        long = [one for one in replicas if one.cause.last_log_lines]
+        short = [_without_lines(one) for one in replicas]
+        return [self._item(short, complete=True), *map(self._item, _parts(long))]
+
+    def _item(
+        self, replicas: Sequence[deployment_pb2.Replica], *, complete: bool = False
+    ) -> worker_pb2.WorkerItem:
         return worker_pb2.WorkerItem(
             replicas=worker_pb2.ReplicaReport(
-                order=self._ordered.number, complete=True, replicas=replicas
+                order=self._ordered.number, complete=complete, replicas=replicas
             )
         )
+
+    def tell_all(self) -> None:
+        """Say how all replicas are."""
+        for item in self.report():
+            self._send(item)
 
     def _tell(self, one: Replica) -> None:
         """A replica changed: told with all others that change in this turn of the loop."""
         if not self._changed:
-            asyncio.get_running_loop().call_soon(self._tell_all)
+            asyncio.get_running_loop().call_soon(self._tell_changed)
         self._changed[one.name] = one
 
-    def _tell_all(self) -> None:
+    def _tell_changed(self) -> None:
         changed, self._changed = self._changed, {}
         messages = [one.message(self._host) for one in changed.values()]
         for one in changed.values():
             state = deployment_pb2.ReplicaState.Name(one.state)
             log.info("replica", replica=one.name, state=state, why=_words(one))
-        report = worker_pb2.ReplicaReport(order=self._ordered.number, replicas=messages)
-        self._send(worker_pb2.WorkerItem(replicas=report))
+        for part in _parts(messages):
+            self._send(self._item(part))
 
     def tail(self, asked: worker_pb2.TailReplica) -> None:
         """The server wants to see the last lines of a log."""
@@ -228,6 +244,26 @@ class Fleet:
             for one in list(self._replicas.values()):
                 for name in ("stdout", "stderr"):
                     await asyncio.to_thread(_bound, f"{one.home}/{FILES[name]}", LOG_LIMIT)
+
+
+def _following(orders: Sequence[worker_pb2.ReplicaOrder], now: Ordered) -> Ordered:
+    """Orders that came together: what an earlier one brought a later one only names."""
+    for order in orders:
+        now = now.following(order)
+    return now
+
+
+def _parts(replicas: Sequence[T]) -> list[Sequence[T]]:
+    return [replicas[at : at + A_REPORT] for at in range(0, len(replicas), A_REPORT)]
+
+
+def _without_lines(replica: deployment_pb2.Replica) -> deployment_pb2.Replica:
+    if not replica.cause.last_log_lines:
+        return replica
+    short = deployment_pb2.Replica()
+    short.CopyFrom(replica)
+    del short.cause.last_log_lines[:]
+    return short
 
 
 def _renew(run: Run, status: AttemptStatus | None) -> None:
