@@ -93,6 +93,11 @@ class ScriptedServer(
     GetHost: Any = _absent
     CordonHost: Any = _absent
     DeclareHostGone: Any = _absent
+    CollectGarbage: Any = _absent
+    ConfirmChunks: Any = _absent
+    DownloadManifest: Any = _absent
+    GetTransferUrls: Any = _absent
+    UploadManifest: Any = _absent
 
     def __init__(self) -> None:
         self.heard = Heard()

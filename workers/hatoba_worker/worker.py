@@ -274,7 +274,7 @@ class Worker:
         items = [worker_pb2.WorkerItem(hello=self._hello())]
         items += [worker_pb2.WorkerItem(held=_held(attempt)) for attempt in live]
         items.append(worker_pb2.WorkerItem(inventory_complete=worker_pb2.InventoryComplete()))
-        items.append(self._fleet.report())
+        items += self._fleet.report()
         for attempt in live:
             if attempt.begun is not None and "commit" not in attempt.unanswered:
                 items.append(started_item(attempt))
