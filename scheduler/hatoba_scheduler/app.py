@@ -70,7 +70,7 @@ from hatoba_scheduler.control.logged_models import LoggedModels
 from hatoba_scheduler.control.logs import LogStore
 from hatoba_scheduler.control.metrics import MetricWriter
 from hatoba_scheduler.control.model_versions import register_models
-from hatoba_scheduler.control.predictions import PredictionDesk
+from hatoba_scheduler.control.predictions import Append, PredictionDesk
 from hatoba_scheduler.control.publisher import Publisher
 from hatoba_scheduler.control.queues import QueueBook
 from hatoba_scheduler.control.registrar import Registrar, RegistrarParts
@@ -366,6 +366,7 @@ async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
             )
             core.serving_loops[name] = serving
             serving.recover()
+    core.deployments.served_by(core.serving_loops)
     return backends
 
 
@@ -511,18 +512,7 @@ def _add_services(
     def serving_grounds() -> ServingGrounds:
         return ServingGrounds(instances, backends.default_serves, grounds().secrets)
 
-    deployments = DeploymentParts(
-        store=core.store,
-        book=core.deployments,
-        feed=core.feed,
-        desk=PredictionDesk(core.store.deployments, core.traces, dataset_servicer.append),
-        grounds=serving_grounds,
-        new_uid=UidMaker(core.clock.time),
-        pager=core.pager,
-        clock=core.clock,
-        tasks=tasks,
-        stopping=core.stopping,
-    )
+    deployments = _deployment_parts(core, serving_grounds, dataset_servicer.append, tasks)
     deployment_pb2_grpc.add_DeploymentServiceServicer_to_server(
         DeploymentServicer(deployments), server
     )
@@ -541,6 +531,23 @@ def _add_services(
         lambda: _status(core),
     )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(admin), server)
+
+
+def _deployment_parts(
+    core: Core, grounds: Callable[[], ServingGrounds], append: Append, tasks: asyncio.TaskGroup
+) -> DeploymentParts:
+    return DeploymentParts(
+        store=core.store,
+        book=core.deployments,
+        feed=core.feed,
+        desk=PredictionDesk(core.store.deployments, core.traces, append),
+        grounds=grounds,
+        new_uid=UidMaker(core.clock.time),
+        pager=core.pager,
+        clock=core.clock,
+        tasks=tasks,
+        stopping=core.stopping,
+    )
 
 
 def _status(core: Core) -> admin_pb2.ServerStatus:

@@ -96,7 +96,13 @@ class DeploymentLoop:
 
     def _changed(self, live: Live) -> None:
         if live.deployment.backend == self.name:
+            self._note_absence(live)
             self._add(live)
+
+    def _note_absence(self, live: Live) -> None:
+        """A backend that told all it has, and not this one, has nothing of it."""
+        if live.seen is None and self._synced_at is not None:
+            live.seen = SeenSet(0)
 
     def _router_news(self) -> None:
         for live in self._own():
@@ -142,6 +148,7 @@ class DeploymentLoop:
             if self._synced_at is None:
                 self._synced_at = self._clock.monotonic()
             for live in self._own():
+                self._note_absence(live)
                 self._add(live)
         else:
             # Something may have been missed: what was retired may have to be retired again.

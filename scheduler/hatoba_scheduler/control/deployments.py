@@ -7,8 +7,8 @@ told: to routers, to those who watch, and to the loop of the deployment's backen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -31,7 +31,7 @@ from hatoba_scheduler.domain.records import Cause
 from hatoba_scheduler.domain.references import BadReference, parse
 from hatoba_scheduler.domain.rollouts import Now, Refused, View, observed, step
 from hatoba_scheduler.domain.routing import routes, served
-from hatoba_scheduler.domain.states import CauseCode
+from hatoba_scheduler.domain.states import CauseCode, Origin
 from hatoba_scheduler.errors import (
     Aborted,
     AlreadyExists,
@@ -121,6 +121,16 @@ class DeploymentBook:
     def _micros(self) -> int:
         return round(self._clock.time() * 1e6)
 
+    def served_by(self, backends: Collection[str]) -> None:
+        """These backends are open; deployments of others say why nothing becomes of them."""
+        for live in self._all.values():
+            backend = live.deployment.backend
+            if backend not in backends:
+                text = f"Backend {backend!r} is not open; `hatoba backends list` says why."
+                live.problem = Cause(
+                    CauseCode.BACKEND_FAILED, Origin.INFRASTRUCTURE, text, retryable=True
+                )
+
     # -- looking --------------------------------------------------------------------------------
 
     def all(self) -> list[Live]:
@@ -159,10 +169,13 @@ class DeploymentBook:
 
     def view(self, live: Live) -> View:
         """What decisions are made from."""
+        seen = live.seen
+        if seen is not None and seen.problem is None and live.problem is not None:
+            seen = replace(seen, problem=live.problem)
         return View(
             live.deployment,
             live.revisions,
-            live.seen,
+            seen,
             live.figures if live.figures_of == _place(live.deployment) else Figures(),
             live.restarts,
             self._since,

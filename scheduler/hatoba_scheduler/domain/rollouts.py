@@ -42,6 +42,7 @@ ENDINGS = 2
 """So often a replica of a new revision may not end."""
 LEAST_REQUESTS = 10
 """A share of errors is not judged by fewer requests."""
+_ENDED = (CauseCode.EXIT_CODE, CauseCode.SIGNAL, CauseCode.OUT_OF_MEMORY)
 _HOPELESS = (CauseCode.CRASH_LOOP, CauseCode.PREDICTIONS_FAIL)
 
 
@@ -312,7 +313,7 @@ def step(view: View, now: Now) -> Change | None:
         return _going_back(view, rollout, now)
     if rollout.state is RolloutState.PAUSED and rollout.pause is not Pause.STEP:
         return None
-    cause = _broken(view, rollout) or _failing(view, rollout)
+    cause = _refused(view) or _broken(view, rollout) or _failing(view, rollout)
     if cause is not None:
         return _failed(view, rollout, cause, now)
     if rollout.state is RolloutState.PAUSED:
@@ -477,6 +478,14 @@ def needed(deployment: Deployment, revisions: Iterable[Revision]) -> set[int]:
 # -- reasons ---------------------------------------------------------------------------------------
 
 
+def _refused(view: View) -> Cause | None:
+    """The backend says that it can never do what it is asked."""
+    seen = view.seen
+    if seen is None or seen.problem is None or seen.generation >= view.deployment.generation:
+        return None
+    return seen.problem if seen.problem.code is CauseCode.REFUSED_INVALID else None
+
+
 def _broken(view: View, rollout: Rollout) -> Cause | None:
     """A replica of the new revision ends again and again, or its predictions fail."""
     assert view.seen is not None
@@ -496,7 +505,7 @@ def _endings(view: View, one: Seen) -> int:
 
 def _crash_loop(view: View, one: Seen) -> Cause:
     last, endings = one.cause, _endings(view, one)
-    times = "once" if endings == 1 else f"{endings} times"
+    times = "once" if endings < ENDINGS else f"{endings} times"
     why = f", last: {last.message}" if last is not None else "."
     return Cause(
         CauseCode.CRASH_LOOP,
@@ -518,7 +527,8 @@ def _failing(view: View, rollout: Rollout) -> Cause | None:
     replicas = view.seen.staying(rollout.to_revision) if view.seen else []
     for one in replicas:
         # What failed was under way in a replica that died: that it died is the cause.
-        if _endings(view, one):
+        down = one.state is ReplicaState.UNHEALTHY
+        if _endings(view, one) or (down and one.cause is not None and one.cause.code in _ENDED):
             return _crash_loop(view, one)
     last = f"; the last said: {told.last_error}" if told.last_error else ""
     worst = _worst(replicas)

@@ -79,6 +79,7 @@ async def test_a_deployment_leaves_the_table_when_it_is_deleted(
     async with router(wire, server) as one:
         await wire.once(deployment_pb2.DeleteDeploymentRequest(name=name), Deployment)
         await one.until(lambda: full(name) not in one.routes)
+        assert one.replicas(name) == []
 
 
 async def test_routers_know_who_may_ask_and_for_what(

@@ -13,7 +13,7 @@ from rollout_rows import bare, revision, settings, version
 
 from hatoba.v1 import deployment_pb2
 from hatoba_plugins.clock import FakeClock
-from hatoba_plugins.errors import NoCapacity, Stale
+from hatoba_plugins.errors import Invalid, NoCapacity, Stale
 from hatoba_plugins.values import Gap, ReplicaPhase, ReplicaSet
 from hatoba_scheduler.auth.roles import Role
 from hatoba_scheduler.control import deployment_loop
@@ -477,3 +477,32 @@ async def test_versions_are_named_in_routes(house: House) -> None:
     assert [one.model_version for one in route.targets] == [version(1)]
     assert [one.weight for one in route.targets] == [100]
     assert replace(live.deployment, version=0) != live.deployment
+
+
+async def test_what_a_backend_can_never_run_is_given_up_at_once(house: House) -> None:
+    house.backend.synced()
+    house.backend.errors += [Invalid("replicas need images, and hosts have none")] * 3
+    live = await house.deploy()
+    await house.turn(1)
+    shown = house.book.shown(live)
+    assert shown.state == deployment_pb2.DEPLOYMENT_STATE_FAILED
+    assert "replicas need images" in shown.rollout.cause.message
+
+
+async def test_what_a_backend_does_not_take_in_fails_at_its_deadline(house: House) -> None:
+    house.backend.synced()
+    house.backend.errors += [NoCapacity("no host has room")] * 99
+    live = await house.deploy()
+    await house.turn(301)
+    shown = house.book.shown(live)
+    assert shown.state == deployment_pb2.DEPLOYMENT_STATE_FAILED
+    assert "backend 'mock' has not taken it in" in shown.rollout.cause.message
+    assert "no host has room" in shown.rollout.cause.message
+
+
+async def test_deployments_of_a_backend_that_is_not_open_say_so() -> None:
+    house = House()
+    async with house.running():
+        live = await house.deploy()
+    house.book.served_by(["another"])
+    assert "Backend 'mock' is not open" in house.book.shown(live).cause.message

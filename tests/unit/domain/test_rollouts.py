@@ -729,10 +729,13 @@ def test_it_is_ready_only_once_nothing_else_serves() -> None:
     assert state_of(course.deployment, course.seen) is DeploymentState.READY
 
 
-def test_requests_that_a_dying_replica_lost_are_laid_to_its_death() -> None:
+@pytest.mark.parametrize("dead", [False, True])
+def test_requests_that_a_dying_replica_lost_are_laid_to_its_death(dead: bool) -> None:
     course = running()
     course.deploy(2)
-    course.show([replica(2, 0), replica(2, 1, restarts=1, cause=CRASHES)])
+    ended = replace(CRASHES, code=CauseCode.EXIT_CODE)
+    down = replica(2, 1, UNHEALTHY if dead else READY, restarts=0 if dead else 1, cause=ended)
+    course.show([replica(2, 0), down])
     course.figures = Figures(20, 10, "connection reset")
     course.settle()
     cause = course.rollout.cause
