@@ -13,6 +13,9 @@ from hatoba.v1 import model_pb2
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.text import Text
+
+Spots = Mapping[str, tuple[float, float]]
 
 COLOURS = {
     "model": "#4c78a8",
@@ -135,15 +138,18 @@ def draw(found: model_pb2.Lineage, path: str) -> None:
     spots = places(found)
     width = max(x for x, _ in spots.values()) + 1
     height = max(abs(y) for _, y in spots.values()) * 2 + 1
-    figure = Figure(figsize=(2.6 * width + 0.6, 0.9 * height + 0.9), layout="constrained")
-    axes = figure.subplots()
+    room = 0.7 if any(_bend(spots, edge) for edge in found.edges) else 0.2
+    figure = Figure(figsize=(2.6 * width + 0.6, 0.9 * (height + 2 * room) + 0.5))
+    axes = figure.add_axes((0.0, 0.0, 1.0, 0.9))
     axes.set_axis_off()
     axes.set_xlim(-0.6, width - 0.4)
-    axes.set_ylim(-height / 2 - 0.2, height / 2 + 0.2)
+    axes.set_ylim(-height / 2 - room, height / 2 + room)
+    boxes = {
+        node.name: _box(axes, node, spots[node.name], root=node.name == found.root)
+        for node in found.nodes
+    }
     for edge in found.edges:
-        _arrow(axes, spots[getattr(edge, "from")], spots[edge.to], edge.relation)
-    for node in found.nodes:
-        _box(axes, node, spots[node.name], root=node.name == found.root)
+        _arrow(axes, edge, _bend(spots, edge), (spots, boxes))
     figure.suptitle(f"lineage of {short_name(found.root)}")
     try:
         figure.savefig(path, dpi=120)
@@ -151,25 +157,62 @@ def draw(found: model_pb2.Lineage, path: str) -> None:
         raise InvalidSpec(f"{path} cannot be written: {error}") from None
 
 
-def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], relation: str) -> None:
-    arrow = {"arrowstyle": "->", "color": "#888888", "shrinkA": 28, "shrinkB": 28}
-    axes.annotate("", end, start, arrowprops=arrow)
-    middle = ((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.08)
-    axes.annotate(relation, middle, ha="center", fontsize=6, color="#666666")
+def _bend(spots: Spots, edge: model_pb2.LineageEdge) -> float:
+    """How an arrow is bent: not between neighbours, else around what stands between, upwards
+    (negative) or downwards."""
+    start, end = spots[getattr(edge, "from")], spots[edge.to]
+    span = end[0] - start[0]
+    if span <= 1:
+        return 0.0
+    return min(0.15 + 0.02 * span, 0.3) * (1 if start[1] + end[1] < 0 else -1)
+
+
+def _arrow(
+    axes: Axes, edge: model_pb2.LineageEdge, bend: float, drawn: tuple[Spots, Mapping[str, Text]]
+) -> None:
+    spots, boxes = drawn
+    source, target = getattr(edge, "from"), edge.to
+    arrow = {
+        "arrowstyle": "-|>",
+        "color": "#888888",
+        "connectionstyle": f"arc3,rad={bend}",
+        "patchA": boxes[source].get_bbox_patch(),
+        "patchB": boxes[target].get_bbox_patch(),
+        "shrinkA": 1,
+        "shrinkB": 1,
+    }
+    axes.annotate("", spots[target], spots[source], arrowprops=arrow)
+    middle = _middle(axes, spots[source], spots[target], bend)
+    white = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
+    axes.annotate(
+        edge.relation, middle, ha="center", va="center", fontsize=7, color="#555555", bbox=white
+    )
+
+
+def _middle(
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], bend: float
+) -> tuple[float, float]:
+    """The middle of a bent arrow, which is a parabola on the screen."""
+    (x0, y0), (x1, y1) = axes.transData.transform([start, end])
+    x = (x0 + x1) / 2 + bend * (y1 - y0) / 2
+    y = (y0 + y1) / 2 - bend * (x1 - x0) / 2
+    found = axes.transData.inverted().transform((x, y))
+    return float(found[0]), float(found[1])
 
 
 def _box(
     axes: Axes, node: model_pb2.LineageNode, place: tuple[float, float], *, root: bool
-) -> None:
+) -> Text:
     colour = GONE if node.gone else COLOURS.get(node.kind, GONE)
     facts = facts_of({node.name: node}, node.name)
-    axes.annotate(
+    return axes.annotate(
         f"{short_name(node.name)}\n{facts[:28]}" if facts else short_name(node.name),
         place,
         ha="center",
         va="center",
         fontsize=8,
         color="white",
+        zorder=3,
         bbox={
             "boxstyle": "round,pad=0.4",
             "facecolor": colour,
