@@ -108,6 +108,11 @@ class Demo:
             time.sleep(0.01)
         return pid
 
+    def stop(self) -> None:
+        """End everything on the directory, whatever state it is in; twice is the same as once."""
+        command = [*self.hatoba, "server", "stop", "--all", "--grace", "1"]
+        subprocess.run(command, env=self.env, check=False, capture_output=True)
+
     def keep(self, picture: Path) -> str:
         """Keep a picture where it outlives the demo; its path from here."""
         if not picture.read_bytes().startswith(b"\x89PNG"):
@@ -124,7 +129,8 @@ def push_data(demo: Demo) -> None:
     subprocess.run([sys.executable, "prepare.py", str(demo.work / "images")], cwd=demo.code)
     demo.run("status")
     demo.say("a server runs in a fresh directory")
-    demo.run("datasets", "push", "images", "--name", "digits", "--labels-from", "folders")
+    folders = ("--split-from", "folders", "--labels-from", "folders")
+    demo.run("datasets", "push", "images", "--name", "digits", *folders)
     version = demo.read("datasets", "get", "digits:1")
     demo.say(f"pushed datasets/digits:1: {version['item_count']} items, splits {version['splits']}")
 
@@ -197,21 +203,23 @@ def check_accuracy(demo: Demo, before: float, held_out: Sequence[Path]) -> None:
 
 def infer_batch(demo: Demo) -> None:
     """All images at once, in four shards; the predictions become a dataset version."""
-    out = demo.run(
+    demo.run(
         *("predict", "digits@production", "--dataset", "digits:1", "--shards", "4"),
         *("--on-item-error", "record", "--max-errors", "0"),
     )
-    print(out)
+    job = demo.read("jobs", "get", "predict-digits-1")
     version = demo.read("datasets", "get", "digits-predictions:1")
-    if "1,797 of 1,797" not in out or version["item_count"] != "1797":
-        raise DemoFailed(f"the predictions are not complete: {out}")
-    demo.say(f"batch inference over 4 shards made {_short(version['name'])}")
+    if job["summary"] != "1,797 of 1,797, 0 errors" or version["item_count"] != "1797":
+        raise DemoFailed(f"the predictions are not complete: {job}")
+    demo.say(f"batch inference over 4 shards: {job['summary']}; {_short(version['name'])}")
 
 
 def commit_captured(demo: Demo) -> None:
     """What users sent becomes data to learn from."""
     deadline = time.monotonic() + STEP_SECONDS
-    while not int(demo.read("datasets", "get", "reader-inputs", "--head").get("head_items", 0)):
+    while not any(
+        int(one.get("head_items", 0)) for one in demo.read("datasets", "list")["datasets"]
+    ):
         if time.monotonic() > deadline:
             raise DemoFailed("no captured input arrived")
         time.sleep(0.2)
@@ -265,8 +273,7 @@ def show(demo: Demo) -> None:
     infer_batch(demo)
     commit_captured(demo)
     explain(demo, strong, held_out[0])
-    demo.run("server", "stop", "--all")
-    demo.say("stopped; done")
+    demo.stop()
 
 
 def main() -> int:
@@ -278,15 +285,14 @@ def main() -> int:
         demo = Demo(Path(work), options.hatoba.split())
         try:
             show(demo)
+            demo.say("stopped; done")
         except (DemoFailed, subprocess.TimeoutExpired) as failure:
             demo.say(f"FAILED: {failure}")
-            print(_tail(demo.data / "server.log"), file=sys.stderr)
-            subprocess.run(
-                [*demo.hatoba, "server", "stop", "--all", "--grace", "1"],
-                env=demo.env,
-                check=False,
-            )
+            for name in ("server.log", "worker.log", "router.log"):
+                print(f"-- {name}\n{_tail(demo.data / name)}", file=sys.stderr)
             return 1
+        finally:
+            demo.stop()
     return 0
 
 
