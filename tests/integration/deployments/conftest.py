@@ -20,7 +20,7 @@ from server_process import HatobaServer, running_server
 from wire import Wire
 
 from hatoba.v1 import deployment_pb2, deployment_pb2_grpc, model_pb2
-from hatoba_scheduler.domain.datasets import CodeVersionRecord
+from hatoba_scheduler.domain.datasets import CodeVersionRecord, NewDatasetVersion
 from hatoba_scheduler.domain.models import ModelState, ModelVersion, Want
 from hatoba_scheduler.domain.records import ManifestRef
 from hatoba_scheduler.store.sqlite import open_store
@@ -88,10 +88,14 @@ async def prepare(data: Path) -> None:
             "default", "train", 0, ManifestRef(DIGEST, 1, 1), "git@x:r", COMMIT, False, None, 1, "a"
         )
         await store.datasets.put_code(code)
+        files = ManifestRef(DIGEST, 1, 1)
+        images = NewDatasetVersion("default", "images", files, None, 1, 1, "ann")
+        await store.datasets.create_version(images)
         made_by = {
             "job": "projects/default/jobs/train-7",
             "code_version": "projects/default/code/train/versions/1",
             "git_commit": COMMIT,
+            "datasets": ("projects/default/datasets/images/versions/1",),
             "metrics": (("accuracy", 0.97),),
         }
         for fields in (made_by, {}, {}, {}):

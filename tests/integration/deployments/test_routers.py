@@ -184,6 +184,7 @@ async def test_a_prediction_is_explained_by_its_trace_id(wire: Wire, name: str) 
         "projects/default/code/train/versions/1",
         COMMIT,
     )
+    assert [one.name for one in found.datasets] == ["projects/default/datasets/images/versions/1"]
     assert [one.name for one in found.spans] == ["predict"]
 
 

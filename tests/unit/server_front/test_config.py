@@ -65,6 +65,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         max_message_bytes = 1_000_000
         [defaults]
         train = "gpu"
+        serves = "gpu"
         [backends.gpu]
         type = "k8s-gpu"
         options = { namespace = "ml", nodes = [1, 2] }
@@ -75,6 +76,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
     assert config.server.tls is TlsMode.FILES
     assert config.server.advertise == Address("hatoba.example.org", 7420)
     assert config.limits.max_message_bytes == 1_000_000
+    assert (config.defaults.train, config.defaults.serves) == ("gpu", "gpu")
     assert config.backends["gpu"].options == {"namespace": "ml", "nodes": [1, 2]}
 
 
@@ -109,6 +111,10 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         (
             '[backends.a]\ntype = "x"\nnamespace = "y"',
             "f.toml:3: backends.a.namespace: unknown setting; known are options, type",
+        ),
+        (
+            '[defaults]\nserves = "gpus"\n[backends.gpu]\ntype = "x"',
+            "f.toml:2: defaults.serves: unknown backend; did you mean `gpu`?",
         ),
         (
             '[defaults]\ntrain = "gpus"\n[backends.gpu]\ntype = "x"',
