@@ -137,8 +137,8 @@ def traffic_set(view: View, weights: Mapping[int, int], now: Now) -> Change | No
         raise Refused("it rolls back; set its traffic once that is over")
     if sum(weights.values()) != ALL:
         raise Refused(f"the weights add up to {sum(weights.values())}, not to {ALL}; correct them")
-    for number, weight in sorted(weights.items()):
-        if weight and (view.seen is None or not view.seen.ready(number)):
+    for number in sorted(weights):
+        if view.seen is None or not view.seen.ready(number):
             raise Refused(
                 f"revision {number} has no ready replicas; "
                 f"those with some are {_listed(_with_ready(view)) or 'none'}"
@@ -147,8 +147,10 @@ def traffic_set(view: View, weights: Mapping[int, int], now: Now) -> Change | No
     others = [one for one in deployment.wanted if one.revision not in weights]
     wanted = [Share(one.revision, one.replicas, 0) for one in others]
     for number, weight in weights.items():
-        least = max(min(size, 1), _part(size, weight))
-        wanted.append(Share(number, max(deployment.share(number).replicas, least), weight))
+        have = deployment.share(number).replicas
+        least = max(min(size, 1), _part(size, weight)) if weight else 0
+        if have or weight:
+            wanted.append(Share(number, max(have, least), weight))
     wanted.sort()
     if tuple(wanted) == deployment.wanted:
         return None
@@ -325,7 +327,9 @@ def step(view: View, now: Now) -> Change | None:
 
 def _onward(view: View, rollout: Rollout, now: Now) -> Change | None:
     """All of the new revision's replicas are ready."""
-    healthy = now.time - rollout.healthy_since if rollout.healthy_since else -1
+    healthy = -1
+    if rollout.healthy_since:
+        healthy = now.time - max(rollout.healthy_since, view.watched_since)
     draft = _Draft(view, now)
     if rollout.in_steps:
         hold = rollout.steps[rollout.step].hold
@@ -453,7 +457,8 @@ def waiting_for(view: View, now: Micros) -> str:
         return f"revision {number}: {ready} of {share.replicas} replicas are ready{why}"
     if not rollout.healthy_since:
         return ""
-    left = (rollout.healthy_since + _stay(view.deployment, rollout) - now) / 1e6
+    since = max(rollout.healthy_since, view.watched_since)
+    left = (since + _stay(view.deployment, rollout) - now) / 1e6
     return f"revision {number} to stay healthy for {max(left, 0):.3g} s more"
 
 

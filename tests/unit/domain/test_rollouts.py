@@ -51,6 +51,7 @@ from hatoba_scheduler.domain.rollouts import (
     rolled_back,
     settled,
     state_of,
+    step,
     traffic_set,
     trouble,
     updated,
@@ -228,7 +229,11 @@ def test_traffic_by_hand_stops_the_steps_until_promote_ends_it() -> None:
 
 @pytest.mark.parametrize(
     ("weights", "why"),
-    [({1: 60, 2: 30}, "add up to 90"), ({1: 50, 3: 50}, "revision 3 has no ready replicas")],
+    [
+        ({1: 60, 2: 30}, "add up to 90"),
+        ({1: 50, 3: 50}, "revision 3 has no ready replicas"),
+        ({1: 100, 9: 0}, "revision 9 has no ready replicas"),
+    ],
 )
 def test_weights_that_cannot_be_are_refused(weights: dict[int, int], why: str) -> None:
     course = running(steps=steps((10, 5)))
@@ -343,8 +348,6 @@ def test_time_in_which_nobody_looked_does_not_count_against_a_revision() -> None
     course.deploy(2)
     course.time += 2 * DEADLINE
     view = replace(course.view, seen=SeenSet(2, (replica(1, 0),)), watched_since=course.time)
-    from hatoba_scheduler.domain.rollouts import step
-
     assert step(view, course.now()) is None
     assert step(view, course.now()._replace(time=course.time + DEADLINE)) is not None
 
@@ -353,8 +356,6 @@ def test_restarts_of_before_a_rollout_are_not_held_against_it() -> None:
     course = running()
     course.deploy(2)
     course.seen = SeenSet(2, (replica(2, 0, restarts=7), replica(2, 1)))
-    from hatoba_scheduler.domain.rollouts import step
-
     change = step(replace(course.view, restarts={"r-2-0": 7}), course.now())
     assert change is not None
     assert change.deployment.rollout is not None
@@ -710,8 +711,6 @@ TestAnyCourse = AnyCourse.TestCase
 
 
 def test_a_view_without_sight_decides_nothing() -> None:
-    from hatoba_scheduler.domain.rollouts import step
-
     course = Course()
     assert step(View(course.deployment), course.now()) is None
     assert BAKE < DEADLINE
@@ -742,3 +741,22 @@ def test_requests_that_a_dying_replica_lost_are_laid_to_its_death(dead: bool) ->
     assert cause is not None
     assert cause.code is CauseCode.CRASH_LOOP
     assert "ended once, last: It ended with exit code 1." in cause.message
+
+
+def test_no_replica_is_wanted_of_a_lingering_revision_that_gets_nothing() -> None:
+    course = running()
+    course.deploy(2)
+    course.show([replica(1, 0), replica(2, 0), replica(2, 1)])
+    course.take(traffic_set(course.view, {1: 0, 2: 100}, course.now()))
+    assert course.wanted_now == [(2, 2, 100)]
+
+
+def test_time_in_which_nobody_looked_does_not_count_as_healthy() -> None:
+    course = Course()
+    course.obey()
+    course.time += 100 * SECOND
+    view = replace(course.view, watched_since=course.time - SECOND)
+    assert step(view, course.now()) is None
+    assert waiting_for(view, course.time).endswith("healthy for 4 s more")
+    course.time += 4 * SECOND
+    assert step(replace(view, deployment=course.deployment), course.now()) is not None
