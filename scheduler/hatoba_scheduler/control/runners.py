@@ -214,6 +214,9 @@ class RunnerDesk:
     ) -> None:
         try:
             reply = await self._decide(request, await self._logged(request))
+            if not reply.accepted:
+                # It may have left memory while its models were looked at: what is stored decides.
+                reply = await self.late_commit(request)
         except asyncio.CancelledError:
             answer.cancel()
             raise
