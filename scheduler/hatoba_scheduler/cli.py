@@ -23,6 +23,7 @@ DEFAULT_DATA = "~/.local/share/hatoba"
 EXIT_USAGE = 2
 EXIT_IN_USE = 75
 STOP_WAIT = 15.0
+GC_SECONDS = 60.0
 
 
 def data_option(function: Any) -> Any:
@@ -144,9 +145,62 @@ def check(data: str) -> None:
             f"backends.{name}.options.{one.field}: {one.message}"
             for one in found.type.options.check(dict(wanted.options))
         ]
+    problems += _bucket_problems(config)
     if problems:
         _fail("\n".join(problems), EXIT_USAGE)
     click.echo("good")
+
+
+def _bucket_problems(config: Any) -> list[str]:
+    """What is wrong with the bucket of `[blobs]`, if there is one: something is written to it."""
+    from hatoba_scheduler.errors import HatobaError
+
+    if not config.blobs.url:
+        return []
+    from hatoba_scheduler.store.buckets import Bucket
+
+    try:
+        Bucket(config.blobs).check()
+    except HatobaError as error:
+        return [f"blobs: {error.message}"]
+    return []
+
+
+@server.command()
+@data_option
+@click.option("--dry-run", is_flag=True, help="Only say what would be marked and deleted.")
+def gc(data: str, dry_run: bool) -> None:
+    """Delete chunks and trees that nothing names.
+
+    What is unnamed is marked first and deleted at a later run, once nobody used it for an hour. The
+    server does this by itself once an hour.
+    """
+    directory = _directory(data)
+    found = _running(directory)
+    if found is None:
+        _fail(f"no server runs on {directory}; `hatoba server start` starts one", 1)
+    from hatoba.errors import HatobaError
+
+    try:
+        click.echo(asyncio.run(_collect(directory, found, dry_run)))
+    except HatobaError as error:
+        _fail(error.message, 1)
+
+
+async def _collect(directory: Path, ready: dict[str, Any], dry_run: bool) -> str:
+    from hatoba.aio import AsyncClient
+    from hatoba.v1 import artifact_pb2
+
+    request = artifact_pb2.CollectGarbageRequest(validate_only=dry_run)
+    async with AsyncClient(
+        ready["grpc"], token_file=ready["token_file"], ca_file=ready.get("ca_file", "")
+    ) as client:
+        done = await client.call(request, artifact_pb2.CollectGarbageResponse, timeout=GC_SECONDS)
+    would = "would be " if dry_run else ""
+    return (
+        f"{done.stored:,} stored, {done.live:,} in use, {done.marked:,} {would}marked, "
+        f"{done.deleted:,} {would}deleted ({done.deleted_bytes:,} bytes)"
+    )
 
 
 @server.command()

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench_house import ROOT, workplace  # isort: skip - finds the modules of the tests
+from bench_blobs import big_file, small_files
 from bench_calls import submit_job, submit_jobs
 from bench_idle import help_time, idle_server
 from bench_jobs import idle_latency, null_jobs, true_jobs
@@ -34,6 +35,8 @@ MEASURES: dict[str, Measure] = {
     "idle_submit_latency": idle_latency,
     "idle_server": idle_server,
     "log_follower": log_follower,
+    "big_file": big_file,
+    "small_files": small_files,
     "help": help_time,
     "router": router,
     "replica_start": replica_start,

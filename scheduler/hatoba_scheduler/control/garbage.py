@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from array import array
 from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 
 import structlog
@@ -26,7 +27,6 @@ EVERY = 3600.0
 LONGEST_RUN = 1_800.0
 """Seconds: roots and names that were read longer ago are not relied on; leases last twice that."""
 MARKS_KEPT: Micros = 7 * 24 * 3600 * 1_000_000
-_AT_ONCE = 500
 _PREFIX = 8
 _THIN_FROM = 16_384
 
@@ -94,13 +94,13 @@ class _Run:
         """
         leased = await self._chunks.leased_manifests()
         left: list[str] = []
-        for first in range(256):
-            stored = await self._chunks.stored(BlobKind.MANIFEST, first)
-            unnamed = [
-                one for one in stored if _name(one) not in roots and one.digest not in leased
-            ]
-            gone = await self._judge(BlobKind.MANIFEST, stored, unnamed)
-            left += [_name(one) for one in stored if one.digest not in gone]
+        async with aclosing(self._chunks.stored(BlobKind.MANIFEST)) as batches:
+            async for stored in batches:
+                unnamed = [
+                    one for one in stored if _name(one) not in roots and one.digest not in leased
+                ]
+                gone = await self._judge(BlobKind.MANIFEST, stored, unnamed)
+                left += [_name(one) for one in stored if one.digest not in gone]
         return left
 
     async def name_chunks(self, digest: str) -> None:
@@ -115,11 +115,10 @@ class _Run:
 
     async def chunks(self) -> None:
         """Delete chunks that no stored manifest names."""
-        for first in range(256):
-            stored = await self._chunks.stored(BlobKind.CHUNK, first)
-            named = self._named.with_first(first)
-            unnamed = [one for one in stored if _prefix(one.digest) not in named]
-            await self._judge(BlobKind.CHUNK, stored, unnamed)
+        async with aclosing(self._chunks.stored(BlobKind.CHUNK)) as batches:
+            async for stored in batches:
+                unnamed = [one for one in stored if not self._named.has(one.digest)]
+                await self._judge(BlobKind.CHUNK, stored, unnamed)
 
     async def _judge(
         self, kind: BlobKind, stored: Sequence[Stored], unnamed: Sequence[Stored]
@@ -128,14 +127,13 @@ class _Run:
         done = self.collected
         done.stored += len(stored)
         done.live += len(stored) - len(unnamed)
+        if not unnamed:
+            return set()
+        self._check_age()
         sizes = {one.digest: one.size for one in unnamed}
-        gone: set[bytes] = set()
-        for start in range(0, len(unnamed), _AT_ONCE):
-            self._check_age()
-            some = [one.digest for one in unnamed[start : start + _AT_ONCE]]
-            judged = await self._chunks.judge(kind, some, self.began, only_say=self._only_say)
-            done.marked += len(judged.marked)
-            gone.update(judged.condemned)
+        judged = await self._chunks.judge(kind, list(sizes), self.began, only_say=self._only_say)
+        gone = set(judged.condemned)
+        done.marked += len(judged.marked)
         done.deleted += len(gone)
         done.deleted_bytes += sum(sizes[digest] for digest in gone)
         return gone
@@ -154,6 +152,8 @@ class _Named:
     def __init__(self) -> None:
         self._by_first = [array("Q") for _ in range(256)]
         self._thin_at = [_THIN_FROM] * 256
+        self._looking = -1
+        self._seen: frozenset[int] = frozenset()
 
     def add(self, sha256: bytes) -> None:
         """Remember one."""
@@ -164,9 +164,12 @@ class _Named:
             self._by_first[first] = held = array("Q", set(held))
             self._thin_at[first] = max(_THIN_FROM, 2 * len(held))
 
-    def with_first(self, first: int) -> set[int]:
-        """The prefixes of those that begin with this byte."""
-        return set(self._by_first[first])
+    def has(self, sha256: bytes) -> bool:
+        """Whether it was added; quick for those with the same first byte one after another."""
+        first = sha256[0]
+        if self._looking != first:
+            self._looking, self._seen = first, frozenset(self._by_first[first])
+        return _prefix(sha256) in self._seen
 
 
 def _prefix(sha256: bytes) -> int:

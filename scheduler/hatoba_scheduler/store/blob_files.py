@@ -18,7 +18,14 @@ from typing import NamedTuple
 
 from hatoba.artifacts.manifest import PIECE_BYTES
 from hatoba_scheduler.store.blob_index import BlobKind
-from hatoba_scheduler.store.blob_place import RESERVE_BYTES, Direct, Spool, Stored, not_stored
+from hatoba_scheduler.store.blob_place import (
+    RESERVE_BYTES,
+    Direct,
+    Spool,
+    Stored,
+    not_stored,
+    unlink_all,
+)
 from hatoba_scheduler.store.disk import disk_errors, sync_all
 from hatoba_scheduler.store.errors import StorageFailed
 
@@ -76,22 +83,31 @@ class BlobFiles:
 
     def publish(self, kind: BlobKind, files: Mapping[bytes, str]) -> None:
         """See BlobPlace."""
-        with self._publishing:
-            known = self.sizes(kind, list(files))
-            new = [
-                Named(temporary, self.path(kind, digest))
-                for (digest, temporary), size in zip(files.items(), known, strict=True)
-                if size is None
-            ]
-            self._appear({file.path for file in new})
-            try:
-                with disk_errors("what was sent is not kept"):
-                    self._name(new)
-            except BaseException:
-                self._disappear(new)
-                raise
-            with self._lock:
-                self._appearing -= {file.path for file in new}
+        try:
+            with self._publishing:
+                self._publish(kind, files)
+        except BaseException:
+            unlink_all(files.values())
+            raise
+
+    def _publish(self, kind: BlobKind, files: Mapping[bytes, str]) -> None:
+        sizes = self.sizes(kind, list(files))
+        known = [one for one, size in zip(files.items(), sizes, strict=True) if size is not None]
+        unlink_all(temporary for _, temporary in known)
+        new = [
+            Named(temporary, self.path(kind, digest))
+            for (digest, temporary), size in zip(files.items(), sizes, strict=True)
+            if size is None
+        ]
+        self._appear({file.path for file in new})
+        try:
+            with disk_errors("what was sent is not kept"):
+                self._name(new)
+        except BaseException:
+            self._disappear(new)
+            raise
+        with self._lock:
+            self._appearing -= {file.path for file in new}
 
     def read(self, kind: BlobKind, digest: bytes) -> Iterator[bytes]:
         """See BlobPlace."""
@@ -112,15 +128,24 @@ class BlobFiles:
             finally:
                 os.close(fd)
 
-    def listed(self, kind: BlobKind, first: int) -> Iterator[Stored]:
+    def listed(self, kind: BlobKind) -> Iterator[Stored]:
         """See BlobPlace."""
-        prefix = f"{first:02x}"
-        hidden = self._not_yet()
-        directory = self._manifests if kind is BlobKind.MANIFEST else f"{self._chunks}/{prefix}"
+        directories = [self._manifests]
+        if kind is BlobKind.CHUNK:
+            directories = [f"{self._chunks}/{number:02x}" for number in range(256)]
         with disk_errors(f"cannot list {self.root}"):
-            for entry in _entries(directory):
-                if entry.name.startswith(prefix) and entry.path not in hidden:
-                    yield Stored(bytes.fromhex(entry.name), entry.stat().st_size)
+            for directory in directories:
+                yield from self._in(directory)
+
+    def _in(self, directory: str) -> Iterator[Stored]:
+        with os.scandir(directory) as entries:
+            found = sorted(entry.name for entry in entries if len(entry.name) == _HEX_DIGITS)
+        hidden = self._not_yet()
+        for name in found:
+            path = f"{directory}/{name}"
+            size = None if path in hidden else _size(path)
+            if size is not None:
+                yield Stored(bytes.fromhex(name), size)
 
     def delete(self, kind: BlobKind, digests: Sequence[bytes]) -> None:
         """See BlobPlace."""
@@ -168,11 +193,10 @@ class BlobFiles:
                     self._appearing.discard(file.path)
 
     def _name(self, files: Sequence[Named]) -> None:
-        sync_all([Path(file.temporary) for file in files], anchor=self.root)
+        sync_all([file.temporary for file in files], anchor=self.root)
         for file in files:
             os.rename(file.temporary, file.path)
-        parents = {Path(file.path).parent for file in files}
-        sync_all(sorted(parents), anchor=self.root)
+        sync_all(sorted({os.path.dirname(file.path) for file in files}), anchor=self.root)
 
 
 def _size(path: str) -> int | None:
@@ -180,9 +204,3 @@ def _size(path: str) -> int | None:
         return os.stat(path).st_size
     except FileNotFoundError:
         return None
-
-
-def _entries(directory: str) -> list[os.DirEntry[str]]:
-    """The files of a directory that are named by a digest."""
-    with os.scandir(directory) as entries:
-        return [entry for entry in entries if len(entry.name) == _HEX_DIGITS]

@@ -137,7 +137,7 @@ class BlobPlace(Protocol):
     def publish(self, kind: BlobKind, files: Mapping[bytes, str]) -> None:
         """Keep finished files, by digest; durable when this returns, or none of them counts.
 
-        The files may be gone afterwards or not.
+        The files are gone afterwards, also after an error.
         """
         ...
 
@@ -145,8 +145,8 @@ class BlobPlace(Protocol):
         """Its bytes in pieces of at most 1 MiB. Raises NotFound."""
         ...
 
-    def listed(self, kind: BlobKind, first: int) -> Iterator[Stored]:
-        """All that are stored whose digest begins with this byte."""
+    def listed(self, kind: BlobKind) -> Iterator[Stored]:
+        """All that are stored, those with the same first byte after one another."""
         ...
 
     def delete(self, kind: BlobKind, digests: Sequence[bytes]) -> None:
@@ -193,14 +193,8 @@ class Incoming:
     def settle(self) -> None:
         """Give all that was checked its place. Raises StorageFull or StorageFailed."""
         verified, self._verified, self._verified_bytes = self._verified, {}, 0
-        if not verified:
-            return
-        try:
+        if verified:
             self._place.publish(BlobKind.CHUNK, verified)
-        finally:
-            for path in verified.values():
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
 
     def drop(self) -> None:
         """Forget the chunk that was not finished."""
@@ -249,6 +243,13 @@ class _Writing:
         if self.temporary is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.temporary)
+
+
+def unlink_all(paths: Iterable[str]) -> None:
+    """Remove files that may be gone already."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def open_new(path: str) -> int:

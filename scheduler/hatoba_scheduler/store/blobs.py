@@ -67,6 +67,7 @@ _THREADS = 4
 _WAITING_PIECES = 4096
 _NAMED_MISSING = 10
 _BATCH = 2_000
+_LISTED = 1_000
 _MAX_MANIFEST = 1024 * 1024 * 1024
 _KNOWN_REFS = 1_024
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
@@ -251,9 +252,11 @@ class ChunkStore:
 
     # -- garbage --------------------------------------------------------------------------------
 
-    async def stored(self, kind: BlobKind, first: int) -> list[Stored]:
-        """All whose digest begins with this byte."""
-        return await self.on_thread(lambda: list(self.place.listed(kind, first)))
+    async def stored(self, kind: BlobKind) -> AsyncGenerator[list[Stored], None]:
+        """All that is stored, some at a time; those with the same first byte follow one another."""
+        listing = self.place.listed(kind)
+        while some := await self.on_thread(_some, listing, _LISTED):
+            yield some
 
     async def leased_manifests(self) -> set[bytes]:
         """Manifests that have a lease."""
@@ -292,6 +295,7 @@ class ChunkStore:
             except asyncio.CancelledError:
                 cancelled = True
         if cancelled:
+            running.exception()
             raise asyncio.CancelledError
         return running.result()
 

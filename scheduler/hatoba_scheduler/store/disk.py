@@ -27,7 +27,7 @@ def disk_errors(what: str) -> Iterator[None]:
         raise StorageFailed(f"the server's disk failed: {what} ({error.strerror})") from error
 
 
-def sync_all(paths: Sequence[Path], *, anchor: Path) -> None:
+def sync_all(paths: Sequence[str | Path], *, anchor: Path) -> None:
     """Return once these files or directories are on the disk, all in the file system of `anchor`.
 
     Raises OSError.
@@ -38,7 +38,7 @@ def sync_all(paths: Sequence[Path], *, anchor: Path) -> None:
         sync(path)
 
 
-def sync(path: Path) -> None:
+def sync(path: str | Path) -> None:
     """Bring one file or directory to the disk. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -32,6 +32,7 @@ from hatoba_scheduler.store.blob_place import (
     Spool,
     Stored,
     not_stored,
+    unlink_all,
     wrong_digest,
 )
 from hatoba_scheduler.store.buckets import Bucket
@@ -79,7 +80,10 @@ class BlobObjects:
 
     def publish(self, kind: BlobKind, files: Mapping[bytes, str]) -> None:
         """See BlobPlace."""
-        self._all(lambda item: self._put(self.key(kind, item[0]), item[1]), files.items())
+        try:
+            self._all(lambda item: self._put(self.key(kind, item[0]), item[1]), files.items())
+        finally:
+            unlink_all(files.values())
 
     def read(self, kind: BlobKind, digest: bytes) -> Iterator[bytes]:
         """See BlobPlace."""
@@ -90,14 +94,10 @@ class BlobObjects:
                 raise not_stored(kind, digest) from None
             yield from _pieces(found.stream(min_chunk_size=PIECE_BYTES))
 
-    def listed(self, kind: BlobKind, first: int) -> Iterator[Stored]:
+    def listed(self, kind: BlobKind) -> Iterator[Stored]:
         """See BlobPlace."""
-        prefix = f"{first:02x}"
-        manifests = kind is BlobKind.MANIFEST
-        for meta in self._list("manifests/" if manifests else f"chunks/{prefix}/"):
-            name = meta["path"].rpartition("/")[2]
-            if name.startswith(prefix):
-                yield Stored(bytes.fromhex(name), meta["size"])
+        for meta in self._list("manifests/" if kind is BlobKind.MANIFEST else "chunks/"):
+            yield Stored(bytes.fromhex(meta["path"].rpartition("/")[2]), meta["size"])
 
     def delete(self, kind: BlobKind, digests: Sequence[bytes]) -> None:
         """See BlobPlace."""

@@ -26,7 +26,7 @@ class Unreachable(Unavailable):
 
 
 class Changed(Exception):
-    """The object is not the one that was asked for, or is gone."""
+    """The object is not the one that was asked for, or is gone; says what was found."""
 
 
 def put(url: str, data: bytes) -> None:
@@ -48,9 +48,12 @@ def get(url: str, size: int, etag: str = "") -> Iterator[bytes]:
     """
     done = 0
     waits = _waits()
-    while done < size:
+    # Of an empty object, too, it is asked whether it is the one.
+    unseen = bool(etag)
+    while done < size or unseen:
         try:
             with _open(_ranged(url, done, etag)) as reply:
+                unseen = False
                 _check(reply, done, size, etag)
                 while data := reply.read(min(PIECE_BYTES, size - done)):
                     done += len(data)
@@ -59,7 +62,7 @@ def get(url: str, size: int, etag: str = "") -> Iterator[bytes]:
                 raise http.client.IncompleteRead(b"", size - done)
         except urllib.error.HTTPError as error:
             if etag and error.code in _CHANGED:
-                raise Changed(url.partition("?")[0]) from None
+                raise Changed(_found(url)) from None
             _pause(next(waits), error, url)
         except (OSError, http.client.HTTPException) as error:
             _pause(next(waits), error, url)
@@ -78,12 +81,27 @@ def _check(reply: http.client.HTTPResponse, start: int, size: int, etag: str) ->
     """Raise Changed when what comes is not the object; OSError when it does not begin at start."""
     found = (reply.headers.get("ETag") or "").strip('"')
     if etag and found and found != etag:
-        raise Changed(f"entity tag {found}")
+        raise Changed(found)
     if start and reply.status != 206:
         raise OSError("the store sends no ranges")
     length = reply.headers.get("Content-Length")
     if etag and length is not None and int(length) != size - start:
-        raise Changed(f"{length} bytes")
+        raise Changed(f"{found or etag} of {length} bytes")
+
+
+def _found(url: str) -> str:
+    """The entity tag of what lies there now, or that nothing does."""
+    request = urllib.request.Request(url)
+    request.add_header("Range", "bytes=0-0")
+    try:
+        with _open(request) as reply:
+            return (reply.headers.get("ETag") or "another").strip('"')
+    except urllib.error.HTTPError as error:
+        # An empty object has no first byte, and tells its tag all the same.
+        tag = (error.headers.get("ETag") or "").strip('"')
+        return tag or ("none" if error.code == 404 else f"status {error.code}")
+    except (OSError, http.client.HTTPException):
+        return "another"
 
 
 def _open(request: urllib.request.Request) -> http.client.HTTPResponse:

@@ -54,9 +54,9 @@ class DigestMismatch(HatobaError):
 class ObjectChanged(HatobaError):
     """A file that stays in a bucket is not the one that was recorded, or is gone."""
 
-    def __init__(self, path: str, uri: str) -> None:
+    def __init__(self, path: str, uri: str, etag: str, found: str) -> None:
         super().__init__(
-            f"{path}: {uri} changed since it was recorded",
+            f"{path}: {uri} changed since it was recorded: entity tag {etag}, now {found}",
             remedy="import the bucket again: that makes a version of what is there now",
         )
         self.path = path

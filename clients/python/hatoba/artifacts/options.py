@@ -63,6 +63,7 @@ async def uninterrupted(work: Callable[..., T], *arguments: object) -> T:
         except asyncio.CancelledError:
             cancelled = True
     if cancelled:
+        running.exception()
         raise asyncio.CancelledError
     return running.result()
 

@@ -211,8 +211,9 @@ def _copy(found: _Object, fd: int) -> int:
         for data in get(found.url, entry.size, entry.external.etag):
             _write_all(fd, data, offset)
             offset += len(data)
-    except Changed:
-        raise ObjectChanged(entry.path, entry.external.uri) from None
+    except Changed as changed:
+        external = entry.external
+        raise ObjectChanged(entry.path, external.uri, external.etag, str(changed)) from None
     return entry.size
 
 

@@ -17,7 +17,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from hatoba.artifacts.manifest import FILE
+from hatoba.artifacts.manifest import FILE, MIB
 from hatoba.artifacts.scan import Found, Scan
 from hatoba.v1 import common_pb2
 
@@ -29,6 +29,8 @@ T = TypeVar("T")
 RACY_NS: Final = 2_000_000_000
 TREES: Final = 64
 """Folders that are remembered; those used longest ago go first."""
+WORTH_BYTES: Final = 16 * MIB
+WORTH_FILES: Final = 500
 _WAIT_SECONDS = 2.0
 _CHUNK = struct.Struct("<32sI")
 _ENTRY = "%s\0%s\0%d\0%o\0%d\0%s\0%d\0%d\0%d\n"
@@ -66,6 +68,12 @@ class ScanCache:
         """The one in the user's cache directory."""
         base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         return cls(Path(base) / "hatoba" / "scans.db")
+
+    @classmethod
+    def worth_it(cls, scan: Scan) -> ScanCache | None:
+        """The user's, for a tree that takes longer to read than the cache does."""
+        big = scan.total_bytes > WORTH_BYTES or len(scan.entries) > WORTH_FILES
+        return cls.of_user() if big else None
 
     def ref(self, scan: Scan) -> common_pb2.ManifestRef | None:
         """What the whole tree was packed as, when nothing in it changed since."""
