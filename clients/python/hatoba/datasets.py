@@ -131,15 +131,17 @@ class AsyncDatasets:
 
     async def append(self, name: str, items: Iterable[NewItem], *, request_id: str = "") -> int:
         """Add items to a dataset's head, durably; how many it has now."""
-        count = 0
-        for number, batch in enumerate(_batches(items)):
+        count = number = 0
+        batches = _batches(items)
+        # Items may be read from files as they are asked for.
+        while batch := await asyncio.to_thread(next, batches, None):
             request = dataset_pb2.AppendDatasetItemsRequest(
                 project=self._client.project, dataset=name, items=map(_item_message, batch)
             )
             if request_id:
                 request.request_id = f"{request_id}-{number}"
             reply = await self._client.call(request, dataset_pb2.AppendDatasetItemsResponse)
-            count = reply.head_items
+            count, number = reply.head_items, number + 1
         return count
 
     async def commit(self, name: str, message: str = "") -> dataset_pb2.DatasetVersion:
@@ -376,10 +378,12 @@ def _packed(
         raise InvalidSpec(f"there is no directory {directory}")
     scan = scan_tree(directory, Selection.EVERYTHING)
     lines = _item_lines(scan, options)
+    if lines is None:
+        yield pack_tree(scan, cache=ScanCache.of_user()), None
+        return
     # Items that cannot be are told of before the files are read.
-    with packing.one_file(ITEMS_FILE, lines or ()) as items:
-        tree = pack_tree(scan, cache=ScanCache.of_user())
-        yield tree, None if lines is None else items
+    with packing.one_file(ITEMS_FILE, lines) as items:
+        yield pack_tree(scan, cache=ScanCache.of_user()), items
 
 
 def _item_lines(scan: Scan, options: PushOptions) -> Iterator[bytes] | None:

@@ -18,6 +18,7 @@ OBJECTS = {
     "faces/train/cat/1.png": b"c1",
     "faces/train/dog/1.png": b"d1",
     "faces/test/cat/2.png": b"c2",
+    "faces/test/cat/empty": b"",
     "facesx/other": b"x",
     "top": b"t",
 }
@@ -38,10 +39,10 @@ async def test_a_prefix_becomes_a_version_by_reference(
     uri = f"s3://{bucket}/faces"
     version = await client.datasets.import_bucket(uri, "faces", labels_from_folders=True)
     assert version.by_reference
-    assert (version.item_count, version.manifest.files, version.manifest.total_bytes) == (3, 3, 6)
+    assert (version.item_count, version.manifest.files, version.manifest.total_bytes) == (4, 4, 6)
     assert version.source == f"import {uri}"
-    assert dict(version.splits) == {"train": 2, "test": 1}
-    assert dict(version.item_labels) == {"cat": 2, "dog": 1}
+    assert dict(version.splits) == {"train": 2, "test": 2}
+    assert dict(version.item_labels) == {"cat": 3, "dog": 1}
     again = await client.datasets.import_bucket(f"{uri}/", "faces", labels_from_folders=True)
     assert again == version
     await client.datasets.pull("faces", tmp_path / "out")
@@ -49,6 +50,7 @@ async def test_a_prefix_becomes_a_version_by_reference(
         "train/cat/1.png": b"c1",
         "train/dog/1.png": b"d1",
         "test/cat/2.png": b"c2",
+        "test/cat/empty": b"",
     }
 
 

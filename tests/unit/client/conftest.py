@@ -497,10 +497,47 @@ class FakeArtifacts(artifact_pb2_grpc.ArtifactServiceServicer):
 
 
 class FakeDatasets(dataset_pb2_grpc.DatasetServiceServicer):
-    """DatasetService that answers what a test says."""
+    """DatasetService: one dataset `faces` with one version, unless a test says something else."""
 
     def __init__(self, fake: FakeServer) -> None:
         self._fake = fake
+
+    def _version(self, request: Any, context: Context) -> dataset_pb2.DatasetVersion:
+        name = "projects/default/datasets/faces/versions/1"
+        made = dataset_pb2.DatasetVersion(name=name, version=1, item_count=2, source="push")
+        return self._fake.reply(request, context, made)
+
+    CreateDatasetVersion = _version
+    GetDatasetVersion = _version
+    CommitDataset = _version
+    ImportDataset = _version
+    DeleteDatasetVersion = _version
+
+    def ListDatasets(
+        self, request: dataset_pb2.ListDatasetsRequest, context: Context
+    ) -> dataset_pb2.ListDatasetsResponse:
+        return self._fake.reply(request, context, dataset_pb2.ListDatasetsResponse())
+
+    def ListDatasetVersions(
+        self, request: dataset_pb2.ListDatasetVersionsRequest, context: Context
+    ) -> dataset_pb2.ListDatasetVersionsResponse:
+        return self._fake.reply(request, context, dataset_pb2.ListDatasetVersionsResponse())
+
+    def ListDatasetItems(
+        self, request: dataset_pb2.ListDatasetItemsRequest, context: Context
+    ) -> dataset_pb2.ListDatasetItemsResponse:
+        return self._fake.reply(request, context, dataset_pb2.ListDatasetItemsResponse())
+
+    def DiffDatasetVersions(
+        self, request: dataset_pb2.DiffDatasetVersionsRequest, context: Context
+    ) -> dataset_pb2.DiffDatasetVersionsResponse:
+        return self._fake.reply(request, context, dataset_pb2.DiffDatasetVersionsResponse())
+
+    def AppendDatasetItems(
+        self, request: dataset_pb2.AppendDatasetItemsRequest, context: Context
+    ) -> dataset_pb2.AppendDatasetItemsResponse:
+        made = dataset_pb2.AppendDatasetItemsResponse(head_items=len(request.items))
+        return self._fake.reply(request, context, made)
 
     def CreateCodeVersion(
         self, request: dataset_pb2.CreateCodeVersionRequest, context: Context
@@ -508,6 +545,18 @@ class FakeDatasets(dataset_pb2_grpc.DatasetServiceServicer):
         name = f"projects/{request.project}/code/{request.code}/versions/1"
         made = dataset_pb2.CodeVersion(name=name, version=1, manifest=request.manifest)
         return self._fake.reply(request, context, made)
+
+    def GetCodeVersion(
+        self, request: dataset_pb2.GetCodeVersionRequest, context: Context
+    ) -> dataset_pb2.CodeVersion:
+        name = "projects/default/code/train/versions/1"
+        made = dataset_pb2.CodeVersion(name=name, version=1)
+        return self._fake.reply(request, context, made)
+
+    def ListCodeVersions(
+        self, request: dataset_pb2.ListCodeVersionsRequest, context: Context
+    ) -> dataset_pb2.ListCodeVersionsResponse:
+        return self._fake.reply(request, context, dataset_pb2.ListCodeVersionsResponse())
 
 
 def canned(fake: FakeServer, module: Any, service: str) -> grpc.GenericRpcHandler:
