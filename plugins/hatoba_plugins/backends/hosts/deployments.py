@@ -38,7 +38,7 @@ HANDLE_VERSION = 1
 FIRST_REPORTS = 30.0
 """Seconds after its opening in which hosts are waited for before anything is placed anew."""
 LOOK_EVERY = 1.0
-ASK_AGAIN = 1.0
+ASK_AGAIN = 0.25
 MARKS = 100_000
 """Removed deployments that are remembered, to refuse a late apply."""
 
