@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from google.protobuf import field_mask_pb2
-from server_process import HatobaServer, kill9, runs, until
+from server_process import HatobaServer, until
 from serving_house import Tally, asking, deployed, registered, router_of, settled
 from wire import Wire
 
@@ -145,13 +144,12 @@ async def test_a_router_comes_back_from_its_table(
 ) -> None:
     version = await registered(own_wire, tmp_path)
     await deployed(own_wire, spec(version.name))
-    router = await asyncio.to_thread(router_pid, own_server)
     await own_server.kill()
     began = time.monotonic()
-    assert await asyncio.to_thread(kill9, router)
+    router = await own_server.kill_router()
     await until_served(own_server)
     took = time.monotonic() - began
-    assert await asyncio.to_thread(router_pid, own_server) != router
+    assert await asyncio.to_thread(own_server.router_pid) not in (0, router)
     print(f"the router was back after {took:.2f} s")
     await own_server.start()
 
@@ -188,11 +186,3 @@ async def test_what_is_deleted_leaves_nothing(
     ):
         assert reply.status == 404
         assert "reader" in json.dumps(await reply.json())
-
-
-def router_pid(server: HatobaServer) -> int:
-    """The router's pid."""
-    pid = int(json.loads((server.data / "router.json").read_text())["pid"])
-    assert runs(pid)
-    assert pid != os.getpid()
-    return pid
