@@ -233,21 +233,25 @@ def explain(demo: Demo, strong: str, image: Path) -> None:
     caller = Caller(demo.address("reader"))
     trace = caller.ask(image.read_bytes()).trace_id
     caller.close()
-    deadline = time.monotonic() + STEP_SECONDS
-    while True:
-        try:
-            text = demo.run("explain", f"predictions/{trace}")
-            break
-        except DemoFailed:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+    text = explanation(demo, trace)
     print(text)
     if strong not in text or "digits:1" not in text or "train-2" not in text:
         raise DemoFailed("the explanation does not name model, job and data")
     picture = demo.work / "lineage.png"
     print(demo.run("models", "lineage", strong, "--plot", str(picture)))
     demo.say(f"a prediction explained; the lineage is {demo.keep(picture)}")
+
+
+def explanation(demo: Demo, trace: str) -> str:
+    """What stands behind a prediction, once the router has told of it."""
+    deadline = time.monotonic() + STEP_SECONDS
+    while True:
+        try:
+            return demo.run("explain", f"predictions/{trace}")
+        except DemoFailed:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _short(name: str) -> str:

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -118,25 +118,27 @@ class Traffic:
             if self._over.is_set():
                 break
             began = time.monotonic()
-            try:
-                answer = caller.ask(image)
-            except (OSError, http.client.HTTPException) as error:
-                self._note(lambda error=error: self.tally.failures.append(repr(error)))
-                caller.close()
-                continue
-            self._note(lambda answer=answer: self._count(answer))
-            self.tally.slowest = max(self.tally.slowest, time.monotonic() - began)
+            found = self._ask(caller, image)
+            with self._lock:
+                self._count(found, time.monotonic() - began)
         caller.close()
 
-    def _count(self, answer: Answer) -> None:
-        if answer.status == 200:
-            self.tally.models[answer.model] += 1
-        else:
-            self.tally.failures.append(f"{answer.status} {answer.body}")
+    def _ask(self, caller: Caller, image: bytes) -> Answer | str:
+        """The answer, or in words why there is none."""
+        try:
+            return caller.ask(image)
+        except (OSError, http.client.HTTPException) as error:
+            caller.close()
+            return repr(error)
 
-    def _note(self, change: Callable[[], None]) -> None:
-        with self._lock:
-            change()
+    def _count(self, found: Answer | str, took: float) -> None:
+        self.tally.slowest = max(self.tally.slowest, took)
+        if isinstance(found, str):
+            self.tally.failures.append(found)
+        elif found.status == 200:
+            self.tally.models[found.model] += 1
+        else:
+            self.tally.failures.append(f"{found.status} {found.body}")
 
 
 def accuracy(address: Address, images: Sequence[Path]) -> float:
