@@ -54,11 +54,15 @@ class Watched(ArtifactServicer):
         super().__init__(parts, limits)
         self.entered = asyncio.Event()
         self.left = asyncio.Event()
+        self.streamed = 0
+        """Bytes of chunks that came by whole streams."""
 
     async def UploadChunks(self, requests: Any, context: Any) -> artifact_pb2.UploadChunksResponse:
         self.entered.set()
         try:
-            return await super().UploadChunks(requests, context)
+            reply = await super().UploadChunks(requests, context)
+            self.streamed += reply.bytes
+            return reply
         finally:
             self.left.set()
 
