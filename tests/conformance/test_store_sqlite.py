@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hatoba_scheduler.store.conformance import OpenStore, StoreConformance
+from hatoba_scheduler.store.conformance_datasets import DatasetStoreConformance
 from hatoba_scheduler.store.conformance_models import ModelStoreConformance
 from hatoba_scheduler.store.sqlite import open_store as open_sqlite
 
@@ -16,6 +17,12 @@ class TestSqliteStore(StoreConformance):
 
 
 class TestSqliteModels(ModelStoreConformance):
+    @pytest.fixture
+    def open_store(self) -> OpenStore:
+        return open_sqlite
+
+
+class TestSqliteDatasets(DatasetStoreConformance):
     @pytest.fixture
     def open_store(self) -> OpenStore:
         return open_sqlite

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -19,9 +20,9 @@ from hatoba.v1 import dataset_pb2
 from tests.integration.datasets.conftest import client_of, contents, folder
 
 
-async def items_of(datasets: AsyncDatasets, name: str, **said: bool) -> list[str]:
+async def items_of(datasets: AsyncDatasets, name: str, *, head: bool = False) -> list[str]:
     """Ids, in order."""
-    return [item.id async for item in datasets.items(name, **said)]
+    return [item.id async for item in datasets.items(name, head=head)]
 
 
 async def test_a_commit_adds_the_head_behind_the_newest_version(
@@ -140,7 +141,7 @@ async def test_a_repeated_commit_is_the_same_version(client: AsyncClient) -> Non
     assert await items_of(client.datasets, "d", head=True) == ["b"]
 
 
-BAD_ITEMS = [
+BAD_ITEMS: list[tuple[dict[str, Any], str, str]] = [
     ({"id": "", "data": b"x"}, "items[0].id", "1 characters"),
     ({"id": "a", "path": "b"}, "items[0].data", "bytes"),
     ({"id": "a", "path": "../b", "data": b"x"}, "items[0].path", "relative"),
@@ -153,14 +154,11 @@ BAD_ITEMS = [
 
 @pytest.mark.parametrize(("fields", "field", "words"), BAD_ITEMS)
 async def test_items_that_cannot_be_are_refused(
-    client: AsyncClient, fields: dict[str, object], field: str, words: str
+    client: AsyncClient, fields: dict[str, Any], field: str, words: str
 ) -> None:
     request = dataset_pb2.AppendDatasetItemsRequest(project=client.project, dataset="d")
-    attributes = fields.pop("attributes", None)
-    item = request.items.add(**fields)
-    if attributes:
-        item.attributes.update(attributes)
-    fields["attributes"] = attributes
+    item = request.items.add(**{key: fields[key] for key in fields.keys() - {"attributes"}})
+    item.attributes.update(fields.get("attributes", {}))
     with pytest.raises(InvalidRequest, match=words) as caught:
         await client.call(request, dataset_pb2.AppendDatasetItemsResponse)
     assert field in [one.field for one in caught.value.violations]
