@@ -60,6 +60,7 @@ def tidy(node: Any) -> Any:
 
 def without_prefix(values: list[str]) -> list[str]:
     """Enum values as people write them: BAR for FOO_BAR, and FOO_UNSPECIFIED is left out."""
-    prefix = os.path.commonprefix(values).rpartition("_")[0] + "_"
+    # of names, not of paths
+    prefix = os.path.commonprefix(values).rpartition("_")[0] + "_"  # noqa: RUF071
     words = [value.removeprefix(prefix) for value in values]
     return [word for word in words if word != "UNSPECIFIED"]
