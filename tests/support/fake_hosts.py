@@ -15,7 +15,9 @@ from hatoba_plugins.clock import FakeClock
 from hatoba_plugins.rolling import parse_name
 from hatoba_plugins.values import ReplicaSet, RevisionTarget, Target
 from hatoba_scheduler.control.hub import Hub, Session
-from hatoba_scheduler.domain.records import Host
+from hatoba_scheduler.control.ledger import Commit
+from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Change, Host, Resources
+from hatoba_scheduler.domain.states import AttemptState, Release
 from hatoba_scheduler.store.base import ServerIdentity, Store
 
 CLUSTER = "cluster"
@@ -203,6 +205,34 @@ def target(
         revisions.append(RevisionTarget(revision, count, 100, spec))
     name = "projects/default/deployments/reader"
     return Target(name, UID, generation, tuple(revisions), **fields)
+
+
+def attempt(name: str, host: str, reserved: Resources, gpus: tuple[str, ...] = ()) -> Attempt:
+    """A job's attempt that holds something of a host."""
+    return Attempt(
+        name=name,
+        job_uid="job",
+        index=0,
+        number=1,
+        fence=1,
+        backend="hosts",
+        host=host,
+        gpus=gpus,
+        state=AttemptState.RUNNING,
+        version=1,
+        release=Release.HELD,
+        fenced=True,
+        span_id="",
+        create_time=0,
+        reserved=reserved,
+    )
+
+
+def committed(*attempts: Attempt) -> Commit:
+    """A commit that changed these."""
+    writes = tuple(AttemptWrite(one, 1) for one in attempts)
+    nothing = cast(Any, None)
+    return Commit(nothing, Change(nothing, 1, attempts=writes), nothing)
 
 
 def revision_of(name: str) -> int:

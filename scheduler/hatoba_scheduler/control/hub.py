@@ -231,7 +231,8 @@ class Hub:
                 self._holdings.note(attempt)
                 if attempt.release is Release.RELEASED:
                     self._known.pop(attempt.name, None)
-                    self._replicas.touch(attempt.host)
+                    if attempt.host in self._hosts:
+                        self._replicas.touch(attempt.host)
 
     def is_current(self, session: Session) -> bool:
         """Whether this is the host's newest stream; items of an older one are dropped."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from fake_hosts import (
     UNHEALTHY,
     FakeHost,
     KeptHosts,
+    attempt,
+    committed,
     core_on,
     revision_of,
     target,
@@ -20,8 +23,11 @@ from fake_hosts import (
 )
 
 from hatoba.v1 import common_pb2, worker_pb2
+from hatoba_plugins.backends.hosts import HostsOptions
 from hatoba_plugins.errors import Invalid, Retry, Stale
 from hatoba_plugins.values import NotYet, Released, ReplicaPhase, ReplicaSet, Share
+from hatoba_scheduler.domain.records import Resources
+from hatoba_scheduler.domain.states import Release
 
 
 def phases(seen: ReplicaSet) -> list[ReplicaPhase]:
@@ -138,6 +144,34 @@ async def test_a_cordoned_host_gets_none_and_keeps_its_own() -> None:
         await core.settle()
         await core.obey(host)
         assert ready(await core.seen()) == 2
+
+
+async def test_what_jobs_hold_is_not_there_for_replicas() -> None:
+    async with core_on() as core:
+        host = FakeHost("one", gpus=["0", "1"])
+        await host.connect(core.hub)
+        job = attempt("a-1", "one", Resources(3.0, 0, 1), gpus=("0",))
+        await core.hub.recover([job])
+        needs = common_pb2.Resources(cpus=1.0, gpus=1)
+        await core.apply(target({1: 2}, made_from=template(resources=needs)))
+        await core.obey(host)
+        assert [list(one.gpus) for one in host.specs.values()] == [["1"]]
+        assert core.hub.held_of("one") == (Resources(4.0, 0, 2), 1)
+        problem = (await core.seen()).problem
+        assert problem is not None
+        assert "one: 0 cpus, 0 gpus free" in problem.message
+        ended = replace(job, release=Release.RELEASED)
+        core.hub.on_commit([committed(ended)], [])
+        await core.settle()
+        await core.obey(host)
+        assert sorted(list(one.gpus) for one in host.specs.values()) == [["0"], ["1"]]
+        assert core.hub.held_of("one") == (Resources(2.0, 0, 2), 0)
+
+
+def test_how_long_a_host_may_be_away_is_an_option() -> None:
+    assert HostsOptions.check({"away_after": 5}) == []
+    assert [one.field for one in HostsOptions.check({"away_after": 0})] == ["away_after"]
+    assert [one.field for one in HostsOptions.check({"away_after": "long"})] == ["away_after"]
 
 
 # -- replacing ----------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class FakeStaging:
 
     def __init__(self) -> None:
         self.brought = 0
+        self.pinned = 0
         self.problem: AttemptFailed | None = None
         self.hold = asyncio.Event()
         self.hold.set()
@@ -99,6 +100,10 @@ class FakeStaging:
         address = json.dumps({"host": "127.0.0.1", "port": place.run})
         await asyncio.to_thread(Path(place.ready_file).write_text, address)
         return Spawn(place.process, ["server"], {}, place.home, "", "")
+
+    async def pin(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
+        """Noted."""
+        self.pinned += 1
 
     async def clear(self, name: str, home: str) -> None:
         """Nothing to remove."""
@@ -388,6 +393,7 @@ async def test_another_worker_takes_it_up_as_ready(stage: Stage) -> None:
     async with living(stage):
         await stage.clock.advance(30.0)
         assert stage.now.state == READY
+        assert stage.staging.pinned == 1
         assert stage.keeper.spawned == [f"{NAME}.1"]
 
 

@@ -72,6 +72,7 @@ class Run:
     """One process. `exit` is None after the end of one that was lost."""
 
     place: Place
+    adopted: bool = False
     begun: bool = False
     began: float = 0.0
     exit: Exit | None = None
@@ -139,6 +140,7 @@ class Replica:
         if status is None or status.failed is not None:
             return
         self.run = self._new_run()
+        self.run.adopted = True
         self.run.apply(status)
         if self.standing.ready_since and not self.run.ended.is_set():
             self.state, self.since = READY, self.standing.ready_since
@@ -222,6 +224,9 @@ class Replica:
             ending = tasks.create_task(
                 self._end_when_let_go(run, watching), name=f"end {run.place.process}"
             )
+            if run.adopted:
+                pinning = self._tools.staging.pin(self.spec, self.home)
+                tasks.create_task(pinning, name=f"pin {run.place.process}")
             await run.ended.wait()
             watching.cancel()
             self._ended(run)

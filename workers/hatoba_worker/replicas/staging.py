@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 from hatoba.v1 import worker_pb2
 from hatoba_worker import tinyfiles
 from hatoba_worker.environments import Environments, Interpreter, Tenant
-from hatoba_worker.failures import staging_failed
+from hatoba_worker.failures import AttemptFailed, staging_failed
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import Limits, Spawn
 from hatoba_worker.logs import FILES
@@ -49,6 +50,9 @@ class Staging(Protocol):
 
     async def spawn(self, spec: worker_pb2.ReplicaSpec, place: Place) -> Spawn:
         """The prepared process; raises AttemptFailed."""
+
+    async def pin(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
+        """Keep the environment that a process of an earlier worker runs in."""
 
     async def clear(self, name: str, home: str) -> None:
         """Remove all that was brought in for a replica."""
@@ -89,10 +93,8 @@ class ReplicaStager:
 
     async def spawn(self, spec: worker_pb2.ReplicaSpec, place: Place) -> Spawn:
         """The prepared process; raises AttemptFailed."""
-        wanted = spec.serving.environment
-        tenant = Tenant(spec.name, wanted, f"{place.home}/{FILES['build']}")
         try:
-            interpreter = await self._environments.resolve(tenant)
+            interpreter = await self._environments.resolve(_tenant(spec, place.home))
             secrets = await asyncio.to_thread(self._secrets.resolve, list(spec.secrets))
             await asyncio.to_thread(self._write_settings, spec, place)
         except OSError as error:
@@ -108,6 +110,12 @@ class ReplicaStager:
             stderr=f"{place.home}/{FILES['stderr']}",
             limits=Limits(memory_bytes=spec.resources.memory_bytes or None),
         )
+
+    async def pin(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
+        """Keep the environment that a process of an earlier worker runs in."""
+        if spec.serving.environment.requirements:
+            with contextlib.suppress(AttemptFailed, OSError):
+                await self._environments.resolve(_tenant(spec, home))
 
     async def clear(self, name: str, home: str) -> None:
         """Remove all that was brought in for a replica."""
@@ -172,6 +180,10 @@ def config_of(spec: worker_pb2.ReplicaSpec, place: Place, address: str) -> dict[
         "batching": {"max_batch": serving.max_batch, "batch_wait_ms": serving.batch_wait_ms},
         "drain_seconds": drain_seconds(spec),
     }
+
+
+def _tenant(spec: worker_pb2.ReplicaSpec, home: str) -> Tenant:
+    return Tenant(spec.name, spec.serving.environment, f"{home}/{FILES['build']}")
 
 
 def drain_seconds(spec: worker_pb2.ReplicaSpec) -> float:
