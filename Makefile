@@ -29,7 +29,7 @@ venv-emulators:
 venv-gen:
 	@$(PYTHON) tools/build/environment.py .venv-gen gen
 
-demo: venv ## train a classifier, kill the server in the middle, look at what came out
+demo: venv ## the whole loop, from images to an explained prediction; the server is killed twice
 	@$(BIN)/python tools/demo/demo.py
 
 test: venv venv-gen venv-emulators ## everything: stubs, lint, types, all suites, one short round of faults and long

@@ -308,7 +308,7 @@ def causes_part() -> Iterator[str]:
 def advice() -> dict[CauseCode, tuple[str, str]]:
     """Of each cause: whom it is laid to, and whether another attempt follows."""
     found: dict[CauseCode, tuple[str, str]] = {}
-    for cause, again in (*ends(), *refusals()):
+    for cause, again in (*ends(), *refusals(), *revisions()):
         origin, known = found.get(cause.code, (cause.origin.name, ""))
         words = known if again in known else f"{known}; {again}".strip("; ")
         found[cause.code] = (origin, words)
@@ -321,6 +321,7 @@ def ends() -> Iterator[tuple[Cause, str]]:
     made.append(causes.cancelled("owner", ""))
     made.append(causes.upstream_failed("job-1", "FAILED"))
     made.append(causes.sibling_failed(0))
+    made.append(causes.model_refused("no"))
     gone = (CauseCode.HOST_LOST, CauseCode.DECLARED_GONE, CauseCode.NOT_COMMITTED)
     made.extend(causes.lost("It is gone.", code) for code in gone)
     for cause in made:
@@ -339,6 +340,12 @@ def refusals() -> Iterator[tuple[Cause, str]]:
         assert cause is not None
         waits = change.job.state is JobState.QUEUED
         yield cause, "refused: after a wait, uncharged" if waits else "refused: never"
+
+
+def revisions() -> Iterator[tuple[Cause, str]]:
+    """Why a deployment's revision is given up; replicas themselves are started again and again."""
+    for code in (CauseCode.NOT_READY, CauseCode.PREDICTIONS_FAIL, CauseCode.CRASH_LOOP):
+        yield Cause(code, Origin.USER, "no", retryable=False), "of a revision: rolled back"
 
 
 def meanings(enum: str) -> dict[str, str]:
