@@ -199,6 +199,8 @@ class AsyncDatasets:
         self, name: str, filter: str = "", *, head: bool = False
     ) -> AsyncGenerator[dataset_pb2.DatasetItem, None]:
         """Items in order, those that a filter (`split = test AND label != 3`) leaves."""
+        if not head:
+            name = await self._numbered(name)
         request = dataset_pb2.ListDatasetItemsRequest(
             project=self._client.project, name=name, filter=filter, head=head, page_size=_PAGE
         )
@@ -210,8 +212,15 @@ class AsyncDatasets:
             if not page.next_page_token:
                 return
 
+    async def _numbered(self, name: str) -> str:
+        """A name with a number: the newest may be another one before its last page was read."""
+        if ":" in name or "/versions/" in name:
+            return name
+        return (await self.get(name)).name
+
     async def diff(self, before: str, after: str, *, limit: int = 1_000) -> Diff:
         """How two versions differ; the counts are of all, `differences` the first `limit`."""
+        before, after = await self._numbered(before), await self._numbered(after)
         request = dataset_pb2.DiffDatasetVersionsRequest(project=self._client.project, to=after)
         setattr(request, "from", before)
         found: list[Difference] = []

@@ -73,14 +73,21 @@ async def _copy_old(
     if newest.items is None:
         paths = await reader.paths(newest.manifest)
         for start in range(0, len(paths), _AT_ONCE):
-            some = [item_line(Item(path, path)) for path in paths[start : start + _AT_ONCE]]
-            await writer.write(await asyncio.to_thread(_old_lines, some, old, dropped, kept))
+            some = paths[start : start + _AT_ONCE]
+            await writer.write(await asyncio.to_thread(_old_paths, some, old, dropped))
         return dropped
     async with aclosing(reader.lines(newest.items)) as pieces:
         async for piece in pieces:
             lines = await asyncio.to_thread(_old_lines, piece.lines, old, dropped, kept)
             await writer.write(lines)
     return dropped - kept
+
+
+def _old_paths(paths: Iterable[str], old: _Old, dropped: set[str]) -> bytes:
+    stay = [path for path in paths if path not in old.replaced]
+    dropped.update(old.replaced.keys() & set(paths))
+    old.tally.items += len(stay)
+    return b"".join([item_line(Item(path, path)) for path in stay])
 
 
 def _old_lines(lines: Iterable[bytes], old: _Old, dropped: set[str], kept: set[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""What jobs name instead of bringing it: `datasets/faces:3`, `jobs/digits-42/outputs`, `code/train:3`.
+"""What jobs name instead of bringing it: `datasets/faces:3`, `jobs/digits-42/outputs`.
 
 A name is resolved once, at submit, to the exact version; that is what the stored specification has.
 """
@@ -65,7 +65,7 @@ class Sources:
     async def _input(self, at: str, told: job_pb2.Input, project: str) -> FieldViolation | None:
         if not told.source:
             told.ClearField("items")
-            return None if told.manifest.digest else _nothing(at)
+            return None if told.manifest.digest else _nothing(f"{at}.manifest")
         try:
             resolved = await self._resolved(told.source, "", project)
         except Unresolved as error:
@@ -101,7 +101,7 @@ class Sources:
 
 
 def _nothing(at: str) -> FieldViolation:
-    return FieldViolation(at, "must have a manifest or a source", "input.none", "", _FORMS)
+    return FieldViolation(at, "must be there, or else a source", "input.none", "''", _FORMS)
 
 
 def _violation(field: str, value: str, error: Unresolved) -> FieldViolation:

@@ -331,7 +331,7 @@ async def test_what_a_job_names_must_be_there(client: AsyncClient, tmp_path: Pat
         assert source in violation.description
     spec = job_pb2.JobSpec(name="x", command=["true"], inputs=[job_pb2.Input(name="faces")])
     request = job_pb2.SubmitJobRequest(project=client.project, spec=spec)
-    with pytest.raises(InvalidRequest, match="a manifest or a source"):
+    with pytest.raises(InvalidRequest, match="or else a source"):
         await client.call(request, job_pb2.Job)
     await client.cancel(held.name)
 
