@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from hatoba_scheduler.domain.models import Decision, Moved, Refusal, Refused, Want
 from hatoba_scheduler.errors import (
@@ -15,6 +16,7 @@ from hatoba_scheduler.errors import (
     Resource,
 )
 from hatoba_scheduler.store.base import Store
+from hatoba_scheduler.whole import whole
 
 
 class AliasListener(Protocol):
@@ -43,15 +45,16 @@ class Aliases:
         """Move an alias, or have a protected one's move wait. Raises NotFound, Aborted (it points
         elsewhere), FailedPrecondition (the version is not READY, or deployments follow the alias).
         """
-        return self._told(await self._store.models.move(want), _About(want))
+        return await whole(self._tell(self._store.models.move(want), _About(want)))
 
     async def decide(self, decision: Decision) -> Moved:
         """Approve or reject a move. Raises NotFound, PermissionDenied (who asked for it), Aborted
         (the alias moved meanwhile), FailedPrecondition (decided otherwise).
         """
-        return self._told(await self._store.models.decide(decision), _About(decision))
+        return await whole(self._tell(self._store.models.decide(decision), _About(decision)))
 
-    def _told(self, moved: Moved | Refused, about: _About) -> Moved:
+    async def _tell(self, moving: Coroutine[Any, Any, Moved | Refused], about: _About) -> Moved:
+        moved = await moving
         if isinstance(moved, Refused):
             raise about.error(moved)
         if moved.changed:

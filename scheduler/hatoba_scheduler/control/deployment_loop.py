@@ -236,8 +236,8 @@ class DeploymentLoop:
             desk.failures = 0
             self._note(live, None)
         except Stale as error:
-            await self._outrun(live, error)
             self._failed(live, desk, error)
+            await self._outrun(live, error)
         except TimeoutError:
             self._failed(live, desk, TimeoutError(f"no answer within {CALL_DEADLINE:g} s"))
         except Exception as error:  # noqa: BLE001 - whatever a backend raises, it is asked again
@@ -277,7 +277,10 @@ class DeploymentLoop:
         log.warning("deployment.stale", deployment=live.uid, error=str(error))
         if live.seen is not None and not live.deployment.deleting:
             told = live.seen.generation
-            await self._book.change(live, lambda view: outrun(view, told, self._book.now()))
+            try:
+                await self._book.change(live, lambda view: outrun(view, told, self._book.now()))
+            except HatobaError as refused:
+                log.warning("deployment.not_stored", deployment=live.uid, error=refused.message)
 
     def _failed(self, live: Live, desk: _Desk, error: Exception) -> None:
         desk.failures += 1

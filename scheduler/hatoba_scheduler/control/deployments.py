@@ -43,6 +43,7 @@ from hatoba_scheduler.errors import (
 from hatoba_scheduler.services.requests import mismatch
 from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Stale
 from hatoba_scheduler.store.deployments import KEPT_REVISIONS, DeploymentStore, Kept, Taken
+from hatoba_scheduler.whole import whole
 
 log = structlog.get_logger(__name__)
 
@@ -196,6 +197,14 @@ class DeploymentBook:
     ) -> tuple[Live, bool]:
         """Store a new deployment; True: by an earlier call with this key. Raises AlreadyExists,
         Aborted, Unavailable."""
+        live, again = await whole(self._make(change, revision, request))
+        if not again:
+            await self.reroute(live)
+        return live, again
+
+    async def _make(
+        self, change: Change, revision: Revision, request: RequestKey | None
+    ) -> tuple[Live, bool]:
         answer = await self._store.apply(change, request)
         one = change.deployment
         if isinstance(answer, Duplicate):
@@ -209,7 +218,6 @@ class DeploymentBook:
         live.settled = True
         live.revisions[revision.revision] = revision
         self._take(live, change)
-        await self.reroute(live)
         return live, False
 
     async def change(self, live: Live, decide: Decide, request: RequestKey | None = None) -> bool:
@@ -224,13 +232,18 @@ class DeploymentBook:
                 raise _precondition(live.deployment, str(refused)) from None
             if change is None:
                 return False
-            answer = await self._store.apply(change, request)
-            if isinstance(answer, Duplicate):
+            if not await whole(self._write(live, change, request)):
                 return False
-            if answer is not None:
-                raise _refusal(answer, live.deployment, request)
-            self._take(live, change)
         await self.reroute(live)
+        return True
+
+    async def _write(self, live: Live, change: Change, request: RequestKey | None) -> bool:
+        answer = await self._store.apply(change, request)
+        if isinstance(answer, Duplicate):
+            return False
+        if answer is not None:
+            raise _refusal(answer, live.deployment, request)
+        self._take(live, change)
         return True
 
     def _take(self, live: Live, change: Change) -> None:

@@ -55,9 +55,10 @@ from hatoba_scheduler.services.requests import (
     request_key,
     seen_before,
 )
-from hatoba_scheduler.store.base import Duplicate, Mismatch, Stale, Store
+from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Stale, Store
 from hatoba_scheduler.store.datasets import DatasetKey
 from hatoba_scheduler.store.models import InUse, MoveQuery
+from hatoba_scheduler.whole import whole
 
 Context = grpc.aio.ServicerContext[Any, Any]
 _MOVE = re.compile(r"projects/([a-z0-9-]{1,48})/models/([a-z0-9-]{1,48})/moves/([1-9][0-9]{0,17})")
@@ -99,15 +100,21 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         known = await seen_before(self._store, key)
         if known is not None:
             return await self._made_before(known)
-        made = await self._models.register(await self._new_version(request, project), key)
+        made = await whole(self._register(await self._new_version(request, project), key))
         if isinstance(made, Mismatch):
             raise mismatch(request.request_id, made)
         if isinstance(made, Duplicate):
             mark_deduplicated()
             return await self._made_before(made.resource)
-        if made.state is ModelState.REGISTERING:
-            await self._parts.registrar.start(made, current_call().trace)
         return version_to_proto(await self._models.version(made.key) or made)
+
+    async def _register(
+        self, version: ModelVersion, key: RequestKey | None
+    ) -> ModelVersion | Duplicate | Mismatch:
+        made = await self._models.register(version, key)
+        if isinstance(made, ModelVersion) and made.state is ModelState.REGISTERING:
+            await self._parts.registrar.start(made, current_call().trace)
+        return made
 
     async def _made_before(self, resource: str) -> model_pb2.ModelVersion:
         return await self._message(await find_version(self._store, resource, DEFAULT_PROJECT))

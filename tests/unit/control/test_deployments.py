@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from memory_deployments import MemoryDeployments, ScriptedBackend, Tokens, up
@@ -228,6 +229,47 @@ async def test_a_backend_that_remembers_more_than_we_is_outrun(house: House) -> 
     await house.turn(3)
     assert house.backend.newest.generation == 41
     assert [one.revision for one in house.backend.newest.revisions] == [2]
+
+
+async def test_a_backend_is_outrun_later_when_that_cannot_be_stored(house: House) -> None:
+    live = await house.deploy()
+    await house.ready(live)
+    await house.update(live, 2)
+    house.backend.tell.put_nowait(replace_generation(house, 40))
+    await house.turn()
+    house.store.fail_with = Unavailable("disk full")
+    house.backend.errors.append(Stale("generation 40 was taken in before"))
+    live.deployment = replace(live.deployment, generation=live.deployment.generation + 1)
+    await house.turn(1)
+    house.backend.errors.append(Stale("generation 40 was taken in before"))
+    house.store.fail_with = None
+    await house.turn(5)
+    assert house.backend.newest.generation == 41
+
+
+async def test_a_caller_that_goes_away_leaves_the_book_as_the_store_is(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = await house.deploy()
+    written, go, apply = asyncio.Event(), asyncio.Event(), house.store.apply
+
+    async def slow(*asked: Any) -> Any:
+        answer = await apply(*asked)
+        written.set()
+        await go.wait()
+        return answer
+
+    monkeypatch.setattr(house.store, "apply", slow)
+    async with asyncio.TaskGroup() as group:
+        caller = group.create_task(house.update(live, 2), name="caller")
+        await written.wait()
+        caller.cancel()
+        await asyncio.sleep(0)
+        go.set()
+    assert caller.cancelled()
+    assert live.deployment == house.store.kept[live.uid]
+    await house.update(live, 3)
+    assert live.deployment.newest == 3
 
 
 def replace_generation(house: House, generation: int) -> ReplicaSet:
