@@ -11,6 +11,8 @@ import socket
 import pytest
 from model_server_house import Client, Replica
 
+from hatoba_worker.serving.server import QUIET_SECONDS
+
 
 def post(body: str, *, lines: str = "") -> bytes:
     """A prediction asked for, as bytes."""
@@ -286,6 +288,29 @@ async def test_told_to_end_it_answers_what_it_has_and_what_still_comes(replica: 
     assert (await late.answer()).json["x"] == 2
     assert await idle.ended()
     assert await replica.ended() == 0
+
+
+async def test_told_to_end_it_waits_for_what_is_on_its_way(replica: Replica) -> None:
+    """Also when nobody had asked for long before, and when only a part of a request is there."""
+    await replica.start()
+    kept, half = await replica.client(), await replica.client()
+    assert (await kept.ask({"x": 1})).status == 200
+    await quiet(kept)
+    await half.send(post('{"x": 2}')[:-3])
+    replica.tell()
+    await replica.says("/readyz", 503, "ending")
+    assert (await kept.ask({"x": 3})).json["x"] == 3
+    await quiet(half)
+    await half.send(post('{"x": 2}')[-3:])
+    assert (await half.answer()).json["x"] == 2
+    assert await replica.ended() == 0
+
+
+async def quiet(client: Client) -> None:
+    """Longer than it takes a server to believe that nobody asks; nothing comes, nor an end."""
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(3 * QUIET_SECONDS):
+            await client.reader.read(1)
 
 
 async def test_what_hangs_does_not_hold_up_the_end(replica: Replica) -> None:

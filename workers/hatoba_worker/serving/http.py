@@ -145,9 +145,14 @@ class Connection(asyncio.Protocol):
             )
             self._refuse(failure(408, "slow_client", text))
 
+    @property
+    def begun(self) -> bool:
+        """Whether a part of a request came, and may still become one."""
+        return self._received > 0 and not self._busy and not self._lingering
+
     def close_if_idle(self) -> None:
-        """Let the client go, unless it is being answered."""
-        if self._transport is not None and not self._busy and not self._lingering:
+        """Let the client go, unless it is asking or being answered."""
+        if self._transport is not None and not (self._busy or self._lingering or self.begun):
             self._transport.close()
 
     # -- reading --------------------------------------------------------------------------------

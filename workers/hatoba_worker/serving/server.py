@@ -178,10 +178,16 @@ class ModelServer:
             now = self._loop.time()
             for connection in list(self._connections):
                 connection.sweep(now)
-            if not self._batcher.in_flight and now - self._last_asked > QUIET_SECONDS:
+            if self.ending and self._is_quiet(now):
                 self._quiet.set()
             if not self._connections:
                 self._empty.set()
+
+    def _is_quiet(self, now: float) -> bool:
+        """Nobody asks any more: that it was so before it was told to end says nothing."""
+        if self._batcher.in_flight or now - self._last_asked <= QUIET_SECONDS:
+            return False
+        return not any(connection.begun for connection in self._connections)
 
     # -- the model ------------------------------------------------------------------------------
 
