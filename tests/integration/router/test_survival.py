@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -60,6 +61,31 @@ async def test_replicas_leave_the_table_and_nobody_loses_a_request(house: Router
         crowd.stop()
     assert {code for code, _ in crowd.replies} == {200}
     assert {name for _, name in crowd.replies} == {f"r-{number}" for number in range(6)}
+
+
+async def test_a_body_that_was_waited_for_goes_where_the_table_says_then(
+    house: RouterHouse,
+) -> None:
+    """Its replica of before may have left the table and ended meanwhile."""
+    before, after = await house.replica("r-1"), await house.replica("r-2")
+    house.feed.put(route((1, 100, [before])))
+    await house.start()
+    await house.feed.acknowledged(house.feed.cursor)
+    wanted, come = asyncio.Event(), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        wanted.set()
+        await come.wait()
+        yield b'{"a": 1}'
+
+    length = {"content-length": "8"}
+    asked = asyncio.create_task(house.predict(data=body(), headers=length, expect100=True))
+    await wanted.wait()
+    await house.feed.acknowledged(house.feed.put(route((2, 100, [after]))))
+    assert await before.end() == 0
+    come.set()
+    code, told = await asked
+    assert (code, told["replica"]) == (200, "r-2")
 
 
 async def test_a_router_killed_is_back_from_its_table_with_the_server_down(

@@ -177,14 +177,14 @@ class Proxy:
     ) -> web.StreamResponse:
         upload = Upload(request.content, route.limits, visit)
         # A request that nobody can take is refused before its body is asked for.
-        choice = self._pick(route, visit, ())
+        self._pick(visit, route)
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
         whole = await upload.whole() if _is_small(request) else None
         if whole is not None:
             visit.asked = Body(whole, request.headers.get(hdrs.CONTENT_TYPE, ""))
-            choice = self._pick(route, visit, ())
+        choice = self._pick(visit, route)
         tried: list[Replica] = []
         while True:
             call = _Call(request, visit, choice, upload, whole)
@@ -194,15 +194,20 @@ class Proxy:
                 # Nothing of the request went out, so that another may have it.
                 choice.replica.refused(self._parts.monotonic())
                 tried.append(choice.replica)
-                choice = self._another(route, visit, tried, str(error))
+                choice = self._another(visit, route, tried, str(error))
 
-    def _pick(self, route: Route, visit: Visit, tried: Sequence[Replica]) -> Choice:
-        visit.choice = choice = route.pick(self._parts.monotonic(), self._parts.rng, tried)
+    def _pick(self, visit: Visit, route: Route, tried: Sequence[Replica] = ()) -> Choice:
+        """By the table of now: while a request was waited for, replicas may have left it."""
+        current = self._parts.table.current(route)
+        if current is None:
+            raise replies.no_such_deployment(visit.path.rpartition("/")[0])
+        visit.route = current
+        visit.choice = choice = current.pick(self._parts.monotonic(), self._parts.rng, tried)
         return choice
 
-    def _another(self, route: Route, visit: Visit, tried: Sequence[Replica], why: str) -> Choice:
+    def _another(self, visit: Visit, route: Route, tried: Sequence[Replica], why: str) -> Choice:
         try:
-            return self._pick(route, visit, tried)
+            return self._pick(visit, route, tried)
         except replies.Refusal as refusal:
             if refusal.status != 503:
                 raise

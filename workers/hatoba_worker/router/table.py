@@ -179,6 +179,10 @@ class Table:
         """The route at `/NAME` or `/p/PROJECT/NAME`."""
         return self._by_path.get(path)
 
+    def current(self, route: Route) -> Route | None:
+        """The route of the same deployment as it is now; None when that is no more."""
+        return self._routes.get(route.deployment)
+
     def caller(self, sha256: str, now: float) -> Caller | None:
         """Who shows a token of this digest (hex); None for one that opens nothing at `now`."""
         found = self._callers.get(sha256)
