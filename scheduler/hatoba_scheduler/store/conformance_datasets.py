@@ -224,7 +224,7 @@ class DatasetStoreConformance:
         assert isinstance(first, KeptCode)
         assert (first.record.version, first.unchanged) == (1, False)
         for change in ({"manifest": B}, {"git_commit": "d" * 40}, {"dirty": True}, {"patch": C}):
-            await store.datasets.put_code(replace(CODE, **change))  # type: ignore[arg-type]
+            await store.datasets.put_code(replace(CODE, **change))
         again = await store.datasets.put_code(replace(CODE, create_time=9, created_by="bob"))
         assert again == KeptCode(first.record, True)
         newest = await store.datasets.code_version("default", "train", 0)

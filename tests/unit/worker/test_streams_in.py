@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -208,8 +208,9 @@ def taken(home: Path) -> int:
     return (home / "streams" / "d.taken").stat().st_size
 
 
-def reading(home: Path) -> Iterator[str]:
-    return (one["id"] for _, one in streamed(home, home / "inputs", "d"))
+def reading(home: Path) -> Generator[str, None, None]:
+    for _, one in streamed(home, home / "inputs", "d"):
+        yield one["id"]
 
 
 def test_an_item_is_done_with_when_the_next_is_asked_for(home: Path) -> None:
