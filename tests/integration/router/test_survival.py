@@ -79,12 +79,13 @@ async def test_a_body_that_was_waited_for_goes_where_the_table_says_then(
         yield b'{"a": 1}'
 
     length = {"content-length": "8"}
-    asked = asyncio.create_task(house.predict(data=body(), headers=length, expect100=True))
-    await wanted.wait()
-    await house.feed.acknowledged(house.feed.put(route((2, 100, [after]))))
-    assert await before.end() == 0
-    come.set()
-    code, told = await asked
+    async with asyncio.TaskGroup() as tasks:
+        asked = tasks.create_task(house.predict(data=body(), headers=length, expect100=True))
+        await wanted.wait()
+        await house.feed.acknowledged(house.feed.put(route((2, 100, [after]))))
+        assert await before.end() == 0
+        come.set()
+    code, told = asked.result()
     assert (code, told["replica"]) == (200, "r-2")
 
 
