@@ -96,7 +96,7 @@ from hatoba_scheduler.services.runners import RunnerServicer
 from hatoba_scheduler.services.workers import WorkerItems, WorkerServicer
 from hatoba_scheduler.store.base import Store
 from hatoba_scheduler.store.blob_index import Roots
-from hatoba_scheduler.store.blobs import ChunkStore
+from hatoba_scheduler.store.blobs import ChunkStore, StoreLimits
 from hatoba_scheduler.store.buckets import Externals, external_bucket
 from hatoba_scheduler.store.places import open_place
 from hatoba_scheduler.store.sqlite import open_store, tune_interpreter
@@ -235,8 +235,9 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     stack.push_async_callback(traces.close)
     tracer = _tracer(options.config, traces, store.identity.cluster_id, stack)
     place = await asyncio.to_thread(open_place, options.config.blobs, options.data / "blobs")
+    limits = StoreLimits(lease_seconds=options.config.blobs.lease_seconds)
     chunks = await stack.enter_async_context(
-        ChunkStore.open(place, store.blob_index, lambda: round(clock.time() * 1e6))
+        ChunkStore.open(place, store.blob_index, lambda: round(clock.time() * 1e6), limits)
     )
     ledger = Ledger(store)
     specs = SpecCache(store)

@@ -126,6 +126,8 @@ class BlobsConfig:
     region: str = ""
     allow_http: bool = False
     virtual_hosted_style: bool = False
+    lease_seconds: float = 3600.0
+    """How long what was sent is kept before anything names it."""
 
     def of_bucket(self, name: str) -> BlobsConfig:
         """The same endpoint and region with another bucket of S3."""
@@ -395,6 +397,7 @@ _BLOBS: dict[str, Callable[[Any], Any]] = {
     "region": _text,
     "allow_http": _flag,
     "virtual_hosted_style": _flag,
+    "lease_seconds": _number(1, 7 * 24 * 3600),
 }
 _DEFAULTS: dict[str, Callable[[Any], Any]] = {"train": _text, "serves": _text}
 
@@ -488,6 +491,10 @@ _TEMPLATE = """\
 # region = "eu-central-1"
 # allow_http = false
 # virtual_hosted_style = false
+
+# How long what was sent is kept before anything names it. Longer than the longest pause between
+# sending a tree and submitting what uses it, on the slowest line.
+# lease_seconds = 3600.0
 
 [defaults]
 # Which backend trains when a job names none.

@@ -107,11 +107,17 @@ REMEDIES: dict[type[HatobaError], str] = {
 }
 
 
+# What grpc.aio says when a connection breaks while a stream is written to.
+_BROKEN_STREAM = "Internal error from Core"
+
+
 def from_rpc(error: grpc.aio.AioRpcError, address: str = "") -> HatobaError:
     """The typed error of a failed call, with the details that the server sent."""
     details = parse_details(_details_of(error))
     kind = BY_CODE.get(error.code().name, ServerError)
     message = error.details() or error.code().name
+    if message == _BROKEN_STREAM:
+        kind = Unavailable
     if kind is Unavailable and not details.reason:
         message = f"the server at {address} does not answer: {_short(message)}"
     return kind(message, remedy="; ".join(details.help) or REMEDIES.get(kind, ""), details=details)

@@ -24,8 +24,8 @@ from hatoba_scheduler.store.blobs import ChunkStore, Stored
 log = structlog.get_logger(__name__)
 
 EVERY = 3600.0
-LONGEST_RUN = 1_800.0
-"""Seconds: roots and names that were read longer ago are not relied on; leases last twice that."""
+RUN_SHARE = 0.5
+"""Of a lease: roots and names that were read longer ago are not relied on."""
 MARKS_KEPT: Micros = 7 * 24 * 3600 * 1_000_000
 _PREFIX = 8
 _THIN_FROM = 16_384
@@ -139,9 +139,10 @@ class _Run:
         return gone
 
     def _check_age(self) -> None:
-        if self._clock.time() * 1e6 - self.began > LONGEST_RUN * 1e6:
+        longest = RUN_SHARE * self._chunks.lease_seconds
+        if self._clock.time() * 1e6 - self.began > longest * 1e6:
             raise Aborted(
-                f"garbage collection took longer than {LONGEST_RUN:,.0f} s and stopped; "
+                f"garbage collection took longer than {longest:,.0f} s and stopped; "
                 "what is left goes at the next run"
             )
 

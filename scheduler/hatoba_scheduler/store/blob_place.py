@@ -25,7 +25,7 @@ from hatoba_scheduler.store.errors import StorageFull
 RESERVE_BYTES = 16 * MIB
 # A stream's chunks get their places in groups of about so many, or so many bytes.
 GROUP_CHUNKS = 4096
-GROUP_BYTES = 64 * MIB
+GROUP_BYTES = 16 * MIB
 _GATHERED_PIECES = 4096
 
 

@@ -16,7 +16,7 @@ import re
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from itertools import islice
 from types import TracebackType
 from typing import NamedTuple, Self, TypeVar
@@ -61,8 +61,7 @@ from hatoba_scheduler.store.errors import StorageFailed
 
 __all__ = ["ChunkStore", "ManifestUpload", "Piece", "Read", "Stored", "Upload"]
 
-LEASE: Micros = 70 * 60 * 1_000_000
-"""An hour, and the ten minutes by which a lease may be short before it is renewed."""
+LEASE_SECONDS = 3600.0
 _THREADS = 4
 _WAITING_PIECES = 4096
 _NAMED_MISSING = 10
@@ -74,6 +73,13 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _log = structlog.get_logger("hatoba.blobs")
 
 T = TypeVar("T")
+
+
+class StoreLimits(NamedTuple):
+    """The most bytes that a manifest may name, and how long a lease lasts at least."""
+
+    max_tree_bytes: int = MAX_TOTAL_BYTES
+    lease_seconds: float = LEASE_SECONDS
 
 
 class ChunkStore:
@@ -89,14 +95,18 @@ class ChunkStore:
         index: BlobIndex,
         now: Callable[[], Micros],
         threads: ThreadPoolExecutor,
-        max_total: int,
+        limits: StoreLimits,
     ) -> None:
         self.place = place
         self._index = index
         self._now = now
         self._threads = threads
-        self._max_total = max_total
+        self._max_total = limits.max_tree_bytes
+        self.lease_seconds = limits.lease_seconds
         self._doors = _Doors()
+        self._leaving = 0
+        self._none_leaves = asyncio.Event()
+        self._none_leaves.set()
         self._refs: OrderedDict[str, common_pb2.ManifestRef] = OrderedDict()
 
     @classmethod
@@ -106,15 +116,11 @@ class ChunkStore:
         place: BlobPlace,
         index: BlobIndex,
         now: Callable[[], Micros],
-        *,
-        max_tree_bytes: int = MAX_TOTAL_BYTES,
+        limits: StoreLimits | None = None,
     ) -> AsyncIterator[Self]:
-        """The store of a place, made when it is not there.
-
-        `now` tells the time of leases; a manifest of more than `max_tree_bytes` is refused.
-        """
+        """The store of a place, made when it is not there. `now` tells the time of leases."""
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
-        store = cls(place, index, now, threads, max_tree_bytes)
+        store = cls(place, index, now, threads, limits or StoreLimits())
         try:
             await store.on_thread(place.prepare)
             yield store
@@ -124,7 +130,11 @@ class ChunkStore:
     # -- chunks ---------------------------------------------------------------------------------
 
     async def missing(self, digests: Iterable[bytes]) -> list[bytes]:
-        """Those of the chunks that are not stored, each once, in order; the others are leased."""
+        """Those of the chunks that are not stored, each once, in order; the others are leased.
+
+        What a stream that broke off just now has brought counts.
+        """
+        await self._none_leaves.wait()
         wanted = list(dict.fromkeys(digests))
         present = await self._leased(BlobKind.CHUNK, wanted)
         return [sha for sha in wanted if sha not in present]
@@ -146,7 +156,7 @@ class ChunkStore:
     async def keep_chunks(self, incoming: Incoming) -> None:
         """Give checked chunks their places, leased before they have them."""
         async with self._doors.touching():
-            await self._index.lease(BlobKind.CHUNK, incoming.verified, self._now() + LEASE)
+            await self._index.lease(BlobKind.CHUNK, incoming.verified, self._lease_end())
             await self.on_thread(incoming.settle)
 
     # -- manifests --------------------------------------------------------------------------------
@@ -226,11 +236,11 @@ class ChunkStore:
         walk = _Walk(temporary, self._max_total)
         while batch := await self.on_thread(walk.next_chunks):
             async with self._doors.touching():
-                await self._index.lease(BlobKind.CHUNK, list(batch), self._now() + LEASE)
+                await self._index.lease(BlobKind.CHUNK, list(batch), self._lease_end())
                 walk.compare(batch, await self.on_thread(self._sizes, list(batch)))
         walk.refuse()
         async with self._doors.touching():
-            await self._index.lease(BlobKind.MANIFEST, [sha256], self._now() + LEASE)
+            await self._index.lease(BlobKind.MANIFEST, [sha256], self._lease_end())
             await self.on_thread(self.place.publish, BlobKind.MANIFEST, {sha256: temporary})
         made = common_pb2.ManifestRef(
             digest=digest, total_bytes=walk.rules.total_bytes, files=walk.rules.files
@@ -247,7 +257,7 @@ class ChunkStore:
         """
         async with self._doors.touching():
             digests = [chunk.sha256 for chunk in chunks]
-            await self._index.lease(BlobKind.CHUNK, digests, self._now() + LEASE)
+            await self._index.lease(BlobKind.CHUNK, digests, self._lease_end())
             return await self.on_thread(direct.confirm, chunks)
 
     # -- garbage --------------------------------------------------------------------------------
@@ -299,12 +309,29 @@ class ChunkStore:
             raise asyncio.CancelledError
         return running.result()
 
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """A stream broke off, and what it brought is about to be kept."""
+        self._leaving += 1
+        self._none_leaves.clear()
+        try:
+            yield
+        finally:
+            self._leaving -= 1
+            if not self._leaving:
+                self._none_leaves.set()
+
+    def _lease_end(self) -> Micros:
+        """When a lease that is taken now ends: rounded up, by a sixth of it at most."""
+        step = max(1, round(self.lease_seconds * 1e6 / 6))
+        return (self._now() // step + 7) * step
+
     async def _leased(self, kind: BlobKind, digests: list[bytes]) -> set[bytes]:
         """Those of them that are stored; each of these has a lease."""
         async with self._doors.touching():
             sizes = await self.on_thread(self.place.sizes, kind, digests)
             present = [one for one, size in zip(digests, sizes, strict=True) if size is not None]
-            await self._index.lease(kind, present, self._now() + LEASE)
+            await self._index.lease(kind, present, self._lease_end())
         return set(present)
 
     def _sizes(self, digests: list[bytes]) -> dict[bytes, int | None]:
@@ -361,15 +388,16 @@ class Upload:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
-            await self._store.on_thread(self._leave)
-        except HatobaError as failure:
-            _log.warning("chunks of a broken upload are not kept", error=failure.message)
-        try:
-            if self._incoming.verified:
-                await self._store.keep_chunks(self._incoming)
-        except HatobaError as failure:
-            _log.warning("chunks of a broken upload are not kept", error=failure.message)
+        with self._store.leaving():
+            try:
+                await self._store.on_thread(self._leave)
+            except HatobaError as failure:
+                _log.warning("the end of a broken upload is not kept", error=failure.message)
+            try:
+                if self._incoming.verified:
+                    await self._store.keep_chunks(self._incoming)
+            except HatobaError as failure:
+                _log.warning("chunks of a broken upload are not kept", error=failure.message)
 
     async def add(self, piece: Piece) -> None:
         """Take the next piece. Raises InvalidArgument for a wrong digest, and drops that chunk."""

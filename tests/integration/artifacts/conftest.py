@@ -25,7 +25,7 @@ from hatoba_scheduler.domain.records import TokenRecord
 from hatoba_scheduler.interceptors import Admission, Front, Phase, server_options
 from hatoba_scheduler.services.artifacts import ArtifactLimits, ArtifactParts, ArtifactServicer
 from hatoba_scheduler.store.blob_index import Roots
-from hatoba_scheduler.store.blobs import ChunkStore
+from hatoba_scheduler.store.blobs import ChunkStore, StoreLimits
 from hatoba_scheduler.store.buckets import Bucket, Externals
 from hatoba_scheduler.store.places import open_place
 from hatoba_scheduler.store.sqlite import open_store
@@ -101,7 +101,7 @@ async def opened(
     try:
         place = open_place(settings, root, reserve_bytes)
         async with ChunkStore.open(
-            place, store.blob_index, micros, max_tree_bytes=MAX_TREE_BYTES
+            place, store.blob_index, micros, StoreLimits(MAX_TREE_BYTES)
         ) as chunks:
             yield Opened(chunks, store, clock)
     finally:

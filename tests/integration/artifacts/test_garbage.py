@@ -12,14 +12,14 @@ import pytest
 
 from hatoba.v1.artifact_pb2 import ENTRY_TYPE_FILE, Manifest
 from hatoba_scheduler.config import BlobsConfig
-from hatoba_scheduler.control.garbage import LONGEST_RUN, Collected
+from hatoba_scheduler.control.garbage import RUN_SHARE, Collected
 from hatoba_scheduler.errors import Aborted, FailedPrecondition, NotFound
 from hatoba_scheduler.store.blob_index import BlobKind
-from hatoba_scheduler.store.blobs import LEASE, Piece
+from hatoba_scheduler.store.blobs import LEASE_SECONDS, Piece
 from hatoba_scheduler.store.errors import StorageFailed
 
 A, B, C = b"alpha", b"beta", b"gamma"
-LEASED = LEASE / 1e6
+LEASED = LEASE_SECONDS * 7 / 6
 
 
 def sha(data: bytes) -> bytes:
@@ -165,7 +165,7 @@ async def test_a_run_that_takes_too_long_stops(house: Any, monkeypatch: pytest.M
     roots = house.manifest_roots
 
     async def slow_roots() -> set[str]:
-        await pass_time(house, LONGEST_RUN + 1)
+        await pass_time(house, RUN_SHARE * LEASE_SECONDS + 1)
         found: set[str] = await roots()
         return found
 

@@ -12,20 +12,27 @@ import grpc
 import grpc.aio
 import pytest
 
-from hatoba.artifacts.manifest import CHUNK_BYTES, MIB
+from hatoba.artifacts.manifest import CHUNK_BYTES, MIB, canonical_bytes, digest_of, pieces_of
+from hatoba.artifacts.transfer import fetch_manifest
 from hatoba.errors import from_rpc
 from hatoba.streams import open_stream
 from hatoba.v1.artifact_pb2 import (
     ENTRY_TYPE_FILE,
+    TRANSFER_DIRECTION_DOWNLOAD,
     Chunk,
+    ConfirmChunksRequest,
     CreateManifestRequest,
     DownloadChunksRequest,
+    DownloadManifestRequest,
     FindMissingChunksRequest,
     GetManifestRequest,
+    GetTransferUrlsRequest,
     Manifest,
     ManifestEntry,
     UploadChunksRequest,
     UploadChunksResponse,
+    UploadManifestRequest,
+    WholeChunk,
 )
 from hatoba_scheduler.services.artifacts import ArtifactLimits
 
@@ -101,6 +108,89 @@ async def test_pieces_sent_back_have_at_most_a_mebibyte(server: Any) -> None:
     assert got == [(MIB, False), (MIB, False), (5, True)]
 
 
+async def test_small_chunks_travel_many_in_one_message(server: Any) -> None:
+    big = bytes(MIB + 1)
+    requests = [
+        UploadChunksRequest(whole=[WholeChunk(sha256=sha(one), data=one) for one in (A, B)]),
+        UploadChunksRequest(sha256=sha(big), data=big[:MIB]),
+        UploadChunksRequest(data=big[MIB:], last=True),
+        UploadChunksRequest(whole=[WholeChunk(sha256=sha(C), data=C)]),
+    ]
+    reply = await upload(server, requests)
+    assert (reply.chunks, reply.bytes) == (4, len(A + B + C + big))
+    wanted = [sha(one) for one in (A, B, big, C)]
+    call = server.stub.DownloadChunks(DownloadChunksRequest(sha256=wanted, whole=True))
+    async with open_stream(call):
+        got = [reply async for reply in call]
+    assert [(one.position, list(one.whole), len(one.data), one.last) for one in got] == [
+        (0, [A, B], 0, False),
+        (2, [], MIB, False),
+        (2, [], 1, True),
+        (3, [C], 0, False),
+    ]
+
+
+async def test_a_manifest_of_any_size_comes_and_goes_in_pieces(server: Any) -> None:
+    await upload(server, [whole(A)])
+    manifest = tree(**{f"folder/item-{number:06}": A for number in range(60_000)})
+    canonical = canonical_bytes(manifest)
+    assert len(canonical) > 4 * MIB
+    pieces = [UploadManifestRequest(data=piece) for piece in pieces_of(canonical)]
+    ref = (await server.stub.UploadManifest(iter_async(pieces))).ref
+    assert (ref.digest, ref.files) == (digest_of(canonical), 60_000)
+    call = server.stub.DownloadManifest(DownloadManifestRequest(digest=ref.digest))
+    async with open_stream(call):
+        assert b"".join([reply.data async for reply in call]) == canonical
+    request = GetManifestRequest(digest=ref.digest)
+    code, reason, message = await refused(server.stub.GetManifest(request))
+    assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+    assert "DownloadManifest" in message
+    assert await fetch_manifest(server.stub, ref.digest) == manifest
+
+
+async def iter_async(items: Sequence[Any]) -> AsyncIterator[Any]:
+    for item in items:
+        yield item
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"junk", "entries[0]"),
+        (b"\n\x05ab", "ends in the middle"),
+        (b"\n\xff\xff\xff\xff\xff\x01", "has no size"),
+        (b"\n\xff\xff\xff\x7f", "has more than"),
+        (b"\n\x06\x10\x01\x0a\x02ab", "not serialised deterministically"),
+        (b"\n\x02\x28\x01", "entries[0]"),
+    ],
+)
+async def test_what_is_no_manifest_is_refused(server: Any, raw: bytes, words: str) -> None:
+    call = server.stub.UploadManifest(iter_async([UploadManifestRequest(data=raw)]))
+    code, _, message = await refused(call)
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert words in message
+    assert server.files() == []
+
+
+async def test_stored_manifests_are_told_and_unknown_ones_are_not(server: Any) -> None:
+    await upload(server, [whole(A)])
+    ref = (await server.stub.CreateManifest(CreateManifestRequest(manifest=tree(a=A)))).ref
+    known = bytes.fromhex(ref.digest.partition(":")[2])
+    request = FindMissingChunksRequest(manifests=[sha(B), known])
+    assert list((await server.stub.FindMissingChunks(request)).manifests) == [known]
+
+
+async def test_a_directory_gives_out_no_addresses(serving: Any, tmp_path: Path) -> None:
+    async with serving(tmp_path / "blobs") as server:
+        request = GetTransferUrlsRequest(direction=TRANSFER_DIRECTION_DOWNLOAD, sha256=[sha(A)])
+        reply = await server.stub.GetTransferUrls(request)
+        assert (reply.direct, len(reply.urls)) == (False, 0)
+        confirm = ConfirmChunksRequest(chunks=[Chunk(sha256=sha(A), size=len(A))])
+        code, _, message = await refused(server.stub.ConfirmChunks(confirm))
+        assert code == grpc.StatusCode.FAILED_PRECONDITION
+        assert "UploadChunks" in message
+
+
 async def test_a_known_chunk_is_accepted_again_and_still_checked(server: Any) -> None:
     await upload(server, [whole(A)])
     reply = await upload(server, [whole(A), whole(A)])
@@ -137,6 +227,17 @@ WRONG_STREAMS: dict[str, tuple[list[UploadChunksRequest], str]] = {
     "big piece": (
         [UploadChunksRequest(sha256=sha(B), data=bytes(MIB + 1), last=True)],
         "data: must be at most 1048576 bytes",
+    ),
+    "whole with a piece": (
+        [UploadChunksRequest(sha256=sha(B), whole=[WholeChunk(sha256=sha(B), data=B)])],
+        "whole: must stand alone",
+    ),
+    "whole within a chunk": (
+        [
+            UploadChunksRequest(sha256=sha(B), data=B),
+            UploadChunksRequest(whole=[WholeChunk(sha256=sha(C), data=C)]),
+        ],
+        "whole: must stand alone",
     ),
     "big chunk": (
         [UploadChunksRequest(sha256=sha(B), data=bytes(MIB)) for _ in range(9)],

@@ -1,11 +1,11 @@
 -- Leases and marks of chunks and manifests, and the manifests that jobs name.
 
 -- name: lease
--- A lease that has almost as long to go is left alone: nothing is written for it.
+-- Ends of leases are rounded, so that most repeats find theirs in place and write nothing.
 INSERT INTO blobs (kind, digest, leased_until, marked) VALUES /*rows 4*/
 ON CONFLICT (kind, digest) DO UPDATE SET
     leased_until = max(leased_until, excluded.leased_until), marked = 0
-WHERE marked <> 0 OR leased_until < excluded.leased_until - 600000000;
+WHERE marked <> 0 OR leased_until < excluded.leased_until;
 
 -- name: states
 SELECT b.digest, b.leased_until, b.marked

@@ -1,0 +1,113 @@
+"""An upload whose connection is cut goes on where it was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from server_process import running_server
+
+from hatoba.artifacts.manifest import MIB
+from hatoba.artifacts.pack import pack_tree
+from hatoba.artifacts.scan import Selection
+from hatoba.artifacts.transfer import TransferOptions, download_tree, upload_tree
+from hatoba.errors import Unavailable
+from hatoba.v1 import artifact_pb2_grpc
+
+SIZE = 256 * MIB
+CUTS = (69 * MIB, 61 * MIB, 77 * MIB)
+BLOCK = 256 * 1024
+
+
+class Cutter:
+    """Passes connections on to a server; each is cut after so many bytes, counted on their way."""
+
+    def __init__(self, host: str, port: int, cuts: tuple[int, ...]) -> None:
+        self._target = (host, port)
+        self._cuts = list(cuts)
+        self.sent = 0
+        self.cut = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_reader, there_writer = await asyncio.open_connection(*self._target)
+        try:
+            async with asyncio.TaskGroup() as group:
+                down = group.create_task(_pump(there_reader, writer), name="down")
+                await self._up(reader, there_writer)
+                down.cancel()
+        finally:
+            for each in (writer, there_writer):
+                each.transport.abort()
+
+    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passed = 0
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(BLOCK):
+                self.sent += len(data)
+                passed += len(data)
+                if self._cuts and passed > self._cuts[0]:
+                    del self._cuts[0]
+                    self.cut += 1
+                    return
+                writer.write(data)
+                await writer.drain()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(BLOCK):
+            writer.write(data)
+            await writer.drain()
+
+
+@asynccontextmanager
+async def cutting(address: str, cuts: tuple[int, ...]) -> AsyncIterator[tuple[Cutter, str]]:
+    host, _, port = address.rpartition(":")
+    cutter = Cutter(host, int(port), cuts)
+    proxy = await asyncio.start_server(cutter.serve, "127.0.0.1", 0)
+    async with proxy:
+        yield cutter, f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+
+
+def random_tree(root: Path, size: int) -> None:
+    root.mkdir()
+    with (root / "weights.bin").open("wb") as file:
+        for _ in range(size // MIB):
+            file.write(os.urandom(MIB))
+
+
+@pytest.mark.timeout(300)
+async def test_256_mib_that_are_cut_three_times_arrive_and_little_is_sent_twice(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "source"
+    await asyncio.to_thread(random_tree, source, SIZE)
+    packed = await asyncio.to_thread(pack_tree, source, Selection.EVERYTHING)
+    async with running_server(tmp_path / "data", worker=False) as house:
+        options = TransferOptions((("authorization", f"Bearer {house.token()}"),))
+        tries = 0
+        async with (
+            cutting(house.address, CUTS) as (cutter, address),
+            grpc.aio.insecure_channel(address) as channel,
+        ):
+            stub = artifact_pb2_grpc.ArtifactServiceStub(channel)
+            ref = None
+            while ref is None:
+                tries += 1
+                with contextlib.suppress(Unavailable):
+                    ref = await upload_tree(stub, packed, options)
+                await channel.channel_ready()
+        assert cutter.cut == len(CUTS)
+        assert tries > len(CUTS)
+        assert SIZE <= cutter.sent <= 1.1 * SIZE
+        async with grpc.aio.insecure_channel(house.address) as direct:
+            stub = artifact_pb2_grpc.ArtifactServiceStub(direct)
+            await download_tree(stub, ref.digest, tmp_path / "copy", options)
+    copy = await asyncio.to_thread(pack_tree, tmp_path / "copy", Selection.EVERYTHING)
+    assert copy.ref == packed.ref == ref
