@@ -122,6 +122,9 @@ def next_commands(job: job_pb2.Job) -> list[str]:
     code = cause.code
     if code == common_pb2.CAUSE_CODE_ENVIRONMENT_FAILED:
         return [f"hatoba logs {name} --stream build"]
+    if code == common_pb2.CAUSE_CODE_INPUT_CHANGED:
+        # The same version would find the same again.
+        return ["hatoba datasets import s3://BUCKET/PREFIX NAME"]
     if code == common_pb2.CAUSE_CODE_OUT_OF_MEMORY:
         return [f"hatoba run --memory {_more_memory(job)} -- {_command(job)}"]
     if code == common_pb2.CAUSE_CODE_RUN_TIMEOUT:
