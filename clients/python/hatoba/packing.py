@@ -16,7 +16,7 @@ from hatoba.artifacts.pack import PackedTree, pack_tree
 from hatoba.artifacts.scan import Scan, Selection, scan_tree
 from hatoba.artifacts.scan_cache import ScanCache
 from hatoba.artifacts.transfer import Progress, TransferOptions, download_tree, upload_tree
-from hatoba.errors import InvalidSpec, Unavailable
+from hatoba.errors import InvalidRequest, InvalidSpec, Unavailable
 from hatoba.transport import RETRY_WAITS
 from hatoba.v1 import artifact_pb2_grpc, common_pb2, job_pb2
 
@@ -51,8 +51,19 @@ async def _bring_code(client: AsyncClient, spec: job_pb2.JobSpec, directory: Pat
     origin = await looking
     spec.source.update(origin.source)
     with client.transport.tracer.span("record the code"):
-        version = await code_versions.record(client, spec.name, spec.code, origin)
-    spec.code_version = version.name
+        spec.code_version = await _recorded(client, spec, origin)
+
+
+async def _recorded(
+    client: AsyncClient, spec: job_pb2.JobSpec, origin: code_versions.Origin
+) -> str:
+    """The version of the code; none when its name is no name, which the submit will say."""
+    try:
+        return (await code_versions.record(client, spec.name, spec.code, origin)).name
+    except InvalidRequest as error:
+        if [one.field for one in error.violations] != ["code"]:
+            raise
+        return ""
 
 
 async def send_tree(
