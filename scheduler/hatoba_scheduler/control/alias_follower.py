@@ -13,13 +13,14 @@ from hatoba_scheduler.convert_deployments import spec_of
 from hatoba_scheduler.domain.deployments import Change
 from hatoba_scheduler.domain.references import short, version_name
 from hatoba_scheduler.domain.rollouts import View, deployed_already, followed, ignored
-from hatoba_scheduler.errors import HatobaError, Unavailable
+from hatoba_scheduler.errors import HatobaError, ResourceExhausted, Unavailable
 from hatoba_scheduler.store.base import Store
 
 log = structlog.get_logger(__name__)
 
 AGAIN = 5.0
 """Seconds until what could not be read or stored is tried again."""
+_AGAIN = (Unavailable, ResourceExhausted)
 
 
 class AliasFollower:
@@ -37,12 +38,21 @@ class AliasFollower:
         self._wake = asyncio.Event()
         # Moves that were made while no server ran are found by a first look.
         self._moved: set[str] | None = None
+        book.listen(self.on_change)
 
     def on_move(self, project: str, model: str, alias: str, version: int) -> None:
         """An alias points elsewhere; a listener of `Aliases`."""
         del version
+        self._look_at(f"projects/{project}/models/{model}@{alias}")
+
+    def on_change(self, live: Live) -> None:
+        """A deployment changed: its alias may have moved while that was decided."""
+        if live.deployment.following and not live.gone:
+            self._look_at(live.deployment.settings.model)
+
+    def _look_at(self, model: str) -> None:
         if self._moved is not None:
-            self._moved.add(f"projects/{project}/models/{model}@{alias}")
+            self._moved.add(model)
         self._wake.set()
 
     async def run(self) -> None:
@@ -53,7 +63,7 @@ class AliasFollower:
                 for live in self._book.all():
                     if moved is None or live.deployment.settings.model in moved:
                         await self._look(live)
-            except Unavailable as error:
+            except _AGAIN as error:
                 log.warning("alias.not_followed", error=error.message)
                 self._moved = None
                 await self._clock.sleep(AGAIN)
@@ -77,7 +87,7 @@ class AliasFollower:
         try:
             key = (one.project, one.name)
             wanted = await resolved(self._store, key, spec_of(one.settings))
-        except Unavailable:
+        except _AGAIN:
             raise
         except HatobaError as error:
             reason = error.message
@@ -101,7 +111,7 @@ class AliasFollower:
 
         try:
             await self._book.change(live, decide)
-        except Unavailable:
+        except _AGAIN:
             raise
         except HatobaError as error:
             # It was removed, or the version was: the next move, or the next start, looks again.

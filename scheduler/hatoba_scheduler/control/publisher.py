@@ -42,6 +42,7 @@ AGAIN = 1.0
 """Seconds after which what could not be stored is tried again."""
 SUMMARY_FILE = "summary.json"
 _MOST_SUMMARY = 1024 * 1024
+_MOST_ITEMS = 10**15
 _TASKS_AT_ONCE = 500
 
 log = structlog.get_logger(__name__)
@@ -171,6 +172,10 @@ class Publisher:
         except HatobaError as error:
             log.warning("publish.not_stored", job=uid, error=error.message)
             return False
+        except Exception:
+            # What one job left ends nobody else's work; the next start looks at it again.
+            log.exception("publish.failed", job=uid)
+            return True
         log.info("publish.settled", job=uid, published=publication.published)
         return True
 
@@ -240,7 +245,7 @@ class Publisher:
         data = b"".join([piece async for piece in self._pieces(entry)])
         try:
             return json.loads(data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Unpublishable(f"{SUMMARY_FILE} of task {task} is not JSON: {error}") from None
 
     async def _pieces(self, entry: Entry) -> AsyncIterator[bytes]:
@@ -309,4 +314,4 @@ def _moved(entry: Entry, prefix: str) -> Entry:
 
 def _count(told: object, name: str) -> int | None:
     value = told.get(name) if isinstance(told, dict) else None
-    return value if type(value) is int and value >= 0 else None
+    return value if type(value) is int and 0 <= value <= _MOST_ITEMS else None

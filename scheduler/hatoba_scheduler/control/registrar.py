@@ -151,6 +151,9 @@ class Registrar:
             log.warning("model.check.delayed", version=key.resource, error=error.message)
             self._todo.append(key)
             await self._parts.clock.sleep(AGAIN)
+        except Exception:
+            # What one check left ends nobody else's work; the next start looks at it again.
+            log.exception("model.check.failed", version=key.resource)
 
     async def _go_on(self, key: VersionKey) -> None:
         version = await self._models.version(key)
@@ -260,6 +263,6 @@ def _check_key(version: ModelVersion) -> RequestKey:
 def _parsed(data: bytes) -> Mapping[str, Any]:
     try:
         found = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

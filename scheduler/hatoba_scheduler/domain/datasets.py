@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 from hatoba_scheduler.domain.filters import FilterError, comparisons
 from hatoba_scheduler.domain.records import ManifestRef, Micros
-from hatoba_scheduler.domain.references import version_name
+from hatoba_scheduler.domain.references import BadReference, parse, version_name
 
 ITEMS_FILE = "items.jsonl"
 MOST_LINE = 64 * 1024
@@ -143,8 +144,9 @@ def captured_from(head: Iterable[HeadItem], project: str) -> tuple[str, ...]:
         if '"prediction"' not in item.attributes:
             continue
         name = json.loads(item.attributes).get("deployment")
-        if isinstance(name, str) and name:
-            found[f"projects/{project}/deployments/{name}"] = None
+        with contextlib.suppress(BadReference):
+            text = name if isinstance(name, str) else ""
+            found[parse(text, "deployments", project).parent] = None
     return tuple(sorted(found))
 
 

@@ -251,6 +251,11 @@ BAD: list[tuple[list[Files | None], str]] = [
     ([{"summary.json": b"{}", **shard("a")} | {"summary.json": b"{}"}], "has no counts"),
     ([shard("a") | {"summary.json": b"{"}], "summary.json of task 0 is not JSON"),
     ([shard("a") | {"summary.json": b'{"total": -1}'}], "has no counts"),
+    ([shard("a") | {"summary.json": b"[" * 200_000}], "summary.json of task 0 is not JSON"),
+    (
+        [shard("a") | {"summary.json": b'{"total": %b, "done": 0, "errors": 0}' % (b"9" * 4300)}],
+        "has no counts",
+    ),
     ([shard("a") | {"summary.json": b" " * (1024 * 1024 + 1)}], "has 1,048,577 bytes"),
     ([shard("a"), shard("b", "a")], "its id is there before"),
     ([{"predictions/items.jsonl": b"nonsense\n"}], "must be one JSON object"),

@@ -204,7 +204,7 @@ async def test_a_check_runs_the_handler_on_the_example(house: House) -> None:
     assert message.signature.input["type"] == "object"
 
 
-@pytest.mark.parametrize("report", [b"", b"[]", b'{"signature": 3}', b"\xff"])
+@pytest.mark.parametrize("report", [b"", b"[]", b'{"signature": 3}', b"\xff", b"[" * 200_000])
 async def test_a_report_that_says_nothing_leaves_no_signature(house: House, report: bytes) -> None:
     version = await registered(house)
     async with house.running() as registrar:

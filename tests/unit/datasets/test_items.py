@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from hatoba_scheduler.domain.datasets import (
     MOST_LINE,
     Change,
+    HeadItem,
     Item,
     ItemProblem,
     Print,
     Tally,
     attributes_text,
+    captured_from,
     differences,
     item_line,
     parse_item,
@@ -157,3 +159,13 @@ def test_differences_lead_from_one_version_to_the_other(
 def test_attributes_are_compared_by_value() -> None:
     assert attributes_text({"a": 1, "b": [True]}) == attributes_text({"b": [True], "a": 1})
     assert json.loads(attributes_text({"ä": "\n"})) == {"ä": "\n"}
+
+
+def test_what_captured_items_name_is_a_deployment_or_nothing() -> None:
+    names = ["reader", "", "A B", "jobs/x-1", "../reader", "x" * 5_000, 7, None]
+    head = [
+        HeadItem(str(number), "", attributes_text({"prediction": 1, "deployment": name}), "")
+        for number, name in enumerate(names)
+    ]
+    head.append(HeadItem("own", "", attributes_text({"deployment": "other"}), ""))
+    assert captured_from(head, "lab") == ("projects/lab/deployments/reader",)

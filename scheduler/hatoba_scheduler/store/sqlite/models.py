@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.deployments import deployment_name
 from hatoba_scheduler.domain.models import (
     Decision,
     Link,
@@ -416,8 +417,12 @@ def _last_move(connection: sqlite3.Connection, want: Want, points_to: int) -> Mo
 
 
 def _followers(connection: sqlite3.Connection, want: Want | Move) -> tuple[str, ...]:
-    asked = (want.project, f"{want.model}@{want.alias}", NAMED_USERS)
-    return tuple(f"deployments/{name}" for (name,) in connection.execute(_sql("followers"), asked))
+    asked = (f"projects/{want.project}/models/{want.model}@{want.alias}", NAMED_USERS)
+    found = connection.execute(_sql("followers"), asked)
+    return tuple(
+        f"deployments/{name}" if project == want.project else deployment_name(project, name)
+        for project, name in found
+    )
 
 
 def _decide(connection: sqlite3.Connection, decision: Decision) -> Moved | Refused:

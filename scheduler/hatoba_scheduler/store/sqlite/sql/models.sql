@@ -93,8 +93,8 @@ UPDATE alias_moves SET state = 4, decide_time = ?
 WHERE project = ? AND model = ? AND alias = ? AND state = 1;
 
 -- name: followers
--- Deployments that follow an alias (`digits@production`).
-SELECT name FROM deployments WHERE project = ? AND model = ? ORDER BY name LIMIT ?;
+-- Deployments that follow an alias (`projects/P/models/digits@production`), of whatever project.
+SELECT project, name FROM deployments WHERE target = ? ORDER BY project, name LIMIT ?;
 
 -- name: users
 -- What uses a version: aliases, moves that wait, deployments, jobs that have not ended, versions, and
