@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 WINDOW_ITEMS = 64
 WINDOW_BYTES = 256 << 20
-BATCH_ITEMS = 16
+BATCH_ITEMS = 32
 BATCH_BYTES = 32 << 20
 LOOK_SECONDS = 0.01
 """How often it is looked whether the job is done with something, while there is no room."""

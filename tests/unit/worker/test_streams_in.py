@@ -13,7 +13,14 @@ import pytest
 from hatoba.streams_in import InputFailed, streamed
 from hatoba.v1 import artifact_pb2, common_pb2, job_pb2, runner_pb2, worker_pb2
 from hatoba_worker.attempts import Attempt
-from hatoba_worker.streams_in import WINDOW_BYTES, WINDOW_ITEMS, Feed, InputStreams, prepare
+from hatoba_worker.streams_in import (
+    BATCH_ITEMS,
+    WINDOW_BYTES,
+    WINDOW_ITEMS,
+    Feed,
+    InputStreams,
+    prepare,
+)
 from hatoba_worker.transfers import InputChanged, TransferFailed
 
 FILE = artifact_pb2.ENTRY_TYPE_FILE
@@ -109,11 +116,11 @@ async def test_no_more_comes_than_the_window_holds(home: Path) -> None:
     transfers, looks = FakeTransfers(dict.fromkeys(names, 1)), Looks()
     task = await fed(home, transfers, looks)
     assert there(home) == set(names[:WINDOW_ITEMS])
-    take(home, 20)
+    take(home, BATCH_ITEMS + 4)
     looks.waited.clear()
     looks.go.set()
     await looks.waited.wait()
-    assert there(home) == set(names[20 : 16 + WINDOW_ITEMS])
+    assert there(home) == set(names[BATCH_ITEMS + 4 : BATCH_ITEMS + WINDOW_ITEMS])
     task.cancel()
 
 
