@@ -132,12 +132,12 @@ async def test_small_chunks_travel_many_in_one_message(server: Any) -> None:
 
 async def test_a_manifest_of_any_size_comes_and_goes_in_pieces(server: Any) -> None:
     await upload(server, [whole(A)])
-    manifest = tree(**{f"folder/item-{number:06}": A for number in range(60_000)})
+    manifest = tree(**{f"folder/item-{number:06}": A for number in range(70_000)})
     canonical = canonical_bytes(manifest)
     assert len(canonical) > 4 * MIB
     pieces = [UploadManifestRequest(data=piece) for piece in pieces_of(canonical)]
     ref = (await server.stub.UploadManifest(iter_async(pieces))).ref
-    assert (ref.digest, ref.files) == (digest_of(canonical), 60_000)
+    assert (ref.digest, ref.files) == (digest_of(canonical), 70_000)
     call = server.stub.DownloadManifest(DownloadManifestRequest(digest=ref.digest))
     async with open_stream(call):
         assert b"".join([reply.data async for reply in call]) == canonical

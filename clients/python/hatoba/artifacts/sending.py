@@ -97,8 +97,8 @@ class Sending:
                     self._tell(size)
                 await call.done_writing()
                 await call
-            except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-                # The server ended the call early; its status says why.
+            except (asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError):
+                # The server ended the call early, or the connection broke; its status says why.
                 raise await self._blamed(call, chunks) from None
 
     async def _blamed(self, call: _Upload, chunks: Chunks) -> HatobaError:
