@@ -574,22 +574,9 @@ def _status(core: Core) -> admin_pb2.ServerStatus:
 
 def _http(core: Core, transport: Transport) -> Any:
     listen = core.options.config.server.http_listen
-    authorize = None if listen.loopback else _bearer(core.authenticator)
+    authorize = None if listen.loopback else core.authenticator.may_read
     app = metrics_app(core.metrics, authorize)
     return serve_http(app, listen.host, listen.port, transport.ssl_context())
-
-
-def _bearer(authenticator: Authenticator) -> Callable[[str | None], bool]:
-    from hatoba_scheduler.errors import HatobaError
-
-    def allowed(header: str | None) -> bool:
-        try:
-            authenticator.authenticate(header)
-        except HatobaError:
-            return False
-        return True
-
-    return allowed
 
 
 def _announce(core: Core, transport: Transport, grpc_port: int, http_port: int) -> None:

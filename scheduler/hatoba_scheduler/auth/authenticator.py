@@ -8,9 +8,10 @@ from dataclasses import replace
 from typing import Protocol
 
 from hatoba_scheduler.auth import tokens
-from hatoba_scheduler.auth.roles import PREDICTING, Role
+from hatoba_scheduler.auth.roles import PREDICTING, READ, Role
 from hatoba_scheduler.domain.records import Micros, TokenRecord
 from hatoba_scheduler.errors import NotFound, Reason, Resource, Unauthenticated
+from hatoba_scheduler.whole import whole
 
 _SCHEME = "bearer "
 
@@ -72,6 +73,13 @@ class Authenticator:
             return _refused(Reason.TOKEN_REVOKED, "the token was revoked", "ask for a new one")
         return _refused(Reason.TOKEN_EXPIRED, "the token has expired", "ask for a new one")
 
+    def may_read(self, authorization: str | None) -> bool:
+        """Whether an `authorization` header opens what anybody may see who may see jobs."""
+        try:
+            return self.authenticate(authorization).role in READ
+        except Unauthenticated:
+            return False
+
     def seconds_left(self, record: TokenRecord) -> float | None:
         """Time until the token expires; None: it does not."""
         if not record.expire_time:
@@ -117,9 +125,7 @@ class Authenticator:
             created_by=created_by,
             deployment=deployment,
         )
-        await self._store.put_token(record)
-        self._records[identity] = record
-        self._tell_followers(record)
+        await whole(self._put(record))
         return record, text
 
     async def revoke(self, identity: str) -> TokenRecord:
@@ -130,12 +136,16 @@ class Authenticator:
         if record.revoked:
             return record
         revoked = replace(record, revoked=True)
-        await self._store.put_token(revoked)
-        self._records[identity] = revoked
-        for notify in tuple(self._watchers.get(identity, ())):
-            notify()
-        self._tell_followers(revoked)
+        await whole(self._put(revoked))
         return revoked
+
+    async def _put(self, record: TokenRecord) -> None:
+        await self._store.put_token(record)
+        self._records[record.id] = record
+        if record.revoked:
+            for notify in tuple(self._watchers.get(record.id, ())):
+                notify()
+        self._tell_followers(record)
 
     def on_revoked(self, identity: str, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify` once this token is revoked; the result takes that back."""

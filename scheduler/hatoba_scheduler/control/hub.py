@@ -482,12 +482,13 @@ class Hub:
         host = self.host(name)
         if name in self._sessions:
             raise FailedPrecondition(f"host {name!r} is connected; stop its worker first")
-        self._replicas.lost(name)
         return await self._changed(replace(host, declared_gone=True))
 
     async def _changed(self, host: Host) -> Host:
         await self._store.put_host(host)
         self._hosts[host.name] = host
+        if host.declared_gone:
+            self._replicas.lost(host.name)
         self._publish(self.snapshot())
         self._publish(Gap(host.name))
         self._replicas.touch(host.name)

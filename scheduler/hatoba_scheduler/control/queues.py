@@ -10,6 +10,7 @@ from hatoba_scheduler.domain.naming import DEFAULT_QUEUE
 from hatoba_scheduler.domain.records import Queue
 from hatoba_scheduler.errors import Aborted, FailedPrecondition, NotFound, Reason
 from hatoba_scheduler.store.base import Stale, Store
+from hatoba_scheduler.whole import whole
 
 PAGE = 1_000
 Changed = Callable[[Queue], None]
@@ -71,6 +72,9 @@ class QueueBook:
 
     async def put(self, queue: Queue) -> Queue:
         """Write a queue over the version before its own. Raises Aborted when that is stale."""
+        return await whole(self._put(queue))
+
+    async def _put(self, queue: Queue) -> Queue:
         stored = await self._store.put_queue(queue, queue.version - 1)
         if isinstance(stored, Stale):
             raise Aborted(f"queue {queue.name!r} was changed meanwhile; read it again and retry")
@@ -80,6 +84,9 @@ class QueueBook:
         """Remove a queue. Raises FailedPrecondition while it has unfinished jobs."""
         if queue.name == DEFAULT_QUEUE:
             raise FailedPrecondition("queue 'default' stays; every project has it")
+        await whole(self._delete(queue))
+
+    async def _delete(self, queue: Queue) -> None:
         done = await self._store.delete_queue(queue.project, queue.name, queue.version)
         if isinstance(done, Stale):
             raise Aborted(f"queue {queue.name!r} was changed meanwhile; read it again and retry")

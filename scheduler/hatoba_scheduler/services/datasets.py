@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import grpc
 
@@ -97,7 +97,8 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         self._store = parts.store
         self._kept = parts.store.datasets
         self._reader = ItemReader(parts.blobs)
-        self._committing: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+        # A lock is there as long as somebody commits: anybody may name any dataset.
+        self._committing: WeakValueDictionary[DatasetKey, asyncio.Lock] = WeakValueDictionary()
 
     # -- versions -------------------------------------------------------------------------------
 
@@ -405,7 +406,8 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         """Freeze the head as the next version."""
         reference = _reference("dataset", request.dataset, "datasets", request.project)
         key = request_key(reference.project, "CommitDataset", request.request_id, request)
-        async with self._committing[reference.project, reference.name]:
+        own = DatasetKey(reference.project, reference.name)
+        async with self._committing.setdefault(own, asyncio.Lock()):
             made = await seen_before(self._store, key)
             if made is not None:
                 return version_to_proto(await self._version(parse(made, "datasets")))

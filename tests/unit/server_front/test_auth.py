@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
 from pathlib import Path
@@ -79,6 +80,38 @@ async def test_tokens_are_known_after_a_restart(authenticator: Authenticator, ro
     assert _reason(again, f"Bearer {text}") == Reason.TOKEN_UNKNOWN
     await again.load()
     assert again.authenticate(f"bearer {text}").principal == "ann"
+
+
+async def test_a_token_is_revoked_although_the_caller_goes_away(
+    authenticator: Authenticator, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, text = await authenticator.create("ann", Role.USER)
+    stored, go, put = asyncio.Event(), asyncio.Event(), rows.put_token
+
+    async def slow(token: TokenRecord) -> None:
+        await put(token)
+        stored.set()
+        await go.wait()
+
+    monkeypatch.setattr(rows, "put_token", slow)
+    async with asyncio.TaskGroup() as group:
+        caller = group.create_task(authenticator.revoke(record.id), name="caller")
+        await stored.wait()
+        caller.cancel()
+        await asyncio.sleep(0)
+        go.set()
+    assert _reason(authenticator, f"Bearer {text}") == Reason.TOKEN_REVOKED
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_who_may_see_jobs_may_see_the_servers_figures(
+    authenticator: Authenticator, role: Role
+) -> None:
+    _, text = await authenticator.create("ann", role)
+    readers = {Role.ADMIN, Role.USER, Role.VIEWER}
+    assert authenticator.may_read(f"Bearer {text}") is (role in readers)
+    assert not authenticator.may_read(text)
+    assert not authenticator.may_read(None)
 
 
 async def test_a_revoked_token_stays_revoked(authenticator: Authenticator, rows: Rows) -> None:
