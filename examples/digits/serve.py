@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from hatoba.handlers import BadInput
+
 Input = bytes | dict[str, Any]
+_NO_IMAGE = (OSError, SyntaxError, Image.DecompressionBombError, LookupError, TypeError, ValueError)
 
 
 class Digits:
@@ -30,10 +33,15 @@ class Digits:
 
 
 def _pixels(inputs: Input) -> np.ndarray[Any, np.dtype[np.float64]]:
-    if isinstance(inputs, bytes):
-        values = np.asarray(Image.open(io.BytesIO(inputs)).convert("L"), dtype=float).ravel() / 255
-    else:
-        values = np.asarray(inputs["pixels"], dtype=float).ravel()
+    """One row of the model's input; BadInput tells whoever asked what is wrong with theirs."""
+    try:
+        if isinstance(inputs, bytes):
+            image = Image.open(io.BytesIO(inputs)).convert("L")
+            values = np.asarray(image, dtype=float).ravel() / 255
+        else:
+            values = np.asarray(inputs["pixels"], dtype=float).ravel()
+    except _NO_IMAGE as error:
+        raise BadInput(f"this is no image, and no {{'pixels': [64 numbers]}}: {error!r}") from error
     if values.size != 64:
-        raise ValueError(f"an image has 64 pixels, this one has {values.size}")
+        raise BadInput(f"an image has 64 pixels, this one has {values.size}")
     return values
