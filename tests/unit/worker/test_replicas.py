@@ -25,7 +25,7 @@ from hatoba_worker.keeper.messages import (
     Usage,
 )
 from hatoba_worker.logs import FILES
-from hatoba_worker.replicas.fleet import last_bytes
+from hatoba_worker.replicas.fleet import Fleet, last_bytes
 from hatoba_worker.replicas.life import DRAINING, GONE, READY, STARTING, UNHEALTHY, Replica, Tools
 from hatoba_worker.replicas.probe import Seen, ask
 from hatoba_worker.replicas.records import Ordered, Standing
@@ -491,11 +491,19 @@ def test_the_last_lines_are_told_with_their_place(tmp_path: Path) -> None:
     assert last_bytes(str(path), 5) == (4096, b"after the hole\n")
 
 
+PIECE = 9
+TURNS = 5
+"""Of the loop, in which who asked reads a piece before the next one comes."""
+
+
 async def _answering(answer: bytes) -> asyncio.Server:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
-        await writer.drain()
+        for at in range(0, len(answer), PIECE):
+            writer.write(answer[at : at + PIECE])
+            await writer.drain()
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
         writer.close()
 
     return await asyncio.start_server(serve, "127.0.0.1", 0)
@@ -524,3 +532,16 @@ async def test_nobody_there_is_an_answer() -> None:
     async with await _answering(b"") as server:
         host, port = server.sockets[0].getsockname()
     assert (await ask(f"{host}:{port}", "/readyz")).status == 0
+
+
+# -- orders -------------------------------------------------------------------------------------
+
+
+async def test_a_server_that_begins_hears_of_orders_that_are_not_acted_by_yet(
+    tmp_path: Path,
+) -> None:
+    """Else it would give its own first order their number, and that would be dropped."""
+    fleet = Fleet(tmp_path, "here", lambda item: None)
+    for number in (4, 5, 3):
+        fleet.ordered(worker_pb2.ReplicaOrder(order=number))
+    assert [item.replicas.order for item in fleet.report()] == [5]

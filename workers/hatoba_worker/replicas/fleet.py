@@ -53,6 +53,8 @@ class Fleet:
         self._send = send
         self._ordered = Ordered()
         self._newer: list[worker_pb2.ReplicaOrder] = []
+        self._newest = 0
+        """Number of the newest order that came, acted by or not."""
         self._news = asyncio.Event()
         self._inventoried = asyncio.Event()
         self._changing = asyncio.Lock()
@@ -68,6 +70,7 @@ class Fleet:
         """Read the order of an earlier worker, and clear away what belongs to none; blocks."""
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._ordered = Ordered.load(self._file)
+        self._newest = self._ordered.number
         for name, spec in {**self._ordered.leaving, **self._ordered.kept}.items():
             self._replicas[name] = self._new(spec)
             self._replicas[name].recover()
@@ -181,30 +184,29 @@ class Fleet:
 
     def ordered(self, order: worker_pb2.ReplicaOrder) -> None:
         """The server says which replicas there shall be; an order older than ours is dropped."""
-        newest = self._newer[-1].order if self._newer else self._ordered.number
-        if order.order > newest:
+        if order.order > self._newest:
+            self._newest = order.order
             self._newer.append(order)
             self._news.set()
 
     def report(self) -> list[worker_pb2.WorkerItem]:
-        """How all replicas are: all at once, and then the last lines of those in trouble."""
+        """How all replicas are, for a server that begins: what it orders is newer than all that
+        came, also of an earlier one.
+        """
+        return self._report(self._newest)
+
+    def _report(self, order: int) -> list[worker_pb2.WorkerItem]:
+        """All at once, and then the last lines of those in trouble."""
         replicas = [one.message(self._host) for one in self._replicas.values()]
         long = [one for one in replicas if one.cause.last_log_lines]
         short = [_without_lines(one) for one in replicas]
-        return [self._item(short, complete=True), *map(self._item, _parts(long))]
-
-    def _item(
-        self, replicas: Sequence[deployment_pb2.Replica], *, complete: bool = False
-    ) -> worker_pb2.WorkerItem:
-        return worker_pb2.WorkerItem(
-            replicas=worker_pb2.ReplicaReport(
-                order=self._ordered.number, complete=complete, replicas=replicas
-            )
-        )
+        items = [worker_pb2.ReplicaReport(order=order, complete=True, replicas=short)]
+        items += [worker_pb2.ReplicaReport(order=order, replicas=part) for part in _parts(long)]
+        return [worker_pb2.WorkerItem(replicas=item) for item in items]
 
     def tell_all(self) -> None:
         """Say how all replicas are."""
-        for item in self.report():
+        for item in self._report(self._ordered.number):
             self._send(item)
 
     def _tell(self, one: Replica) -> None:
@@ -220,7 +222,8 @@ class Fleet:
             state = deployment_pb2.ReplicaState.Name(one.state)
             log.info("replica", replica=one.name, state=state, why=_words(one))
         for part in _parts(messages):
-            self._send(self._item(part))
+            told = worker_pb2.ReplicaReport(order=self._ordered.number, replicas=part)
+            self._send(worker_pb2.WorkerItem(replicas=told))
 
     def tail(self, asked: worker_pb2.TailReplica) -> None:
         """The server wants to see the last lines of a log."""

@@ -42,7 +42,10 @@ async def _exchange(address: str, path: str) -> bytes:
         head = f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
         writer.write(head.encode())
         await writer.drain()
-        return await reader.read(_MOST_BYTES) + await reader.read(_MOST_BYTES)
+        answer = bytearray()
+        while len(answer) < _MOST_BYTES and (piece := await reader.read(_MOST_BYTES)):
+            answer += piece
+        return bytes(answer)
     finally:
         writer.close()
         with contextlib.suppress(OSError):
