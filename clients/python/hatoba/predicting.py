@@ -7,6 +7,7 @@ import http.client
 import json
 import mimetypes
 import os
+import re
 import ssl
 import stat
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ ANSWER_SECONDS = 86_400.0
 JSON = "application/json"
 BYTES = "application/octet-stream"
 
+_DEPLOYMENT = re.compile(r"((projects/(?P<project>[a-z0-9-]+)/)?deployments/)?(?P<name>[a-z0-9-]+)")
 _BY_STATUS: dict[int, type[errors.HatobaError]] = {
     401: errors.NotAllowed,
     403: errors.NotAllowed,
@@ -58,12 +60,19 @@ class Reply:
 
 
 def deployment_path(project: str, name: str) -> str:
-    """`/reader`, or `/p/lab/reader` in another project; `name` may be a resource name."""
-    parts = name.split("/")
-    if len(parts) == 4 and parts[0] == "projects":
-        project = parts[1]
+    """`/reader`, or `/p/lab/reader` in another project; `name` may be a resource name. Raises
+    InvalidSpec for anything else.
+    """
+    found = _DEPLOYMENT.fullmatch(name)
+    if found is None:
+        raise errors.InvalidSpec(
+            f"{name!r} is not the name of a deployment",
+            remedy="`hatoba deployments list` shows them; a model such as digits:7 is asked about "
+            "a whole dataset, with --dataset",
+        )
+    project = found["project"] or project
     prefix = "" if project in ("", DEFAULT_PROJECT) else f"/p/{project}"
-    return f"{prefix}/{parts[-1]}"
+    return f"{prefix}/{found['name']}"
 
 
 def embedded_endpoint(choice: Choice, path: str) -> Endpoint | None:

@@ -121,6 +121,9 @@ async def test_what_goes_wrong_is_said(shell: Shell, tmp_path: Path) -> None:
     done = await shell.predict("reader", str(tmp_path / "none.json"))
     assert (done.code, "cannot be read" in done.err) == (Exit.USAGE, True)
     assert (await shell.predict("reader")).code == Exit.USAGE
+    for name in ("digits:1", "a b", "p/lab/reader", "projects/lab/reader"):
+        done = await shell.predict(name, "-", stdin=b"{}")
+        assert (done.code, f"{name!r} is not the name" in done.err) == (Exit.USAGE, True)
     done = await shell.predict("reader", "-", "--shards", "3")
     assert (done.code, "--shards goes with --dataset only" in done.err) == (Exit.USAGE, True)
     shell.house.feed.grant(access("another", READER))

@@ -316,6 +316,13 @@ def test_lineage_is_two_trees(fake: FakeServer, cli: Cli) -> None:
     assert fake.requests("GetLineageRequest")[0].depth == 3
 
 
+def test_of_what_a_node_is_only_a_commit_is_cut_short() -> None:
+    facts = {"model": "digits@production", "commit": "0123456789abcdef" * 2}
+    node = model_pb2.LineageNode(name="x", attributes=facts)
+    shown = lineage.facts_of({"x": node}, "x")
+    assert shown == "commit 0123456789ab, model digits@production"
+
+
 def test_everything_stands_right_of_what_it_came_from() -> None:
     found = graph()
     columns = lineage.layers(found)

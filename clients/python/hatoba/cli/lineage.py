@@ -26,6 +26,7 @@ COLOURS = {
 }
 GONE = "#999999"
 SHOWN_FACTS = 4
+SHOWN_COMMIT = 12
 
 
 class Step(NamedTuple):
@@ -87,7 +88,9 @@ def facts_of(nodes: Mapping[str, model_pb2.LineageNode], name: str) -> str:
     facts = dict(node.attributes)
     state = [facts.pop("state")] if "state" in facts else []
     facts.pop("created_by", None)
-    shown = [f"{key} {value[:12]}" for key, value in sorted(facts.items())[:SHOWN_FACTS]]
+    if "commit" in facts:
+        facts["commit"] = facts["commit"][:SHOWN_COMMIT]
+    shown = [f"{key} {value}" for key, value in sorted(facts.items())[:SHOWN_FACTS]]
     return ", ".join([*state, *shown])
 
 
