@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 
 SILENT = 15.0
 """Seconds after which a router that says nothing is not waited for any more."""
+COMES_BACK = 30.0
+"""The same for routers of before our start: they have to find that we are there, and where."""
 Response = deployment_pb2.WatchDeploymentsResponse
 
 
@@ -57,7 +59,7 @@ class Seat:
     url: str
     router: str
     heard: float
-    """Monotonic time of its last word, or of our start."""
+    """Monotonic time of its last word; of one that has not come back, as if it had spoken."""
     acked: int = 0
     session: Session | None = None
 
@@ -99,9 +101,9 @@ class RouteFeed:
         newest = await self._store.newest_cursor()
         self._began = max(newest + 1, round(self._clock.time() * 1e6))
         self._cursor = self._access_cursor = self._began
-        now = self._clock.monotonic()
+        heard = self._clock.monotonic() + COMES_BACK - SILENT
         for known in await self._store.routers():
-            self._seats[known.url] = Seat(known.url, known.router, now)
+            self._seats[known.url] = Seat(known.url, known.router, heard)
         self._access.on_access(self._access_changed)
 
     def on_news(self, notify: Callable[[], None]) -> None:

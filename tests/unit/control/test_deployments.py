@@ -412,12 +412,27 @@ async def test_after_a_restart_routers_of_before_are_waited_for() -> None:
     second = first.after_restart()
     async with second.running():
         second.backend.show(up(1, 0), up(1, 1), up(2, 0), leaving=["r-1-0"])
-        await second.turn(5)
+        await second.turn(25)
         assert second.backend.retired == [], "the router sends to it until it hears of us"
         again = await second.router("router-1")
         await again.read()
         again.ack()
         await second.turn()
+        assert second.backend.retired == ["r-1-0"]
+
+
+async def test_after_a_restart_routers_that_do_not_come_back_in_30_s_do_not_count() -> None:
+    first = House()
+    async with first.running():
+        live = await first.deploy()
+        await first.ready(live)
+        await first.router()
+    second = first.after_restart()
+    async with second.running():
+        second.backend.show(up(1, 0), up(1, 1), up(1, 2), leaving=["r-1-0"])
+        await second.turn(29)
+        assert second.backend.retired == []
+        await second.turn(2)
         assert second.backend.retired == ["r-1-0"]
 
 
