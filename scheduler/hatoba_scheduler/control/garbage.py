@@ -62,6 +62,9 @@ class Garbage:
                 collected = await self.collect()
             except HatobaError as error:
                 log.warning("garbage.failed", error=error.message)
+            except Exception:
+                # What is not collected costs room; it is no reason to end the server.
+                log.exception("garbage.failed")
             else:
                 log.info("garbage.collected", **_fields(collected))
 

@@ -23,6 +23,7 @@ from hatoba_scheduler.store.blob_place import (
     Direct,
     Spool,
     Stored,
+    digest_in,
     not_stored,
     unlink_all,
 )
@@ -139,13 +140,13 @@ class BlobFiles:
 
     def _in(self, directory: str) -> Iterator[Stored]:
         with os.scandir(directory) as entries:
-            found = sorted(entry.name for entry in entries if len(entry.name) == _HEX_DIGITS)
+            found = sorted(entry.name for entry in entries)
         hidden = self._not_yet()
         for name in found:
-            path = f"{directory}/{name}"
-            size = None if path in hidden else _size(path)
-            if size is not None:
-                yield Stored(bytes.fromhex(name), size)
+            digest, path = digest_in(name), f"{directory}/{name}"
+            size = None if digest is None or path in hidden else _size(path)
+            if digest is not None and size is not None:
+                yield Stored(digest, size)
 
     def delete(self, kind: BlobKind, digests: Sequence[bytes]) -> None:
         """See BlobPlace."""

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import itertools
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ RESERVE_BYTES = 16 * MIB
 GROUP_CHUNKS = 4096
 GROUP_BYTES = 16 * MIB
 _GATHERED_PIECES = 4096
+_HEX = re.compile("[0-9a-f]{64}")
 
 
 class Piece(NamedTuple):
@@ -300,6 +302,11 @@ def _with_last(pieces: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:
         before = piece
     if before is not None:
         yield before, True
+
+
+def digest_in(name: str) -> bytes | None:
+    """The digest that a file or object is named by; None: somebody else put it there."""
+    return bytes.fromhex(name) if _HEX.fullmatch(name) else None
 
 
 def not_stored(kind: BlobKind, digest: bytes) -> NotFound:

@@ -31,6 +31,7 @@ from hatoba_scheduler.store.blob_place import (
     Signed,
     Spool,
     Stored,
+    digest_in,
     not_stored,
     unlink_all,
     wrong_digest,
@@ -97,7 +98,9 @@ class BlobObjects:
     def listed(self, kind: BlobKind) -> Iterator[Stored]:
         """See BlobPlace."""
         for meta in self._list("manifests/" if kind is BlobKind.MANIFEST else "chunks/"):
-            yield Stored(bytes.fromhex(meta["path"].rpartition("/")[2]), meta["size"])
+            digest = digest_in(meta["path"].rpartition("/")[2])
+            if digest is not None:
+                yield Stored(digest, meta["size"])
 
     def delete(self, kind: BlobKind, digests: Sequence[bytes]) -> None:
         """See BlobPlace."""

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 
 from hatoba.v1.artifact_pb2 import ENTRY_TYPE_FILE, Manifest
@@ -16,6 +17,7 @@ from hatoba_scheduler.control.garbage import RUN_SHARE, Collected
 from hatoba_scheduler.errors import Aborted, FailedPrecondition, NotFound
 from hatoba_scheduler.store.blob_index import BlobKind
 from hatoba_scheduler.store.blobs import LEASE_SECONDS, Piece
+from hatoba_scheduler.store.buckets import Bucket
 from hatoba_scheduler.store.errors import StorageFailed
 
 A, B, C = b"alpha", b"beta", b"gamma"
@@ -157,6 +159,28 @@ async def test_a_damaged_tree_stops_the_run_instead_of_losing_what_it_named(
             with pytest.raises(StorageFailed, match="damaged"):
                 await house.garbage.collect()
         assert await stored(house, A) == [A]
+
+
+async def test_what_somebody_else_put_there_is_left_alone(
+    house: Any, tmp_path: Path, place: BlobsConfig
+) -> None:
+    await put(house, A)
+    strays = ["chunks/ab/README", f"manifests/{'G' * 64}"]
+    for key in strays:
+        if place.url:
+            await asyncio.to_thread(obstore.put, Bucket(place).store, key, b"theirs")
+        else:
+            (tmp_path / "blobs" / key).write_bytes(b"theirs")
+    await pass_time(house)
+    await house.garbage.collect()
+    await pass_time(house)
+    assert (await house.garbage.collect()).deleted == 1
+    for key in strays:
+        if place.url:
+            found = await asyncio.to_thread(obstore.head, Bucket(place).store, key)
+            assert found["size"] == 6
+        else:
+            assert (tmp_path / "blobs" / key).read_bytes() == b"theirs"
 
 
 async def test_a_run_that_takes_too_long_stops(house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
