@@ -14,7 +14,7 @@ import pytest
 from docs_pages import ROOT, Block, blocks
 from server_process import HatobaServer, clean_environment
 
-PAGES = ["README.md", "docs/start.md"]
+PAGES = ["README.md", "docs/start.md", "docs/tutorial.md"]
 EXAMPLES = "examples"
 
 
@@ -89,7 +89,7 @@ def pattern(line: str) -> re.Pattern[str]:
     return re.compile(".*".join(map(re.escape, line.split("…"))))
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("page", PAGES)
 def test_what_the_page_says_happens(page: str, newcomer: Newcomer) -> None:
     output = ""
