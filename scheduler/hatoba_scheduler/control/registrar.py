@@ -232,7 +232,10 @@ class Registrar:
         """What the check wrote; nothing when it wrote nothing that can be read."""
         if job.outputs is None:
             return {}
-        manifest = await self._parts.chunks.manifest(job.outputs.digest)
+        try:
+            manifest = await self._parts.chunks.manifest(job.outputs.digest)
+        except NotFound:
+            return {}
         for entry in manifest.entries:
             if entry.path == REPORT and entry.size <= MOST_REPORT:
                 return _parsed(await self._read(entry))

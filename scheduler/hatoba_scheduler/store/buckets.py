@@ -28,6 +28,8 @@ RETRY_SECONDS = 10
 CONNECT_SECONDS = 5
 CALL_SECONDS = 60
 URL_LIFE = dt.timedelta(minutes=15)
+MOST_OPEN = 64
+"""Users' buckets that are kept open; which there are is up to those who name them."""
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.DOTALL)
 _REFUSED = re.compile(
     "AccessDenied|InvalidAccessKeyId|SignatureDoesNotMatch|NoSuchBucket|PermanentRedirect"
@@ -172,7 +174,10 @@ class Externals:
         """A bucket by name. Raises FailedPrecondition when it cannot be opened."""
         found = self._buckets.get(name)
         if found is None:
-            found = self._buckets[name] = external_bucket(name, self._settings)
+            found = external_bucket(name, self._settings)
+            for oldest in list(self._buckets)[: max(0, len(self._buckets) + 1 - MOST_OPEN)]:
+                self._buckets.pop(oldest, None)
+            self._buckets[name] = found
         return found
 
     def urls(self, uris: Sequence[str]) -> Signed:

@@ -27,7 +27,7 @@ from hatoba_scheduler.domain.models import ModelState, ModelVersion
 from hatoba_scheduler.domain.records import Job, ManifestRef
 from hatoba_scheduler.domain.states import AttemptState, CauseCode
 from hatoba_scheduler.domain.transitions import Outcome, ended, launch
-from hatoba_scheduler.errors import FailedPrecondition, HatobaError, ResourceExhausted
+from hatoba_scheduler.errors import FailedPrecondition, HatobaError, NotFound, ResourceExhausted
 from hatoba_scheduler.store.base import RequestKey, Submitted
 from hatoba_scheduler.store.samples import new_job, submission
 from hatoba_scheduler.store.sqlite import SqliteStore, open_store
@@ -60,6 +60,8 @@ class Blobs:
         return common_pb2.ManifestRef(digest=digest, files=len(manifest.entries))
 
     async def manifest(self, digest: str) -> artifact_pb2.Manifest:
+        if digest not in self.trees:
+            raise NotFound(f"{digest} is not stored")
         return self.trees[digest]
 
     async def read(self, digests: Sequence[bytes]) -> AsyncGenerator[list[Any], None]:
@@ -210,6 +212,15 @@ async def test_a_report_that_says_nothing_leaves_no_signature(house: House, repo
     async with house.running() as registrar:
         await registrar.start(version, Tracer([]).root())
         house.blobs.put_report(report)
+        await house.end(house.jobs[version.name], GOOD)
+        found = await house.settled(version)
+    assert (found.state, found.content) == (ModelState.READY, version.content)
+
+
+async def test_a_report_that_is_not_there_leaves_no_signature(house: House) -> None:
+    version = await registered(house)
+    async with house.running() as registrar:
+        await registrar.start(version, Tracer([]).root())
         await house.end(house.jobs[version.name], GOOD)
         found = await house.settled(version)
     assert (found.state, found.content) == (ModelState.READY, version.content)
