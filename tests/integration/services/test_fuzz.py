@@ -107,7 +107,9 @@ def good_things(tree: common_pb2.ManifestRef) -> Iterator[Message]:
     yield dataset_pb2.AppendDatasetItemsRequest(dataset="fuzz", items=[item], request_id="fuzz")
     yield dataset_pb2.CommitDatasetRequest(dataset="fuzz")
     yield dataset_pb2.ListDatasetItemsRequest(name="fuzz", filter="label = 1", page_size=1)
-    yield dataset_pb2.DiffDatasetVersionsRequest(to="fuzz", **{"from": "fuzz:1"})
+    between = dataset_pb2.DiffDatasetVersionsRequest(to="fuzz")
+    setattr(between, "from", "fuzz:1")
+    yield between
     yield dataset_pb2.CreateCodeVersionRequest(code="fuzz", manifest=tree, git_commit="0" * 40)
     model = model_pb2.RegisterModelRequest(model="fuzz", manifest=tree, datasets=["fuzz:1"])
     model.params["x"].number_value, model.metrics["loss"], model.labels["a"] = 1, 0.5, "b"
