@@ -495,6 +495,39 @@ class FakeArtifacts(artifact_pb2_grpc.ArtifactServiceServicer):
             data = self.fake.chunks[sha]
             yield artifact_pb2.DownloadChunksResponse(position=position, data=data, last=True)
 
+    def UploadManifest(
+        self, requests: Iterator[artifact_pb2.UploadManifestRequest], context: Context
+    ) -> artifact_pb2.CreateManifestResponse:
+        whole = b"".join(request.data for request in requests)
+        manifest = artifact_pb2.Manifest.FromString(whole)
+        return self.CreateManifest(artifact_pb2.CreateManifestRequest(manifest=manifest), context)
+
+    def DownloadManifest(
+        self, request: artifact_pb2.DownloadManifestRequest, context: Context
+    ) -> Iterator[artifact_pb2.DownloadManifestResponse]:
+        self.fake.heard(request, context)
+        whole = self.fake.manifests[request.digest].SerializeToString(deterministic=True)
+        yield artifact_pb2.DownloadManifestResponse(data=whole)
+
+    def GetTransferUrls(
+        self, request: artifact_pb2.GetTransferUrlsRequest, context: Context
+    ) -> artifact_pb2.GetTransferUrlsResponse:
+        """Chunks are kept here: there is nowhere else to send them."""
+        return artifact_pb2.GetTransferUrlsResponse()
+
+    def ConfirmChunks(
+        self, request: artifact_pb2.ConfirmChunksRequest, context: Context
+    ) -> artifact_pb2.ConfirmChunksResponse:
+        missing = [one.sha256 for one in request.chunks if one.sha256 not in self.fake.chunks]
+        return artifact_pb2.ConfirmChunksResponse(missing=missing)
+
+    def CollectGarbage(
+        self, request: artifact_pb2.CollectGarbageRequest, context: Context
+    ) -> artifact_pb2.CollectGarbageResponse:
+        """Everything is named by something here."""
+        stored = len(self.fake.chunks) + len(self.fake.manifests)
+        return artifact_pb2.CollectGarbageResponse(stored=stored, live=stored)
+
 
 class FakeDatasets(dataset_pb2_grpc.DatasetServiceServicer):
     """DatasetService: one dataset `faces` with one version, unless a test says something else."""
