@@ -618,7 +618,7 @@ def start(fake: FakeServer, address: str = "127.0.0.1:0") -> grpc.Server:
     admin_pb2_grpc.add_AdminServiceServicer_to_server(FakeAdmin(fake), server)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(FakeWorkers(fake), server)
     # What it does not have answers UNIMPLEMENTED, as a server of before would.
-    artifacts = FakeArtifacts(fake)  # type: ignore[abstract]
+    artifacts = FakeArtifacts(fake)
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(FakeDatasets(fake), server)
     server.add_generic_rpc_handlers((canned(fake, model_pb2, "ModelService"),))
