@@ -17,6 +17,7 @@ import re
 import shutil
 import stat
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,18 +66,18 @@ class TreeCache:
             await self._replicate(ref, digest, target, place)
         except Spoiled as error:
             log.warning("cache.spoiled", tree=digest, file=str(error))
-            await asyncio.to_thread(_throw_away, self._root / digest, target)
             await self._again(ref, digest, target, place)
         finally:
             self._pins[digest] -= 1
             if not self._pins[digest]:
                 del self._pins[digest]
+                self._locks.pop(digest, None)
 
     async def _replicate(
         self, ref: common_pb2.ManifestRef, digest: str, target: Path, place: Place
     ) -> None:
         tree = await self._have(ref, digest)
-        await asyncio.to_thread(replicate, tree, target, _checked(place))
+        await asyncio.to_thread(_replicate_sound, tree, target, place)
 
     async def _again(
         self, ref: common_pb2.ManifestRef, digest: str, target: Path, place: Place
@@ -92,7 +93,6 @@ class TreeCache:
         async with lock:
             if not await asyncio.to_thread(_touch, tree):
                 await self._fetch(ref, tree)
-        self._locks.pop(digest, None)
         return tree
 
     async def _fetch(self, ref: common_pb2.ManifestRef, tree: Path) -> None:
@@ -119,6 +119,37 @@ def replicate(tree: Path, target: Path, place: Place) -> None:
                 replicate(Path(entry.path), Path(destination), place)
             else:
                 place(entry.path, destination)
+
+
+def _replicate_sound(tree: Path, target: Path, place: Place) -> None:
+    """Replicate a tree that is as it was fetched; another is thrown away, and `target` with it.
+
+    Raises Spoiled, also when somebody else threw it away meanwhile.
+    """
+    # While it is open nothing else gets its number, by which it is told from one fetched since.
+    try:
+        opened = os.open(tree, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise Spoiled(str(tree)) from error
+    try:
+        replicate(tree, target, _checked(place))
+    except Spoiled:
+        _throw_away(tree, opened)
+        _clear(target)
+        raise
+    except FileNotFoundError as error:
+        if _is_still(tree, opened):
+            raise
+        _clear(target)
+        raise Spoiled(str(tree)) from error
+    finally:
+        os.close(opened)
+
+
+def _is_still(tree: Path, opened: int) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(tree).st_ino == os.fstat(opened).st_ino
+    return False
 
 
 def _checked(place: Place) -> Place:
@@ -211,13 +242,14 @@ def _publish(partial: Path, tree: Path) -> None:
     os.rename(partial, tree)
 
 
-def _throw_away(tree: Path, target: Path) -> None:
-    """Another attempt may be reading the tree: it gets another name first."""
-    doomed = tree.with_name(f".{tree.name}.{os.getpid()}.spoiled")
+def _throw_away(tree: Path, opened: int) -> None:
+    """Others may be reading the tree: it gets another name first."""
+    if not _is_still(tree, opened):
+        return
+    doomed = tree.with_name(f".{tree.name}.{uuid.uuid4().hex}.spoiled")
     with contextlib.suppress(FileNotFoundError):
         os.rename(tree, doomed)
     _clear(doomed)
-    _clear(target)
 
 
 def _clear(path: Path) -> None:
