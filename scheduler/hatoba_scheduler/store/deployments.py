@@ -114,5 +114,5 @@ class DeploymentStore(Protocol):
         ...
 
     async def manifest_roots(self) -> set[str]:
-        """Digests of all manifests that revisions name."""
+        """Digests of all manifests that revisions in use name."""
         ...

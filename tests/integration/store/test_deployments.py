@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rollout_rows import CRASHES, SECOND, Course, revision, settings, steps, version
 
-from hatoba_scheduler.domain.deployments import Prediction, Served
+from hatoba_scheduler.domain.deployments import Change, Prediction, Served
 from hatoba_scheduler.domain.models import ModelState, ModelVersion, VersionKey
 from hatoba_scheduler.domain.records import ManifestRef
 from hatoba_scheduler.domain.rollouts import ignored
@@ -123,6 +123,11 @@ async def test_revisions_are_listed_newest_first_and_name_their_manifests(
     assert [one.revision for one in await store.deployments.revisions(uid, 2, 10)] == [1]
     assert await store.deployments.revision(uid, 9) is None
     assert await store.deployments.manifest_roots() == {"sha256:a", "sha256:b"}
+    unused = replace(with_manifests, in_use=False)
+    deployment = replace(course.deployment, version=course.deployment.version + 1)
+    change = Change(deployment, course.deployment.version, revisions=(unused,))
+    assert await store.deployments.apply(change) is None
+    assert await store.deployments.manifest_roots() == set()
 
 
 async def test_of_events_the_newest_stay(store: SqliteStore) -> None:

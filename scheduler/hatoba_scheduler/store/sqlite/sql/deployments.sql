@@ -111,7 +111,8 @@ DELETE FROM revisions WHERE deployment_uid = ?;
 DELETE FROM deployments WHERE uid = ?;
 
 -- name: manifests
-SELECT manifests FROM revisions;
+-- Others are gone back to only while their model versions are there, which keep their own.
+SELECT manifests FROM revisions WHERE in_use = 1;
 
 -- name: batch
 SELECT 1 FROM prediction_batches WHERE batch = ?;
