@@ -87,6 +87,8 @@ class FakeStaging:
         self.problem: AttemptFailed | None = None
         self.hold = asyncio.Event()
         self.hold.set()
+        self.built = asyncio.Event()
+        self.built.set()
 
     async def trees(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
         """Counted."""
@@ -102,8 +104,9 @@ class FakeStaging:
         return Spawn(place.process, ["server"], {}, place.home, "", "")
 
     async def pin(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
-        """Noted."""
+        """Noted; an environment that is gone is built first."""
         self.pinned += 1
+        await self.built.wait()
 
     async def clear(self, name: str, home: str) -> None:
         """Nothing to remove."""
@@ -403,6 +406,7 @@ async def test_another_worker_starts_what_ended_meanwhile(stage: Stage) -> None:
     stage.made = stage.replica()
     await asyncio.to_thread(stage.made.recover)
     ended = Exit(7, None, False, "exited", 1.0, Usage(0, 0, 0))
+    stage.staging.built.clear()
     stage.made.adopt(status(exit=ended, gone=True))
     async with living(stage):
         await stage.until(READY)

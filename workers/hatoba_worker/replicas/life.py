@@ -221,17 +221,17 @@ class Replica:
         """Look after a process until nothing of it is left."""
         async with asyncio.TaskGroup() as tasks:
             watching = tasks.create_task(self._watch(run), name=f"watch {run.place.process}")
-            ending = tasks.create_task(
-                self._end_when_let_go(run, watching), name=f"end {run.place.process}"
-            )
+            ending = self._end_when_let_go(run, watching)
+            beside = [tasks.create_task(ending, name=f"end {run.place.process}")]
             if run.adopted:
                 pinning = self._tools.staging.pin(self.spec, self.home)
-                tasks.create_task(pinning, name=f"pin {run.place.process}")
+                beside.append(tasks.create_task(pinning, name=f"pin {run.place.process}"))
             await run.ended.wait()
             watching.cancel()
             self._ended(run)
             await run.gone.wait()
-            ending.cancel()
+            for task in beside:
+                task.cancel()
         self._tools.executor.forget(run.place.process)
 
     async def _end_when_let_go(self, run: Run, watching: asyncio.Task[None]) -> None:
