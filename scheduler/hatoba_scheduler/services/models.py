@@ -252,16 +252,17 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 remedy=f"`hatoba models versions {named.name}` shows them",
                 rule="reference.version",
             )
-        key = request_key(named.project, "DeleteModelVersion", request.request_id, request)
-        known = await seen_before(self._store, key)
-        if known is not None:
-            return model_pb2.ModelVersion(name=known, version=named.version)
-        removed = await self._delete(VersionKey(named.project, named.name, named.version))
-        await remember(self._store, key, removed.name)
-        return version_to_proto(removed)
+        request_id = request_key(named.project, "DeleteModelVersion", request.request_id, request)
+        key = VersionKey(named.project, named.name, named.version)
+        removed = await self._models.delete_version(key, request_id)
+        if isinstance(removed, Mismatch):
+            raise mismatch(request.request_id, removed)
+        if isinstance(removed, Duplicate):
+            mark_deduplicated()
+            return model_pb2.ModelVersion(name=removed.resource, version=named.version)
+        return version_to_proto(self._removed(key, removed))
 
-    async def _delete(self, key: VersionKey) -> ModelVersion:
-        removed = await self._models.delete_version(key)
+    def _removed(self, key: VersionKey, removed: ModelVersion | InUse | None) -> ModelVersion:
         about = Resource("model_version", key.resource)
         if removed is None:
             raise NotFound(f"there is no model version {key.resource}", resource=about)

@@ -303,7 +303,8 @@ class ModelStoreConformance:
         """Though nothing of the version is left."""
         await self.ready(store)
         key = VersionKey("default", "digits", 3)
-        removed = await store.models.delete_version(key)
+        removed = await store.models.delete_version(key, KEY)
+        assert await store.models.delete_version(key, KEY) == Duplicate(key.resource)
         assert isinstance(removed, ModelVersion)
         assert await store.models.delete_version(key) is None
         assert (await registered(store)).version == 4

@@ -118,8 +118,11 @@ class ModelStore(Protocol):
         """Moves, newest first, below a number (0: from the newest)."""
         ...
 
-    async def delete_version(self, key: VersionKey) -> ModelVersion | InUse | None:
-        """Remove a version that nothing uses, as it was; None when there is no such version."""
+    async def delete_version(
+        self, key: VersionKey, request: RequestKey | None = None
+    ) -> ModelVersion | InUse | Duplicate | Mismatch | None:
+        """Remove a version that nothing uses, as it was; None when there is no such version. A
+        request key that is known removes nothing."""
         ...
 
     async def made_by(self, jobs: Sequence[str]) -> Mapping[str, list[str]]:

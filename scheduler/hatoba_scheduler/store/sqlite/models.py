@@ -134,10 +134,18 @@ class SqliteModels:
             "INDEXED BY model_versions_registering WHERE state = 1 ORDER BY create_time", ()
         )
 
-    async def delete_version(self, key: VersionKey) -> ModelVersion | InUse | None:
+    async def delete_version(
+        self, key: VersionKey, request: RequestKey | None = None
+    ) -> ModelVersion | InUse | Duplicate | Mismatch | None:
         """See `ModelStore.delete_version`."""
+        now = self._now()
 
-        def work(connection: sqlite3.Connection) -> ModelVersion | InUse | None:
+        def work(
+            connection: sqlite3.Connection,
+        ) -> ModelVersion | InUse | Duplicate | Mismatch | None:
+            known = met(connection, request)
+            if known is not None:
+                return known
             found = _version(connection, key)
             if found is None:
                 return None
@@ -148,6 +156,7 @@ class SqliteModels:
             connection.execute(_sql("delete_version"), key)
             connection.execute(_sql("delete_links"), (key.resource,))
             connection.execute(_sql("touch"), key[:2])
+            keep(connection, request, key.resource, now)
             return found
 
         return await self._write(work)
