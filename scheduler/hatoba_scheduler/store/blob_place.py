@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -26,7 +26,7 @@ from hatoba_scheduler.store.errors import StorageFull
 RESERVE_BYTES = 16 * MIB
 # A stream's chunks get their places in groups of about so many, or so many bytes.
 GROUP_CHUNKS = 4096
-GROUP_BYTES = 16 * MIB
+GROUP_BYTES = 64 * MIB
 _GATHERED_PIECES = 4096
 _HEX = re.compile("[0-9a-f]{64}")
 
@@ -171,9 +171,9 @@ class Incoming:
         self._verified_bytes = 0
 
     @property
-    def verified(self) -> list[bytes]:
+    def verified(self) -> Set[bytes]:
         """Digests of what was checked and has no place yet."""
-        return list(self._verified)
+        return self._verified.keys()
 
     @property
     def due(self) -> bool:
@@ -192,14 +192,17 @@ class Incoming:
             if piece.last:
                 self._end(self._current)
 
-    def settle(self) -> None:
-        """Give all that was checked its place. Raises StorageFull or StorageFailed."""
+    def detach(self) -> dict[bytes, str]:
+        """What was checked and has no place yet, for somebody else to publish."""
         verified, self._verified, self._verified_bytes = self._verified, {}, 0
-        if verified:
-            self._place.publish(BlobKind.CHUNK, verified)
+        return verified
 
-    def drop(self) -> None:
-        """Forget the chunk that was not finished."""
+    def discard(self) -> None:
+        """Forget the chunk that was not finished, and all that has no place yet."""
+        self._drop()
+        unlink_all(self.detach().values())
+
+    def _drop(self) -> None:
         if self._current is not None:
             self._current.discard()
             self._current = None
@@ -210,7 +213,7 @@ class Incoming:
 
     def _end(self, current: _Writing) -> None:
         if current.sha.digest() != current.sha256:
-            self.drop()
+            self._drop()
             raise _wrong_digest(current)
         self._current = None
         current.close()

@@ -14,7 +14,15 @@ import hashlib
 import os
 import re
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from itertools import islice
@@ -104,6 +112,7 @@ class ChunkStore:
         self._max_total = limits.max_tree_bytes
         self.lease_seconds = limits.lease_seconds
         self._doors = _Doors()
+        self._uploads: set[Upload] = set()
         self._leaving = 0
         self._none_leaves = asyncio.Event()
         self._none_leaves.set()
@@ -132,16 +141,18 @@ class ChunkStore:
     async def missing(self, digests: Iterable[bytes]) -> list[bytes]:
         """Those of the chunks that are not stored, each once, in order; the others are leased.
 
-        What a stream that broke off just now has brought counts.
+        What a stream has brought so far counts: it may have broken off without our knowing yet.
         """
         await self._none_leaves.wait()
         wanted = list(dict.fromkeys(digests))
+        for upload in list(self._uploads):
+            await upload.settle(wanted)
         present = await self._leased(BlobKind.CHUNK, wanted)
         return [sha for sha in wanted if sha not in present]
 
     def upload(self) -> Upload:
         """A place for the chunks of one stream; use it with `async with`."""
-        return Upload(self, Incoming(self.place))
+        return Upload(self, Incoming(self.place), self._uploads)
 
     async def read(self, digests: Sequence[bytes]) -> AsyncGenerator[list[Read], None]:
         """The pieces of chunks in order, about 1 MiB at a time. Raises NotFound before any."""
@@ -153,11 +164,11 @@ class ChunkStore:
         while (visit := await self.on_thread(next, visits, None)) is not None:
             yield visit
 
-    async def keep_chunks(self, incoming: Incoming) -> None:
+    async def keep_chunks(self, verified: dict[bytes, str]) -> None:
         """Give checked chunks their places, leased before they have them."""
         async with self._doors.touching():
-            await self._index.lease(BlobKind.CHUNK, incoming.verified, self._lease_end())
-            await self.on_thread(incoming.settle)
+            await self._index.lease(BlobKind.CHUNK, list(verified), self._lease_end())
+            await self.on_thread(self.place.publish, BlobKind.CHUNK, verified)
 
     # -- manifests --------------------------------------------------------------------------------
 
@@ -368,18 +379,27 @@ class ChunkStore:
 
 
 class Upload:
-    """The chunks that one stream brings; holds at most 2 MiB of them in memory.
+    """The chunks that one stream brings; holds a few MiB of them in memory at most.
 
-    Leaving the block keeps what was verified, also after an error, and drops what was not finished.
+    While pieces are written and hashed on a thread the next ones come, and while one group of
+    chunks goes to the disk so does the next. Leaving the block keeps what was verified, also after
+    an error, and drops what was not finished.
     """
 
-    def __init__(self, store: ChunkStore, incoming: Incoming) -> None:
+    def __init__(self, store: ChunkStore, incoming: Incoming, open_ones: set[Upload]) -> None:
         self._store = store
         self._incoming = incoming
+        self._open_ones = open_ones
+        self._tasks = asyncio.TaskGroup()
+        self._taking: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._error: HatobaError | None = None
         self._waiting: list[Piece] = []
         self._waiting_bytes = 0
 
     async def __aenter__(self) -> Self:
+        await self._tasks.__aenter__()
+        self._open_ones.add(self)
         return self
 
     async def __aexit__(
@@ -388,41 +408,98 @@ class Upload:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._open_ones.discard(self)
         with self._store.leaving():
+            if kind is not None or self._waiting or self._incoming.verified:
+                self._tasks.create_task(self._leave(), name="upload-leave")
             try:
-                await self._store.on_thread(self._leave)
-            except HatobaError as failure:
-                _log.warning("the end of a broken upload is not kept", error=failure.message)
-            try:
-                if self._incoming.verified:
-                    await self._store.keep_chunks(self._incoming)
-            except HatobaError as failure:
-                _log.warning("chunks of a broken upload are not kept", error=failure.message)
+                # Not told of the caller's error: what was begun is brought to its end.
+                await self._tasks.__aexit__(None, None, None)
+            finally:
+                await self._store.on_thread(self._incoming.discard)
 
     async def add(self, piece: Piece) -> None:
         """Take the next piece. Raises InvalidArgument for a wrong digest, and drops that chunk."""
         self._waiting.append(piece)
         self._waiting_bytes += len(piece.data)
         if self._waiting_bytes >= PIECE_BYTES or len(self._waiting) == _WAITING_PIECES:
-            await self._take()
-            if self._incoming.due:
-                await self._store.keep_chunks(self._incoming)
+            await self._begin_taking()
 
     async def commit(self) -> None:
         """Return once every finished chunk is durable. Raises as `add` does."""
-        await self._take()
-        if self._incoming.verified:
-            await self._store.keep_chunks(self._incoming)
+        await self._begin_taking()
+        await _ended(self._taking)
+        await self._begin_keeping()
+        await _ended(self._keeping)
+        self._raise()
 
-    async def _take(self) -> None:
+    async def settle(self, wanted: Collection[bytes]) -> None:
+        """Make durable what was finished so far, when it has any of these chunks."""
+        while _under_way(self._taking) or _under_way(self._keeping):
+            await _ended(self._taking)
+            await _ended(self._keeping)
+        if self._incoming.verified & set(wanted):
+            self._keep()
+            await _ended(self._keeping)
+
+    async def _begin_taking(self) -> None:
+        await _ended(self._taking)
+        self._raise()
+        if self._incoming.due:
+            await self._begin_keeping()
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        await self._store.on_thread(self._incoming.take, waiting)
+        self._taking = self._tasks.create_task(self._take(waiting), name="upload-take")
 
-    def _leave(self) -> None:
+    async def _begin_keeping(self) -> None:
+        while _under_way(self._keeping):
+            await _ended(self._keeping)
+        self._keep()
+
+    def _keep(self) -> None:
+        """Begin to keep what was verified. No thread may be at it."""
+        verified = self._incoming.detach()
+        if verified:
+            self._keeping = self._tasks.create_task(self._kept(verified), name="upload-keep")
+
+    async def _take(self, pieces: list[Piece]) -> None:
+        with self._noting():
+            await self._store.on_thread(self._incoming.take, pieces)
+
+    async def _kept(self, verified: dict[bytes, str]) -> None:
+        with self._noting():
+            await self._store.keep_chunks(verified)
+
+    async def _leave(self) -> None:
+        """Keep what was finished when the stream broke off."""
+        await _ended(self._taking)
+        with self._noting():
+            if self._error is None:
+                await self._store.on_thread(self._incoming.take, self._waiting)
+        await self._begin_keeping()
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Keep an error for those who wait: a task that raises would end the others."""
         try:
-            self._incoming.take(self._waiting)
-        finally:
-            self._incoming.drop()
+            yield
+        except HatobaError as error:
+            if self._error is not None:
+                _log.warning("chunks of an upload are not kept", error=error.message)
+            self._error = self._error or error
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+def _under_way(task: asyncio.Task[None] | None) -> bool:
+    return task is not None and not task.done()
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    """Return once the task is over; whoever waits may be cancelled without it."""
+    if task is not None and not task.done():
+        await asyncio.wait([task])
 
 
 class ManifestUpload:
