@@ -21,7 +21,8 @@ from hatoba.errors import Unavailable
 from hatoba.v1 import artifact_pb2_grpc
 
 SIZE = 256 * MIB
-CUTS = (69 * MIB, 61 * MIB, 77 * MIB)
+# Each well into a chunk: what is under way when a connection breaks is lost with it, 4 MiB or so.
+CUTS = (70 * MIB + MIB // 2, 62 * MIB + MIB // 2, 78 * MIB + MIB // 2)
 BLOCK = 256 * 1024
 
 
