@@ -19,6 +19,7 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Collection,
+    Coroutine,
     Iterable,
     Iterator,
     Sequence,
@@ -112,6 +113,8 @@ class ChunkStore:
         self._max_total = limits.max_tree_bytes
         self.lease_seconds = limits.lease_seconds
         self._doors = _Doors()
+        self.tasks = asyncio.TaskGroup()
+        """What uploads have under way: it goes on when the call that began it is gone."""
         self._uploads: set[Upload] = set()
         self._leaving = 0
         self._none_leaves = asyncio.Event()
@@ -130,10 +133,13 @@ class ChunkStore:
         """The store of a place, made when it is not there. `now` tells the time of leases."""
         threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="blobs")
         store = cls(place, index, now, threads, limits or StoreLimits())
+        await store.tasks.__aenter__()
         try:
             await store.on_thread(place.prepare)
             yield store
         finally:
+            # Not told of the caller's error: it would wrap it into an exception group.
+            await store.tasks.__aexit__(None, None, None)
             threads.shutdown(wait=False)
 
     # -- chunks ---------------------------------------------------------------------------------
@@ -390,7 +396,6 @@ class Upload:
         self._store = store
         self._incoming = incoming
         self._open_ones = open_ones
-        self._tasks = asyncio.TaskGroup()
         self._taking: asyncio.Task[None] | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._error: HatobaError | None = None
@@ -398,7 +403,6 @@ class Upload:
         self._waiting_bytes = 0
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
         self._open_ones.add(self)
         return self
 
@@ -408,15 +412,7 @@ class Upload:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._open_ones.discard(self)
-        with self._store.leaving():
-            if kind is not None or self._waiting or self._incoming.verified:
-                self._tasks.create_task(self._leave(), name="upload-leave")
-            try:
-                # Not told of the caller's error: what was begun is brought to its end.
-                await self._tasks.__aexit__(None, None, None)
-            finally:
-                await self._store.on_thread(self._incoming.discard)
+        await _surely_ended(self._start(self._leave(), "leave"))
 
     async def add(self, piece: Piece) -> None:
         """Take the next piece. Raises InvalidArgument for a wrong digest, and drops that chunk."""
@@ -448,7 +444,7 @@ class Upload:
         if self._incoming.due:
             await self._begin_keeping()
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        self._taking = self._tasks.create_task(self._take(waiting), name="upload-take")
+        self._taking = self._start(self._take(waiting), "take")
 
     async def _begin_keeping(self) -> None:
         while _under_way(self._keeping):
@@ -459,7 +455,11 @@ class Upload:
         """Begin to keep what was verified. No thread may be at it."""
         verified = self._incoming.detach()
         if verified:
-            self._keeping = self._tasks.create_task(self._kept(verified), name="upload-keep")
+            self._keeping = self._start(self._kept(verified), "keep")
+
+    def _start(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        """Begin something that goes on when the call is gone."""
+        return self._store.tasks.create_task(work, name=f"upload-{name}")
 
     async def _take(self, pieces: list[Piece]) -> None:
         with self._noting():
@@ -470,12 +470,16 @@ class Upload:
             await self._store.keep_chunks(verified)
 
     async def _leave(self) -> None:
-        """Keep what was finished when the stream broke off."""
-        await _ended(self._taking)
-        with self._noting():
-            if self._error is None:
-                await self._store.on_thread(self._incoming.take, self._waiting)
-        await self._begin_keeping()
+        """Keep what was finished, also when the stream broke off; drop the rest."""
+        with self._store.leaving():
+            self._open_ones.discard(self)
+            await _ended(self._taking)
+            if self._waiting and self._error is None:
+                self._taking = self._start(self._take(self._waiting), "take")
+                await _ended(self._taking)
+            await self._begin_keeping()
+            await _ended(self._keeping)
+        await self._store.on_thread(self._incoming.discard)
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
@@ -494,6 +498,18 @@ class Upload:
 
 def _under_way(task: asyncio.Task[None] | None) -> bool:
     return task is not None and not task.done()
+
+
+async def _surely_ended(task: asyncio.Task[None]) -> None:
+    """Return once the task is over; a cancellation is delivered then."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:
