@@ -36,6 +36,9 @@ DIRECT_BATCH = 16
 DIRECT_AT_ONCE = 4
 DIRECT_TRIES = 3
 _READ_AHEAD = 3
+STREAMS = 3
+# A cut loses a chunk of each stream, which shall stay a small share of what is sent.
+MUCH_BYTES = 768 * 1024 * 1024
 
 Chunks = Mapping[bytes, ChunkSource]
 
@@ -75,13 +78,26 @@ class Sending:
         large = {sha: one for sha, one in self._chunks.items() if one.size >= DIRECT_BYTES}
         if large and await self._directly(large):
             large = {}
-        await self._stream({**small, **large})
+        await self._streams({**small, **large})
 
     def _tell(self, size: int) -> None:
         self._done += size
         self._options.progress(self._done, self._total)
 
     # -- by way of the server -------------------------------------------------------------------
+
+    async def _streams(self, chunks: Chunks) -> None:
+        """Send by one stream; by several when there is much: one is sent while another is hashed."""
+        much = sum(one.size for one in chunks.values()) >= MUCH_BYTES
+        order = list(chunks.items())
+        shares = [dict(order[first::STREAMS]) for first in range(STREAMS)] if much else [chunks]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for number, share in enumerate(shares):
+                    tasks.create_task(self._stream(share), name=f"upload {number}")
+        except BaseExceptionGroup as failures:
+            # One breaks the others off: what it met is what the caller hears.
+            raise failures.exceptions[0] from None
 
     async def _stream(self, chunks: Chunks) -> None:
         if not chunks:
