@@ -41,7 +41,7 @@ MEASURES: dict[str, Measure] = {
     "router": router,
     "replica_start": replica_start,
 }
-ONE_WITHIN = 180.0
+ONE_WITHIN = 300.0
 MARK = "figures: "
 
 

@@ -87,7 +87,7 @@ class Sending:
     # -- by way of the server -------------------------------------------------------------------
 
     async def _streams(self, chunks: Chunks) -> None:
-        """Send by one stream; by several when there is much: one is sent while another is hashed."""
+        """Send by one stream; by several when there is much: one goes while another is hashed."""
         much = sum(one.size for one in chunks.values()) >= MUCH_BYTES
         order = list(chunks.items())
         shares = [dict(order[first::STREAMS]) for first in range(STREAMS)] if much else [chunks]
