@@ -10,7 +10,6 @@ from google.protobuf.duration_pb2 import Duration
 
 from hatoba.v1 import job_pb2
 from hatoba_scheduler.control.lineage import reads_of
-from hatoba_scheduler.control.sources import named_inputs
 from hatoba_scheduler.convert import pairs
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, DEFAULT_QUEUE
 from hatoba_scheduler.domain.ranges import Ranges

@@ -113,9 +113,7 @@ def _opened(request: admin_pb2.CreateTokenRequest) -> str:
             "deployment",
             "a token of the role PREDICT opens one deployment, and no other token does",
             value=request.deployment,
-            remedy="name it, for example `reader`"
-            if wanted
-            else "leave it out",
+            remedy="name it, for example `reader`" if wanted else "leave it out",
         )
     if not wanted:
         return ""
