@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from server_process import HatobaServer
 
+# Building grpcurl takes a minute where it was never built.
+pytestmark = pytest.mark.timeout(300)
 ROOT = Path(__file__).resolve().parents[2]
 NO_GO = 3
 
