@@ -133,6 +133,9 @@ def _replicate_sound(tree: Path, target: Path, place: Place) -> None:
         raise Spoiled(str(tree)) from error
     try:
         replicate(tree, target, _checked(place))
+        if not _is_still(tree, opened):
+            # A directory that is emptied while it is listed ends early, without an error.
+            raise FileNotFoundError(tree)
     except Spoiled:
         _throw_away(tree, opened)
         _clear(target)
