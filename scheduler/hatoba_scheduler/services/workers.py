@@ -96,6 +96,9 @@ class WorkerItems:
         def answer(reply: runner_pb2.CommitAttemptResponse) -> Item:
             if reply.accepted:
                 self._hub.ended(commit.attempt, exit_of(commit), left=not commit.gone)
+            if commit.gone:
+                # Told again by a worker that was killed before it could say so by itself.
+                self._hub.left_nothing(commit.attempt)
             return Item(committed=reply)
 
         if self._desk.known(commit.attempt):

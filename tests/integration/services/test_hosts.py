@@ -19,6 +19,7 @@ from hatoba_worker.keeper.ask import ask
 
 from .conftest import (
     cancel,
+    commit_of,
     connected,
     eventually,
     fresh,
@@ -184,6 +185,32 @@ async def test_an_attempt_outlives_its_workers_stream(wire: Wire, alpha: str) ->
         await host.commit(launch)
         assert state(await wire.ended(job.name)) == "SUCCEEDED"
     assert len(await wire.attempts(job.name)) == 1
+
+
+async def test_a_worker_killed_between_commit_and_gone_holds_nothing_for_ever(
+    wire: Wire, alpha: str
+) -> None:
+    async with connected(wire, alpha, secrets=[alpha]) as host:
+        job = await submit(wire, job_on(alpha))
+        launch = await host.launched()
+        await host.started(launch)
+        await host.say(worker_pb2.WorkerItem(commit=commit_of(launch, gone=False)))
+        assert state(await wire.ended(job.name)) == "SUCCEEDED"
+    async with connected(wire, alpha, secrets=[alpha], complete=False) as host:
+        # Its successor finds the attempt in its journal, and tells of it once more.
+        held = worker_pb2.HeldAttempt(
+            attempt=launch.attempt, fence=1, claimed=True, started=True, job_uid=job.uid, number=1
+        )
+        await host.say(
+            worker_pb2.WorkerItem(held=held),
+            worker_pb2.WorkerItem(inventory_complete=worker_pb2.InventoryComplete()),
+            worker_pb2.WorkerItem(commit=commit_of(launch, gone=True)),
+        )
+
+        async def released() -> bool:
+            return (await wire.attempts(job.name))[0].release == common_pb2.RELEASE_RELEASED
+
+        await eventually(released)
 
 
 async def test_what_a_host_has_lost_is_tried_again(wire: Wire, alpha: str) -> None:
