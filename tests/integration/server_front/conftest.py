@@ -83,11 +83,13 @@ class Jobs(job_pb2_grpc.JobServiceServicer):
 
     async def WatchJobs(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """Generator style."""
+        # A test writes the next call's script as soon as it has read something of this one.
+        stream = self._script.stream
         try:
             yield job_pb2.WatchJobsResponse(cursor="1")
             self._script.entered.set()
-            if self._script.stream is not None:
-                async with aclosing(self._script.stream(request, context)) as replies:
+            if stream is not None:
+                async with aclosing(stream(request, context)) as replies:
                     async for reply in replies:
                         yield reply
         finally:
