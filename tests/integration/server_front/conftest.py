@@ -97,11 +97,12 @@ class Jobs(job_pb2_grpc.JobServiceServicer):
 
     async def TailLogs(self, request: Any, context: Any) -> None:  # type: ignore[override]
         """Read/write style."""
+        stream = self._script.stream
         try:
             await context.write(job_pb2.TailLogsResponse(data=b"1"))
             self._script.entered.set()
-            if self._script.stream is not None:
-                await self._script.stream(request, context)
+            if stream is not None:
+                await stream(request, context)
         finally:
             self._script.left.set()
 
