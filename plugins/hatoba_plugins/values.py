@@ -58,11 +58,14 @@ class Share(NamedTuple):
     memory: int = 0
     gpus: int = 0
     slots: int = 0
+    named: tuple[tuple[str, int], ...] = ()
+    """Countable things of any name, sorted by it."""
 
     @classmethod
     def of(cls, needs: common_pb2.Resources) -> Share:
         """What a task or replica with these needs takes: a slot when it states none."""
-        stated = cls(needs.cpus, needs.memory_bytes, needs.gpus)
+        named = tuple(sorted(needs.named.items())) if needs.named else ()
+        stated = cls(needs.cpus, needs.memory_bytes, needs.gpus, 0, named)
         return stated if any(stated) else cls(slots=1)
 
 
@@ -78,10 +81,14 @@ class Handle(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where the planner put it: a pool's name (empty: any) and exclusive GPU ids."""
+    """Where the planner put it: a pool's name (empty: any) and exclusive GPU ids.
+
+    `memory` is in bytes: what the job asks for, or what a retry rule made of it.
+    """
 
     pool: str = ""
     gpus: tuple[str, ...] = ()
+    memory: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,11 @@ class LaunchRequest:
     placement: Placement
     traceparent: str
     labels: tuple[tuple[str, str], ...] = ()
+    gang_size: int = 0
+    """Members of its gang, launched in one group, each claim waiting for all; 0: it is none."""
+    generation: int = 0
+    stop_after: float = 0.0
+    """Its runner ends it after so many seconds without the server; 0: never."""
 
 
 class GroupKind(Enum):

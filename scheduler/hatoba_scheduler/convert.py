@@ -112,7 +112,15 @@ def counts_to_proto(counts: Counts) -> common_pb2.TaskCounts:
 
 def resources_to_proto(amount: Resources) -> common_pb2.Resources:
     """The message of an amount of resources."""
-    return common_pb2.Resources(cpus=amount.cpus, memory_bytes=amount.memory, gpus=amount.gpus)
+    return common_pb2.Resources(
+        cpus=amount.cpus, memory_bytes=amount.memory, gpus=amount.gpus, named=dict(amount.named)
+    )
+
+
+def resources_of(told: common_pb2.Resources) -> Resources:
+    """The record of an amount; it has no slots."""
+    named = tuple(sorted(told.named.items())) if told.named else ()
+    return Resources(told.cpus, told.memory_bytes, told.gpus, 0, named)
 
 
 def etag(job: Job) -> str:
@@ -133,6 +141,9 @@ def job_to_proto(job: Job, spec: job_pb2.JobSpec | None) -> job_pb2.Job:
         created_by=job.created_by,
         trace_id=job.trace_id,
         rerun_of=job.rerun_of,
+        generation=job.generation,
+        inherited=str(job.terms.inherited),
+        backends=job.terms.backends,
     )
     if spec is not None:
         _put_spec(out.spec, spec, job)
@@ -162,6 +173,10 @@ def task_to_proto(job: Job, task: Task, progress: Progress | None = None) -> job
         state=state_to_proto(task.state),
         attempt=task.attempt,
         version=task.version,
+        memory_bytes=task.adapted.memory,
+        avoided_hosts=task.adapted.avoid,
+        on_demand=task.adapted.on_demand,
+        preemptions=task.adapted.preempted,
     )
     if task.cause is not None:
         out.cause.CopyFrom(cause_to_proto(task.cause))
@@ -209,6 +224,8 @@ def attempt_to_proto(job: Job, attempt: Attempt) -> job_pb2.Attempt:
         release=common_pb2.Release.ValueType(attempt.release),
         usage=usage_to_proto(attempt.usage),
         fenced=attempt.fenced,
+        generation=attempt.generation,
+        address=attempt.address,
     )
     if attempt.cause is not None:
         out.cause.CopyFrom(cause_to_proto(attempt.cause))
@@ -248,6 +265,8 @@ def event_to_proto(event: Event) -> common_pb2.Event:
         actor=event.actor,
         reason=event.reason,
         trace_id=event.trace_id,
+        note=event.note,
+        queue=event.queue,
     )
     setattr(out, "from", int(event.from_state))
     if event.cause is not None:
@@ -266,6 +285,12 @@ def queue_to_proto(queue: Queue) -> queue_pb2.Queue:
         etag=queue_etag(queue),
         created_by=queue.created_by,
         labels=dict(queue.labels),
+        parent=queue.parent,
+        quota=resources_to_proto(queue.quota),
+        guaranteed=resources_to_proto(queue.guaranteed),
+        no_borrowing=queue.no_borrowing,
+        cordoned=queue.cordoned,
+        cordon_reason=queue.cordon_reason,
     )
     set_time(out.create_time, queue.create_time)
     return out

@@ -393,7 +393,8 @@ class JobConformance:
                 assert names
                 assert len(set(names)) == len(names)
                 for pool in snapshot.pools:
-                    assert min(pool.total) >= 0
+                    assert min(pool.total[:4]) >= 0
+                    assert all(count > 0 for _, count in pool.total.named)
                     assert len(pool.gpu_ids) == pool.total.gpus
 
     # -- capabilities, options, health ----------------------------------------------------------

@@ -6,21 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from google.protobuf.duration_pb2 import Duration
-
 from hatoba.v1 import job_pb2
 from hatoba_scheduler.control.lineage import reads_of
-from hatoba_scheduler.convert import pairs
+from hatoba_scheduler.control.terms import POLICY, retry_policy, seconds, task_count, terms_of
+from hatoba_scheduler.convert import pairs, resources_of
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, DEFAULT_QUEUE
 from hatoba_scheduler.domain.ranges import Ranges
-from hatoba_scheduler.domain.records import Checkpoint, Job, Resources, RetryPolicy
+from hatoba_scheduler.domain.records import Checkpoint, Job
 from hatoba_scheduler.domain.states import Desired
 from hatoba_scheduler.domain.transitions import Now, first_state, initial_counts, submitted
 from hatoba_scheduler.store.base import RequestKey, Submission
 from hatoba_scheduler.telemetry.tracing import SpanContext
 
 STOP_GRACE = 10.0
-_POLICY = RetryPolicy()
 _ONE = Ranges.upto(1)
 
 
@@ -49,23 +47,6 @@ def with_defaults(spec: job_pb2.JobSpec, default_backend: str) -> None:
         spec.stop_grace.seconds = int(STOP_GRACE)
 
 
-def seconds(duration: Duration) -> float:
-    """A duration in seconds."""
-    return float(duration.seconds) + duration.nanos / 1e9
-
-
-def retry_policy(told: job_pb2.JobSpec) -> RetryPolicy:
-    """The policy of a job, defaults filled in."""
-    retries = told.retries
-    return RetryPolicy(
-        retries.user if retries.HasField("user") else _POLICY.user,
-        retries.infrastructure if retries.HasField("infrastructure") else _POLICY.infrastructure,
-        retries.preemption if retries.HasField("preemption") else _POLICY.preemption,
-        seconds(retries.backoff) if retries.HasField("backoff") else _POLICY.backoff,
-        seconds(retries.max_backoff) if retries.HasField("max_backoff") else _POLICY.max_backoff,
-    )
-
-
 class JobMaker:
     """Makes new jobs' rows. `uid` gives a new time-ordered uid."""
 
@@ -90,9 +71,8 @@ class JobMaker:
         return Submission(job, spec.name, text, event, request, reads, publishes)
 
     def _job(self, spec: job_pb2.JobSpec, caller: Caller, origin: Origin, now: Now) -> Job:
-        size = spec.array.size or 1
+        size = task_count(spec)
         state = first_state(spec.hold, origin.blocked_on)
-        wanted = spec.resources
         environment = spec.environment
         return Job(
             uid=self._uid(),
@@ -104,8 +84,8 @@ class JobMaker:
             size=size,
             max_parallel=spec.array.max_parallel,
             fail_fast=spec.array.fail_fast,
-            resources=Resources(wanted.cpus, wanted.memory_bytes, wanted.gpus),
-            retries=retry_policy(spec) if spec.HasField("retries") else _POLICY,
+            resources=resources_of(spec.resources),
+            retries=retry_policy(spec.retries) if spec.HasField("retries") else POLICY,
             state=state,
             desired=Desired.RUN,
             version=1,
@@ -126,4 +106,5 @@ class JobMaker:
             secrets=tuple(sorted(secret.name for secret in spec.secrets)) if spec.secrets else (),
             embedded_only=bool(environment.caller_interpreter) and not environment.python,
             restore=origin.restore,
+            terms=terms_of(spec),
         )

@@ -15,9 +15,14 @@ from hatoba_scheduler.domain.states import (
     AttemptState,
     CauseCode,
     Desired,
+    GangPolicy,
     JobState,
+    Operator,
     Origin,
     Release,
+    RetryAction,
+    Spot,
+    Strategy,
 )
 
 if TYPE_CHECKING:
@@ -48,17 +53,19 @@ class Cause:
 
 
 class Resources(NamedTuple):
-    """What one task needs or a host has: cores, bytes, whole GPUs, slots."""
+    """What one task needs or a host has: cores, bytes, whole GPUs, slots, named things by name."""
 
     cpus: float = 0.0
     memory: int = 0
     gpus: int = 0
     slots: int = 0
+    named: tuple[tuple[str, int], ...] = ()
+    """Sorted by name; none is 0."""
 
     @property
     def stated(self) -> bool:
         """True when a share was asked for; a task that states nothing takes a slot instead."""
-        return bool(self.cpus or self.memory or self.gpus)
+        return bool(self.cpus or self.memory or self.gpus or self.named)
 
     def plus(self, other: Resources) -> Resources:
         """Both together."""
@@ -67,6 +74,7 @@ class Resources(NamedTuple):
             self.memory + other.memory,
             self.gpus + other.gpus,
             self.slots + other.slots,
+            _added(self.named, other.named, 1) if other.named else self.named,
         )
 
     def minus(self, other: Resources) -> Resources:
@@ -76,6 +84,7 @@ class Resources(NamedTuple):
             max(0, self.memory - other.memory),
             max(0, self.gpus - other.gpus),
             max(0, self.slots - other.slots),
+            _added(self.named, other.named, -1) if other.named else self.named,
         )
 
     def within(self, other: Resources) -> bool:
@@ -85,7 +94,29 @@ class Resources(NamedTuple):
             and self.memory <= other.memory
             and self.gpus <= other.gpus
             and self.slots <= other.slots
+            and (not self.named or _named_within(self.named, other.named))
         )
+
+    def times(self, count: int) -> Resources:
+        """So many of these."""
+        named = tuple((name, amount * count) for name, amount in self.named)
+        return Resources(
+            self.cpus * count, self.memory * count, self.gpus * count, self.slots * count, named
+        )
+
+
+def _added(
+    one: tuple[tuple[str, int], ...], other: tuple[tuple[str, int], ...], sign: int
+) -> tuple[tuple[str, int], ...]:
+    amounts = dict(one)
+    for name, amount in other:
+        amounts[name] = max(0, amounts.get(name, 0) + sign * amount)
+    return tuple(sorted((name, amount) for name, amount in amounts.items() if amount))
+
+
+def _named_within(one: tuple[tuple[str, int], ...], other: tuple[tuple[str, int], ...]) -> bool:
+    have = dict(other)
+    return all(amount <= have.get(name, 0) for name, amount in one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +159,110 @@ class Progress:
     time: Micros
 
 
+class RetryMutation(NamedTuple):
+    """What a rule changes for the next attempt; zero values change nothing."""
+
+    memory_factor: float = 0.0
+    memory_max: int = 0
+    other_host: bool = False
+    on_demand_after: int = 0
+
+
+class RetryRule(NamedTuple):
+    """Speaks of endings for which all its conditions hold; an empty condition holds always."""
+
+    causes: tuple[CauseCode, ...] = ()
+    origins: tuple[Origin, ...] = ()
+    exit_codes: tuple[int, ...] = ()
+    action: RetryAction = RetryAction.RETRY
+    limit: int | None = None
+    mutate: RetryMutation = RetryMutation()
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """Retries per origin and the back-off between them, in seconds."""
+    """Retries per origin and the back-off between them, in seconds; rules go before budgets."""
 
     user: int = 0
     infrastructure: int = 3
     preemption: int = 10
     backoff: float = 1.0
     max_backoff: float = 60.0
+    rules: tuple[RetryRule, ...] = ()
+
+
+class LabelRequirement(NamedTuple):
+    """What a host's label must be."""
+
+    key: str
+    operator: Operator
+    values: tuple[str, ...] = ()
+
+
+class Placement(NamedTuple):
+    """Where tasks may go; the selectors `KEY=VALUE` are labels of jobs, as pairs."""
+
+    require: tuple[LabelRequirement, ...] = ()
+    prefer: tuple[LabelRequirement, ...] = ()
+    strategy: Strategy = Strategy.SPREAD
+    apart_from: tuple[tuple[str, str], ...] = ()
+    near: tuple[tuple[str, str], ...] = ()
+    apart: bool = False
+
+
+ANYWHERE = Placement()
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What was agreed about a job at its submit beyond the ordinary; seconds, 0 for none.
+
+    A gang's members are its tasks: `Job.size` is their number.
+    """
+
+    gang: bool = False
+    gang_policy: GangPolicy = GangPolicy.FAIL
+    gang_timeout: float = 600.0
+    """Seconds within which all members must have claimed."""
+    placement: Placement = ANYWHERE
+    start_after: Micros = 0
+    deadline: Micros = 0
+    max_queue_time: float = 0.0
+    timeout: float = 0.0
+    """Longest run of one attempt."""
+    stop_after: float = 0.0
+    lost_after: float = 0.0
+    never_preempt: bool = False
+    max_preemptions: int = 10
+    preempt_grace: float = -1.0
+    """Time to save a checkpoint before the stop; below 0: the job's stop grace."""
+    spot: Spot = Spot.ALLOW
+    backends: tuple[str, ...] = ()
+    """Backends it may run on, cheapest first, when the user named none and several can run it."""
+    inherited: Ranges = Ranges()
+    """Of a rerun of failed tasks: those that count as they ended in the job it repeats."""
+
+
+PLAIN = Terms()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """What retries have changed for a task's next attempt, and what they counted."""
+
+    memory: int = 0
+    """Bytes it asks for now; 0: what the job says."""
+    avoid: tuple[str, ...] = ()
+    """Hosts it avoids while there are others."""
+    on_demand: bool = False
+    spot_losses: int = 0
+    rule_uses: tuple[int, ...] = ()
+    """Retries by each rule of the policy, in its order; shorter means none by the rest."""
+    preempted: int = 0
+    """How often others took its place, in its whole life."""
+
+
+AS_ASKED = Adapted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +310,13 @@ class Job:
     outputs: ManifestRef | None = None
     restore: Checkpoint | None = None
     """A checkpoint of another job to begin from."""
+    terms: Terms = PLAIN
+    blocked_any: tuple[str, ...] = ()
+    """Uids of the jobs of which one must succeed and none has."""
+    blocked_end: tuple[str, ...] = ()
+    """Uids of the jobs that must end, however."""
+    generation: int = 0
+    """Of a gang: how often it has begun as a whole."""
 
     def completed(self, name: str) -> Job:
         """This job, with its name, which only the transaction that numbers it knows.
@@ -212,6 +345,7 @@ class Task:
     outputs: ManifestRef | None = None
     start_time: Micros = 0
     end_time: Micros = 0
+    adapted: Adapted = AS_ASKED
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +380,10 @@ class Attempt:
     outputs: ManifestRef | None = None
     log_sizes: tuple[tuple[str, int], ...] = ()
     reserved: Resources = Resources()
+    generation: int = 0
+    """Of a gang's member: which generation it belongs to."""
+    address: str = ""
+    """Of a gang's member: where the others reach it, as it said in its claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +406,9 @@ class Event:
     job_name: str = ""
     trace_id: str = ""
     seq: int = 0
+    note: str = ""
+    """What was decided and why, in one sentence with its figures; empty: the reason says it."""
+    queue: str = ""
 
     def completed(self, seq: int, job_name: str) -> Event:
         """This event, with its position and name, which only the commit that stores it knows.
@@ -302,6 +443,15 @@ class Queue:
     max_running: int = 0
     max_pending: int = 0
     labels: tuple[tuple[str, str], ...] = ()
+    parent: str = ""
+    """NAME of the queue above it, in the same project."""
+    quota: Resources = Resources()
+    """Never more in use by it and those below it; a 0 is no limit."""
+    guaranteed: Resources = Resources()
+    """Its own, which it takes back from borrowers."""
+    no_borrowing: bool = False
+    cordoned: bool = False
+    cordon_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,6 +470,11 @@ class Host:
     cordoned: bool = False
     declared_gone: bool = False
     last_seen: Micros = 0
+    address: str = ""
+    """Where other hosts reach it; empty: its name."""
+    draining: bool = False
+    cordon_reason: str = ""
+    quarantined_until: Micros = 0
 
 
 @dataclass(frozen=True, slots=True)

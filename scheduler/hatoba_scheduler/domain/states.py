@@ -119,6 +119,76 @@ class CauseCode(IntEnum):
     NOT_READY = 28
     PREDICTIONS_FAIL = 29
     CRASH_LOOP = 30
+    DEVICE_FAULT = 31
+    DEADLINE = 32
+    QUEUE_TIMEOUT = 33
+    GANG_FAILED = 34
+    GANG_TIMEOUT = 35
+    DISCONNECTED = 36
+    DRAINED = 37
+
+
+class RetryAction(IntEnum):
+    """What a retry rule has done about an ending."""
+
+    RETRY = 1
+    FAIL = 2
+
+
+class GangPolicy(IntEnum):
+    """What one failed member does to its gang."""
+
+    FAIL = 1
+    RESTART = 2
+
+
+class Spot(IntEnum):
+    """Whether capacity will do that its provider may take back."""
+
+    ALLOW = 1
+    ONLY = 2
+    PREFER = 3
+    NEVER = 4
+
+
+class Strategy(IntEnum):
+    """Which of the places that fit is taken: the emptiest, or the fullest."""
+
+    SPREAD = 1
+    PACK = 2
+
+
+class Operator(IntEnum):
+    """How a host's label is compared."""
+
+    IN = 1
+    NOT_IN = 2
+    EXISTS = 3
+    NOT_EXISTS = 4
+
+
+class WaitReason(IntEnum):
+    """Why something does not run now; NONE: it does not wait. Most fundamental first."""
+
+    NONE = 0
+    HELD = 1
+    BLOCKED = 2
+    START_AFTER = 3
+    BACKING_OFF = 4
+    RELEASING = 5
+    NEVER_FITS = 6
+    QUEUE_CORDONED = 7
+    BACKEND_UNAVAILABLE = 8
+    QUOTA = 9
+    MAX_PARALLEL = 10
+    BEHIND = 11
+    FAIR_SHARE = 12
+    NO_ROOM = 13
+    RESERVED = 14
+    PREEMPTING = 15
+    GANG_INCOMPLETE = 16
+    THROTTLED = 17
+    NEXT = 18
 
 
 STATE_COUNT: Final = max(JobState) + 1

@@ -174,6 +174,7 @@ def submitted(job: Job, now: Now) -> Event:
         project=job.project,
         job_name=job.name,
         trace_id=job.trace_id,
+        queue=job.queue,
     )
 
 
@@ -255,6 +256,7 @@ def _event(before: Job, after: Job, now: Now, move: _Move) -> Event:
         project=after.project,
         job_name=after.name,
         trace_id=after.trace_id,
+        queue=after.queue,
     )
 
 
@@ -586,6 +588,7 @@ def _job_moved(
         project=after.project,
         job_name=after.name,
         trace_id=after.trace_id,
+        queue=after.queue,
     )
     return Change(after, before.version, events=(event,))
 

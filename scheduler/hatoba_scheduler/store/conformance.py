@@ -16,6 +16,7 @@ import pytest
 
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
+    Adapted,
     Attempt,
     AttemptWrite,
     Cause,
@@ -24,14 +25,19 @@ from hatoba_scheduler.domain.records import (
     Event,
     Host,
     Job,
+    LabelRequirement,
     ManifestRef,
     MetricPoint,
     Micros,
+    Placement,
     Queue,
     Resources,
+    RetryMutation,
     RetryPolicy,
+    RetryRule,
     Task,
     TaskWrite,
+    Terms,
     TokenRecord,
     Usage,
 )
@@ -39,9 +45,14 @@ from hatoba_scheduler.domain.states import (
     AttemptState,
     CauseCode,
     Desired,
+    GangPolicy,
     JobState,
+    Operator,
     Origin,
     Release,
+    RetryAction,
+    Spot,
+    Strategy,
 )
 from hatoba_scheduler.store.base import (
     Applied,
@@ -80,6 +91,40 @@ CAUSE = Cause(
 )
 MANIFEST = ManifestRef("sha256:" + "ab" * 32, 2**40, 7)
 CHECKPOINT = Checkpoint(12, 2, MANIFEST, (("loss", 0.1), ("acc", 1 / 3)), 99)
+RULE = RetryRule(
+    (CauseCode.OUT_OF_MEMORY,),
+    (Origin.USER,),
+    (137,),
+    RetryAction.FAIL,
+    4,
+    RetryMutation(1.5, 2**40, True, 3),
+)
+TERMS = Terms(
+    gang=True,
+    gang_policy=GangPolicy.RESTART,
+    gang_timeout=0.7,
+    placement=Placement(
+        (LabelRequirement("zone", Operator.NOT_IN, ("a", "b")),),
+        (LabelRequirement("ssd", Operator.EXISTS),),
+        Strategy.PACK,
+        (("team", "vision"),),
+        (("role", "cache"),),
+        True,
+    ),
+    start_after=1,
+    deadline=2,
+    max_queue_time=0.3,
+    timeout=0.4,
+    stop_after=0.5,
+    lost_after=0.6,
+    never_preempt=True,
+    max_preemptions=5,
+    preempt_grace=0.0,
+    spot=Spot.NEVER,
+    backends=("cheap", "dear"),
+    inherited=Ranges(((0, 2),)),
+)
+ADAPTED = Adapted(2**33, ("host-a",), True, 2, (0, 1), 3)
 
 
 class Clock:
@@ -132,8 +177,8 @@ def whole_job() -> Job:
         priority=-3,
         max_parallel=2,
         fail_fast=True,
-        resources=Resources(0.1, 2**35, 2, 1),
-        retries=RetryPolicy(1, 2, 3, 0.3, 1e6),
+        resources=Resources(0.1, 2**35, 2, 1, (("license", 2),)),
+        retries=RetryPolicy(1, 2, 3, 0.3, 1e6, (RULE,)),
         desired=Desired.CANCELLED,
         version=4,
         settings_version=3,
@@ -153,12 +198,18 @@ def whole_job() -> Job:
         embedded_only=True,
         outputs=MANIFEST,
         restore=CHECKPOINT,
+        terms=TERMS,
+        blocked_any=("c",),
+        blocked_end=("d", "e"),
+        generation=2,
     )
 
 
 def whole_task(job: Job) -> Task:
     """A task of which no field has its default."""
-    return Task(job.uid, 3, JobState.FAILED, 6, 4, 7, 1, 2, 3, CAUSE, CHECKPOINT, MANIFEST, 8, 9)
+    return Task(
+        job.uid, 3, JobState.FAILED, 6, 4, 7, 1, 2, 3, CAUSE, CHECKPOINT, MANIFEST, 8, 9, ADAPTED
+    )
 
 
 def whole_attempt(job: Job) -> Attempt:
@@ -182,6 +233,8 @@ def whole_attempt(job: Job) -> Attempt:
         outputs=MANIFEST,
         log_sizes=(("stdout", 10), ("stderr", 0)),
         reserved=Resources(0.5, 1, 1, 0),
+        generation=3,
+        address="10.0.0.7:29500",
     )
 
 
@@ -841,7 +894,23 @@ class StoreConformance:
 
     async def test_queues_are_written_over_their_version(self, store: Store) -> None:
         """0 for one that must not exist; anything else is stale."""
-        queue = Queue("lab", "fast", 1, "ada", 5, 2.5, 3, 4, (("a", "b"),))
+        queue = Queue(
+            "lab",
+            "fast",
+            1,
+            "ada",
+            5,
+            2.5,
+            3,
+            4,
+            (("a", "b"),),
+            "all",
+            Resources(0.5, 1, 2, 3, (("license", 4),)),
+            Resources(0.1),
+            True,
+            True,
+            "moved",
+        )
         assert await store.put_queue(queue, 1) is Stale.STALE
         assert await store.put_queue(queue, 0) == queue
         assert await store.queue("lab", "fast") == queue
@@ -889,6 +958,10 @@ class StoreConformance:
             True,
             True,
             77,
+            "10.0.0.7",
+            True,
+            "broken fan",
+            78,
         )
         plain = Host("a", "", "", Resources(), (), (), (), "", False)
         await store.put_host(host)

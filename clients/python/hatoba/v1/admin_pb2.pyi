@@ -63,6 +63,535 @@ ROLE_PREDICT: Role.ValueType  # 6
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
+class GetOverviewRequest(_message.Message):
+    """See AdminService.GetOverview."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetOverviewRequest: _TypeAlias = GetOverviewRequest  # noqa: Y015
+
+@_typing.final
+class NotableJob(_message.Message):
+    """A job that an operator should look at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job."""
+    index: _builtins.int
+    """The task, when it is about one."""
+    created_by: _builtins.str
+    """Who submitted it."""
+    queue: _builtins.str
+    """Its queue."""
+    message: _builtins.str
+    """What is the matter, in words."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is so."""
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        index: _builtins.int | None = ...,
+        created_by: _builtins.str = ...,
+        queue: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "index", b"index", "since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "created_by", b"created_by", "index", b"index", "job", b"job", "message", b"message", "queue", b"queue", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
+    _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
+
+Global___NotableJob: _TypeAlias = NotableJob  # noqa: Y015
+
+@_typing.final
+class OwnedInQueue(_message.Message):
+    """What one owner has in one queue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUE_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    queue: _builtins.str
+    """Queue, with its project when that is not `default`: `PROJECT/QUEUE`."""
+    created_by: _builtins.str
+    """Who submitted."""
+    waiting: _builtins.int
+    """Jobs that wait."""
+    running: _builtins.int
+    """Jobs that run or are being started or stopped."""
+    def __init__(
+        self,
+        *,
+        queue: _builtins.str = ...,
+        created_by: _builtins.str = ...,
+        waiting: _builtins.int = ...,
+        running: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_by", b"created_by", "queue", b"queue", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OwnedInQueue: _TypeAlias = OwnedInQueue  # noqa: Y015
+
+@_typing.final
+class Overview(_message.Message):
+    """The operator's first screen."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: _builtins.int
+    BACKENDS_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    OWNERS_FIELD_NUMBER: _builtins.int
+    OLDEST_WAITING_FIELD_NUMBER: _builtins.int
+    OVERDUE_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    RELEASING_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    QUEUES_FIELD_NUMBER: _builtins.int
+    LOOP_LAG_FIELD_NUMBER: _builtins.int
+    PLANNER_MAX_FIELD_NUMBER: _builtins.int
+    PLANNER_MEAN_FIELD_NUMBER: _builtins.int
+    COMMIT_MAX_FIELD_NUMBER: _builtins.int
+    COMMIT_MEAN_FIELD_NUMBER: _builtins.int
+    SUBMIT_RATE_FIELD_NUMBER: _builtins.int
+    START_RATE_FIELD_NUMBER: _builtins.int
+    END_RATE_FIELD_NUMBER: _builtins.int
+    loop_lag: _builtins.float
+    """How late the event loop woke up, in seconds, as last measured."""
+    planner_max: _builtins.float
+    """Longest and mean time of the last 100 planner rounds, in seconds."""
+    planner_mean: _builtins.float
+    """See planner_max."""
+    commit_max: _builtins.float
+    """The same of commits to the store."""
+    commit_mean: _builtins.float
+    """See commit_max."""
+    submit_rate: _builtins.float
+    """Jobs submitted, tasks started and tasks ended a minute, over the last five minutes."""
+    start_rate: _builtins.float
+    """See submit_rate."""
+    end_rate: _builtins.float
+    """See submit_rate."""
+    @_builtins.property
+    def server(self) -> Global___ServerStatus:
+        """The server."""
+
+    @_builtins.property
+    def backends(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackendInfo]:
+        """Backends, as in ListBackends."""
+
+    @_builtins.property
+    def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___BackendFailure]:
+        """Backends that could not be opened."""
+
+    @_builtins.property
+    def owners(self) -> _containers.RepeatedCompositeFieldContainer[Global___OwnedInQueue]:
+        """What is unfinished, largest first; at most 50."""
+
+    @_builtins.property
+    def oldest_waiting(self) -> _containers.RepeatedCompositeFieldContainer[Global___NotableJob]:
+        """The jobs that have waited longest though they could start; at most 10."""
+
+    @_builtins.property
+    def overdue(self) -> _containers.RepeatedCompositeFieldContainer[Global___NotableJob]:
+        """Jobs past their deadline or maximum queue time that have not ended; at most 50."""
+
+    @_builtins.property
+    def unknown(self) -> _containers.RepeatedCompositeFieldContainer[Global___NotableJob]:
+        """Attempts that cannot be reached; at most 50."""
+
+    @_builtins.property
+    def releasing(self) -> _containers.RepeatedCompositeFieldContainer[Global___NotableJob]:
+        """Ended attempts whose resources are not confirmed free yet; at most 50."""
+
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Hosts that take no work: cordoned, draining, quarantined, gone or not connected, with why."""
+
+    @_builtins.property
+    def queues(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Queues that start nothing, with why."""
+
+    def __init__(
+        self,
+        *,
+        server: Global___ServerStatus | None = ...,
+        backends: _abc.Iterable[Global___BackendInfo] | None = ...,
+        failures: _abc.Iterable[Global___BackendFailure] | None = ...,
+        owners: _abc.Iterable[Global___OwnedInQueue] | None = ...,
+        oldest_waiting: _abc.Iterable[Global___NotableJob] | None = ...,
+        overdue: _abc.Iterable[Global___NotableJob] | None = ...,
+        unknown: _abc.Iterable[Global___NotableJob] | None = ...,
+        releasing: _abc.Iterable[Global___NotableJob] | None = ...,
+        hosts: _abc.Iterable[_builtins.str] | None = ...,
+        queues: _abc.Iterable[_builtins.str] | None = ...,
+        loop_lag: _builtins.float = ...,
+        planner_max: _builtins.float = ...,
+        planner_mean: _builtins.float = ...,
+        commit_max: _builtins.float = ...,
+        commit_mean: _builtins.float = ...,
+        submit_rate: _builtins.float = ...,
+        start_rate: _builtins.float = ...,
+        end_rate: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["server", b"server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "commit_max", b"commit_max", "commit_mean", b"commit_mean", "end_rate", b"end_rate", "failures", b"failures", "hosts", b"hosts", "loop_lag", b"loop_lag", "oldest_waiting", b"oldest_waiting", "overdue", b"overdue", "owners", b"owners", "planner_max", b"planner_max", "planner_mean", b"planner_mean", "queues", b"queues", "releasing", b"releasing", "server", b"server", "start_rate", b"start_rate", "submit_rate", b"submit_rate", "unknown", b"unknown"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Overview: _TypeAlias = Overview  # noqa: Y015
+
+@_typing.final
+class CordonBackendRequest(_message.Message):
+    """See AdminService.CordonBackend."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The instance."""
+    cordoned: _builtins.bool
+    """True keeps work away, false lets it come."""
+    drain: _builtins.bool
+    """With `cordoned`: preempt what runs there."""
+    reason: _builtins.str
+    """Kept and shown."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        cordoned: _builtins.bool = ...,
+        drain: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "drain", b"drain", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CordonBackendRequest: _TypeAlias = CordonBackendRequest  # noqa: Y015
+
+@_typing.final
+class Backup(_message.Message):
+    """A copy of the store."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    LAST_EVENT_FIELD_NUMBER: _builtins.int
+    MANIFESTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`backups/ID`."""
+    path: _builtins.str
+    """Where it lies, on the server's machine."""
+    size_bytes: _builtins.int
+    """Its size in bytes, without blobs."""
+    last_event: _builtins.int
+    """Newest position of the event log in it."""
+    manifests: _builtins.int
+    """Manifests whose blobs are kept for it."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was taken."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        path: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        last_event: _builtins.int = ...,
+        manifests: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_event", b"last_event", "manifests", b"manifests", "name", b"name", "path", b"path", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Backup: _TypeAlias = Backup  # noqa: Y015
+
+@_typing.final
+class CreateBackupRequest(_message.Message):
+    """See AdminService.CreateBackup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    WITH_BLOBS_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """A directory on the server's machine that does not exist yet; empty: below the data directory."""
+    with_blobs: _builtins.bool
+    """Also copy the blobs that it names into it, so that it stands by itself."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        with_blobs: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "with_blobs", b"with_blobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateBackupRequest: _TypeAlias = CreateBackupRequest  # noqa: Y015
+
+@_typing.final
+class ListBackupsRequest(_message.Message):
+    """See AdminService.ListBackups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBackupsRequest: _TypeAlias = ListBackupsRequest  # noqa: Y015
+
+@_typing.final
+class ListBackupsResponse(_message.Message):
+    """See AdminService.ListBackups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKUPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backup]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        backups: _abc.Iterable[Global___Backup] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBackupsResponse: _TypeAlias = ListBackupsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteBackupRequest(_message.Message):
+    """See AdminService.DeleteBackup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`backups/ID` or ID."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBackupRequest: _TypeAlias = DeleteBackupRequest  # noqa: Y015
+
+@_typing.final
+class DeleteBackupResponse(_message.Message):
+    """See AdminService.DeleteBackup."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteBackupResponse: _TypeAlias = DeleteBackupResponse  # noqa: Y015
+
+@_typing.final
+class AdoptStoreRequest(_message.Message):
+    """See AdminService.AdoptStore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Say what would be done, do nothing."""
+    def __init__(
+        self,
+        *,
+        dry_run: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptStoreRequest: _TypeAlias = AdoptStoreRequest  # noqa: Y015
+
+@_typing.final
+class AdoptStoreResponse(_message.Message):
+    """See AdminService.AdoptStore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADOPTED_FIELD_NUMBER: _builtins.int
+    REPORTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def adopted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """External names that were attached to the tasks they belong to, running ones and ended ones."""
+
+    @_builtins.property
+    def reported(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """External names whose job this store does not know, and other things left alone: name and why."""
+
+    def __init__(
+        self,
+        *,
+        adopted: _abc.Iterable[_builtins.str] | None = ...,
+        reported: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adopted", b"adopted", "reported", b"reported"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdoptStoreResponse: _TypeAlias = AdoptStoreResponse  # noqa: Y015
+
+@_typing.final
+class CheckStoreRequest(_message.Message):
+    """See AdminService.CheckStore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REPAIR_FIELD_NUMBER: _builtins.int
+    repair: _builtins.bool
+    """Also repair what can be repaired without a guess."""
+    def __init__(
+        self,
+        *,
+        repair: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["repair", b"repair"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckStoreRequest: _TypeAlias = CheckStoreRequest  # noqa: Y015
+
+@_typing.final
+class StoreProblem(_message.Message):
+    """One thing that is not as it must be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INVARIANT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REPAIR_FIELD_NUMBER: _builtins.int
+    REPAIRED_FIELD_NUMBER: _builtins.int
+    invariant: _builtins.str
+    """The invariant, for example `I3`."""
+    message: _builtins.str
+    """What is wrong, with names."""
+    repair: _builtins.str
+    """What a repair does, or did; empty: it cannot be repaired without a guess."""
+    repaired: _builtins.bool
+    """It was repaired now."""
+    def __init__(
+        self,
+        *,
+        invariant: _builtins.str = ...,
+        message: _builtins.str = ...,
+        repair: _builtins.str = ...,
+        repaired: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invariant", b"invariant", "message", b"message", "repair", b"repair", "repaired", b"repaired"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoreProblem: _TypeAlias = StoreProblem  # noqa: Y015
+
+@_typing.final
+class CheckStoreResponse(_message.Message):
+    """See AdminService.CheckStore."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    CHECKED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoreProblem]:
+        """Empty: all is well."""
+
+    @_builtins.property
+    def checked(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Checks that were made."""
+
+    def __init__(
+        self,
+        *,
+        problems: _abc.Iterable[Global___StoreProblem] | None = ...,
+        checked: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checked", b"checked", "problems", b"problems"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckStoreResponse: _TypeAlias = CheckStoreResponse  # noqa: Y015
+
+@_typing.final
 class ListBackendsRequest(_message.Message):
     """See AdminService.ListBackends."""
 
@@ -155,6 +684,26 @@ class BackendInfo(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class OperationsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     HEALTH_FIELD_NUMBER: _builtins.int
@@ -163,6 +712,13 @@ class BackendInfo(_message.Message):
     CAPACITY_FIELD_NUMBER: _builtins.int
     DISTRIBUTION_FIELD_NUMBER: _builtins.int
     IS_DEFAULT_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    CALLS_LIMIT_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    CORDON_REASON_FIELD_NUMBER: _builtins.int
+    COST_PER_HOUR_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Instance name, used in job specs."""
     type: _builtins.str
@@ -175,6 +731,20 @@ class BackendInfo(_message.Message):
     """Distribution that brought it, with version."""
     is_default: _builtins.bool
     """True for the one that jobs get when they name none."""
+    breaker: _builtins.str
+    """Its breaker: `closed` (all is well), `open` (calls are refused for a while after failures in a row) or
+    `half-open` (one call tries).
+    """
+    calls: _builtins.int
+    """Calls to it under way, and how many may be."""
+    calls_limit: _builtins.int
+    """See calls."""
+    cordoned: _builtins.bool
+    """Cordoned by an operator."""
+    cordon_reason: _builtins.str
+    """Why."""
+    cost_per_hour: _builtins.float
+    """Configured price of one hour of a task there; 0: none."""
     @_builtins.property
     def capabilities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What it can, by capability name."""
@@ -182,6 +752,10 @@ class BackendInfo(_message.Message):
     @_builtins.property
     def capacity(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Room as last told, by resource, for example `cpus: 3 of 4 free`."""
+
+    @_builtins.property
+    def operations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Mean and longest time of its last 100 calls by operation: `launch: 3 ms, 12 ms; 0 of 100 failed`."""
 
     def __init__(
         self,
@@ -194,10 +768,17 @@ class BackendInfo(_message.Message):
         capacity: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         distribution: _builtins.str = ...,
         is_default: _builtins.bool = ...,
+        breaker: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        calls_limit: _builtins.int = ...,
+        cordoned: _builtins.bool = ...,
+        cordon_reason: _builtins.str = ...,
+        cost_per_hour: _builtins.float = ...,
+        operations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "capacity", b"capacity", "distribution", b"distribution", "health", b"health", "is_default", b"is_default", "message", b"message", "name", b"name", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker", "calls", b"calls", "calls_limit", b"calls_limit", "capabilities", b"capabilities", "capacity", b"capacity", "cordon_reason", b"cordon_reason", "cordoned", b"cordoned", "cost_per_hour", b"cost_per_hour", "distribution", b"distribution", "health", b"health", "is_default", b"is_default", "message", b"message", "name", b"name", "operations", b"operations", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,7 +856,9 @@ class ServerStatus(_message.Message):
     version: _builtins.str
     """Version of the server."""
     phase: _builtins.str
-    """`serving`, `recovering` or `draining`."""
+    """`serving`, `recovering`, `draining`, `restored` (dispatches nothing until AdoptStore) or `read-only` (the disk
+    takes no writes; it serves again by itself when it does).
+    """
     active_jobs: _builtins.int
     """Unfinished jobs."""
     live_attempts: _builtins.int

@@ -65,6 +65,41 @@ class AdminServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_admin__pb2.PushSpansRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_admin__pb2.PushSpansResponse.FromString,
                 _registered_method=True)
+        self.GetOverview = channel.unary_unary(
+                '/hatoba.v1.AdminService/GetOverview',
+                request_serializer=hatoba_dot_v1_dot_admin__pb2.GetOverviewRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_admin__pb2.Overview.FromString,
+                _registered_method=True)
+        self.CordonBackend = channel.unary_unary(
+                '/hatoba.v1.AdminService/CordonBackend',
+                request_serializer=hatoba_dot_v1_dot_admin__pb2.CordonBackendRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_admin__pb2.BackendInfo.FromString,
+                _registered_method=True)
+        self.CreateBackup = channel.unary_unary(
+                '/hatoba.v1.AdminService/CreateBackup',
+                request_serializer=hatoba_dot_v1_dot_admin__pb2.CreateBackupRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_admin__pb2.Backup.FromString,
+                _registered_method=True)
+        self.ListBackups = channel.unary_unary(
+                '/hatoba.v1.AdminService/ListBackups',
+                request_serializer=hatoba_dot_v1_dot_admin__pb2.ListBackupsRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_admin__pb2.ListBackupsResponse.FromString,
+                _registered_method=True)
+        self.DeleteBackup = channel.unary_unary(
+                '/hatoba.v1.AdminService/DeleteBackup',
+                request_serializer=hatoba_dot_v1_dot_admin__pb2.DeleteBackupRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_admin__pb2.DeleteBackupResponse.FromString,
+                _registered_method=True)
+        self.AdoptStore = channel.unary_unary(
+                '/hatoba.v1.AdminService/AdoptStore',
+                request_serializer=hatoba_dot_v1_dot_admin__pb2.AdoptStoreRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_admin__pb2.AdoptStoreResponse.FromString,
+                _registered_method=True)
+        self.CheckStore = channel.unary_unary(
+                '/hatoba.v1.AdminService/CheckStore',
+                request_serializer=hatoba_dot_v1_dot_admin__pb2.CheckStoreRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_admin__pb2.CheckStoreResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServiceServicer(object):
@@ -113,6 +148,57 @@ class AdminServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetOverview(self, request, context):
+        """Says what an operator must know first: health, queues, what waits longest, what is late or unclear.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonBackend(self, request, context):
+        """Launches nothing more on a backend, or lets it go on. With `drain` what runs there is preempted at
+        nobody's charge.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateBackup(self, request, context):
+        """Writes a consistent copy of the store while it is used, and keeps from collection all blobs that it names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBackups(self, request, context):
+        """Lists the backups that blobs are kept for, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteBackup(self, request, context):
+        """Lets go of a backup: its copy here is removed and its blobs are not kept for it any more. Twice is once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AdoptStore(self, request, context):
+        """After a restore: attaches what backends still run to its jobs, reports the rest, then dispatches again.
+        FAILED_PRECONDITION unless the server waits for it (phase `restored`).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckStore(self, request, context):
+        """Checks what must be true of the store; repairs only when told, and says what.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +231,41 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.PushSpans,
                     request_deserializer=hatoba_dot_v1_dot_admin__pb2.PushSpansRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_admin__pb2.PushSpansResponse.SerializeToString,
+            ),
+            'GetOverview': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetOverview,
+                    request_deserializer=hatoba_dot_v1_dot_admin__pb2.GetOverviewRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_admin__pb2.Overview.SerializeToString,
+            ),
+            'CordonBackend': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonBackend,
+                    request_deserializer=hatoba_dot_v1_dot_admin__pb2.CordonBackendRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_admin__pb2.BackendInfo.SerializeToString,
+            ),
+            'CreateBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateBackup,
+                    request_deserializer=hatoba_dot_v1_dot_admin__pb2.CreateBackupRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_admin__pb2.Backup.SerializeToString,
+            ),
+            'ListBackups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBackups,
+                    request_deserializer=hatoba_dot_v1_dot_admin__pb2.ListBackupsRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_admin__pb2.ListBackupsResponse.SerializeToString,
+            ),
+            'DeleteBackup': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteBackup,
+                    request_deserializer=hatoba_dot_v1_dot_admin__pb2.DeleteBackupRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_admin__pb2.DeleteBackupResponse.SerializeToString,
+            ),
+            'AdoptStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.AdoptStore,
+                    request_deserializer=hatoba_dot_v1_dot_admin__pb2.AdoptStoreRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_admin__pb2.AdoptStoreResponse.SerializeToString,
+            ),
+            'CheckStore': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckStore,
+                    request_deserializer=hatoba_dot_v1_dot_admin__pb2.CheckStoreRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_admin__pb2.CheckStoreResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +431,195 @@ class AdminService(object):
             '/hatoba.v1.AdminService/PushSpans',
             hatoba_dot_v1_dot_admin__pb2.PushSpansRequest.SerializeToString,
             hatoba_dot_v1_dot_admin__pb2.PushSpansResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetOverview(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.AdminService/GetOverview',
+            hatoba_dot_v1_dot_admin__pb2.GetOverviewRequest.SerializeToString,
+            hatoba_dot_v1_dot_admin__pb2.Overview.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonBackend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.AdminService/CordonBackend',
+            hatoba_dot_v1_dot_admin__pb2.CordonBackendRequest.SerializeToString,
+            hatoba_dot_v1_dot_admin__pb2.BackendInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.AdminService/CreateBackup',
+            hatoba_dot_v1_dot_admin__pb2.CreateBackupRequest.SerializeToString,
+            hatoba_dot_v1_dot_admin__pb2.Backup.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBackups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.AdminService/ListBackups',
+            hatoba_dot_v1_dot_admin__pb2.ListBackupsRequest.SerializeToString,
+            hatoba_dot_v1_dot_admin__pb2.ListBackupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteBackup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.AdminService/DeleteBackup',
+            hatoba_dot_v1_dot_admin__pb2.DeleteBackupRequest.SerializeToString,
+            hatoba_dot_v1_dot_admin__pb2.DeleteBackupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AdoptStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.AdminService/AdoptStore',
+            hatoba_dot_v1_dot_admin__pb2.AdoptStoreRequest.SerializeToString,
+            hatoba_dot_v1_dot_admin__pb2.AdoptStoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckStore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.AdminService/CheckStore',
+            hatoba_dot_v1_dot_admin__pb2.CheckStoreRequest.SerializeToString,
+            hatoba_dot_v1_dot_admin__pb2.CheckStoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,24 @@ class AdminServiceStub:
     """Ends a token at once; twice is the same as once."""
     PushSpans: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PushSpansRequest, _admin_pb2.PushSpansResponse]
     """Adds spans that a client made around its calls, so that traces begin where people began."""
+    GetOverview: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetOverviewRequest, _admin_pb2.Overview]
+    """Says what an operator must know first: health, queues, what waits longest, what is late or unclear."""
+    CordonBackend: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CordonBackendRequest, _admin_pb2.BackendInfo]
+    """Launches nothing more on a backend, or lets it go on. With `drain` what runs there is preempted at
+    nobody's charge.
+    """
+    CreateBackup: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CreateBackupRequest, _admin_pb2.Backup]
+    """Writes a consistent copy of the store while it is used, and keeps from collection all blobs that it names."""
+    ListBackups: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ListBackupsRequest, _admin_pb2.ListBackupsResponse]
+    """Lists the backups that blobs are kept for, newest first."""
+    DeleteBackup: _grpc.UnaryUnaryMultiCallable[_admin_pb2.DeleteBackupRequest, _admin_pb2.DeleteBackupResponse]
+    """Lets go of a backup: its copy here is removed and its blobs are not kept for it any more. Twice is once."""
+    AdoptStore: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AdoptStoreRequest, _admin_pb2.AdoptStoreResponse]
+    """After a restore: attaches what backends still run to its jobs, reports the rest, then dispatches again.
+    FAILED_PRECONDITION unless the server waits for it (phase `restored`).
+    """
+    CheckStore: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CheckStoreRequest, _admin_pb2.CheckStoreResponse]
+    """Checks what must be true of the store; repairs only when told, and says what."""
 
 @_typing.type_check_only
 class AdminServiceAsyncStub(AdminServiceStub):
@@ -63,6 +81,24 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Ends a token at once; twice is the same as once."""
     PushSpans: _aio.UnaryUnaryMultiCallable[_admin_pb2.PushSpansRequest, _admin_pb2.PushSpansResponse]  # type: ignore[assignment]
     """Adds spans that a client made around its calls, so that traces begin where people began."""
+    GetOverview: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetOverviewRequest, _admin_pb2.Overview]  # type: ignore[assignment]
+    """Says what an operator must know first: health, queues, what waits longest, what is late or unclear."""
+    CordonBackend: _aio.UnaryUnaryMultiCallable[_admin_pb2.CordonBackendRequest, _admin_pb2.BackendInfo]  # type: ignore[assignment]
+    """Launches nothing more on a backend, or lets it go on. With `drain` what runs there is preempted at
+    nobody's charge.
+    """
+    CreateBackup: _aio.UnaryUnaryMultiCallable[_admin_pb2.CreateBackupRequest, _admin_pb2.Backup]  # type: ignore[assignment]
+    """Writes a consistent copy of the store while it is used, and keeps from collection all blobs that it names."""
+    ListBackups: _aio.UnaryUnaryMultiCallable[_admin_pb2.ListBackupsRequest, _admin_pb2.ListBackupsResponse]  # type: ignore[assignment]
+    """Lists the backups that blobs are kept for, newest first."""
+    DeleteBackup: _aio.UnaryUnaryMultiCallable[_admin_pb2.DeleteBackupRequest, _admin_pb2.DeleteBackupResponse]  # type: ignore[assignment]
+    """Lets go of a backup: its copy here is removed and its blobs are not kept for it any more. Twice is once."""
+    AdoptStore: _aio.UnaryUnaryMultiCallable[_admin_pb2.AdoptStoreRequest, _admin_pb2.AdoptStoreResponse]  # type: ignore[assignment]
+    """After a restore: attaches what backends still run to its jobs, reports the rest, then dispatches again.
+    FAILED_PRECONDITION unless the server waits for it (phase `restored`).
+    """
+    CheckStore: _aio.UnaryUnaryMultiCallable[_admin_pb2.CheckStoreRequest, _admin_pb2.CheckStoreResponse]  # type: ignore[assignment]
+    """Checks what must be true of the store; repairs only when told, and says what."""
 
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """Administration of one installation."""
@@ -114,5 +150,65 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.PushSpansResponse, _abc.Awaitable[_admin_pb2.PushSpansResponse]]:
         """Adds spans that a client made around its calls, so that traces begin where people began."""
+
+    @_abc_1.abstractmethod
+    def GetOverview(
+        self,
+        request: _admin_pb2.GetOverviewRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Overview, _abc.Awaitable[_admin_pb2.Overview]]:
+        """Says what an operator must know first: health, queues, what waits longest, what is late or unclear."""
+
+    @_abc_1.abstractmethod
+    def CordonBackend(
+        self,
+        request: _admin_pb2.CordonBackendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.BackendInfo, _abc.Awaitable[_admin_pb2.BackendInfo]]:
+        """Launches nothing more on a backend, or lets it go on. With `drain` what runs there is preempted at
+        nobody's charge.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateBackup(
+        self,
+        request: _admin_pb2.CreateBackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.Backup, _abc.Awaitable[_admin_pb2.Backup]]:
+        """Writes a consistent copy of the store while it is used, and keeps from collection all blobs that it names."""
+
+    @_abc_1.abstractmethod
+    def ListBackups(
+        self,
+        request: _admin_pb2.ListBackupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ListBackupsResponse, _abc.Awaitable[_admin_pb2.ListBackupsResponse]]:
+        """Lists the backups that blobs are kept for, newest first."""
+
+    @_abc_1.abstractmethod
+    def DeleteBackup(
+        self,
+        request: _admin_pb2.DeleteBackupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.DeleteBackupResponse, _abc.Awaitable[_admin_pb2.DeleteBackupResponse]]:
+        """Lets go of a backup: its copy here is removed and its blobs are not kept for it any more. Twice is once."""
+
+    @_abc_1.abstractmethod
+    def AdoptStore(
+        self,
+        request: _admin_pb2.AdoptStoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AdoptStoreResponse, _abc.Awaitable[_admin_pb2.AdoptStoreResponse]]:
+        """After a restore: attaches what backends still run to its jobs, reports the rest, then dispatches again.
+        FAILED_PRECONDITION unless the server waits for it (phase `restored`).
+        """
+
+    @_abc_1.abstractmethod
+    def CheckStore(
+        self,
+        request: _admin_pb2.CheckStoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.CheckStoreResponse, _abc.Awaitable[_admin_pb2.CheckStoreResponse]]:
+        """Checks what must be true of the store; repairs only when told, and says what."""
 
 def add_AdminServiceServicer_to_server(servicer: AdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

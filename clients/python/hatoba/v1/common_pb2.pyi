@@ -315,6 +315,20 @@ class _CauseCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CauseCode.V
     """A replica answers, and its predictions fail."""
     CAUSE_CODE_CRASH_LOOP: _CauseCode.ValueType  # 30
     """A replica ended again and again."""
+    CAUSE_CODE_DEVICE_FAULT: _CauseCode.ValueType  # 31
+    """A device of the host (a GPU, its driver) failed under it."""
+    CAUSE_CODE_DEADLINE: _CauseCode.ValueType  # 32
+    """Its `deadline` passed before it had ended."""
+    CAUSE_CODE_QUEUE_TIMEOUT: _CauseCode.ValueType  # 33
+    """It waited longer than its `max_queue_time` for its first start."""
+    CAUSE_CODE_GANG_FAILED: _CauseCode.ValueType  # 34
+    """Another member of its gang failed."""
+    CAUSE_CODE_GANG_TIMEOUT: _CauseCode.ValueType  # 35
+    """Not all members of its gang claimed in time; none ran."""
+    CAUSE_CODE_DISCONNECTED: _CauseCode.ValueType  # 36
+    """It was cut off for longer than its `disconnect` allows."""
+    CAUSE_CODE_DRAINED: _CauseCode.ValueType  # 37
+    """Its host, backend or queue was drained by an operator; it is started elsewhere."""
 
 class CauseCode(_CauseCode, metaclass=_CauseCodeEnumTypeWrapper):
     """Why a job, task or attempt ended, or why it waits. A closed set."""
@@ -381,7 +395,45 @@ CAUSE_CODE_PREDICTIONS_FAIL: CauseCode.ValueType  # 29
 """A replica answers, and its predictions fail."""
 CAUSE_CODE_CRASH_LOOP: CauseCode.ValueType  # 30
 """A replica ended again and again."""
+CAUSE_CODE_DEVICE_FAULT: CauseCode.ValueType  # 31
+"""A device of the host (a GPU, its driver) failed under it."""
+CAUSE_CODE_DEADLINE: CauseCode.ValueType  # 32
+"""Its `deadline` passed before it had ended."""
+CAUSE_CODE_QUEUE_TIMEOUT: CauseCode.ValueType  # 33
+"""It waited longer than its `max_queue_time` for its first start."""
+CAUSE_CODE_GANG_FAILED: CauseCode.ValueType  # 34
+"""Another member of its gang failed."""
+CAUSE_CODE_GANG_TIMEOUT: CauseCode.ValueType  # 35
+"""Not all members of its gang claimed in time; none ran."""
+CAUSE_CODE_DISCONNECTED: CauseCode.ValueType  # 36
+"""It was cut off for longer than its `disconnect` allows."""
+CAUSE_CODE_DRAINED: CauseCode.ValueType  # 37
+"""Its host, backend or queue was drained by an operator; it is started elsewhere."""
 Global___CauseCode: _TypeAlias = CauseCode  # noqa: Y015
+
+class _RetryAction:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RetryActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RetryAction.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RETRY_ACTION_UNSPECIFIED: _RetryAction.ValueType  # 0
+    """Not set: RETRY."""
+    RETRY_ACTION_RETRY: _RetryAction.ValueType  # 1
+    """Start another attempt while `limit` and the origin's budget allow."""
+    RETRY_ACTION_FAIL: _RetryAction.ValueType  # 2
+    """It is over."""
+
+class RetryAction(_RetryAction, metaclass=_RetryActionEnumTypeWrapper):
+    """What to do about an ending that a rule speaks of."""
+
+RETRY_ACTION_UNSPECIFIED: RetryAction.ValueType  # 0
+"""Not set: RETRY."""
+RETRY_ACTION_RETRY: RetryAction.ValueType  # 1
+"""Start another attempt while `limit` and the origin's budget allow."""
+RETRY_ACTION_FAIL: RetryAction.ValueType  # 2
+"""It is over."""
+Global___RetryAction: _TypeAlias = RetryAction  # noqa: Y015
 
 @_typing.final
 class Cause(_message.Message):
@@ -470,25 +522,51 @@ class Resources(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class NamedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     CPUS_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    NAMED_FIELD_NUMBER: _builtins.int
     cpus: _builtins.float
     """Processor cores, may be a fraction; 0 takes a slot and no share."""
     memory_bytes: _builtins.int
     """Memory in bytes; enforced where the job runs."""
     gpus: _builtins.int
     """Whole GPUs, given exclusively."""
+    @_builtins.property
+    def named(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Countable things of any name that hosts declare, for example `license`: so many of each."""
+
     def __init__(
         self,
         *,
         cpus: _builtins.float = ...,
         memory_bytes: _builtins.int = ...,
         gpus: _builtins.int = ...,
+        named: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "gpus", b"gpus", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "gpus", b"gpus", "memory_bytes", b"memory_bytes", "named", b"named"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -564,6 +642,8 @@ class Event(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Position in the log of this installation; strictly grows, without gaps."""
     job: _builtins.str
@@ -590,6 +670,12 @@ class Event(_message.Message):
     """A word for what happened, for example `launch`, `claim`, `retry`, `cancel`."""
     trace_id: _builtins.str
     """Trace id of the job, 32 hex digits."""
+    note: _builtins.str
+    """What was decided and why, in one sentence with its figures: which budget pays for a retry and how
+    much of it is left, what is changed for it, for whom a place was taken. Empty: the words above say it all.
+    """
+    queue: _builtins.str
+    """Queue of the job."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When it was decided."""
@@ -616,16 +702,106 @@ class Event(_message.Message):
         actor: _builtins.str = ...,
         reason: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        note: _builtins.str = ...,
+        queue: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "cause", b"cause", "index", b"index", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "actor", b"actor", "attempt", b"attempt", "cause", b"cause", "from", b"from", "index", b"index", "job", b"job", "job_from", b"job_from", "job_seq", b"job_seq", "job_terminal", b"job_terminal", "job_to", b"job_to", "reason", b"reason", "seq", b"seq", "terminal", b"terminal", "time", b"time", "to", b"to", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_index", b"_index", "actor", b"actor", "attempt", b"attempt", "cause", b"cause", "from", b"from", "index", b"index", "job", b"job", "job_from", b"job_from", "job_seq", b"job_seq", "job_terminal", b"job_terminal", "job_to", b"job_to", "note", b"note", "queue", b"queue", "reason", b"reason", "seq", b"seq", "terminal", b"terminal", "time", b"time", "to", b"to", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__index: _TypeAlias = _typing.Literal["index"]  # noqa: Y015
     _WhichOneofArgType__index: _TypeAlias = _typing.Literal["_index", b"_index"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__index) -> _WhichOneofReturnType__index | None: ...
 
 Global___Event: _TypeAlias = Event  # noqa: Y015
+
+@_typing.final
+class RetryMutation(_message.Message):
+    """What is changed for the next attempt. Changes add up over attempts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_FACTOR_FIELD_NUMBER: _builtins.int
+    MEMORY_MAX_BYTES_FIELD_NUMBER: _builtins.int
+    OTHER_HOST_FIELD_NUMBER: _builtins.int
+    ON_DEMAND_AFTER_FIELD_NUMBER: _builtins.int
+    memory_factor: _builtins.float
+    """Multiply the memory that it asks for; 1 to 16; 0: leave it."""
+    memory_max_bytes: _builtins.int
+    """Never ask for more than so many bytes; 0: no limit of its own."""
+    other_host: _builtins.bool
+    """Not on the host where it failed, as long as there is another that could take it."""
+    on_demand_after: _builtins.int
+    """From so many losses of spot capacity on, no spot capacity any more; 0: leave it."""
+    def __init__(
+        self,
+        *,
+        memory_factor: _builtins.float = ...,
+        memory_max_bytes: _builtins.int = ...,
+        other_host: _builtins.bool = ...,
+        on_demand_after: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_factor", b"memory_factor", "memory_max_bytes", b"memory_max_bytes", "on_demand_after", b"on_demand_after", "other_host", b"other_host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryMutation: _TypeAlias = RetryMutation  # noqa: Y015
+
+@_typing.final
+class RetryRule(_message.Message):
+    """One rule. The first whose conditions all hold decides; a condition that is empty holds always."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAUSES_FIELD_NUMBER: _builtins.int
+    ORIGINS_FIELD_NUMBER: _builtins.int
+    EXIT_CODES_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    MUTATE_FIELD_NUMBER: _builtins.int
+    action: Global___RetryAction.ValueType
+    """What then."""
+    limit: _builtins.int
+    """At most so many retries by this rule for one task, beside (not instead of) the origin's budget; unset: no
+    limit of its own. With it set, user errors may be retried although the user budget is 0.
+    """
+    @_builtins.property
+    def causes(self) -> _containers.RepeatedScalarFieldContainer[Global___CauseCode.ValueType]:
+        """Any of these."""
+
+    @_builtins.property
+    def origins(self) -> _containers.RepeatedScalarFieldContainer[Global___Origin.ValueType]:
+        """Any of these."""
+
+    @_builtins.property
+    def exit_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Any of these; holds for EXIT_CODE only."""
+
+    @_builtins.property
+    def mutate(self) -> Global___RetryMutation:
+        """What is changed for the next attempt."""
+
+    def __init__(
+        self,
+        *,
+        causes: _abc.Iterable[Global___CauseCode.ValueType] | None = ...,
+        origins: _abc.Iterable[Global___Origin.ValueType] | None = ...,
+        exit_codes: _abc.Iterable[_builtins.int] | None = ...,
+        action: Global___RetryAction.ValueType = ...,
+        limit: _builtins.int | None = ...,
+        mutate: Global___RetryMutation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit", "mutate", b"mutate"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "action", b"action", "causes", b"causes", "exit_codes", b"exit_codes", "limit", b"limit", "mutate", b"mutate", "origins", b"origins"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___RetryRule: _TypeAlias = RetryRule  # noqa: Y015
 
 @_typing.final
 class RetryPolicy(_message.Message):
@@ -638,6 +814,7 @@ class RetryPolicy(_message.Message):
     PREEMPTION_FIELD_NUMBER: _builtins.int
     BACKOFF_FIELD_NUMBER: _builtins.int
     MAX_BACKOFF_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
     user: _builtins.int
     """Retries after endings laid to the user's code."""
     infrastructure: _builtins.int
@@ -652,6 +829,10 @@ class RetryPolicy(_message.Message):
     def max_backoff(self) -> _duration_pb2.Duration:
         """Longest back-off. Default 60 s."""
 
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RetryRule]:
+        """Looked at in order before the budgets. What no rule speaks of goes by origin."""
+
     def __init__(
         self,
         *,
@@ -660,10 +841,11 @@ class RetryPolicy(_message.Message):
         preemption: _builtins.int | None = ...,
         backoff: _duration_pb2.Duration | None = ...,
         max_backoff: _duration_pb2.Duration | None = ...,
+        rules: _abc.Iterable[Global___RetryRule] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_infrastructure", b"_infrastructure", "_preemption", b"_preemption", "_user", b"_user", "backoff", b"backoff", "infrastructure", b"infrastructure", "max_backoff", b"max_backoff", "preemption", b"preemption", "user", b"user"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_infrastructure", b"_infrastructure", "_preemption", b"_preemption", "_user", b"_user", "backoff", b"backoff", "infrastructure", b"infrastructure", "max_backoff", b"max_backoff", "preemption", b"preemption", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_infrastructure", b"_infrastructure", "_preemption", b"_preemption", "_user", b"_user", "backoff", b"backoff", "infrastructure", b"infrastructure", "max_backoff", b"max_backoff", "preemption", b"preemption", "rules", b"rules", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__infrastructure: _TypeAlias = _typing.Literal["infrastructure"]  # noqa: Y015
     _WhichOneofArgType__infrastructure: _TypeAlias = _typing.Literal["_infrastructure", b"_infrastructure"]  # noqa: Y015

@@ -24,6 +24,124 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _LabelOperator:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _LabelOperatorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LabelOperator.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    LABEL_OPERATOR_UNSPECIFIED: _LabelOperator.ValueType  # 0
+    """Not set: IN."""
+    LABEL_OPERATOR_IN: _LabelOperator.ValueType  # 1
+    """It is there and is one of the values."""
+    LABEL_OPERATOR_NOT_IN: _LabelOperator.ValueType  # 2
+    """It is not there, or is none of the values."""
+    LABEL_OPERATOR_EXISTS: _LabelOperator.ValueType  # 3
+    """It is there."""
+    LABEL_OPERATOR_NOT_EXISTS: _LabelOperator.ValueType  # 4
+    """It is not there."""
+
+class LabelOperator(_LabelOperator, metaclass=_LabelOperatorEnumTypeWrapper):
+    """How a label is compared."""
+
+LABEL_OPERATOR_UNSPECIFIED: LabelOperator.ValueType  # 0
+"""Not set: IN."""
+LABEL_OPERATOR_IN: LabelOperator.ValueType  # 1
+"""It is there and is one of the values."""
+LABEL_OPERATOR_NOT_IN: LabelOperator.ValueType  # 2
+"""It is not there, or is none of the values."""
+LABEL_OPERATOR_EXISTS: LabelOperator.ValueType  # 3
+"""It is there."""
+LABEL_OPERATOR_NOT_EXISTS: LabelOperator.ValueType  # 4
+"""It is not there."""
+Global___LabelOperator: _TypeAlias = LabelOperator  # noqa: Y015
+
+class _PlacementStrategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlacementStrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PlacementStrategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PLACEMENT_STRATEGY_UNSPECIFIED: _PlacementStrategy.ValueType  # 0
+    """Not set: SPREAD."""
+    PLACEMENT_STRATEGY_SPREAD: _PlacementStrategy.ValueType  # 1
+    """The one with most room left."""
+    PLACEMENT_STRATEGY_PACK: _PlacementStrategy.ValueType  # 2
+    """The one with least room left, so that large places stay whole."""
+
+class PlacementStrategy(_PlacementStrategy, metaclass=_PlacementStrategyEnumTypeWrapper):
+    """Which of the hosts that fit is taken."""
+
+PLACEMENT_STRATEGY_UNSPECIFIED: PlacementStrategy.ValueType  # 0
+"""Not set: SPREAD."""
+PLACEMENT_STRATEGY_SPREAD: PlacementStrategy.ValueType  # 1
+"""The one with most room left."""
+PLACEMENT_STRATEGY_PACK: PlacementStrategy.ValueType  # 2
+"""The one with least room left, so that large places stay whole."""
+Global___PlacementStrategy: _TypeAlias = PlacementStrategy  # noqa: Y015
+
+class _GangPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _GangPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_GangPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    GANG_POLICY_UNSPECIFIED: _GangPolicy.ValueType  # 0
+    """Not set: FAIL."""
+    GANG_POLICY_FAIL: _GangPolicy.ValueType  # 1
+    """The others are stopped, the job fails."""
+    GANG_POLICY_RESTART: _GangPolicy.ValueType  # 2
+    """The others are stopped; when all are gone the whole gang begins again as the next generation, while
+    the budget of the member's cause pays.
+    """
+
+class GangPolicy(_GangPolicy, metaclass=_GangPolicyEnumTypeWrapper):
+    """What becomes of a gang one of whose members failed."""
+
+GANG_POLICY_UNSPECIFIED: GangPolicy.ValueType  # 0
+"""Not set: FAIL."""
+GANG_POLICY_FAIL: GangPolicy.ValueType  # 1
+"""The others are stopped, the job fails."""
+GANG_POLICY_RESTART: GangPolicy.ValueType  # 2
+"""The others are stopped; when all are gone the whole gang begins again as the next generation, while
+the budget of the member's cause pays.
+"""
+Global___GangPolicy: _TypeAlias = GangPolicy  # noqa: Y015
+
+class _Spot:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SpotEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Spot.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPOT_UNSPECIFIED: _Spot.ValueType  # 0
+    """Not set: ALLOW."""
+    SPOT_ALLOW: _Spot.ValueType  # 1
+    """On either."""
+    SPOT_ONLY: _Spot.ValueType  # 2
+    """On such capacity only."""
+    SPOT_PREFER: _Spot.ValueType  # 3
+    """On such capacity while there is some, else on other."""
+    SPOT_NEVER: _Spot.ValueType  # 4
+    """Never on such capacity."""
+
+class Spot(_Spot, metaclass=_SpotEnumTypeWrapper):
+    """Whether it may run on capacity that its provider may take back (hosts and pools with the label
+    `spot` = `true`).
+    """
+
+SPOT_UNSPECIFIED: Spot.ValueType  # 0
+"""Not set: ALLOW."""
+SPOT_ALLOW: Spot.ValueType  # 1
+"""On either."""
+SPOT_ONLY: Spot.ValueType  # 2
+"""On such capacity only."""
+SPOT_PREFER: Spot.ValueType  # 3
+"""On such capacity while there is some, else on other."""
+SPOT_NEVER: Spot.ValueType  # 4
+"""Never on such capacity."""
+Global___Spot: _TypeAlias = Spot  # noqa: Y015
+
 class _InputMode:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -83,6 +201,270 @@ CANCEL_OUTCOME_ALREADY_TERMINAL: CancelOutcome.ValueType  # 2
 CANCEL_OUTCOME_CANCELLING: CancelOutcome.ValueType  # 3
 """It will end; `why` says what is waited for."""
 Global___CancelOutcome: _TypeAlias = CancelOutcome  # noqa: Y015
+
+class _WaitReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WAIT_REASON_UNSPECIFIED: _WaitReason.ValueType  # 0
+    """It does not wait: it would start now, runs, or has ended."""
+    WAIT_REASON_HELD: _WaitReason.ValueType  # 1
+    """Its owner holds it."""
+    WAIT_REASON_BLOCKED: _WaitReason.ValueType  # 2
+    """It waits for other jobs."""
+    WAIT_REASON_START_AFTER: _WaitReason.ValueType  # 3
+    """Its `start_after` has not come."""
+    WAIT_REASON_BACKING_OFF: _WaitReason.ValueType  # 4
+    """It waits out its back-off before a retry."""
+    WAIT_REASON_RELEASING: _WaitReason.ValueType  # 5
+    """The attempt before is not proven gone yet."""
+    WAIT_REASON_NEVER_FITS: _WaitReason.ValueType  # 6
+    """No known host could ever hold it, even an empty one."""
+    WAIT_REASON_QUEUE_CORDONED: _WaitReason.ValueType  # 7
+    """Its queue, or one above it, is cordoned."""
+    WAIT_REASON_BACKEND_UNAVAILABLE: _WaitReason.ValueType  # 8
+    """No backend that it may use takes work: cordoned, failing (breaker open), or without hosts."""
+    WAIT_REASON_QUOTA: _WaitReason.ValueType  # 9
+    """Its queue, or one above it, is at its quota or its limit of running tasks."""
+    WAIT_REASON_MAX_PARALLEL: _WaitReason.ValueType  # 10
+    """As many of its tasks run as `max_parallel` allows."""
+    WAIT_REASON_BEHIND: _WaitReason.ValueType  # 11
+    """Jobs of its queue go first: higher priority or longer wait."""
+    WAIT_REASON_FAIR_SHARE: _WaitReason.ValueType  # 12
+    """Other queues are further below their share and go first."""
+    WAIT_REASON_NO_ROOM: _WaitReason.ValueType  # 13
+    """What is free is not enough where it could go."""
+    WAIT_REASON_RESERVED: _WaitReason.ValueType  # 14
+    """What is free is kept for a job that waits longer or matters more."""
+    WAIT_REASON_PREEMPTING: _WaitReason.ValueType  # 15
+    """Its place is being made: others are stopping for it."""
+    WAIT_REASON_GANG_INCOMPLETE: _WaitReason.ValueType  # 16
+    """Some of a gang's members would find a place, not all."""
+    WAIT_REASON_THROTTLED: _WaitReason.ValueType  # 17
+    """Its backend may not be called more often now."""
+    WAIT_REASON_NEXT: _WaitReason.ValueType  # 18
+    """Its turn has come; the planner is about to place it."""
+
+class WaitReason(_WaitReason, metaclass=_WaitReasonEnumTypeWrapper):
+    """Why a job, or a task of it, does not run now: a closed set, most fundamental first."""
+
+WAIT_REASON_UNSPECIFIED: WaitReason.ValueType  # 0
+"""It does not wait: it would start now, runs, or has ended."""
+WAIT_REASON_HELD: WaitReason.ValueType  # 1
+"""Its owner holds it."""
+WAIT_REASON_BLOCKED: WaitReason.ValueType  # 2
+"""It waits for other jobs."""
+WAIT_REASON_START_AFTER: WaitReason.ValueType  # 3
+"""Its `start_after` has not come."""
+WAIT_REASON_BACKING_OFF: WaitReason.ValueType  # 4
+"""It waits out its back-off before a retry."""
+WAIT_REASON_RELEASING: WaitReason.ValueType  # 5
+"""The attempt before is not proven gone yet."""
+WAIT_REASON_NEVER_FITS: WaitReason.ValueType  # 6
+"""No known host could ever hold it, even an empty one."""
+WAIT_REASON_QUEUE_CORDONED: WaitReason.ValueType  # 7
+"""Its queue, or one above it, is cordoned."""
+WAIT_REASON_BACKEND_UNAVAILABLE: WaitReason.ValueType  # 8
+"""No backend that it may use takes work: cordoned, failing (breaker open), or without hosts."""
+WAIT_REASON_QUOTA: WaitReason.ValueType  # 9
+"""Its queue, or one above it, is at its quota or its limit of running tasks."""
+WAIT_REASON_MAX_PARALLEL: WaitReason.ValueType  # 10
+"""As many of its tasks run as `max_parallel` allows."""
+WAIT_REASON_BEHIND: WaitReason.ValueType  # 11
+"""Jobs of its queue go first: higher priority or longer wait."""
+WAIT_REASON_FAIR_SHARE: WaitReason.ValueType  # 12
+"""Other queues are further below their share and go first."""
+WAIT_REASON_NO_ROOM: WaitReason.ValueType  # 13
+"""What is free is not enough where it could go."""
+WAIT_REASON_RESERVED: WaitReason.ValueType  # 14
+"""What is free is kept for a job that waits longer or matters more."""
+WAIT_REASON_PREEMPTING: WaitReason.ValueType  # 15
+"""Its place is being made: others are stopping for it."""
+WAIT_REASON_GANG_INCOMPLETE: WaitReason.ValueType  # 16
+"""Some of a gang's members would find a place, not all."""
+WAIT_REASON_THROTTLED: WaitReason.ValueType  # 17
+"""Its backend may not be called more often now."""
+WAIT_REASON_NEXT: WaitReason.ValueType  # 18
+"""Its turn has come; the planner is about to place it."""
+Global___WaitReason: _TypeAlias = WaitReason  # noqa: Y015
+
+@_typing.final
+class LabelRequirement(_message.Message):
+    """What a host's label must be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    VALUES_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """The label's key."""
+    operator: Global___LabelOperator.ValueType
+    """How it is compared."""
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """With IN and NOT_IN: at least one."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        operator: Global___LabelOperator.ValueType = ...,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "operator", b"operator", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelRequirement: _TypeAlias = LabelRequirement  # noqa: Y015
+
+@_typing.final
+class Placement(_message.Message):
+    """Where tasks may go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRE_FIELD_NUMBER: _builtins.int
+    PREFER_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    APART_FROM_FIELD_NUMBER: _builtins.int
+    NEAR_FIELD_NUMBER: _builtins.int
+    APART_FIELD_NUMBER: _builtins.int
+    strategy: Global___PlacementStrategy.ValueType
+    """Which of those that are equal."""
+    apart: _builtins.bool
+    """Each task of this job on a host of its own."""
+    @_builtins.property
+    def require(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelRequirement]:
+        """All of these must hold for the host. Hosts also have the label `hatoba/host` with their name."""
+
+    @_builtins.property
+    def prefer(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelRequirement]:
+        """Hosts for which more of these hold are taken first."""
+
+    @_builtins.property
+    def apart_from(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Never on a host where a task of a job with this label is live: `team=vision`."""
+
+    @_builtins.property
+    def near(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only on a host where a task of a job with this label is live."""
+
+    def __init__(
+        self,
+        *,
+        require: _abc.Iterable[Global___LabelRequirement] | None = ...,
+        prefer: _abc.Iterable[Global___LabelRequirement] | None = ...,
+        strategy: Global___PlacementStrategy.ValueType = ...,
+        apart_from: _abc.Iterable[_builtins.str] | None = ...,
+        near: _abc.Iterable[_builtins.str] | None = ...,
+        apart: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apart", b"apart", "apart_from", b"apart_from", "near", b"near", "prefer", b"prefer", "require", b"require", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Placement: _TypeAlias = Placement  # noqa: Y015
+
+@_typing.final
+class Gang(_message.Message):
+    """How a gang (`replicas` > 1) holds together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    START_TIMEOUT_FIELD_NUMBER: _builtins.int
+    policy: Global___GangPolicy.ValueType
+    """What one member's failure does."""
+    @_builtins.property
+    def start_timeout(self) -> _duration_pb2.Duration:
+        """All members must have claimed within this, else all are let go and it begins anew; default 10 min."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___GangPolicy.ValueType = ...,
+        start_timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start_timeout", b"start_timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "start_timeout", b"start_timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Gang: _TypeAlias = Gang  # noqa: Y015
+
+@_typing.final
+class Disconnect(_message.Message):
+    """What becomes of an attempt whose host cannot be reached. Unset: nothing, for ever."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOP_AFTER_FIELD_NUMBER: _builtins.int
+    LOST_AFTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stop_after(self) -> _duration_pb2.Duration:
+        """Its runner stops it by itself after so long without the server; must be shorter than `lost_after`."""
+
+    @_builtins.property
+    def lost_after(self) -> _duration_pb2.Duration:
+        """The server takes it for lost after so long, and may start another. At least 30 s more than `stop_after`, which
+        it needs.
+        """
+
+    def __init__(
+        self,
+        *,
+        stop_after: _duration_pb2.Duration | None = ...,
+        lost_after: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lost_after", b"lost_after", "stop_after", b"stop_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost_after", b"lost_after", "stop_after", b"stop_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Disconnect: _TypeAlias = Disconnect  # noqa: Y015
+
+@_typing.final
+class Preemption(_message.Message):
+    """Whether others may take its place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEVER_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    never: _builtins.bool
+    """Nobody takes its place."""
+    max: _builtins.int
+    """At most so often in its whole life, for one task; unset: 10."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """Time to save a checkpoint before the stop; unset: `stop_grace`."""
+
+    def __init__(
+        self,
+        *,
+        never: _builtins.bool = ...,
+        max: _builtins.int | None = ...,
+        grace: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "grace", b"grace", "max", b"max"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "grace", b"grace", "max", b"max", "never", b"never"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max: _TypeAlias = _typing.Literal["max"]  # noqa: Y015
+    _WhichOneofArgType__max: _TypeAlias = _typing.Literal["_max", b"_max"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max) -> _WhichOneofReturnType__max | None: ...
+
+Global___Preemption: _TypeAlias = Preemption  # noqa: Y015
 
 @_typing.final
 class SecretRef(_message.Message):
@@ -361,6 +743,17 @@ class JobSpec(_message.Message):
     HOLD_FIELD_NUMBER: _builtins.int
     CODE_VERSION_FIELD_NUMBER: _builtins.int
     PUBLISH_FIELD_NUMBER: _builtins.int
+    AFTER_ANY_FIELD_NUMBER: _builtins.int
+    AFTER_END_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
+    GANG_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    START_AFTER_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    MAX_QUEUE_TIME_FIELD_NUMBER: _builtins.int
+    DISCONNECT_FIELD_NUMBER: _builtins.int
+    PREEMPTION_FIELD_NUMBER: _builtins.int
+    SPOT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """NAME of NAME-N; lower case letters, digits and dashes."""
     queue: _builtins.str
@@ -373,6 +766,10 @@ class JobSpec(_message.Message):
     """Submit it held; it waits until released."""
     code_version: _builtins.str
     """Reference of the recorded version of `code` (`code/train:3`), for lineage; `code` is its content."""
+    replicas: _builtins.int
+    """So many members that start together or not at all (a gang); 0 and 1: one task. Not together with `array`."""
+    spot: Global___Spot.ValueType
+    """Whether it may run on capacity that may be taken back."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Program and arguments; no shell. `${params.NAME}` is replaced by the parameter's value."""
@@ -441,6 +838,42 @@ class JobSpec(_message.Message):
     def publish(self) -> Global___Publish:
         """What becomes of the outputs."""
 
+    @_builtins.property
+    def after_any(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs of which one must succeed first; when all have ended and none did, this one is UPSTREAM_FAILED."""
+
+    @_builtins.property
+    def after_end(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs that must have ended first, however they ended."""
+
+    @_builtins.property
+    def gang(self) -> Global___Gang:
+        """How the gang holds together."""
+
+    @_builtins.property
+    def placement(self) -> Global___Placement:
+        """Where tasks may go."""
+
+    @_builtins.property
+    def start_after(self) -> _timestamp_pb2.Timestamp:
+        """Not started before this."""
+
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """Ended at this time if it has not by itself: TIMED_OUT. Covers waiting, runs and retries."""
+
+    @_builtins.property
+    def max_queue_time(self) -> _duration_pb2.Duration:
+        """TIMED_OUT when no task has started for so long after the submit (or `start_after`)."""
+
+    @_builtins.property
+    def disconnect(self) -> Global___Disconnect:
+        """What becomes of it when its host cannot be reached."""
+
+    @_builtins.property
+    def preemption(self) -> Global___Preemption:
+        """Whether others may take its place."""
+
     def __init__(
         self,
         *,
@@ -467,10 +900,21 @@ class JobSpec(_message.Message):
         hold: _builtins.bool = ...,
         code_version: _builtins.str = ...,
         publish: Global___Publish | None = ...,
+        after_any: _abc.Iterable[_builtins.str] | None = ...,
+        after_end: _abc.Iterable[_builtins.str] | None = ...,
+        replicas: _builtins.int = ...,
+        gang: Global___Gang | None = ...,
+        placement: Global___Placement | None = ...,
+        start_after: _timestamp_pb2.Timestamp | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        max_queue_time: _duration_pb2.Duration | None = ...,
+        disconnect: Global___Disconnect | None = ...,
+        preemption: Global___Preemption | None = ...,
+        spot: Global___Spot.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "backend_options", b"backend_options", "code", b"code", "environment", b"environment", "publish", b"publish", "resources", b"resources", "retries", b"retries", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "backend_options", b"backend_options", "code", b"code", "deadline", b"deadline", "disconnect", b"disconnect", "environment", b"environment", "gang", b"gang", "max_queue_time", b"max_queue_time", "placement", b"placement", "preemption", b"preemption", "publish", b"publish", "resources", b"resources", "retries", b"retries", "start_after", b"start_after", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_ok", b"after_ok", "array", b"array", "backend", b"backend", "backend_options", b"backend_options", "code", b"code", "code_version", b"code_version", "command", b"command", "env", b"env", "environment", b"environment", "hold", b"hold", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "priority", b"priority", "publish", b"publish", "queue", b"queue", "resources", b"resources", "retries", b"retries", "secrets", b"secrets", "source", b"source", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_any", b"after_any", "after_end", b"after_end", "after_ok", b"after_ok", "array", b"array", "backend", b"backend", "backend_options", b"backend_options", "code", b"code", "code_version", b"code_version", "command", b"command", "deadline", b"deadline", "disconnect", b"disconnect", "env", b"env", "environment", b"environment", "gang", b"gang", "hold", b"hold", "inputs", b"inputs", "labels", b"labels", "max_queue_time", b"max_queue_time", "name", b"name", "params", b"params", "placement", b"placement", "preemption", b"preemption", "priority", b"priority", "publish", b"publish", "queue", b"queue", "replicas", b"replicas", "resources", b"resources", "retries", b"retries", "secrets", b"secrets", "source", b"source", "spot", b"spot", "start_after", b"start_after", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -539,6 +983,9 @@ class Job(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     PUBLISHED_FIELD_NUMBER: _builtins.int
     SUMMARY_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    INHERITED_FIELD_NUMBER: _builtins.int
+    BACKENDS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/PROJECT/jobs/NAME-N`."""
     uid: _builtins.str
@@ -563,6 +1010,10 @@ class Job(_message.Message):
     """The dataset version that its outputs became, or why they became none."""
     summary: _builtins.str
     """What the tasks' `summary.json` add up to, for example `9,998 of 10,000, 2 errors`."""
+    generation: _builtins.int
+    """Of a gang: how often it has begun as a whole; 0: not yet."""
+    inherited: _builtins.str
+    """Of a rerun of failed tasks only: the indices that were taken over as they ended, like `0-4,7`."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """What was asked."""
@@ -599,6 +1050,10 @@ class Job(_message.Message):
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Model versions that it registered (`projects/P/models/digits/versions/7`)."""
 
+    @_builtins.property
+    def backends(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Backends that it may run on, cheapest first, when its spec named none and several can run it."""
+
     def __init__(
         self,
         *,
@@ -623,10 +1078,13 @@ class Job(_message.Message):
         models: _abc.Iterable[_builtins.str] | None = ...,
         published: _builtins.str = ...,
         summary: _builtins.str = ...,
+        generation: _builtins.int = ...,
+        inherited: _builtins.str = ...,
+        backends: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "counts", b"counts", "create_time", b"create_time", "end_time", b"end_time", "outputs", b"outputs", "progress", b"progress", "spec", b"spec", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "counts", b"counts", "create_time", b"create_time", "created_by", b"created_by", "desired", b"desired", "end_time", b"end_time", "etag", b"etag", "models", b"models", "name", b"name", "outputs", b"outputs", "progress", b"progress", "published", b"published", "rerun_of", b"rerun_of", "spec", b"spec", "start_time", b"start_time", "state", b"state", "summary", b"summary", "trace_id", b"trace_id", "uid", b"uid", "version", b"version", "waiting_reason", b"waiting_reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backends", b"backends", "cause", b"cause", "counts", b"counts", "create_time", b"create_time", "created_by", b"created_by", "desired", b"desired", "end_time", b"end_time", "etag", b"etag", "generation", b"generation", "inherited", b"inherited", "models", b"models", "name", b"name", "outputs", b"outputs", "progress", b"progress", "published", b"published", "rerun_of", b"rerun_of", "spec", b"spec", "start_time", b"start_time", "state", b"state", "summary", b"summary", "trace_id", b"trace_id", "uid", b"uid", "version", b"version", "waiting_reason", b"waiting_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -649,6 +1107,10 @@ class Task(_message.Message):
     OUTPUTS_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    AVOIDED_HOSTS_FIELD_NUMBER: _builtins.int
+    ON_DEMAND_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """The job's name."""
     index: _builtins.int
@@ -659,6 +1121,12 @@ class Task(_message.Message):
     """Number of its current or last attempt; 0: none yet."""
     version: _builtins.int
     """Strictly grows with every change; 0 while the task never started."""
+    memory_bytes: _builtins.int
+    """Memory that its next attempt asks for, in bytes, where a retry rule changed it; else 0."""
+    on_demand: _builtins.bool
+    """A retry rule keeps it away from spot capacity."""
+    preemptions: _builtins.int
+    """How often others took its place."""
     @_builtins.property
     def cause(self) -> _common_pb2.Cause:
         """Why it ended."""
@@ -683,6 +1151,10 @@ class Task(_message.Message):
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When it ended."""
 
+    @_builtins.property
+    def avoided_hosts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Hosts that its next attempt avoids."""
+
     def __init__(
         self,
         *,
@@ -697,10 +1169,14 @@ class Task(_message.Message):
         outputs: _common_pb2.ManifestRef | None = ...,
         start_time: _timestamp_pb2.Timestamp | None = ...,
         end_time: _timestamp_pb2.Timestamp | None = ...,
+        memory_bytes: _builtins.int = ...,
+        avoided_hosts: _abc.Iterable[_builtins.str] | None = ...,
+        on_demand: _builtins.bool = ...,
+        preemptions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "end_time", b"end_time", "not_before", b"not_before", "outputs", b"outputs", "progress", b"progress", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cause", b"cause", "end_time", b"end_time", "index", b"index", "job", b"job", "not_before", b"not_before", "outputs", b"outputs", "progress", b"progress", "start_time", b"start_time", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "avoided_hosts", b"avoided_hosts", "cause", b"cause", "end_time", b"end_time", "index", b"index", "job", b"job", "memory_bytes", b"memory_bytes", "not_before", b"not_before", "on_demand", b"on_demand", "outputs", b"outputs", "preemptions", b"preemptions", "progress", b"progress", "start_time", b"start_time", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -766,6 +1242,8 @@ class Attempt(_message.Message):
     CHECKPOINT_FIELD_NUMBER: _builtins.int
     OUTPUTS_FIELD_NUMBER: _builtins.int
     FENCED_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """The job's name."""
     index: _builtins.int
@@ -786,6 +1264,10 @@ class Attempt(_message.Message):
     """Whether it still holds its resources."""
     fenced: _builtins.bool
     """False when no runner of ours stands beside it (`not fenced`)."""
+    generation: _builtins.int
+    """Of a gang's member: the generation that it belongs to."""
+    address: _builtins.str
+    """Of a gang's member: where others reach it."""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """GPU ids it holds there."""
@@ -849,10 +1331,12 @@ class Attempt(_message.Message):
         checkpoint: Global___Checkpoint | None = ...,
         outputs: _common_pb2.ManifestRef | None = ...,
         fenced: _builtins.bool = ...,
+        generation: _builtins.int = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "checkpoint", b"checkpoint", "claim_time", b"claim_time", "create_time", b"create_time", "end_time", b"end_time", "outputs", b"outputs", "start_time", b"start_time", "unknown_since", b"unknown_since", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cause", b"cause", "checkpoint", b"checkpoint", "claim_time", b"claim_time", "create_time", b"create_time", "end_time", b"end_time", "external_name", b"external_name", "fence", b"fence", "fenced", b"fenced", "gpus", b"gpus", "host", b"host", "index", b"index", "job", b"job", "number", b"number", "outputs", b"outputs", "release", b"release", "start_time", b"start_time", "state", b"state", "unknown_since", b"unknown_since", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "backend", b"backend", "cause", b"cause", "checkpoint", b"checkpoint", "claim_time", b"claim_time", "create_time", b"create_time", "end_time", b"end_time", "external_name", b"external_name", "fence", b"fence", "fenced", b"fenced", "generation", b"generation", "gpus", b"gpus", "host", b"host", "index", b"index", "job", b"job", "number", b"number", "outputs", b"outputs", "release", b"release", "start_time", b"start_time", "state", b"state", "unknown_since", b"unknown_since", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1368,17 +1852,27 @@ class WatchJobsRequest(_message.Message):
     JOBS_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     JOBS_ONLY_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """Project; empty: `default`."""
     cursor: _builtins.str
     """Start after this cursor; empty: with what happens from now on; `0`: from the oldest kept event."""
     jobs_only: _builtins.bool
     """Only events that moved a job's own state."""
+    filter: _builtins.str
+    """Only events of jobs that match, decided by the server when each event is sent; as in ListJobs without
+    `active`, and `state` is the job's after the event. Not together with `jobs`.
+    """
     @_builtins.property
     def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Only these jobs (names or uids); empty: all of the project. When all of them have ended and
         their last event was sent, the stream ends.
         """
+
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only events with one of these reasons (`launch`, `retry`, `preempt`, ...); empty: all."""
 
     def __init__(
         self,
@@ -1387,10 +1881,12 @@ class WatchJobsRequest(_message.Message):
         jobs: _abc.Iterable[_builtins.str] | None = ...,
         cursor: _builtins.str = ...,
         jobs_only: _builtins.bool = ...,
+        filter: _builtins.str = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "jobs", b"jobs", "jobs_only", b"jobs_only", "project", b"project"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "filter", b"filter", "jobs", b"jobs", "jobs_only", b"jobs_only", "project", b"project", "reasons", b"reasons"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1510,17 +2006,23 @@ class CancelJobsRequest(_message.Message):
     PROJECT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    INDICES_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
     filter: _builtins.str
-    """With no jobs given: all that match and have not ended, at most 1,000."""
+    """With no jobs given: all that match and have not ended, at most 1,000 a call; `more` says whether to call again."""
     project: _builtins.str
     """Project of the filter; empty: `default`."""
     reason: _builtins.str
     """Kept with the cause."""
     request_id: _builtins.str
     """As in SubmitJobRequest."""
+    indices: _builtins.str
+    """With exactly one job, an array: only these tasks, like `0-4,7`; the others go on. A gang is ended as a whole."""
+    queue: _builtins.str
+    """With no jobs given: all unfinished jobs of this queue, together with `filter` those that match."""
     @_builtins.property
     def jobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names or uids; at least one unless `filter` is given."""
+        """Names or uids; at least one unless `filter` or `queue` is given."""
 
     def __init__(
         self,
@@ -1530,10 +2032,12 @@ class CancelJobsRequest(_message.Message):
         project: _builtins.str = ...,
         reason: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        indices: _builtins.str = ...,
+        queue: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "jobs", b"jobs", "project", b"project", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "indices", b"indices", "jobs", b"jobs", "project", b"project", "queue", b"queue", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1546,6 +2050,9 @@ class CancelJobsResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESULTS_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    more: _builtins.bool
+    """More jobs match than one call ends: call again."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___CancelResult]:
         """One per job, in order."""
@@ -1554,10 +2061,11 @@ class CancelJobsResponse(_message.Message):
         self,
         *,
         results: _abc.Iterable[Global___CancelResult] | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "results", b"results"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1697,12 +2205,19 @@ class RerunJobRequest(_message.Message):
     ENV_FIELD_NUMBER: _builtins.int
     FROM_CHECKPOINT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    FAILED_ONLY_FIELD_NUMBER: _builtins.int
+    OVERRIDES_FIELD_NUMBER: _builtins.int
+    OVERRIDE_MASK_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """The old job."""
     from_checkpoint: _builtins.bool
     """Begin from the old job's newest checkpoint."""
     request_id: _builtins.str
     """As in SubmitJobRequest."""
+    failed_only: _builtins.bool
+    """Only tasks of an array that did not succeed; the others count as they ended, their outputs by reference.
+    FAILED_PRECONDITION when all succeeded.
+    """
     @_builtins.property
     def params(self) -> _containers.MessageMap[_builtins.str, _struct_pb2.Value]:
         """Parameters to set or replace."""
@@ -1710,6 +2225,16 @@ class RerunJobRequest(_message.Message):
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Environment variables to set or replace."""
+
+    @_builtins.property
+    def overrides(self) -> Global___JobSpec:
+        """New values of the fields that `override_mask` names."""
+
+    @_builtins.property
+    def override_mask(self) -> _field_mask_pb2.FieldMask:
+        """Top-level fields of JobSpec to take from `overrides`, for example `resources`, `queue`, `backend`; not
+        `name`, `array`, `replicas`.
+        """
 
     def __init__(
         self,
@@ -1719,14 +2244,195 @@ class RerunJobRequest(_message.Message):
         env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         from_checkpoint: _builtins.bool = ...,
         request_id: _builtins.str = ...,
+        failed_only: _builtins.bool = ...,
+        overrides: Global___JobSpec | None = ...,
+        override_mask: _field_mask_pb2.FieldMask | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["override_mask", b"override_mask", "overrides", b"overrides"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["env", b"env", "from_checkpoint", b"from_checkpoint", "job", b"job", "params", b"params", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["env", b"env", "failed_only", b"failed_only", "from_checkpoint", b"from_checkpoint", "job", b"job", "override_mask", b"override_mask", "overrides", b"overrides", "params", b"params", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RerunJobRequest: _TypeAlias = RerunJobRequest  # noqa: Y015
+
+@_typing.final
+class PlanJobRequest(_message.Message):
+    """See JobService.PlanJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Project; empty: `default`."""
+    @_builtins.property
+    def spec(self) -> Global___JobSpec:
+        """What would be submitted."""
+
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        spec: Global___JobSpec | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["project", b"project", "spec", b"spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanJobRequest: _TypeAlias = PlanJobRequest  # noqa: Y015
+
+@_typing.final
+class ExplainJobRequest(_message.Message):
+    """See JobService.ExplainJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The job."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainJobRequest: _TypeAlias = ExplainJobRequest  # noqa: Y015
+
+@_typing.final
+class Candidate(_message.Message):
+    """One place that was looked at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BACKEND_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    FITS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    COST_PER_HOUR_FIELD_NUMBER: _builtins.int
+    backend: _builtins.str
+    """Backend."""
+    pool: _builtins.str
+    """Host or pool; empty: the backend as a whole."""
+    fits: _builtins.bool
+    """Whether it could go there now."""
+    message: _builtins.str
+    """Why not, or why it would: with the figures."""
+    cost_per_hour: _builtins.float
+    """Configured price of one hour there; 0: none configured."""
+    def __init__(
+        self,
+        *,
+        backend: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        fits: _builtins.bool = ...,
+        message: _builtins.str = ...,
+        cost_per_hour: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cost_per_hour", b"cost_per_hour", "fits", b"fits", "message", b"message", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Candidate: _TypeAlias = Candidate  # noqa: Y015
+
+@_typing.final
+class Explanation(_message.Message):
+    """What is decided about a job now, and why."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    ALSO_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    QUEUE_LENGTH_FIELD_NUMBER: _builtins.int
+    ESTIMATED_START_FIELD_NUMBER: _builtins.int
+    ESTIMATE_BASIS_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    PREEMPTS_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job's name; empty for one that is only planned."""
+    state: _common_pb2.JobState.ValueType
+    """Where it stands; QUEUED for one that is only planned."""
+    reason: Global___WaitReason.ValueType
+    """The one reason that matters most."""
+    message: _builtins.str
+    """That reason in words, with its figures."""
+    remedy: _builtins.str
+    """What would have to change for it to start, in words that can be acted on."""
+    queue: _builtins.str
+    """Queue that it waits in."""
+    position: _builtins.int
+    """Its place among the waiting jobs of its queue, from 1; 0: it does not wait in line."""
+    queue_length: _builtins.int
+    """Waiting jobs of its queue."""
+    estimate_basis: _builtins.str
+    """From what the estimate follows, or why there is none."""
+    @_builtins.property
+    def also(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Other reasons that hold as well, in words."""
+
+    @_builtins.property
+    def estimated_start(self) -> _timestamp_pb2.Timestamp:
+        """When it would start, if that can be known from the limits of what runs; unset: unknown."""
+
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """Where it would go, when it would start now: one per member of a gang."""
+
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Candidate]:
+        """Places that were looked at and why they would not do; at most 20, the nearest first."""
+
+    @_builtins.property
+    def preempts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Jobs whose place it would take."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is suspicious about it, though it is accepted."""
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        state: _common_pb2.JobState.ValueType = ...,
+        reason: Global___WaitReason.ValueType = ...,
+        message: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+        also: _abc.Iterable[_builtins.str] | None = ...,
+        queue: _builtins.str = ...,
+        position: _builtins.int = ...,
+        queue_length: _builtins.int = ...,
+        estimated_start: _timestamp_pb2.Timestamp | None = ...,
+        estimate_basis: _builtins.str = ...,
+        places: _abc.Iterable[Global___Candidate] | None = ...,
+        candidates: _abc.Iterable[Global___Candidate] | None = ...,
+        preempts: _abc.Iterable[_builtins.str] | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_start", b"estimated_start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["also", b"also", "candidates", b"candidates", "estimate_basis", b"estimate_basis", "estimated_start", b"estimated_start", "job", b"job", "message", b"message", "places", b"places", "position", b"position", "preempts", b"preempts", "queue", b"queue", "queue_length", b"queue_length", "reason", b"reason", "remedy", b"remedy", "state", b"state", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
 
 @_typing.final
 class TailLogsRequest(_message.Message):

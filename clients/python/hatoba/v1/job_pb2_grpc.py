@@ -107,6 +107,16 @@ class JobServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_job__pb2.GetJobTraceRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_job__pb2.GetJobTraceResponse.FromString,
                 _registered_method=True)
+        self.PlanJob = channel.unary_unary(
+                '/hatoba.v1.JobService/PlanJob',
+                request_serializer=hatoba_dot_v1_dot_job__pb2.PlanJobRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_job__pb2.Explanation.FromString,
+                _registered_method=True)
+        self.ExplainJob = channel.unary_unary(
+                '/hatoba.v1.JobService/ExplainJob',
+                request_serializer=hatoba_dot_v1_dot_job__pb2.ExplainJobRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_job__pb2.Explanation.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer(object):
@@ -220,6 +230,22 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanJob(self, request, context):
+        """Says what would happen to a job if it were submitted now, and why; stores nothing. Refused as
+        SubmitJob would refuse it. What it says holds for this moment only.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainJob(self, request, context):
+        """Says why a job is where it is: for one that waits the reason that matters most, its position, what
+        would have to change and when it may start. By the same function as PlanJob and the planner itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -292,6 +318,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.GetJobTrace,
                     request_deserializer=hatoba_dot_v1_dot_job__pb2.GetJobTraceRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_job__pb2.GetJobTraceResponse.SerializeToString,
+            ),
+            'PlanJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanJob,
+                    request_deserializer=hatoba_dot_v1_dot_job__pb2.PlanJobRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_job__pb2.Explanation.SerializeToString,
+            ),
+            'ExplainJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainJob,
+                    request_deserializer=hatoba_dot_v1_dot_job__pb2.ExplainJobRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_job__pb2.Explanation.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -675,6 +711,60 @@ class JobService(object):
             '/hatoba.v1.JobService/GetJobTrace',
             hatoba_dot_v1_dot_job__pb2.GetJobTraceRequest.SerializeToString,
             hatoba_dot_v1_dot_job__pb2.GetJobTraceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.JobService/PlanJob',
+            hatoba_dot_v1_dot_job__pb2.PlanJobRequest.SerializeToString,
+            hatoba_dot_v1_dot_job__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.JobService/ExplainJob',
+            hatoba_dot_v1_dot_job__pb2.ExplainJobRequest.SerializeToString,
+            hatoba_dot_v1_dot_job__pb2.Explanation.FromString,
             options,
             channel_credentials,
             insecure,

@@ -77,6 +77,14 @@ class JobServiceStub:
     """Reads the metrics that a job logged, as series."""
     GetJobTrace: _grpc.UnaryUnaryMultiCallable[_job_pb2.GetJobTraceRequest, _job_pb2.GetJobTraceResponse]
     """Returns the kept spans of a job's trace; NOT_FOUND when none are kept any more."""
+    PlanJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.PlanJobRequest, _job_pb2.Explanation]
+    """Says what would happen to a job if it were submitted now, and why; stores nothing. Refused as
+    SubmitJob would refuse it. What it says holds for this moment only.
+    """
+    ExplainJob: _grpc.UnaryUnaryMultiCallable[_job_pb2.ExplainJobRequest, _job_pb2.Explanation]
+    """Says why a job is where it is: for one that waits the reason that matters most, its position, what
+    would have to change and when it may start. By the same function as PlanJob and the planner itself.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -127,6 +135,14 @@ class JobServiceAsyncStub(JobServiceStub):
     """Reads the metrics that a job logged, as series."""
     GetJobTrace: _aio.UnaryUnaryMultiCallable[_job_pb2.GetJobTraceRequest, _job_pb2.GetJobTraceResponse]  # type: ignore[assignment]
     """Returns the kept spans of a job's trace; NOT_FOUND when none are kept any more."""
+    PlanJob: _aio.UnaryUnaryMultiCallable[_job_pb2.PlanJobRequest, _job_pb2.Explanation]  # type: ignore[assignment]
+    """Says what would happen to a job if it were submitted now, and why; stores nothing. Refused as
+    SubmitJob would refuse it. What it says holds for this moment only.
+    """
+    ExplainJob: _aio.UnaryUnaryMultiCallable[_job_pb2.ExplainJobRequest, _job_pb2.Explanation]  # type: ignore[assignment]
+    """Says why a job is where it is: for one that waits the reason that matters most, its position, what
+    would have to change and when it may start. By the same function as PlanJob and the planner itself.
+    """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     """Submits, follows and ends jobs. Every mutating call takes a request_id: the same id with the same
@@ -258,5 +274,25 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.GetJobTraceResponse, _abc.Awaitable[_job_pb2.GetJobTraceResponse]]:
         """Returns the kept spans of a job's trace; NOT_FOUND when none are kept any more."""
+
+    @_abc_1.abstractmethod
+    def PlanJob(
+        self,
+        request: _job_pb2.PlanJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.Explanation, _abc.Awaitable[_job_pb2.Explanation]]:
+        """Says what would happen to a job if it were submitted now, and why; stores nothing. Refused as
+        SubmitJob would refuse it. What it says holds for this moment only.
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainJob(
+        self,
+        request: _job_pb2.ExplainJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_job_pb2.Explanation, _abc.Awaitable[_job_pb2.Explanation]]:
+        """Says why a job is where it is: for one that waits the reason that matters most, its position, what
+        would have to change and when it may start. By the same function as PlanJob and the planner itself.
+        """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,12 +23,13 @@ _sym_db = _symbol_database.Default()
 
 
 from hatoba._vendor.buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from hatoba.v1 import common_pb2 as hatoba_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hatoba/v1/queue.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16hatoba/v1/common.proto\"\x8d\x03\n\x05Queue\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x31\n\x06weight\x18\x02 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00@\x8f@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01R\x06weight\x12(\n\x0bmax_running\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\nmaxRunning\x12(\n\x0bmax_pending\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\nmaxPending\x12\x12\n\x04\x65tag\x18\x05 \x01(\tR\x04\x65tag\x12\x1d\n\ncreated_by\x18\x06 \x01(\tR\tcreatedBy\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12>\n\x06labels\x18\x08 \x03(\x0b\x32\x1c.hatoba.v1.Queue.LabelsEntryB\x08\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x87\x02\n\x12\x43reateQueueRequest\x12H\n\x07project\x18\x01 \x01(\tB.\xbaH+r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$\xd8\x01\x01R\x07project\x12\x46\n\x08queue_id\x18\x02 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$R\x07queueId\x12&\n\x05queue\x18\x03 \x01(\x0b\x32\x10.hatoba.v1.QueueR\x05queue\x12\x37\n\nrequest_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"1\n\x0fGetQueueRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\x88\x01\n\x11ListQueuesRequest\x12!\n\x07project\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x07project\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"f\n\x12ListQueuesResponse\x12(\n\x06queues\x18\x01 \x03(\x0b\x32\x10.hatoba.v1.QueueR\x06queues\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc2\x01\n\x12UpdateQueueRequest\x12.\n\x05queue\x18\x01 \x01(\x0b\x32\x10.hatoba.v1.QueueB\x06\xbaH\x03\xc8\x01\x01R\x05queue\x12\x43\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01R\nupdateMask\x12\x37\n\nrequest_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"\x8a\x01\n\x12\x44\x65leteQueueRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\x12\x1b\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12\x37\n\nrequest_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"\x15\n\x13\x44\x65leteQueueResponse\"6\n\x14GetQueueUsageRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\x95\x01\n\nQueueUsage\x12\x14\n\x05queue\x18\x01 \x01(\tR\x05queue\x12+\n\x05tasks\x18\x02 \x01(\x0b\x32\x15.hatoba.v1.TaskCountsR\x05tasks\x12\x12\n\x04jobs\x18\x03 \x01(\x05R\x04jobs\x12\x30\n\x08reserved\x18\x04 \x01(\x0b\x32\x14.hatoba.v1.ResourcesR\x08reserved2\xaa\x03\n\x0cQueueService\x12>\n\x0b\x43reateQueue\x12\x1d.hatoba.v1.CreateQueueRequest\x1a\x10.hatoba.v1.Queue\x12\x38\n\x08GetQueue\x12\x1a.hatoba.v1.GetQueueRequest\x1a\x10.hatoba.v1.Queue\x12I\n\nListQueues\x12\x1c.hatoba.v1.ListQueuesRequest\x1a\x1d.hatoba.v1.ListQueuesResponse\x12>\n\x0bUpdateQueue\x12\x1d.hatoba.v1.UpdateQueueRequest\x1a\x10.hatoba.v1.Queue\x12L\n\x0b\x44\x65leteQueue\x12\x1d.hatoba.v1.DeleteQueueRequest\x1a\x1e.hatoba.v1.DeleteQueueResponse\x12G\n\rGetQueueUsage\x12\x1f.hatoba.v1.GetQueueUsageRequest\x1a\x15.hatoba.v1.QueueUsageb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hatoba/v1/queue.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16hatoba/v1/common.proto\"\xb7\x05\n\x05Queue\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x31\n\x06weight\x18\x02 \x01(\x01\x42\x19\xbaH\x16\x12\x14\x19\x00\x00\x00\x00\x00@\x8f@)\x00\x00\x00\x00\x00\x00\x00\x00@\x01R\x06weight\x12(\n\x0bmax_running\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\nmaxRunning\x12(\n\x0bmax_pending\x18\x04 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00R\nmaxPending\x12\x12\n\x04\x65tag\x18\x05 \x01(\tR\x04\x65tag\x12\x1d\n\ncreated_by\x18\x06 \x01(\tR\tcreatedBy\x12;\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12>\n\x06labels\x18\x08 \x03(\x0b\x32\x1c.hatoba.v1.Queue.LabelsEntryB\x08\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x12\x46\n\x06parent\x18\t \x01(\tB.\xbaH+r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$\xd8\x01\x01R\x06parent\x12*\n\x05quota\x18\n \x01(\x0b\x32\x14.hatoba.v1.ResourcesR\x05quota\x12\x34\n\nguaranteed\x18\x0b \x01(\x0b\x32\x14.hatoba.v1.ResourcesR\nguaranteed\x12!\n\x0cno_borrowing\x18\x0c \x01(\x08R\x0bnoBorrowing\x12\x1a\n\x08\x63ordoned\x18\r \x01(\x08R\x08\x63ordoned\x12#\n\rcordon_reason\x18\x0e \x01(\tR\x0c\x63ordonReason\x12\x1a\n\x08warnings\x18\x0f \x03(\tR\x08warnings\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\x87\x02\n\x12\x43reateQueueRequest\x12H\n\x07project\x18\x01 \x01(\tB.\xbaH+r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$\xd8\x01\x01R\x07project\x12\x46\n\x08queue_id\x18\x02 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$R\x07queueId\x12&\n\x05queue\x18\x03 \x01(\x0b\x32\x10.hatoba.v1.QueueR\x05queue\x12\x37\n\nrequest_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"1\n\x0fGetQueueRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\x88\x01\n\x11ListQueuesRequest\x12!\n\x07project\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x07project\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"f\n\x12ListQueuesResponse\x12(\n\x06queues\x18\x01 \x03(\x0b\x32\x10.hatoba.v1.QueueR\x06queues\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc2\x01\n\x12UpdateQueueRequest\x12.\n\x05queue\x18\x01 \x01(\x0b\x32\x10.hatoba.v1.QueueB\x06\xbaH\x03\xc8\x01\x01R\x05queue\x12\x43\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01R\nupdateMask\x12\x37\n\nrequest_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"\x8a\x01\n\x12\x44\x65leteQueueRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\x12\x1b\n\x04\x65tag\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x04\x65tag\x12\x37\n\nrequest_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"\x15\n\x13\x44\x65leteQueueResponse\"6\n\x14GetQueueUsageRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\xb6\x04\n\nQueueUsage\x12\x14\n\x05queue\x18\x01 \x01(\tR\x05queue\x12+\n\x05tasks\x18\x02 \x01(\x0b\x32\x15.hatoba.v1.TaskCountsR\x05tasks\x12\x12\n\x04jobs\x18\x03 \x01(\x05R\x04jobs\x12\x30\n\x08reserved\x18\x04 \x01(\x0b\x32\x14.hatoba.v1.ResourcesR\x08reserved\x12\x1d\n\nfair_share\x18\x05 \x01(\x01R\tfairShare\x12\x1d\n\nused_share\x18\x06 \x01(\x01R\tusedShare\x12#\n\rdecayed_share\x18\x07 \x01(\x01R\x0c\x64\x65\x63\x61yedShare\x12\x18\n\x07waiting\x18\x08 \x01(\x03R\x07waiting\x12:\n\x0boldest_wait\x18\t \x01(\x0b\x32\x19.google.protobuf.DurationR\noldestWait\x12\x1d\n\nstart_rate\x18\n \x01(\x01R\tstartRate\x12\x19\n\x08\x65nd_rate\x18\x0b \x01(\x01R\x07\x65ndRate\x12\x16\n\x06parent\x18\x0c \x01(\tR\x06parent\x12\x16\n\x06weight\x18\r \x01(\x01R\x06weight\x12\x1a\n\x08\x63ordoned\x18\x0e \x01(\x08R\x08\x63ordoned\x12*\n\x05quota\x18\x0f \x01(\x0b\x32\x14.hatoba.v1.ResourcesR\x05quota\x12\x34\n\nguaranteed\x18\x10 \x01(\x0b\x32\x14.hatoba.v1.ResourcesR\nguaranteed\"\x8c\x01\n\x15ListQueueUsageRequest\x12!\n\x07project\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x07project\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"o\n\x16ListQueueUsageResponse\x12-\n\x06usages\x18\x01 \x03(\x0b\x32\x15.hatoba.v1.QueueUsageR\x06usages\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc1\x01\n\x12\x43ordonQueueRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\x12\x1a\n\x08\x63ordoned\x18\x02 \x01(\x08R\x08\x63ordoned\x12\x14\n\x05\x64rain\x18\x03 \x01(\x08R\x05\x64rain\x12 \n\x06reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04R\x06reason\x12\x37\n\nrequest_id\x18\x05 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId2\xc1\x04\n\x0cQueueService\x12>\n\x0b\x43reateQueue\x12\x1d.hatoba.v1.CreateQueueRequest\x1a\x10.hatoba.v1.Queue\x12\x38\n\x08GetQueue\x12\x1a.hatoba.v1.GetQueueRequest\x1a\x10.hatoba.v1.Queue\x12I\n\nListQueues\x12\x1c.hatoba.v1.ListQueuesRequest\x1a\x1d.hatoba.v1.ListQueuesResponse\x12>\n\x0bUpdateQueue\x12\x1d.hatoba.v1.UpdateQueueRequest\x1a\x10.hatoba.v1.Queue\x12L\n\x0b\x44\x65leteQueue\x12\x1d.hatoba.v1.DeleteQueueRequest\x1a\x1e.hatoba.v1.DeleteQueueResponse\x12G\n\rGetQueueUsage\x12\x1f.hatoba.v1.GetQueueUsageRequest\x1a\x15.hatoba.v1.QueueUsage\x12U\n\x0eListQueueUsage\x12 .hatoba.v1.ListQueueUsageRequest\x1a!.hatoba.v1.ListQueueUsageResponse\x12>\n\x0b\x43ordonQueue\x12\x1d.hatoba.v1.CordonQueueRequest\x1a\x10.hatoba.v1.Queueb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,6 +46,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_QUEUE'].fields_by_name['max_pending']._serialized_options = b'\272H\004\032\002(\000'
   _globals['_QUEUE'].fields_by_name['labels']._loaded_options = None
   _globals['_QUEUE'].fields_by_name['labels']._serialized_options = b'\272H\005\232\001\002\020@'
+  _globals['_QUEUE'].fields_by_name['parent']._loaded_options = None
+  _globals['_QUEUE'].fields_by_name['parent']._serialized_options = b'\272H+r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$\330\001\001'
   _globals['_CREATEQUEUEREQUEST'].fields_by_name['project']._loaded_options = None
   _globals['_CREATEQUEUEREQUEST'].fields_by_name['project']._serialized_options = b'\272H+r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$\330\001\001'
   _globals['_CREATEQUEUEREQUEST'].fields_by_name['queue_id']._loaded_options = None
@@ -73,28 +76,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEQUEUEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\025r\0202\016^[!-~]{1,128}$\330\001\001'
   _globals['_GETQUEUEUSAGEREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETQUEUEUSAGEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
-  _globals['_QUEUE']._serialized_start=157
-  _globals['_QUEUE']._serialized_end=554
-  _globals['_QUEUE_LABELSENTRY']._serialized_start=497
-  _globals['_QUEUE_LABELSENTRY']._serialized_end=554
-  _globals['_CREATEQUEUEREQUEST']._serialized_start=557
-  _globals['_CREATEQUEUEREQUEST']._serialized_end=820
-  _globals['_GETQUEUEREQUEST']._serialized_start=822
-  _globals['_GETQUEUEREQUEST']._serialized_end=871
-  _globals['_LISTQUEUESREQUEST']._serialized_start=874
-  _globals['_LISTQUEUESREQUEST']._serialized_end=1010
-  _globals['_LISTQUEUESRESPONSE']._serialized_start=1012
-  _globals['_LISTQUEUESRESPONSE']._serialized_end=1114
-  _globals['_UPDATEQUEUEREQUEST']._serialized_start=1117
-  _globals['_UPDATEQUEUEREQUEST']._serialized_end=1311
-  _globals['_DELETEQUEUEREQUEST']._serialized_start=1314
-  _globals['_DELETEQUEUEREQUEST']._serialized_end=1452
-  _globals['_DELETEQUEUERESPONSE']._serialized_start=1454
-  _globals['_DELETEQUEUERESPONSE']._serialized_end=1475
-  _globals['_GETQUEUEUSAGEREQUEST']._serialized_start=1477
-  _globals['_GETQUEUEUSAGEREQUEST']._serialized_end=1531
-  _globals['_QUEUEUSAGE']._serialized_start=1534
-  _globals['_QUEUEUSAGE']._serialized_end=1683
-  _globals['_QUEUESERVICE']._serialized_start=1686
-  _globals['_QUEUESERVICE']._serialized_end=2112
+  _globals['_LISTQUEUEUSAGEREQUEST'].fields_by_name['project']._loaded_options = None
+  _globals['_LISTQUEUEUSAGEREQUEST'].fields_by_name['project']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_LISTQUEUEUSAGEREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTQUEUEUSAGEREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
+  _globals['_LISTQUEUEUSAGEREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTQUEUEUSAGEREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_CORDONQUEUEREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_CORDONQUEUEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
+  _globals['_CORDONQUEUEREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_CORDONQUEUEREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\005r\003\030\200\004'
+  _globals['_CORDONQUEUEREQUEST'].fields_by_name['request_id']._loaded_options = None
+  _globals['_CORDONQUEUEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\025r\0202\016^[!-~]{1,128}$\330\001\001'
+  _globals['_QUEUE']._serialized_start=189
+  _globals['_QUEUE']._serialized_end=884
+  _globals['_QUEUE_LABELSENTRY']._serialized_start=827
+  _globals['_QUEUE_LABELSENTRY']._serialized_end=884
+  _globals['_CREATEQUEUEREQUEST']._serialized_start=887
+  _globals['_CREATEQUEUEREQUEST']._serialized_end=1150
+  _globals['_GETQUEUEREQUEST']._serialized_start=1152
+  _globals['_GETQUEUEREQUEST']._serialized_end=1201
+  _globals['_LISTQUEUESREQUEST']._serialized_start=1204
+  _globals['_LISTQUEUESREQUEST']._serialized_end=1340
+  _globals['_LISTQUEUESRESPONSE']._serialized_start=1342
+  _globals['_LISTQUEUESRESPONSE']._serialized_end=1444
+  _globals['_UPDATEQUEUEREQUEST']._serialized_start=1447
+  _globals['_UPDATEQUEUEREQUEST']._serialized_end=1641
+  _globals['_DELETEQUEUEREQUEST']._serialized_start=1644
+  _globals['_DELETEQUEUEREQUEST']._serialized_end=1782
+  _globals['_DELETEQUEUERESPONSE']._serialized_start=1784
+  _globals['_DELETEQUEUERESPONSE']._serialized_end=1805
+  _globals['_GETQUEUEUSAGEREQUEST']._serialized_start=1807
+  _globals['_GETQUEUEUSAGEREQUEST']._serialized_end=1861
+  _globals['_QUEUEUSAGE']._serialized_start=1864
+  _globals['_QUEUEUSAGE']._serialized_end=2430
+  _globals['_LISTQUEUEUSAGEREQUEST']._serialized_start=2433
+  _globals['_LISTQUEUEUSAGEREQUEST']._serialized_end=2573
+  _globals['_LISTQUEUEUSAGERESPONSE']._serialized_start=2575
+  _globals['_LISTQUEUEUSAGERESPONSE']._serialized_end=2686
+  _globals['_CORDONQUEUEREQUEST']._serialized_start=2689
+  _globals['_CORDONQUEUEREQUEST']._serialized_end=2882
+  _globals['_QUEUESERVICE']._serialized_start=2885
+  _globals['_QUEUESERVICE']._serialized_end=3462
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ Queues: where jobs wait, and how much may run from each."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
@@ -55,6 +56,13 @@ class Queue(_message.Message):
     CREATED_BY_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    GUARANTEED_FIELD_NUMBER: _builtins.int
+    NO_BORROWING_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    CORDON_REASON_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/PROJECT/queues/NAME`."""
     weight: _builtins.float
@@ -67,6 +75,16 @@ class Queue(_message.Message):
     """Changes with every update."""
     created_by: _builtins.str
     """Who made it."""
+    parent: _builtins.str
+    """NAME of the queue above it in the same project; empty: none. Siblings share what is theirs by weight, then
+    their children theirs. A cycle is INVALID_ARGUMENT. Jobs may wait in any queue.
+    """
+    no_borrowing: _builtins.bool
+    """May not use more than `guaranteed`, even when it is free."""
+    cordoned: _builtins.bool
+    """Set by CordonQueue."""
+    cordon_reason: _builtins.str
+    """Why it was cordoned."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -74,6 +92,18 @@ class Queue(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels."""
+
+    @_builtins.property
+    def quota(self) -> _common_pb2.Resources:
+        """Never more than this in use by it and those below it together; unset fields: no limit."""
+
+    @_builtins.property
+    def guaranteed(self) -> _common_pb2.Resources:
+        """Its own: while it uses less and jobs of it wait, it takes back what others borrowed, by preemption."""
+
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is suspicious about its settings, for example a quota above all known capacity. Output only."""
 
     def __init__(
         self,
@@ -86,10 +116,17 @@ class Queue(_message.Message):
         created_by: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        parent: _builtins.str = ...,
+        quota: _common_pb2.Resources | None = ...,
+        guaranteed: _common_pb2.Resources | None = ...,
+        no_borrowing: _builtins.bool = ...,
+        cordoned: _builtins.bool = ...,
+        cordon_reason: _builtins.str = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "guaranteed", b"guaranteed", "quota", b"quota"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created_by", b"created_by", "etag", b"etag", "labels", b"labels", "max_pending", b"max_pending", "max_running", b"max_running", "name", b"name", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordon_reason", b"cordon_reason", "cordoned", b"cordoned", "create_time", b"create_time", "created_by", b"created_by", "etag", b"etag", "guaranteed", b"guaranteed", "labels", b"labels", "max_pending", b"max_pending", "max_running", b"max_running", "name", b"name", "no_borrowing", b"no_borrowing", "parent", b"parent", "quota", b"quota", "warnings", b"warnings", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -228,7 +265,7 @@ class UpdateQueueRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """`weight`, `max_running`, `max_pending`, `labels`; at least one."""
+        """`weight`, `max_running`, `max_pending`, `labels`, `parent`, `quota`, `guaranteed`, `no_borrowing`; at least one."""
 
     def __init__(
         self,
@@ -324,17 +361,59 @@ class QueueUsage(_message.Message):
     TASKS_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
     RESERVED_FIELD_NUMBER: _builtins.int
+    FAIR_SHARE_FIELD_NUMBER: _builtins.int
+    USED_SHARE_FIELD_NUMBER: _builtins.int
+    DECAYED_SHARE_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    OLDEST_WAIT_FIELD_NUMBER: _builtins.int
+    START_RATE_FIELD_NUMBER: _builtins.int
+    END_RATE_FIELD_NUMBER: _builtins.int
+    PARENT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    GUARANTEED_FIELD_NUMBER: _builtins.int
     queue: _builtins.str
     """The queue's resource name."""
     jobs: _builtins.int
     """Unfinished jobs."""
+    fair_share: _builtins.float
+    """Share of all capacity that it may claim by weight now, 0 to 1, among queues that want something."""
+    used_share: _builtins.float
+    """Dominant share of all capacity that it uses now, 0 to 1."""
+    decayed_share: _builtins.float
+    """The same, averaged over the past with a half-life of an hour."""
+    waiting: _builtins.int
+    """Waiting tasks that could start now if there were room."""
+    start_rate: _builtins.float
+    """Tasks started a minute, over the last five minutes."""
+    end_rate: _builtins.float
+    """Tasks ended a minute, over the last five minutes."""
+    parent: _builtins.str
+    """Name of the queue above it."""
+    weight: _builtins.float
+    """Weight."""
+    cordoned: _builtins.bool
+    """Cordoned, itself or by one above it."""
     @_builtins.property
     def tasks(self) -> _common_pb2.TaskCounts:
         """Unfinished tasks per state."""
 
     @_builtins.property
     def reserved(self) -> _common_pb2.Resources:
-        """Resources held by its live attempts."""
+        """Resources held by its live attempts, and those of queues below it."""
+
+    @_builtins.property
+    def oldest_wait(self) -> _duration_pb2.Duration:
+        """How long the oldest of them has waited."""
+
+    @_builtins.property
+    def quota(self) -> _common_pb2.Resources:
+        """Hard limit, as set."""
+
+    @_builtins.property
+    def guaranteed(self) -> _common_pb2.Resources:
+        """Its own, as set."""
 
     def __init__(
         self,
@@ -343,11 +422,119 @@ class QueueUsage(_message.Message):
         tasks: _common_pb2.TaskCounts | None = ...,
         jobs: _builtins.int = ...,
         reserved: _common_pb2.Resources | None = ...,
+        fair_share: _builtins.float = ...,
+        used_share: _builtins.float = ...,
+        decayed_share: _builtins.float = ...,
+        waiting: _builtins.int = ...,
+        oldest_wait: _duration_pb2.Duration | None = ...,
+        start_rate: _builtins.float = ...,
+        end_rate: _builtins.float = ...,
+        parent: _builtins.str = ...,
+        weight: _builtins.float = ...,
+        cordoned: _builtins.bool = ...,
+        quota: _common_pb2.Resources | None = ...,
+        guaranteed: _common_pb2.Resources | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["reserved", b"reserved", "tasks", b"tasks"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["guaranteed", b"guaranteed", "oldest_wait", b"oldest_wait", "quota", b"quota", "reserved", b"reserved", "tasks", b"tasks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "queue", b"queue", "reserved", b"reserved", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "decayed_share", b"decayed_share", "end_rate", b"end_rate", "fair_share", b"fair_share", "guaranteed", b"guaranteed", "jobs", b"jobs", "oldest_wait", b"oldest_wait", "parent", b"parent", "queue", b"queue", "quota", b"quota", "reserved", b"reserved", "start_rate", b"start_rate", "tasks", b"tasks", "used_share", b"used_share", "waiting", b"waiting", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___QueueUsage: _TypeAlias = QueueUsage  # noqa: Y015
+
+@_typing.final
+class ListQueueUsageRequest(_message.Message):
+    """See QueueService.ListQueueUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Project; empty: `default`."""
+    page_size: _builtins.int
+    """1 to 1,000; 0: 100."""
+    page_token: _builtins.str
+    """From the last reply."""
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "project", b"project"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQueueUsageRequest: _TypeAlias = ListQueueUsageRequest  # noqa: Y015
+
+@_typing.final
+class ListQueueUsageResponse(_message.Message):
+    """See QueueService.ListQueueUsage."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USAGES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def usages(self) -> _containers.RepeatedCompositeFieldContainer[Global___QueueUsage]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        usages: _abc.Iterable[Global___QueueUsage] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "usages", b"usages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListQueueUsageResponse: _TypeAlias = ListQueueUsageResponse  # noqa: Y015
+
+@_typing.final
+class CordonQueueRequest(_message.Message):
+    """See QueueService.CordonQueue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The queue."""
+    cordoned: _builtins.bool
+    """True keeps back, false lets go."""
+    drain: _builtins.bool
+    """With `cordoned`: preempt what runs."""
+    reason: _builtins.str
+    """Kept and shown."""
+    request_id: _builtins.str
+    """As in SubmitJobRequest."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        cordoned: _builtins.bool = ...,
+        drain: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "drain", b"drain", "name", b"name", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CordonQueueRequest: _TypeAlias = CordonQueueRequest  # noqa: Y015

@@ -65,6 +65,16 @@ class QueueServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_queue__pb2.GetQueueUsageRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_queue__pb2.QueueUsage.FromString,
                 _registered_method=True)
+        self.ListQueueUsage = channel.unary_unary(
+                '/hatoba.v1.QueueService/ListQueueUsage',
+                request_serializer=hatoba_dot_v1_dot_queue__pb2.ListQueueUsageRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_queue__pb2.ListQueueUsageResponse.FromString,
+                _registered_method=True)
+        self.CordonQueue = channel.unary_unary(
+                '/hatoba.v1.QueueService/CordonQueue',
+                request_serializer=hatoba_dot_v1_dot_queue__pb2.CordonQueueRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_queue__pb2.Queue.FromString,
+                _registered_method=True)
 
 
 class QueueServiceServicer(object):
@@ -113,6 +123,21 @@ class QueueServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListQueueUsage(self, request, context):
+        """Says so of all queues of a project.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonQueue(self, request, context):
+        """Starts nothing more from a queue and those below it, or lets it go on. Jobs are still accepted. With
+        `drain` what runs of it is preempted, at nobody's charge, and waits in the queue.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_QueueServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +170,16 @@ def add_QueueServiceServicer_to_server(servicer, server):
                     servicer.GetQueueUsage,
                     request_deserializer=hatoba_dot_v1_dot_queue__pb2.GetQueueUsageRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_queue__pb2.QueueUsage.SerializeToString,
+            ),
+            'ListQueueUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQueueUsage,
+                    request_deserializer=hatoba_dot_v1_dot_queue__pb2.ListQueueUsageRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_queue__pb2.ListQueueUsageResponse.SerializeToString,
+            ),
+            'CordonQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonQueue,
+                    request_deserializer=hatoba_dot_v1_dot_queue__pb2.CordonQueueRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_queue__pb2.Queue.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +345,60 @@ class QueueService(object):
             '/hatoba.v1.QueueService/GetQueueUsage',
             hatoba_dot_v1_dot_queue__pb2.GetQueueUsageRequest.SerializeToString,
             hatoba_dot_v1_dot_queue__pb2.QueueUsage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListQueueUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.QueueService/ListQueueUsage',
+            hatoba_dot_v1_dot_queue__pb2.ListQueueUsageRequest.SerializeToString,
+            hatoba_dot_v1_dot_queue__pb2.ListQueueUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.QueueService/CordonQueue',
+            hatoba_dot_v1_dot_queue__pb2.CordonQueueRequest.SerializeToString,
+            hatoba_dot_v1_dot_queue__pb2.Queue.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,12 @@ class QueueServiceStub:
     """Removes a queue without unfinished jobs; else FAILED_PRECONDITION. `default` stays."""
     GetQueueUsage: _grpc.UnaryUnaryMultiCallable[_queue_pb2.GetQueueUsageRequest, _queue_pb2.QueueUsage]
     """Says what a queue holds and uses now."""
+    ListQueueUsage: _grpc.UnaryUnaryMultiCallable[_queue_pb2.ListQueueUsageRequest, _queue_pb2.ListQueueUsageResponse]
+    """Says so of all queues of a project."""
+    CordonQueue: _grpc.UnaryUnaryMultiCallable[_queue_pb2.CordonQueueRequest, _queue_pb2.Queue]
+    """Starts nothing more from a queue and those below it, or lets it go on. Jobs are still accepted. With
+    `drain` what runs of it is preempted, at nobody's charge, and waits in the queue.
+    """
 
 @_typing.type_check_only
 class QueueServiceAsyncStub(QueueServiceStub):
@@ -63,6 +69,12 @@ class QueueServiceAsyncStub(QueueServiceStub):
     """Removes a queue without unfinished jobs; else FAILED_PRECONDITION. `default` stays."""
     GetQueueUsage: _aio.UnaryUnaryMultiCallable[_queue_pb2.GetQueueUsageRequest, _queue_pb2.QueueUsage]  # type: ignore[assignment]
     """Says what a queue holds and uses now."""
+    ListQueueUsage: _aio.UnaryUnaryMultiCallable[_queue_pb2.ListQueueUsageRequest, _queue_pb2.ListQueueUsageResponse]  # type: ignore[assignment]
+    """Says so of all queues of a project."""
+    CordonQueue: _aio.UnaryUnaryMultiCallable[_queue_pb2.CordonQueueRequest, _queue_pb2.Queue]  # type: ignore[assignment]
+    """Starts nothing more from a queue and those below it, or lets it go on. Jobs are still accepted. With
+    `drain` what runs of it is preempted, at nobody's charge, and waits in the queue.
+    """
 
 class QueueServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps queues. Every project has a queue `default`, made with its first job."""
@@ -114,5 +126,23 @@ class QueueServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_queue_pb2.QueueUsage, _abc.Awaitable[_queue_pb2.QueueUsage]]:
         """Says what a queue holds and uses now."""
+
+    @_abc_1.abstractmethod
+    def ListQueueUsage(
+        self,
+        request: _queue_pb2.ListQueueUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_queue_pb2.ListQueueUsageResponse, _abc.Awaitable[_queue_pb2.ListQueueUsageResponse]]:
+        """Says so of all queues of a project."""
+
+    @_abc_1.abstractmethod
+    def CordonQueue(
+        self,
+        request: _queue_pb2.CordonQueueRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_queue_pb2.Queue, _abc.Awaitable[_queue_pb2.Queue]]:
+        """Starts nothing more from a queue and those below it, or lets it go on. Jobs are still accepted. With
+        `drain` what runs of it is preempted, at nobody's charge, and waits in the queue.
+        """
 
 def add_QueueServiceServicer_to_server(servicer: QueueServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -40,6 +40,10 @@ class _ClaimVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClaimVer
     """The attempt is not current."""
     CLAIM_VERDICT_CANCELLED: _ClaimVerdict.ValueType  # 4
     """The job is to end."""
+    CLAIM_VERDICT_WAIT: _ClaimVerdict.ValueType  # 5
+    """A gang's member: not all others have claimed yet. Start nothing; ask again with the same nonce after
+    `retry_after`.
+    """
 
 class ClaimVerdict(_ClaimVerdict, metaclass=_ClaimVerdictEnumTypeWrapper):
     """The answer to a claim."""
@@ -54,6 +58,10 @@ CLAIM_VERDICT_SUPERSEDED: ClaimVerdict.ValueType  # 3
 """The attempt is not current."""
 CLAIM_VERDICT_CANCELLED: ClaimVerdict.ValueType  # 4
 """The job is to end."""
+CLAIM_VERDICT_WAIT: ClaimVerdict.ValueType  # 5
+"""A gang's member: not all others have claimed yet. Start nothing; ask again with the same nonce after
+`retry_after`.
+"""
 Global___ClaimVerdict: _TypeAlias = ClaimVerdict  # noqa: Y015
 
 class _RunnerOrder:
@@ -68,6 +76,8 @@ class _RunnerOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunnerOrd
     """Go on."""
     RUNNER_ORDER_STOP: _RunnerOrder.ValueType  # 2
     """Stop within the grace."""
+    RUNNER_ORDER_CHECKPOINT: _RunnerOrder.ValueType  # 3
+    """Save a checkpoint within the grace; a stop follows."""
 
 class RunnerOrder(_RunnerOrder, metaclass=_RunnerOrderEnumTypeWrapper):
     """What is wanted of an attempt."""
@@ -78,6 +88,8 @@ RUNNER_ORDER_RUN: RunnerOrder.ValueType  # 1
 """Go on."""
 RUNNER_ORDER_STOP: RunnerOrder.ValueType  # 2
 """Stop within the grace."""
+RUNNER_ORDER_CHECKPOINT: RunnerOrder.ValueType  # 3
+"""Save a checkpoint within the grace; a stop follows."""
 Global___RunnerOrder: _TypeAlias = RunnerOrder  # noqa: Y015
 
 class _ExitKind:
@@ -157,26 +169,60 @@ class ClaimAttemptRequest(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """External name of the attempt."""
     fence: _builtins.int
     """Its fence, as launched."""
     nonce: _builtins.str
     """Made by the runner, written to its disk before this call; 16 to 64 characters."""
+    address: _builtins.str
+    """Of a gang's member: `host:port` that it keeps free for the others to meet at."""
     def __init__(
         self,
         *,
         attempt: _builtins.str = ...,
         fence: _builtins.int = ...,
         nonce: _builtins.str = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "fence", b"fence", "nonce", b"nonce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempt", b"attempt", "fence", b"fence", "nonce", b"nonce"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClaimAttemptRequest: _TypeAlias = ClaimAttemptRequest  # noqa: Y015
+
+@_typing.final
+class GangMember(_message.Message):
+    """One member of a gang, told to the others when all have claimed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Its index, which is its rank."""
+    host: _builtins.str
+    """Its host."""
+    address: _builtins.str
+    """Where it can be reached, as it said in its claim: `host:port`."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        host: _builtins.str = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "host", b"host", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GangMember: _TypeAlias = GangMember  # noqa: Y015
 
 @_typing.final
 class ClaimAttemptResponse(_message.Message):
@@ -187,13 +233,26 @@ class ClaimAttemptResponse(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
     CHECKPOINT_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
+    MEMBERS_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """The attempt, repeated for streams."""
     verdict: Global___ClaimVerdict.ValueType
     """May it run."""
+    generation: _builtins.int
+    """Of a gang's member, with GRANTED: the generation that begins."""
     @_builtins.property
     def checkpoint(self) -> _job_pb2.Checkpoint:
         """The newest complete checkpoint of its task, to begin from."""
+
+    @_builtins.property
+    def retry_after(self) -> _duration_pb2.Duration:
+        """With WAIT: ask again after this."""
+
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___GangMember]:
+        """Of a gang's member, with GRANTED: all members by index, itself too."""
 
     def __init__(
         self,
@@ -201,10 +260,13 @@ class ClaimAttemptResponse(_message.Message):
         attempt: _builtins.str = ...,
         verdict: Global___ClaimVerdict.ValueType = ...,
         checkpoint: _job_pb2.Checkpoint | None = ...,
+        retry_after: _duration_pb2.Duration | None = ...,
+        generation: _builtins.int = ...,
+        members: _abc.Iterable[Global___GangMember] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "generation", b"generation", "members", b"members", "retry_after", b"retry_after", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -257,13 +319,16 @@ class HeartbeatResponse(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     ORDER_FIELD_NUMBER: _builtins.int
     GRACE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """The attempt."""
     order: Global___RunnerOrder.ValueType
     """What is wanted."""
+    reason: _builtins.str
+    """Why, in a few words."""
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
-        """With STOP: time between the polite signal and the kill."""
+        """With STOP: time between the polite signal and the kill. With CHECKPOINT: time until the stop."""
 
     def __init__(
         self,
@@ -271,10 +336,11 @@ class HeartbeatResponse(_message.Message):
         attempt: _builtins.str = ...,
         order: Global___RunnerOrder.ValueType = ...,
         grace: _duration_pb2.Duration | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "grace", b"grace", "order", b"order"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "grace", b"grace", "order", b"order", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -180,6 +180,26 @@ class WorkerHello(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class NamedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HOST_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     BOOT_ID_FIELD_NUMBER: _builtins.int
@@ -194,6 +214,8 @@ class WorkerHello(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     SECRETS_FIELD_NUMBER: _builtins.int
     EMBEDDED_FIELD_NUMBER: _builtins.int
+    NAMED_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
     host: _builtins.str
     """The host's name, chosen at its first start and kept."""
     incarnation: _builtins.str
@@ -216,6 +238,8 @@ class WorkerHello(_message.Message):
     """Places for tasks that state no resources."""
     embedded: _builtins.bool
     """True for the worker that the embedded server's keeper started."""
+    address: _builtins.str
+    """Where other hosts reach this one, for gangs; empty: its name."""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """GPU ids to give away."""
@@ -227,6 +251,10 @@ class WorkerHello(_message.Message):
     @_builtins.property
     def secrets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the secrets that can be resolved here; never values."""
+
+    @_builtins.property
+    def named(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Countable things of any name, so many of each."""
 
     def __init__(
         self,
@@ -245,10 +273,12 @@ class WorkerHello(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         secrets: _abc.Iterable[_builtins.str] | None = ...,
         embedded: _builtins.bool = ...,
+        named: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cluster_id", b"cluster_id", "cpus", b"cpus", "embedded", b"embedded", "gpus", b"gpus", "host", b"host", "incarnation", b"incarnation", "keeper", b"keeper", "labels", b"labels", "memory_bytes", b"memory_bytes", "protocol", b"protocol", "secrets", b"secrets", "slots", b"slots", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "cluster_id", b"cluster_id", "cpus", b"cpus", "embedded", b"embedded", "gpus", b"gpus", "host", b"host", "incarnation", b"incarnation", "keeper", b"keeper", "labels", b"labels", "memory_bytes", b"memory_bytes", "named", b"named", "protocol", b"protocol", "secrets", b"secrets", "slots", b"slots", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -628,6 +658,9 @@ class LaunchAttempt(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     TASK_COUNT_FIELD_NUMBER: _builtins.int
     JOB_UID_FIELD_NUMBER: _builtins.int
+    STOP_AFTER_FIELD_NUMBER: _builtins.int
+    GANG_SIZE_FIELD_NUMBER: _builtins.int
+    GENERATION_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """External name."""
     fence: _builtins.int
@@ -644,6 +677,10 @@ class LaunchAttempt(_message.Message):
     """Number of tasks of the job."""
     job_uid: _builtins.str
     """The job's uid."""
+    gang_size: _builtins.int
+    """Members of its gang; 0: it has none. A member's claim carries an address and waits for the others."""
+    generation: _builtins.int
+    """With a gang: its generation."""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Program and arguments, parameters filled in."""
@@ -688,6 +725,10 @@ class LaunchAttempt(_message.Message):
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.Input]:
         """Input trees."""
 
+    @_builtins.property
+    def stop_after(self) -> _duration_pb2.Duration:
+        """Stop it after so long without the server, by the host's own monotonic clock; unset: never."""
+
     def __init__(
         self,
         *,
@@ -710,10 +751,13 @@ class LaunchAttempt(_message.Message):
         traceparent: _builtins.str = ...,
         task_count: _builtins.int = ...,
         job_uid: _builtins.str = ...,
+        stop_after: _duration_pb2.Duration | None = ...,
+        gang_size: _builtins.int = ...,
+        generation: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "environment", b"environment", "resources", b"resources", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "environment", b"environment", "resources", b"resources", "stop_after", b"stop_after", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "code", b"code", "command", b"command", "env", b"env", "environment", b"environment", "fence", b"fence", "gpus", b"gpus", "index", b"index", "inputs", b"inputs", "job", b"job", "job_uid", b"job_uid", "number", b"number", "params", b"params", "resources", b"resources", "secrets", b"secrets", "stop_grace", b"stop_grace", "task_count", b"task_count", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "code", b"code", "command", b"command", "env", b"env", "environment", b"environment", "fence", b"fence", "gang_size", b"gang_size", "generation", b"generation", "gpus", b"gpus", "index", b"index", "inputs", b"inputs", "job", b"job", "job_uid", b"job_uid", "number", b"number", "params", b"params", "resources", b"resources", "secrets", b"secrets", "stop_after", b"stop_after", "stop_grace", b"stop_grace", "task_count", b"task_count", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -823,6 +867,26 @@ class Host(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class NamedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     CONNECTED_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
@@ -838,6 +902,10 @@ class Host(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     LAST_SEEN_FIELD_NUMBER: _builtins.int
     EMBEDDED_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    QUARANTINED_UNTIL_FIELD_NUMBER: _builtins.int
+    NAMED_FIELD_NUMBER: _builtins.int
+    CORDON_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`hosts/NAME`."""
     connected: _builtins.bool
@@ -860,6 +928,10 @@ class Host(_message.Message):
     """Version of its worker."""
     embedded: _builtins.bool
     """Started by the embedded server."""
+    draining: _builtins.bool
+    """Being drained: cordoned, and what ran there was asked to go elsewhere."""
+    cordon_reason: _builtins.str
+    """Why it was cordoned or quarantined."""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """GPU ids."""
@@ -875,6 +947,14 @@ class Host(_message.Message):
     @_builtins.property
     def last_seen(self) -> _timestamp_pb2.Timestamp:
         """Last sign of life."""
+
+    @_builtins.property
+    def quarantined_until(self) -> _timestamp_pb2.Timestamp:
+        """No new work for a while, since too many different jobs failed there; until when."""
+
+    @_builtins.property
+    def named(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Countable things of any name that it has."""
 
     def __init__(
         self,
@@ -894,10 +974,14 @@ class Host(_message.Message):
         version: _builtins.str = ...,
         last_seen: _timestamp_pb2.Timestamp | None = ...,
         embedded: _builtins.bool = ...,
+        draining: _builtins.bool = ...,
+        quarantined_until: _timestamp_pb2.Timestamp | None = ...,
+        named: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        cordon_reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen", "reserved", b"reserved"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen", "quarantined_until", b"quarantined_until", "reserved", b"reserved"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "connected", b"connected", "cordoned", b"cordoned", "cpus", b"cpus", "declared_gone", b"declared_gone", "embedded", b"embedded", "gpus", b"gpus", "labels", b"labels", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "reserved", b"reserved", "slots", b"slots", "slots_used", b"slots_used", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "connected", b"connected", "cordon_reason", b"cordon_reason", "cordoned", b"cordoned", "cpus", b"cpus", "declared_gone", b"declared_gone", "draining", b"draining", "embedded", b"embedded", "gpus", b"gpus", "labels", b"labels", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "named", b"named", "quarantined_until", b"quarantined_until", "reserved", b"reserved", "slots", b"slots", "slots_used", b"slots_used", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -987,19 +1071,27 @@ class CordonHostRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`hosts/NAME` or NAME."""
     cordoned: _builtins.bool
     """True keeps work away; false lets it come."""
+    drain: _builtins.bool
+    """With `cordoned`: also preempt what runs there, at nobody's charge; it goes elsewhere."""
+    reason: _builtins.str
+    """Kept and shown."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         cordoned: _builtins.bool = ...,
+        drain: _builtins.bool = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordoned", b"cordoned", "drain", b"drain", "name", b"name", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -15,6 +15,10 @@ from typing import Any
 from hatoba_scheduler.domain.models import Alias, Model, ModelState, ModelVersion, Move, MoveState
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
+    ANYWHERE,
+    AS_ASKED,
+    PLAIN,
+    Adapted,
     Attempt,
     Cause,
     Checkpoint,
@@ -22,12 +26,17 @@ from hatoba_scheduler.domain.records import (
     Event,
     Host,
     Job,
+    LabelRequirement,
     ManifestRef,
     MetricPoint,
+    Placement,
     Queue,
     Resources,
+    RetryMutation,
     RetryPolicy,
+    RetryRule,
     Task,
+    Terms,
     TokenRecord,
     Usage,
 )
@@ -35,9 +44,14 @@ from hatoba_scheduler.domain.states import (
     AttemptState,
     CauseCode,
     Desired,
+    GangPolicy,
     JobState,
+    Operator,
     Origin,
     Release,
+    RetryAction,
+    Spot,
+    Strategy,
 )
 from hatoba_scheduler.store.sqlite.statements import Row
 
@@ -136,7 +150,10 @@ def _resources_text(resources: Resources) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _resources(text: str) -> Resources:
-    return Resources(*_load(text)) if text else Resources()
+    if not text:
+        return Resources()
+    cpus, memory, gpus, slots, *named = _load(text)
+    return Resources(cpus, memory, gpus, slots, _pairs(named[0]) if named else ())
 
 
 @functools.lru_cache(maxsize=1024)
@@ -148,13 +165,126 @@ def _retries_text(retries: RetryPolicy) -> str:
             retries.preemption,
             retries.backoff,
             retries.max_backoff,
+            retries.rules,
         )
     )
 
 
 @functools.lru_cache(maxsize=1024)
 def _retries(text: str) -> RetryPolicy:
-    return RetryPolicy(*_load(text))
+    user, infrastructure, preemption, backoff, longest, *rules = _load(text)
+    return RetryPolicy(
+        user,
+        infrastructure,
+        preemption,
+        backoff,
+        longest,
+        tuple(_rule(rule) for rule in rules[0]) if rules else (),
+    )
+
+
+def _rule(stored: list[Any]) -> RetryRule:
+    causes, origins, exit_codes, action, limit, mutate = stored
+    return RetryRule(
+        tuple(CauseCode(code) for code in causes),
+        tuple(Origin(origin) for origin in origins),
+        tuple(exit_codes),
+        RetryAction(action),
+        limit,
+        RetryMutation(*mutate),
+    )
+
+
+def _placement(stored: list[Any]) -> Placement:
+    require, prefer, strategy, apart_from, near, apart = stored
+    return Placement(
+        _requirements(require),
+        _requirements(prefer),
+        Strategy(strategy),
+        _pairs(apart_from),
+        _pairs(near),
+        apart,
+    )
+
+
+def _requirements(stored: list[Any]) -> tuple[LabelRequirement, ...]:
+    return tuple(
+        LabelRequirement(key, Operator(operator), tuple(values)) for key, operator, values in stored
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _terms_text(terms: Terms) -> str:
+    if terms is PLAIN or terms == PLAIN:
+        return ""
+    return _dump(
+        (
+            terms.gang,
+            int(terms.gang_policy),
+            terms.gang_timeout,
+            () if terms.placement == ANYWHERE else terms.placement,
+            terms.start_after,
+            terms.deadline,
+            terms.max_queue_time,
+            terms.timeout,
+            terms.stop_after,
+            terms.lost_after,
+            terms.never_preempt,
+            terms.max_preemptions,
+            terms.preempt_grace,
+            int(terms.spot),
+            terms.backends,
+            str(terms.inherited),
+        )
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def _terms(text: str) -> Terms:
+    if not text:
+        return PLAIN
+    gang, policy, timeout, placement, *rest = _load(text)
+    start, deadline, queued, run, stop, lost, never, most, grace, spot, backends, inherited = rest
+    return Terms(
+        gang,
+        GangPolicy(policy),
+        timeout,
+        _placement(placement) if placement else ANYWHERE,
+        start,
+        deadline,
+        queued,
+        run,
+        stop,
+        lost,
+        never,
+        most,
+        grace,
+        Spot(spot),
+        tuple(backends),
+        Ranges.parse(inherited),
+    )
+
+
+def _adapted_text(adapted: Adapted) -> str:
+    if adapted is AS_ASKED or adapted == AS_ASKED:
+        return ""
+    return _dump(
+        (
+            adapted.memory,
+            adapted.avoid,
+            adapted.on_demand,
+            adapted.spot_losses,
+            adapted.rule_uses,
+            adapted.preempted,
+        )
+    )
+
+
+def _adapted(text: str) -> Adapted:
+    if not text:
+        return AS_ASKED
+    memory, avoid, on_demand, losses, uses, preempted = _load(text)
+    return Adapted(memory, tuple(avoid), on_demand, losses, tuple(uses), preempted)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -241,6 +371,10 @@ def new_job_row(job: Job, base_name: str) -> Row:
         1 if job.embedded_only else 0,
         _manifest_text(job.outputs),
         _checkpoint_text(job.restore),
+        _terms_text(job.terms),
+        _dump(job.blocked_any) if job.blocked_any else "",
+        _dump(job.blocked_end) if job.blocked_end else "",
+        job.generation,
     )
 
 
@@ -263,6 +397,10 @@ def job_update_row(job: Job) -> Row:
         job.end_time,
         cause_text(job.cause),
         _manifest_text(job.outputs),
+        job.backend,
+        _dump(job.blocked_any) if job.blocked_any else "",
+        _dump(job.blocked_end) if job.blocked_end else "",
+        job.generation,
     )
 
 
@@ -304,6 +442,10 @@ def job_from(row: Row) -> Job:
         _FLAGS[row[33]],
         _manifest(row[34]),
         _checkpoint(row[35]),
+        _terms(row[36]),
+        _texts(row[37]),
+        _texts(row[38]),
+        row[39],
     )
 
 
@@ -327,6 +469,7 @@ def task_row(task: Task) -> Row:
         _manifest_text(task.outputs),
         task.start_time,
         task.end_time,
+        _adapted_text(task.adapted),
     )
 
 
@@ -347,6 +490,7 @@ def task_from(row: Row) -> Task:
         _manifest(row[11]),
         row[12],
         row[13],
+        _adapted(row[14]),
     )
 
 
@@ -380,6 +524,8 @@ def attempt_row(attempt: Attempt) -> Row:
         _manifest_text(attempt.outputs),
         _dump(attempt.log_sizes) if attempt.log_sizes else "",
         _resources_text(attempt.reserved),
+        attempt.generation,
+        attempt.address,
     )
 
 
@@ -413,6 +559,8 @@ def attempt_from(row: Row) -> Attempt:
         _manifest(row[24]),
         _text_pairs(row[25]),
         _resources(row[26]),
+        row[27],
+        row[28],
     )
 
 
@@ -436,6 +584,8 @@ def event_row(event: Event) -> Row:
         event.reason,
         event.project,
         event.trace_id,
+        event.note,
+        event.queue,
     )
 
 
@@ -458,6 +608,8 @@ def event_from(row: Row) -> Event:
         row[1],
         row[15],
         row[0],
+        row[16],
+        row[17],
     )
 
 
@@ -615,14 +767,35 @@ def queue_row(queue: Queue) -> Row:
         queue.max_running,
         queue.max_pending,
         _dump(queue.labels) if queue.labels else "",
+        queue.parent,
+        _resources_text(queue.quota),
+        _resources_text(queue.guaranteed),
+        int(queue.no_borrowing),
+        int(queue.cordoned),
+        queue.cordon_reason,
     )
 
 
 def queue_from(row: Row) -> Queue:
     """The queue of a row. Raises ValueError when it cannot be read."""
-    project, name, version, creator, created, weight, running, pending, labels = row
+    project, name, version, creator, created, weight, running, pending, labels, *rest = row
+    parent, quota, guaranteed, no_borrowing, cordoned, reason = rest
     return Queue(
-        project, name, version, creator, created, weight, running, pending, _text_pairs(labels)
+        project,
+        name,
+        version,
+        creator,
+        created,
+        weight,
+        running,
+        pending,
+        _text_pairs(labels),
+        parent,
+        _resources(quota),
+        _resources(guaranteed),
+        _FLAGS[no_borrowing],
+        _FLAGS[cordoned],
+        reason,
     )
 
 
@@ -641,6 +814,10 @@ def host_row(host: Host) -> Row:
         int(host.cordoned),
         int(host.declared_gone),
         host.last_seen,
+        host.address,
+        int(host.draining),
+        host.cordon_reason,
+        host.quarantined_until,
     )
 
 
@@ -659,6 +836,10 @@ def host_from(row: Row) -> Host:
         _FLAGS[row[9]],
         _FLAGS[row[10]],
         row[11],
+        row[12],
+        _FLAGS[row[13]],
+        row[14],
+        row[15],
     )
 
 

@@ -4,7 +4,8 @@
 SELECT uid, project, base_name, number, queue, backend, priority, size, max_parallel, fail_fast,
     resources, retries, state, desired, version, settings_version, unstarted, unstarted_state,
     counts, hold, blocked_on, created_by, create_time, start_time, end_time, cause, trace_id,
-    span_id, sampled, rerun_of, stop_grace, labels, secrets, embedded_only, outputs, restore
+    span_id, sampled, rerun_of, stop_grace, labels, secrets, embedded_only, outputs, restore,
+    terms, blocked_any, blocked_end, generation
 FROM jobs;
 
 -- name: live_jobs
@@ -20,13 +21,13 @@ SELECT j.uid, s.spec FROM jobs AS j JOIN specs AS s ON s.id = j.id;
 
 -- name: tasks
 SELECT job_uid, idx, state, version, attempt, not_before, user_failures, infrastructure_failures,
-    preemptions, cause, checkpoint, outputs, start_time, end_time
+    preemptions, cause, checkpoint, outputs, start_time, end_time, adapted
 FROM tasks;
 
 -- name: attempts
 SELECT name, job_uid, idx, number, fence, backend, host, gpus, state, version, release, fenced,
     span_id, create_time, handle, nonce, intended, unknown_since, claim_time, start_time, end_time,
-    cause, usage, checkpoint, outputs, log_sizes, reserved
+    cause, usage, checkpoint, outputs, log_sizes, reserved, generation, address
 FROM attempts;
 
 -- name: live_rows
@@ -44,7 +45,7 @@ AND number = (
 
 -- name: events
 SELECT seq, job_name, job_uid, job_seq, time, idx, attempt, from_state, to_state, job_from, job_to,
-    cause, actor, reason, project, trace_id
+    cause, actor, reason, project, trace_id, note, queue
 FROM events;
 
 -- name: event_bounds
@@ -57,12 +58,13 @@ SELECT body_sha256, resource FROM requests WHERE project = ? AND method = ? AND 
 SELECT job_uid, idx, key, step, attempt, value, time FROM metrics;
 
 -- name: queues
-SELECT project, name, version, created_by, create_time, weight, max_running, max_pending, labels
+SELECT project, name, version, created_by, create_time, weight, max_running, max_pending, labels,
+    parent, quota, guaranteed, no_borrowing, cordoned, cordon_reason
 FROM queues;
 
 -- name: hosts
 SELECT name, boot_id, keeper, capacity, gpus, labels, secrets, version, embedded, cordoned,
-    declared_gone, last_seen
+    declared_gone, last_seen, address, draining, cordon_reason, quarantined_until
 FROM hosts ORDER BY name;
 
 -- name: tokens

@@ -5,8 +5,9 @@ INSERT INTO jobs (
     id, number, base_name, uid, project, queue, backend, priority, size, max_parallel, fail_fast,
     resources, retries, state, desired, version, settings_version, unstarted, unstarted_state,
     counts, hold, blocked_on, created_by, create_time, start_time, end_time, cause, trace_id,
-    span_id, sampled, rerun_of, stop_grace, labels, secrets, embedded_only, outputs, restore
-) VALUES /*rows 37*/;
+    span_id, sampled, rerun_of, stop_grace, labels, secrets, embedded_only, outputs, restore,
+    terms, blocked_any, blocked_end, generation
+) VALUES /*rows 41*/;
 
 -- name: update_jobs
 -- What may change of a job; the rest was fixed when it was submitted.
@@ -14,8 +15,10 @@ UPDATE jobs SET
     queue = v.column2, priority = v.column3, state = v.column4, desired = v.column5,
     version = v.column6, settings_version = v.column7, unstarted = v.column8,
     unstarted_state = v.column9, counts = v.column10, hold = v.column11, blocked_on = v.column12,
-    start_time = v.column13, end_time = v.column14, cause = v.column15, outputs = v.column16
-FROM (VALUES /*rows 16*/) AS v
+    start_time = v.column13, end_time = v.column14, cause = v.column15, outputs = v.column16,
+    backend = v.column17, blocked_any = v.column18, blocked_end = v.column19,
+    generation = v.column20
+FROM (VALUES /*rows 20*/) AS v
 WHERE jobs.uid = v.column1;
 
 -- name: insert_specs
@@ -56,21 +59,22 @@ WHERE coalesce(a.version, 0) <> v.column4;
 -- name: put_tasks
 INSERT INTO tasks (
     job_uid, idx, state, version, attempt, not_before, user_failures, infrastructure_failures,
-    preemptions, cause, checkpoint, outputs, start_time, end_time
-) VALUES /*rows 14*/
+    preemptions, cause, checkpoint, outputs, start_time, end_time, adapted
+) VALUES /*rows 15*/
 ON CONFLICT (job_uid, idx) DO UPDATE SET
     state = excluded.state, version = excluded.version, attempt = excluded.attempt,
     not_before = excluded.not_before, user_failures = excluded.user_failures,
     infrastructure_failures = excluded.infrastructure_failures,
     preemptions = excluded.preemptions, cause = excluded.cause, checkpoint = excluded.checkpoint,
-    outputs = excluded.outputs, start_time = excluded.start_time, end_time = excluded.end_time;
+    outputs = excluded.outputs, start_time = excluded.start_time, end_time = excluded.end_time,
+    adapted = excluded.adapted;
 
 -- name: put_attempts
 INSERT INTO attempts (
     job_uid, idx, number, name, fence, backend, host, gpus, state, version, release, fenced,
     span_id, create_time, handle, nonce, intended, unknown_since, claim_time, start_time, end_time,
-    cause, usage, checkpoint, outputs, log_sizes, reserved
-) VALUES /*rows 27*/
+    cause, usage, checkpoint, outputs, log_sizes, reserved, generation, address
+) VALUES /*rows 29*/
 ON CONFLICT (job_uid, idx, number) DO UPDATE SET
     fence = excluded.fence, backend = excluded.backend, host = excluded.host,
     gpus = excluded.gpus, state = excluded.state, version = excluded.version,
@@ -80,13 +84,13 @@ ON CONFLICT (job_uid, idx, number) DO UPDATE SET
     claim_time = excluded.claim_time, start_time = excluded.start_time,
     end_time = excluded.end_time, cause = excluded.cause, usage = excluded.usage,
     checkpoint = excluded.checkpoint, outputs = excluded.outputs, log_sizes = excluded.log_sizes,
-    reserved = excluded.reserved;
+    reserved = excluded.reserved, generation = excluded.generation, address = excluded.address;
 
 -- name: insert_events
 INSERT INTO events (
     seq, job_name, job_uid, job_seq, time, idx, attempt, from_state, to_state, job_from, job_to,
-    cause, actor, reason, project, trace_id
-) VALUES /*rows 16*/;
+    cause, actor, reason, project, trace_id, note, queue
+) VALUES /*rows 18*/;
 
 -- name: last_seq
 SELECT coalesce(max(seq), 0) FROM events;
@@ -114,8 +118,9 @@ WHERE excluded.attempt >= metrics.attempt;
 
 -- name: add_default_queues
 INSERT INTO queues (
-    project, name, version, created_by, create_time, weight, max_running, max_pending, labels
-) VALUES /*rows 9*/
+    project, name, version, created_by, create_time, weight, max_running, max_pending, labels,
+    parent, quota, guaranteed, no_borrowing, cordoned, cordon_reason
+) VALUES /*rows 15*/
 ON CONFLICT (project, name) DO NOTHING;
 
 -- name: queue_version
@@ -123,13 +128,16 @@ SELECT version FROM queues WHERE project = ? AND name = ?;
 
 -- name: put_queue
 INSERT INTO queues (
-    project, name, version, created_by, create_time, weight, max_running, max_pending, labels
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    project, name, version, created_by, create_time, weight, max_running, max_pending, labels,
+    parent, quota, guaranteed, no_borrowing, cordoned, cordon_reason
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (project, name) DO UPDATE SET
     version = excluded.version, created_by = excluded.created_by,
     create_time = excluded.create_time, weight = excluded.weight,
     max_running = excluded.max_running, max_pending = excluded.max_pending,
-    labels = excluded.labels;
+    labels = excluded.labels, parent = excluded.parent, quota = excluded.quota,
+    guaranteed = excluded.guaranteed, no_borrowing = excluded.no_borrowing,
+    cordoned = excluded.cordoned, cordon_reason = excluded.cordon_reason;
 
 -- name: queue_in_use
 SELECT 1 FROM jobs INDEXED BY jobs_live WHERE state < 9 AND project = ? AND queue = ? LIMIT 1;
@@ -140,8 +148,8 @@ DELETE FROM queues WHERE project = ? AND name = ?;
 -- name: put_host
 INSERT OR REPLACE INTO hosts (
     name, boot_id, keeper, capacity, gpus, labels, secrets, version, embedded, cordoned,
-    declared_gone, last_seen
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    declared_gone, last_seen, address, draining, cordon_reason, quarantined_until
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: put_token
 INSERT OR REPLACE INTO tokens (
