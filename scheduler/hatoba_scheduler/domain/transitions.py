@@ -39,9 +39,9 @@ _J = JobState
 _ENDS = frozenset({_J.SUCCEEDED, _J.FAILED, _J.TIMED_OUT})
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    _J.QUEUED: frozenset({_J.HELD, _J.LAUNCHING, _J.CANCELLED}),
-    _J.HELD: frozenset({_J.QUEUED, _J.BLOCKED, _J.CANCELLED, _J.UPSTREAM_FAILED}),
-    _J.BLOCKED: frozenset({_J.QUEUED, _J.HELD, _J.CANCELLED, _J.UPSTREAM_FAILED}),
+    _J.QUEUED: frozenset({_J.HELD, _J.LAUNCHING, _J.CANCELLED, _J.TIMED_OUT}),
+    _J.HELD: frozenset({_J.QUEUED, _J.BLOCKED, _J.CANCELLED, _J.TIMED_OUT, _J.UPSTREAM_FAILED}),
+    _J.BLOCKED: frozenset({_J.QUEUED, _J.HELD, _J.CANCELLED, _J.TIMED_OUT, _J.UPSTREAM_FAILED}),
     _J.LAUNCHING: frozenset({_J.QUEUED, _J.WAITING, _J.STARTING, _J.RUNNING, _J.STOPPING}) | _ENDS,
     _J.WAITING: frozenset({_J.QUEUED, _J.STARTING, _J.RUNNING, _J.STOPPING}) | _ENDS,
     _J.STARTING: frozenset({_J.QUEUED, _J.RUNNING, _J.STOPPING}) | _ENDS,
@@ -182,16 +182,17 @@ def submitted(job: Job, now: Now) -> Event:
 
 
 @dataclass(frozen=True, slots=True)
-class _Move:
+class Move:
     """One task's step: its row before (None: it has none yet) and after, and what to tell of it."""
 
     before: Task | None
     after: Task
     reason: str
     cause: Cause | None = None
+    note: str = ""
 
 
-def _moved(job: Job, move: _Move, now: Now, attempts: tuple[AttemptWrite, ...] = ()) -> Change:
+def moved(job: Job, move: Move, now: Now, attempts: tuple[AttemptWrite, ...] = ()) -> Change:
     """The change that a task's step makes to its job."""
     old = move.before.state if move.before else job.unstarted_state
     new = move.after.state
@@ -202,7 +203,7 @@ def _moved(job: Job, move: _Move, now: Now, attempts: tuple[AttemptWrite, ...] =
     counts[new] += 1
     unstarted = job.unstarted if move.before else job.unstarted.without(move.after.index)
     running = new is _J.RUNNING
-    after = _settled(
+    after = settled(
         changed(
             job,
             version=job.version + 1,
@@ -219,7 +220,7 @@ def _moved(job: Job, move: _Move, now: Now, attempts: tuple[AttemptWrite, ...] =
     return Change(after, job.version, (TaskWrite(move.after, expected),), attempts, (event,))
 
 
-def _settled(job: Job, now: Now, outputs: ManifestRef | None) -> Job:
+def settled(job: Job, now: Now, outputs: ManifestRef | None) -> Job:
     """The job with its state derived, and its end recorded when this was it.
 
     Its cause is noted with the first of its tasks that ends badly, or with the cancel.
@@ -238,7 +239,7 @@ def _settled(job: Job, now: Now, outputs: ManifestRef | None) -> Job:
     )
 
 
-def _event(before: Job, after: Job, now: Now, move: _Move) -> Event:
+def _event(before: Job, after: Job, now: Now, move: Move) -> Event:
     old = move.before.state if move.before else before.unstarted_state
     return Event(
         job_uid=after.uid,
@@ -256,12 +257,15 @@ def _event(before: Job, after: Job, now: Now, move: _Move) -> Event:
         project=after.project,
         job_name=after.name,
         trace_id=after.trace_id,
+        note=move.note,
         queue=after.queue,
     )
 
 
-def _stepped(view: View, state: AttemptState, reason: str, now: Now, **fields: object) -> Change:
-    """An attempt and its task one step on, neither of them over."""
+def stepped(
+    view: View, state: AttemptState, reason: str, now: Now, *, note: str = "", **fields: object
+) -> Change:
+    """An attempt and its task one step on, neither of them over; `fields` are the attempt's."""
     attempt = changed(view.attempt, state=state, version=view.attempt.version + 1, **fields)  # type: ignore[arg-type]
     start = now.time if state is AttemptState.RUNNING else 0
     task = changed(
@@ -271,10 +275,10 @@ def _stepped(view: View, state: AttemptState, reason: str, now: Now, **fields: o
         start_time=start or view.task.start_time,
     )
     write = AttemptWrite(attempt, view.attempt.version)
-    return _moved(view.job, _Move(view.task, task, reason), now, (write,))
+    return moved(view.job, Move(view.task, task, reason, note=note), now, (write,))
 
 
-def _noted(view: View, attempt: Attempt, task: Task | None = None) -> Change:
+def noted(view: View, attempt: Attempt, task: Task | None = None) -> Change:
     """A change of an attempt's or task's facts that is no transition: no event tells of it."""
     attempt = changed(attempt, version=view.attempt.version + 1)
     tasks: tuple[TaskWrite, ...] = ()
@@ -342,7 +346,7 @@ def launch(rows: Rows, intent: Intent, now: Now) -> Change | None:
         create_time=now.time,
         reserved=intent.reserved,
     )
-    return _moved(job, _Move(task, after, "launch"), now, (AttemptWrite(attempt, 0),))
+    return moved(job, Move(task, after, "launch"), now, (AttemptWrite(attempt, 0),))
 
 
 def _launchable(job: Job, task: Task | None, last: Attempt | None, index: int) -> bool:
@@ -356,21 +360,21 @@ def launched(view: View, handle: bytes) -> Change | None:
     """The backend has it: its handle is kept before anything else depends on it."""
     if view.attempt.handle == handle or view.attempt.state.terminal:
         return None
-    return _noted(view, changed(view.attempt, handle=handle))
+    return noted(view, changed(view.attempt, handle=handle))
 
 
 def waiting(view: View, now: Now) -> Change | None:
     """LAUNCHING -> WAITING: the backend accepted it and has no room yet."""
     if view.attempt.state is not AttemptState.LAUNCHING:
         return None
-    return _stepped(view, AttemptState.WAITING, "wait", now)
+    return stepped(view, AttemptState.WAITING, "wait", now)
 
 
 def starting(view: View, now: Now) -> Change | None:
     """LAUNCHING or WAITING -> STARTING, told by a backend without our runner."""
     if view.attempt.state > AttemptState.WAITING:
         return None
-    return _stepped(view, AttemptState.STARTING, "start", now)
+    return stepped(view, AttemptState.STARTING, "start", now)
 
 
 def claimed(view: View, nonce: str, now: Now) -> Change:
@@ -379,8 +383,8 @@ def claimed(view: View, nonce: str, now: Now) -> Change:
     The caller has checked that the attempt may be claimed (`control.runners`).
     """
     if view.attempt.state >= AttemptState.STARTING:
-        return _noted(view, changed(view.attempt, nonce=nonce, claim_time=now.time))
-    return _stepped(view, AttemptState.STARTING, "claim", now, nonce=nonce, claim_time=now.time)
+        return noted(view, changed(view.attempt, nonce=nonce, claim_time=now.time))
+    return stepped(view, AttemptState.STARTING, "claim", now, nonce=nonce, claim_time=now.time)
 
 
 def running(view: View, start: Micros, limit_by: str, now: Now) -> Change | None:
@@ -388,7 +392,7 @@ def running(view: View, start: Micros, limit_by: str, now: Now) -> Change | None
     if view.attempt.state >= AttemptState.RUNNING:
         return None
     usage = changed(view.attempt.usage, memory_limit_by=limit_by)
-    return _stepped(view, AttemptState.RUNNING, "run", now, start_time=start, usage=usage)
+    return stepped(view, AttemptState.RUNNING, "run", now, start_time=start, usage=usage)
 
 
 # -- stopping and ending ----------------------------------------------------------------------
@@ -403,14 +407,14 @@ def stopping(view: View, intended: AttemptState, cause: Cause | None, now: Now) 
         return _stopping_for_good(view, intended, cause)
     if view.attempt.state.terminal:
         return None
-    return _stepped(view, AttemptState.STOPPING, "stop", now, intended=intended, cause=cause)
+    return stepped(view, AttemptState.STOPPING, "stop", now, intended=intended, cause=cause)
 
 
 def _stopping_for_good(view: View, intended: AttemptState, cause: Cause | None) -> Change | None:
     cancels = intended is AttemptState.CANCELLED
     if not cancels or view.attempt.intended is AttemptState.CANCELLED:
         return None
-    return _noted(view, changed(view.attempt, intended=intended, cause=cause))
+    return noted(view, changed(view.attempt, intended=intended, cause=cause))
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,8 +457,8 @@ def ended(view: View, outcome: Outcome, now: Now) -> Change | None:
     )
     task = _after_attempt(view, outcome, now)
     reason = "retry" if task.state is _J.QUEUED else "end"
-    move = _Move(view.task, task, reason, outcome.cause)
-    change = _moved(view.job, move, now, (AttemptWrite(attempt, view.attempt.version),))
+    move = Move(view.task, task, reason, outcome.cause)
+    change = moved(view.job, move, now, (AttemptWrite(attempt, view.attempt.version),))
     if outcome.models and outcome.state is AttemptState.SUCCEEDED:
         return changed(change, models=outcome.models)
     return change
@@ -529,7 +533,7 @@ def released(view: View) -> Change | None:
     """Nothing of an ended attempt is left: what it held is free, and another may follow."""
     if view.attempt.release is Release.RELEASED or not view.attempt.state.terminal:
         return None
-    return _noted(view, changed(view.attempt, release=Release.RELEASED))
+    return noted(view, changed(view.attempt, release=Release.RELEASED))
 
 
 def reachability(view: View, reachable: bool, now: Now) -> Change | None:
@@ -537,14 +541,14 @@ def reachability(view: View, reachable: bool, now: Now) -> Change | None:
     since = view.attempt.unknown_since
     if view.attempt.state.terminal or reachable == (since == 0):
         return None
-    return _noted(view, changed(view.attempt, unknown_since=0 if reachable else now.time))
+    return noted(view, changed(view.attempt, unknown_since=0 if reachable else now.time))
 
 
 def used(view: View, usage: Usage) -> Change | None:
     """Higher use was seen."""
     if view.attempt.state.terminal or usage == view.attempt.usage:
         return None
-    return _noted(view, changed(view.attempt, usage=_usage(view.attempt.usage, usage)))
+    return noted(view, changed(view.attempt, usage=_usage(view.attempt.usage, usage)))
 
 
 def checkpointed(view: View, checkpoint: Checkpoint) -> Change | None:
@@ -553,14 +557,14 @@ def checkpointed(view: View, checkpoint: Checkpoint) -> Change | None:
     if view.attempt.state.terminal or (known is not None and known.step >= checkpoint.step):
         return None
     task = changed(view.task, checkpoint=checkpoint, preemptions=0)
-    return _noted(view, changed(view.attempt, checkpoint=checkpoint), task)
+    return noted(view, changed(view.attempt, checkpoint=checkpoint), task)
 
 
 # -- the job as a whole -------------------------------------------------------------------------
 
 
-def _job_moved(
-    before: Job, after: Job, reason: str, now: Now, cause: Cause | None = None
+def job_moved(
+    before: Job, after: Job, reason: str, now: Now, cause: Cause | None = None, note: str = ""
 ) -> Change:
     """A change of the job as a whole; its unstarted tasks go where it says."""
     if after.unstarted_state is not before.unstarted_state:
@@ -571,7 +575,7 @@ def _job_moved(
         counts[after.unstarted_state] += moved
         after = changed(after, counts=tuple(counts))
     after = changed(after, version=before.version + 1, cause=after.cause or cause)
-    after = _settled(after, now, None)
+    after = settled(after, now, None)
     event = Event(
         job_uid=after.uid,
         job_seq=after.version,
@@ -588,6 +592,7 @@ def _job_moved(
         project=after.project,
         job_name=after.name,
         trace_id=after.trace_id,
+        note=note,
         queue=after.queue,
     )
     return Change(after, before.version, events=(event,))
@@ -612,8 +617,8 @@ def cancel(rows: Rows, cause: Cause, now: Now) -> Change | None:
     after = changed(job, desired=Desired.CANCELLED, cause=cause)
     if job.unstarted:
         after = changed(after, unstarted_state=_J.CANCELLED)
-    change = _job_moved(job, after, "cancel", now, cause)
-    return _cancel_started(rows, change, cause, now)
+    change = job_moved(job, after, "cancel", now, cause)
+    return cancel_started(rows, change, cause, now)
 
 
 def fail_fast(rows: Rows, index: int | None, now: Now) -> Change | None:
@@ -622,14 +627,14 @@ def fail_fast(rows: Rows, index: int | None, now: Now) -> Change | None:
     if job.state.terminal or not job.fail_fast:
         return None
     cause = causes.sibling_failed(index)
-    if not _waiting_tasks(job) and not any(_goes_on(rows, index) for index in rows.tasks):
+    if not unstarted_waits(job) and not any(goes_on(rows, index) for index in rows.tasks):
         return None
-    after = changed(job, unstarted_state=_J.CANCELLED) if _waiting_tasks(job) else job
-    change = _job_moved(job, after, "fail_fast", now, cause)
-    return _cancel_started(rows, change, cause, now)
+    after = changed(job, unstarted_state=_J.CANCELLED) if unstarted_waits(job) else job
+    change = job_moved(job, after, "fail_fast", now, cause)
+    return cancel_started(rows, change, cause, now)
 
 
-def _goes_on(rows: Rows, index: int) -> bool:
+def goes_on(rows: Rows, index: int) -> bool:
     """It is not over, and not being cancelled either."""
     task, attempt = rows.tasks[index], rows.attempts[index]
     if task.state.terminal:
@@ -637,11 +642,13 @@ def _goes_on(rows: Rows, index: int) -> bool:
     return task.state.pending or attempt.intended is not AttemptState.CANCELLED
 
 
-def _waiting_tasks(job: Job) -> bool:
+def unstarted_waits(job: Job) -> bool:
+    """Some of its tasks never started and may yet."""
     return bool(job.unstarted) and not job.unstarted_state.terminal
 
 
-def _cancel_started(rows: Rows, change: Change, cause: Cause, now: Now) -> Change:
+def cancel_started(rows: Rows, change: Change, cause: Cause, now: Now) -> Change:
+    """After `change`: of the started tasks those that wait CANCELLED, the others STOPPING."""
     steps = [change]
     for index in sorted(rows.tasks):
         task, attempt = rows.tasks[index], rows.attempts[index]
@@ -649,7 +656,7 @@ def _cancel_started(rows: Rows, change: Change, cause: Cause, now: Now) -> Chang
             continue
         view = View(steps[-1].job, task, attempt)
         step = (
-            _cancel_waiting(view, cause, now)
+            cancel_waiting(view, cause, now)
             if task.state.pending
             else stopping(view, AttemptState.CANCELLED, cause, now)
         )
@@ -658,7 +665,8 @@ def _cancel_started(rows: Rows, change: Change, cause: Cause, now: Now) -> Chang
     return combined(steps)
 
 
-def _cancel_waiting(view: View, cause: Cause, now: Now) -> Change:
+def cancel_waiting(view: View, cause: Cause, now: Now) -> Change:
+    """A started task that waits for its next attempt -> CANCELLED."""
     task = changed(
         view.task,
         state=_J.CANCELLED,
@@ -667,7 +675,7 @@ def _cancel_waiting(view: View, cause: Cause, now: Now) -> Change:
         end_time=now.time,
         not_before=0,
     )
-    return _moved(view.job, _Move(view.task, task, "cancel", cause), now)
+    return moved(view.job, Move(view.task, task, "cancel", cause), now)
 
 
 def hold(rows: Rows, held: bool, now: Now) -> Change | None:
@@ -676,9 +684,9 @@ def hold(rows: Rows, held: bool, now: Now) -> Change | None:
     if job.hold == held or job.state.terminal:
         return None
     after = changed(job, hold=held, settings_version=job.settings_version + 1)
-    if _waiting_tasks(job):
+    if unstarted_waits(job):
         after = changed(after, unstarted_state=first_state(held, job.blocked_on))
-    return _job_moved(job, after, "hold" if held else "release", now)
+    return job_moved(job, after, "hold" if held else "release", now)
 
 
 def upstream_succeeded(rows: Rows, uid: str, now: Now) -> Change | None:
@@ -690,7 +698,7 @@ def upstream_succeeded(rows: Rows, uid: str, now: Now) -> Change | None:
     after = changed(job, blocked_on=rest)
     if job.unstarted_state is _J.BLOCKED and not rest:
         after = changed(after, unstarted_state=_J.QUEUED)
-    return _job_moved(job, after, "unblock", now)
+    return job_moved(job, after, "unblock", now)
 
 
 def upstream_failed(rows: Rows, name: str, state: JobState, now: Now) -> Change | None:
@@ -700,7 +708,7 @@ def upstream_failed(rows: Rows, name: str, state: JobState, now: Now) -> Change 
         return None
     cause = causes.upstream_failed(name, state.name)
     after = changed(job, unstarted_state=_J.UPSTREAM_FAILED)
-    return _job_moved(job, after, "upstream_failed", now, cause)
+    return job_moved(job, after, "upstream_failed", now, cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -722,4 +730,4 @@ def updated(rows: Rows, settings: Settings, now: Now) -> Change | None:
     if after == job or job.state.terminal:
         return None
     after = changed(after, settings_version=job.settings_version + 1)
-    return _job_moved(job, after, "update", now)
+    return job_moved(job, after, "update", now)
