@@ -48,10 +48,11 @@ from hatoba.v1 import (
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.budgets import Budget, Budgets
 from hatoba_plugins.clock import SystemClock
+from hatoba_scheduler import failpoints
 from hatoba_scheduler.auth.authenticator import Authenticator
 from hatoba_scheduler.auth.files import ensure_token_files
 from hatoba_scheduler.backends import Backends, open_backends
-from hatoba_scheduler.config import Address, Config
+from hatoba_scheduler.config import Address, Config, ConfigError
 from hatoba_scheduler.control.admission import Grounds
 from hatoba_scheduler.control.alias_follower import AliasFollower
 from hatoba_scheduler.control.aliases import Aliases
@@ -88,7 +89,8 @@ from hatoba_scheduler.services.admin import AdminParts, AdminServicer
 from hatoba_scheduler.services.artifacts import ArtifactParts, ArtifactServicer
 from hatoba_scheduler.services.datasets import DatasetParts, DatasetServicer
 from hatoba_scheduler.services.deployments import DeploymentParts, DeploymentServicer
-from hatoba_scheduler.services.jobs import JobParts, JobServicer
+from hatoba_scheduler.services.job_parts import JobParts
+from hatoba_scheduler.services.jobs import JobServicer
 from hatoba_scheduler.services.models import ModelParts, ModelServicer
 from hatoba_scheduler.services.paging import Pager
 from hatoba_scheduler.services.queues import QueueServicer
@@ -187,6 +189,7 @@ async def serve(options: ServeOptions) -> None:
     Raises AlreadyRunning for a directory in use, ConfigError, InsecureFile and OSError for a
     configuration that cannot be served.
     """
+    _arm_failpoints()
     tune_interpreter()
     # Live jobs are long-lived and hold no cycles: frequent full collections would only walk them.
     gc.set_threshold(50_000, 20, 100)
@@ -207,6 +210,13 @@ async def serve(options: ServeOptions) -> None:
             await _drain(core, server)
             for task in running:
                 task.cancel()
+
+
+def _arm_failpoints() -> None:
+    try:
+        failpoints.arm_from_environment()
+    except ValueError as error:
+        raise ConfigError.of(failpoints.VARIABLE, str(error)) from error
 
 
 def _on_signals() -> asyncio.Future[None]:
@@ -484,7 +494,7 @@ def _add_services(
     )
     jobs = JobServicer(parts)
     job_pb2_grpc.add_JobServiceServicer_to_server(jobs, server)
-    core.registrar.open(jobs.submit_for)
+    core.registrar.open(jobs.submitter.submit_for)
     models = ModelParts(
         core.store,
         core.specs,

@@ -54,6 +54,7 @@ from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.records import Attempt, Event, Resources
 from hatoba_scheduler.domain.states import AttemptState, Release
 from hatoba_scheduler.domain.transitions import Now, Rows, released
+from hatoba_scheduler.failpoints import hit
 
 log = structlog.get_logger(__name__)
 
@@ -243,9 +244,11 @@ class BackendLoop:
             if request.name not in answered
         ]
         answers = [*outcomes, *missing]
+        hit("launch.stored.before")
         await self._settle(
             [(one.name, self._launch_outcome(one)) for one in answers], self._doubtful
         )
+        hit("launch.stored.after")
 
     async def _requests(self, names: Sequence[str]) -> list[LaunchRequest]:
         current = [
@@ -264,7 +267,10 @@ class BackendLoop:
         group = LaunchGroup(GroupKind.SINGLE, tuple(requests))
         try:
             async with asyncio.timeout(LAUNCH_DEADLINE):
-                return await self._jobs.launch(group)
+                hit("launch.call.before")
+                outcomes = await self._jobs.launch(group)
+                hit("launch.call.after")
+                return outcomes
         except BackendError as error:
             return [Refused(request.name, error) for request in requests]
         except Exception as error:  # noqa: BLE001 - whatever it was, it perhaps happened
@@ -294,13 +300,16 @@ class BackendLoop:
             return None
         try:
             async with asyncio.timeout(CALL_DEADLINE):
+                hit("find.call.before")
                 found = await self.backend.find([ref_of(attempt) for attempt in current])
+                hit("find.call.after")
         except Exception as error:  # noqa: BLE001 - not knowing is what this loop is for
             log.warning("find.failed", backend=self.name, error=repr(error))
             found = [Unsure(attempt.name, WATCH_AGAIN) for attempt in current]
         answered = {one.name for one in found}
         found += [Unsure(a.name, WATCH_AGAIN) for a in current if a.name not in answered]
         await self._settle([(one.name, self._resolved(one)) for one in found], self._doubtful)
+        hit("find.stored.after")
         return min((one.after for one in found if isinstance(one, Unsure)), default=None)
 
     def _resolved(self, outcome: Found | Absent | Unsure) -> Asked:
@@ -367,8 +376,11 @@ class BackendLoop:
         for start in range(0, len(names), GROUP):
             refs = [ref_of(attempt) for _, attempt in self._current(names[start : start + GROUP])]
             async with asyncio.timeout(CALL_DEADLINE):
+                hit("observe.call.before")
                 seen = await self._jobs.observe(refs)
+                hit("observe.call.after")
             await self._settle([(one.name, self._seen(one)) for one in seen])
+            hit("observe.stored.after")
 
     async def _health_loop(self) -> None:
         while True:
@@ -402,7 +414,9 @@ class BackendLoop:
     async def _stop(self, attempts: Sequence[Attempt], grace: float) -> None:
         try:
             async with asyncio.timeout(CALL_DEADLINE):
+                hit("stop.call.before")
                 results = await self._jobs.stop([ref_of(attempt) for attempt in attempts], grace)
+                hit("stop.call.after")
         except Exception as error:  # noqa: BLE001 - it is asked for again
             log.warning("stop.failed", backend=self.name, error=repr(error))
             return
@@ -429,7 +443,9 @@ class BackendLoop:
     async def _release(self, attempts: Sequence[Attempt]) -> float | None:
         try:
             async with asyncio.timeout(CALL_DEADLINE):
+                hit("release.call.before")
                 results = await self._jobs.release([ref_of(attempt) for attempt in attempts])
+                hit("release.call.after")
         except Exception as error:  # noqa: BLE001 - it is asked for again
             wait = error.after if isinstance(error, Retry) and error.after else WATCH_AGAIN
             log.warning("release.failed", backend=self.name, error=repr(error))
@@ -438,6 +454,7 @@ class BackendLoop:
             return wait
         done = [one.name for one in results if isinstance(one, Released)]
         await self._settle([(name, self._ask(name, released)) for name in done], self._releases)
+        hit("release.stored.after")
         rest = [attempt.name for attempt in attempts if attempt.name not in set(done)]
         for name in rest:
             self._releases.add(name)
