@@ -12,7 +12,8 @@ from hatoba_plugins.values import ExitKind as Told
 from hatoba_scheduler.control.launches import encode_handle
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending, ExitKind
-from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Cause, Change, Job, Task
+from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Cause, Change
+from hatoba_scheduler.domain.retries import back_off
 from hatoba_scheduler.domain.states import AttemptState, CauseCode, Origin
 from hatoba_scheduler.domain.transitions import (
     Now,
@@ -65,13 +66,6 @@ def of_attempt(index: int, name: str, step: Step) -> Callable[[Rows], Change | N
         return step(view) if view and view.attempt.name == name else None
 
     return decide
-
-
-def back_off(job: Job, task: Task, rng: random.Random) -> float:
-    """Seconds until the next attempt: doubling from the policy's first, with full jitter."""
-    failures = task.user_failures + task.infrastructure_failures + task.preemptions
-    ceiling = min(job.retries.max_backoff, job.retries.backoff * 2.0 ** min(failures, 20))
-    return rng.uniform(0, ceiling)
 
 
 def handle_step(handle: Handle, phase: Phase | None, now: Now) -> Step:

@@ -15,7 +15,7 @@ from hatoba.v1 import runner_pb2, worker_pb2
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.ledger import Commit, Ledger
 from hatoba_scheduler.control.logged_models import LoggedModels, ModelRefused
-from hatoba_scheduler.control.observe import Step, back_off, of_attempt
+from hatoba_scheduler.control.observe import Step, of_attempt
 from hatoba_scheduler.convert import (
     checkpoint_to_proto,
     manifest_of,
@@ -35,6 +35,7 @@ from hatoba_scheduler.domain.records import (
     Event,
     Progress,
 )
+from hatoba_scheduler.domain.retries import back_off
 from hatoba_scheduler.domain.states import AttemptState, Desired
 from hatoba_scheduler.domain.transitions import (
     Now,

@@ -26,14 +26,14 @@ from hatoba_scheduler.domain.records import (
     ManifestRef,
     Micros,
     Resources,
-    RetryPolicy,
     Task,
     TaskWrite,
     Usage,
     combined,
     no_counts,
 )
-from hatoba_scheduler.domain.states import AttemptState, Desired, JobState, Origin, Release
+from hatoba_scheduler.domain.retries import Verdict, charge, decide
+from hatoba_scheduler.domain.states import AttemptState, Desired, JobState, Release
 
 _J = JobState
 _ENDS = frozenset({_J.SUCCEEDED, _J.FAILED, _J.TIMED_OUT})
@@ -419,7 +419,10 @@ def _stopping_for_good(view: View, intended: AttemptState, cause: Cause | None) 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an attempt ended: `wait` is the back-off in seconds before another, if one follows."""
+    """How an attempt ended: `wait` is the back-off in seconds before another, if one follows.
+
+    Whether one does is decided by `retries.decide`.
+    """
 
     state: AttemptState
     cause: Cause | None
@@ -433,6 +436,8 @@ class Outcome:
     """Versions that it made; they become when the attempt has SUCCEEDED, and only then."""
     charged: bool = True
     """False: nobody's budget pays (no capacity, throttled)."""
+    most_memory: int = 0
+    """Bytes of the largest place known: a retry never asks for more; 0: none is known."""
 
 
 def ended(view: View, outcome: Outcome, now: Now) -> Change | None:
@@ -455,9 +460,9 @@ def ended(view: View, outcome: Outcome, now: Now) -> Change | None:
         log_sizes=outcome.log_sizes,
         unknown_since=0,
     )
-    task = _after_attempt(view, outcome, now)
-    reason = "retry" if task.state is _J.QUEUED else "end"
-    move = Move(view.task, task, reason, outcome.cause)
+    verdict = decide(view, outcome)
+    task = _after_attempt(view, outcome, verdict, now)
+    move = Move(view.task, task, "retry" if verdict.retry else "end", outcome.cause, verdict.note)
     change = moved(view.job, move, now, (AttemptWrite(attempt, view.attempt.version),))
     if outcome.models and outcome.state is AttemptState.SUCCEEDED:
         return changed(change, models=outcome.models)
@@ -481,52 +486,16 @@ def _as_intended(view: View, outcome: Outcome) -> Outcome:
     return changed(outcome, state=intended, cause=view.attempt.cause or outcome.cause)
 
 
-def _after_attempt(view: View, outcome: Outcome, now: Now) -> Task:
-    task = _charged(view.task, outcome)
-    task = changed(task, version=task.version + 1, cause=outcome.cause)
-    if may_retry(view, outcome):
-        wait = round(outcome.wait * 1_000_000)
+def _after_attempt(view: View, outcome: Outcome, verdict: Verdict, now: Now) -> Task:
+    task = charge(view.task, verdict.charge)
+    task = changed(task, version=task.version + 1, cause=outcome.cause, adapted=verdict.adapted)
+    if verdict.retry:
+        wait = round(verdict.wait * 1_000_000)
         return changed(task, state=_J.QUEUED, not_before=now.time + wait if wait else 0)
     state = ATTEMPT_OF[outcome.state]
     if view.job.desired is Desired.CANCELLED and state is not _J.SUCCEEDED:
         state = _J.CANCELLED
     return changed(task, state=state, end_time=outcome.end or now.time, outputs=outcome.outputs)
-
-
-def _charged(task: Task, outcome: Outcome) -> Task:
-    if outcome.cause is None or not outcome.charged:
-        return task
-    if outcome.cause.origin is Origin.USER:
-        return changed(task, user_failures=task.user_failures + 1)
-    if outcome.cause.origin is Origin.PREEMPTION:
-        return changed(task, preemptions=task.preemptions + 1)
-    return changed(task, infrastructure_failures=task.infrastructure_failures + 1)
-
-
-def may_retry(view: View, outcome: Outcome) -> bool:
-    """Whether another attempt follows: it can help, nobody cancelled, and a budget pays."""
-    cause = outcome.cause
-    if cause is None or outcome.state is AttemptState.CANCELLED:
-        return False
-    if view.job.desired is not Desired.RUN:
-        return False
-    if not outcome.charged:
-        return True
-    return cause.retryable and _spent(view.task, cause.origin) < _budget(
-        view.job.retries, cause.origin
-    )
-
-
-def _spent(task: Task, origin: Origin) -> int:
-    if origin is Origin.USER:
-        return task.user_failures
-    return task.preemptions if origin is Origin.PREEMPTION else task.infrastructure_failures
-
-
-def _budget(policy: RetryPolicy, origin: Origin) -> int:
-    if origin is Origin.USER:
-        return policy.user
-    return policy.preemption if origin is Origin.PREEMPTION else policy.infrastructure
 
 
 def released(view: View) -> Change | None:

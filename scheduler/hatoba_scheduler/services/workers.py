@@ -15,11 +15,12 @@ from hatoba_plugins.values import Exit, ExitKind
 from hatoba_scheduler.control.hub import Hub, Session
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.metrics import MetricWriter
-from hatoba_scheduler.control.observe import back_off, of_attempt
+from hatoba_scheduler.control.observe import of_attempt
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.convert import host_to_proto, micros
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.records import Attempt, Change, Host, MetricPoint
+from hatoba_scheduler.domain.retries import back_off
 from hatoba_scheduler.domain.states import AttemptState, Release
 from hatoba_scheduler.domain.transitions import Now, Outcome, View, ended, released
 from hatoba_scheduler.errors import InvalidArgument

@@ -12,7 +12,6 @@ from hatoba_plugins import errors
 from hatoba_plugins.values import Exit, ExitKind, Handle, Observation, Phase
 from hatoba_scheduler.control.observe import (
     Step,
-    back_off,
     handle_step,
     never_arrived,
     never_was_step,
@@ -20,7 +19,7 @@ from hatoba_scheduler.control.observe import (
     of_attempt,
     refused_step,
 )
-from hatoba_scheduler.domain.records import Change, RetryPolicy, Task
+from hatoba_scheduler.domain.records import Change
 from hatoba_scheduler.domain.states import AttemptState, CauseCode, JobState, Release
 from hatoba_scheduler.domain.transitions import Rows, cancel, launch
 
@@ -140,15 +139,6 @@ def test_a_launch_that_never_arrived_is_told_from_one_that_was_claimed(rows: Row
     assert not never_arrived(replace(fenced, state=A.RUNNING), gone)
     assert not never_arrived(fenced, replace(gone, phase=Phase.EXISTS))
     assert not never_arrived(replace(fenced, fenced=False), gone)
-
-
-@pytest.mark.parametrize(("failures", "ceiling"), [(0, 1.0), (1, 2.0), (3, 8.0), (50, 60.0)])
-def test_back_off_doubles_up_to_its_ceiling(failures: int, ceiling: float) -> None:
-    job = new_job(retries=RetryPolicy(backoff=1.0, max_backoff=60.0))
-    task = Task(job.uid, 0, J.RUNNING, 1, 1, infrastructure_failures=failures)
-    waits = [back_off(job, task, RNG) for _ in range(200)]
-    assert 0.8 * ceiling < max(waits) <= ceiling
-    assert min(waits) < 0.2 * ceiling
 
 
 def test_nothing_is_a_change_of_nothing(rows: Rows) -> None:
