@@ -85,7 +85,7 @@ def fetch(connection: sqlite3.Connection, sql: str, parameters: Parameters = ())
     except sqlite3.OperationalError as error:
         if "decode to UTF-8" not in str(error):
             raise
-    connection.text_factory = _lenient
+    connection.text_factory = lenient
     try:
         return connection.execute(sql, parameters).fetchall()
     finally:
@@ -99,7 +99,8 @@ def keyed(keys: Sequence[str]) -> tuple[str, list[str]]:
     return f"IN ({', '.join('?' * size)})", padded
 
 
-def _lenient(raw: bytes) -> str | Garbled:
+def lenient(raw: bytes) -> str | Garbled:
+    """A text factory that fails for no bytes."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -113,7 +114,7 @@ def decoded(
     found: list[T] = []
     for row in rows:
         try:
-            found.append(_record(row, decode))
+            found.append(decoded_row(row, decode))
         except Exception as error:  # noqa: BLE001 - whatever is wrong with a row, others stay readable
             log.error("store.row_unreadable", table=table, row=_shown(row), error=repr(error))
             if bad is not None:
@@ -121,7 +122,8 @@ def decoded(
     return found
 
 
-def _record(row: Row, decode: Callable[[Row], T]) -> T:
+def decoded_row(row: Row, decode: Callable[[Row], T]) -> T:
+    """The record of a row. Raises whatever `decode` does, and ValueError for garbled text."""
     if Garbled in map(type, row):
         raise ValueError("text that is no UTF-8")
     return decode(row)
