@@ -226,7 +226,7 @@ SPOILED = {
         "of generation 2 is under way",
         f"UPDATE attempts SET generation = 2 WHERE job_uid = {RUNS}",
     ),
-    "an index that is missing": ("schema", "index jobs_live is missing", "DROP INDEX jobs_live"),
+    "an index that is missing": ("schema", "index events_by_job is missing", "DROP INDEX events_by_job"),
     "a newer schema": (
         "schema",
         "use the version that wrote it",

@@ -11,10 +11,11 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
 
 from hatoba_scheduler.domain.mending import let_go, recounted
-from hatoba_scheduler.domain.records import Change, Counts, Job, Micros, no_counts
+from hatoba_scheduler.domain.records import PLAIN, Change, Counts, Job, Micros, no_counts
 from hatoba_scheduler.domain.states import AttemptState, Desired, JobState, Release
 from hatoba_scheduler.domain.transitions import Now, settled
 from hatoba_scheduler.store.base import Applied
@@ -33,6 +34,7 @@ RELEASING_FOR: Micros = 24 * 3600 * 1_000_000
 ACTOR = "doctor"
 
 Words = Callable[..., StoreProblem]
+T = TypeVar("T")
 
 
 def check(connection: sqlite3.Connection, now: Micros = 0) -> list[StoreProblem]:
@@ -40,7 +42,6 @@ def check(connection: sqlite3.Connection, now: Micros = 0) -> list[StoreProblem]
 
     Raises nothing for whatever is in the file: what cannot be read is a problem.
     """
-    connection.text_factory = lenient
     try:
         connection.execute("BEGIN")
         try:
@@ -50,8 +51,6 @@ def check(connection: sqlite3.Connection, now: Micros = 0) -> list[StoreProblem]
                 connection.execute("ROLLBACK")
     except sqlite3.Error as error:
         return [_damaged(f"{error}")]
-    finally:
-        connection.text_factory = str
 
 
 CHECKED = (
@@ -89,9 +88,9 @@ def _contents(connection: sqlite3.Connection, now: Micros) -> Iterator[StoreProb
     yield from _leftovers(connection)
     yield from _jobs(connection)
     for table, head, decode in _TABLES:
-        for row in connection.execute(read(head)):
-            if (problem := _unreadable(table, row, decode)) is not None:
-                yield problem
+        for found in _decoded(connection, table, read(head), decode):
+            if isinstance(found, StoreProblem):
+                yield found
 
 
 # -- the file ------------------------------------------------------------------------------------
@@ -295,23 +294,45 @@ _TABLES: tuple[tuple[str, str, Callable[[Row], Any]], ...] = (
 )
 
 
-def _unreadable(table: str, row: Row, decode: Callable[[Row], object]) -> StoreProblem | None:
+def _decoded(
+    connection: sqlite3.Connection, table: str, sql: str, decode: Callable[[Row], T]
+) -> Iterator[T | StoreProblem]:
+    """Every row's record, or what is wrong with it."""
+    for row in _streamed(connection, sql):
+        try:
+            yield decoded_row(row, decode)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a row is what we look for
+            key = ", ".join(repr(value)[:80] for value in row[:4])
+            text = f"row ({key}, ...) of {table} cannot be read: {error!r}"
+            yield StoreProblem("I34", text)
+
+
+def _streamed(connection: sqlite3.Connection, sql: str) -> Iterator[Row]:
+    """Rows one by one; from text that is no UTF-8 on they are read in the slow way."""
+    given = 0
     try:
-        decoded_row(row, decode)
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with a row is what we look for
-        key = ", ".join(repr(value)[:80] for value in row[:4])
-        return StoreProblem("I34", f"row ({key}, ...) of {table} cannot be read: {error!r}")
-    return None
+        for row in connection.execute(sql):
+            yield row
+            given += 1
+    except sqlite3.OperationalError as error:
+        if "decode to UTF-8" not in str(error):
+            raise
+    else:
+        return
+    connection.text_factory = lenient
+    try:
+        yield from islice(connection.execute(sql), given, None)
+    finally:
+        connection.text_factory = str
 
 
 def _jobs(connection: sqlite3.Connection) -> Iterator[StoreProblem]:
     started = _started(connection)
-    for row in connection.execute(read("jobs")):
-        problem = _unreadable("jobs", row, rows.job_from)
-        if problem is not None:
-            yield problem
+    for found in _decoded(connection, "jobs", read("jobs"), rows.job_from):
+        if isinstance(found, StoreProblem):
+            yield found
         else:
-            yield from _job(rows.job_from(row), started.get(row[0], {}))
+            yield from _job(found, started.get(found.uid, {}))
 
 
 def _started(connection: sqlite3.Connection) -> Mapping[str, Mapping[int, int]]:
@@ -348,7 +369,9 @@ def recount(job: Job, started: Mapping[int, int]) -> Counts:
         if 0 < state < len(counts):
             counts[state] += count
     counts[job.unstarted_state] += len(job.unstarted)
-    counts[JobState.SUCCEEDED] += len(job.terms.inherited)
+    counts[JobState.CANCELLED] += len(job.dropped)
+    if job.terms is not PLAIN:
+        counts[JobState.SUCCEEDED] += len(job.terms.inherited)
     return tuple(counts)
 
 
