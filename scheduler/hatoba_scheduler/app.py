@@ -396,6 +396,7 @@ def _start_loops(
         "metric-writer": core.metric_writer.run,
         "alias-follower": _alias_follower(core).run,
         "loop-lag": lambda: watch_loop_lag(core.metrics),
+        "watchers": lambda: core.events.run(core.clock, core.stopping),
         "sweep": lambda: sweep(core.store, core.clock),
         "garbage": core.garbage.run_forever,
         "store-watch": lambda: _end_with_store(core),
