@@ -192,10 +192,11 @@ def task_to_proto(job: Job, task: Task, progress: Progress | None = None) -> job
 
 def unstarted_to_proto(job: Job, index: int) -> job_pb2.Task:
     """The message of a task that never started."""
+    dropped = index in job.dropped
     return job_pb2.Task(
         job=job_name(job.project, job.name),
         index=index,
-        state=state_to_proto(job.unstarted_state),
+        state=state_to_proto(JobState.CANCELLED if dropped else job.unstarted_state),
     )
 
 

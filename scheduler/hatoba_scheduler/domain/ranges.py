@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -30,6 +30,17 @@ class Ranges:
             runs.append((int(low), int(high or low) + 1))
         return cls(tuple(runs))
 
+    @classmethod
+    def of(cls, runs: Iterable[tuple[int, int]]) -> Self:
+        """The set of these half-open runs, in any order, overlapping or not."""
+        merged: list[tuple[int, int]] = []
+        for start, stop in sorted(run for run in runs if run[0] < run[1]):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+            else:
+                merged.append((start, stop))
+        return cls(tuple(merged))
+
     def __str__(self) -> str:
         return ",".join(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in self.runs)
 
@@ -51,6 +62,32 @@ class Ranges:
         """The lowest index. Raises IndexError on the empty set."""
         return self.runs[0][0]
 
+    def union(self, other: Ranges) -> Ranges:
+        """What is in either."""
+        return Ranges.of((*self.runs, *other.runs))
+
+    def common(self, other: Ranges) -> Ranges:
+        """What is in both."""
+        out = []
+        i = j = 0
+        while i < len(self.runs) and j < len(other.runs):
+            (a, b), (c, d) = self.runs[i], other.runs[j]
+            if max(a, c) < min(b, d):
+                out.append((max(a, c), min(b, d)))
+            if b < d:
+                i += 1
+            else:
+                j += 1
+        return Ranges(tuple(out))
+
+    def less(self, other: Ranges) -> Ranges:
+        """What is in this and not in the other."""
+        edges = [0, *(edge for run in other.runs for edge in run)]
+        gaps = list(zip(edges[::2], edges[1::2], strict=False))
+        last = edges[-1]
+        end = max((stop for _, stop in self.runs), default=0)
+        return self.common(Ranges.of([*gaps, (last, end)]))
+
     def without(self, index: int) -> Ranges:
         """The same set less one index; unchanged when it is not in it."""
         out: list[tuple[int, int]] = []
@@ -60,3 +97,26 @@ class Ranges:
             else:
                 out.append((a, b))
         return Ranges(tuple(out))
+
+
+def read_ranges(text: str, size: int) -> Ranges:
+    """Indices below `size` as people write them: `0-4,7`.
+
+    Raises ValueError with what is wrong and what to write instead.
+    """
+    runs = []
+    for part in text.split(","):
+        low, dash, high = (piece.strip() for piece in part.partition("-"))
+        if not _digits(low) or (dash and not _digits(high)):
+            raise ValueError(f"{part.strip()!r} is no index or range; write for example 0-4,7")
+        start, stop = int(low), int(high if dash else low)
+        if stop < start:
+            raise ValueError(f"{low}-{high} is upside down; write {high}-{low}")
+        if stop >= size:
+            raise ValueError(f"{stop} is outside: the indices are 0 to {size - 1}")
+        runs.append((start, stop + 1))
+    return Ranges.of(runs)
+
+
+def _digits(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 9

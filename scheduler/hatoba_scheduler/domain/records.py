@@ -317,6 +317,13 @@ class Job:
     """Uids of the jobs that must end, however."""
     generation: int = 0
     """Of a gang: how often it has begun as a whole."""
+    dropped: Ranges = Ranges()
+    """Tasks that were cancelled alone before they started; they have no row either."""
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """Uids of all the jobs that it still waits for, in whatever way."""
+        return self.blocked_on + self.blocked_any + self.blocked_end
 
     def completed(self, name: str) -> Job:
         """This job, with its name, which only the transaction that numbers it knows.

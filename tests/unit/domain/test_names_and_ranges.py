@@ -17,7 +17,7 @@ from hatoba_scheduler.domain.naming import (
     parse_queue,
     queue_name,
 )
-from hatoba_scheduler.domain.ranges import Ranges
+from hatoba_scheduler.domain.ranges import Ranges, read_ranges
 
 UID = "01976f3e-5a00-7abc-8def-0123456789ab"
 
@@ -84,6 +84,47 @@ def test_ranges_are_sets(removed: list[int], size: int) -> None:
     assert Ranges.parse(str(ranges)) == ranges
     if expected:
         assert ranges.first == min(expected)
+
+
+RUNS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=6)
+
+
+@given(one=RUNS, other=RUNS)
+def test_sets_of_ranges_are_joined_and_parted(
+    one: list[tuple[int, int]], other: list[tuple[int, int]]
+) -> None:
+    mine, theirs = Ranges.of(one), Ranges.of(other)
+    a, b = set(mine), set(theirs)
+    assert a == {index for start, stop in one for index in range(start, stop)}
+    for ranges, expected in (
+        (mine.union(theirs), a | b),
+        (mine.common(theirs), a & b),
+        (mine.less(theirs), a - b),
+    ):
+        assert list(ranges) == sorted(expected)
+        assert ranges == Ranges.of(ranges.runs)
+
+
+def test_indices_as_people_write_them() -> None:
+    assert str(read_ranges("7, 0-2,2-4", 10)) == "0-4,7"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("4-0", "4-0 is upside down; write 0-4"),
+        ("0-10", "10 is outside: the indices are 0 to 9"),
+        ("", "'' is no index or range"),
+        ("1,,2", "'' is no index or range"),
+        ("-5", "'-5' is no index or range"),
+        ("1-2-3", "'1-2-3' is no index or range"),
+        ("\u0661", "is no index or range"),
+        ("9" * 5000, "is no index or range"),
+    ],
+)
+def test_bad_indices_are_named_with_what_to_write(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        read_ranges(text, 10)
 
 
 def test_a_million_cost_what_one_costs() -> None:
