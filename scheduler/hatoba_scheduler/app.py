@@ -56,7 +56,7 @@ from hatoba_scheduler.config import Address, Config, ConfigError
 from hatoba_scheduler.control.admission import Grounds
 from hatoba_scheduler.control.alias_follower import AliasFollower
 from hatoba_scheduler.control.aliases import Aliases
-from hatoba_scheduler.control.backend_loop import BackendLoop, LoopContext
+from hatoba_scheduler.control.backend_loop import BackendLoop
 from hatoba_scheduler.control.deployables import ServingGrounds
 from hatoba_scheduler.control.deployment_loop import DeploymentLoop
 from hatoba_scheduler.control.deployments import DeploymentBook
@@ -66,6 +66,7 @@ from hatoba_scheduler.control.followers import Followers
 from hatoba_scheduler.control.garbage import Garbage
 from hatoba_scheduler.control.hub import Hub
 from hatoba_scheduler.control.ids import UidMaker
+from hatoba_scheduler.control.instance import LoopContext
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.logged_models import LoggedModels
 from hatoba_scheduler.control.logs import LogStore

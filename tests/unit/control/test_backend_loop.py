@@ -14,6 +14,7 @@ from domain_rows import CANCEL, NOW, intent, new_job
 from hatoba_plugins.backend import Backend
 from hatoba_plugins.clock import FakeClock
 from hatoba_plugins.values import (
+    Capabilities,
     FindOutcome,
     Gap,
     Health,
@@ -28,7 +29,9 @@ from hatoba_plugins.values import (
     Unsure,
     WatchItem,
 )
-from hatoba_scheduler.control.backend_loop import STOP_AGAIN, BackendLoop, LoopContext
+from hatoba_scheduler.control.backend_loop import BackendLoop
+from hatoba_scheduler.control.ending import STOP_AGAIN
+from hatoba_scheduler.control.instance import LoopContext
 from hatoba_scheduler.control.observe import Step, of_attempt
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain.states import AttemptState
@@ -52,6 +55,9 @@ class Away:
     @property
     def jobs(self) -> Away:
         return self
+
+    def capabilities(self) -> Capabilities:
+        return Capabilities()
 
     async def health(self) -> Health:
         return Health(HealthStatus.HEALTHY)

@@ -1,0 +1,175 @@
+"""What one backend says of its attempts: its watch as it comes, and answers to our own questions.
+
+"Cannot reach it" never ends anything here: it is noted, and what to make of it is the job's own
+choice (`control.disconnects`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from hatoba_plugins.values import (
+    CapacitySnapshot,
+    Gap,
+    Health,
+    HealthStatus,
+    Observation,
+    Phase,
+    Pool,
+    Synced,
+    WatchItem,
+)
+from hatoba_scheduler.control.breaker import BreakerState
+from hatoba_scheduler.control.instance import GROUP, Asked, Instance
+from hatoba_scheduler.control.launches import ref_of
+from hatoba_scheduler.control.launching import Launcher
+from hatoba_scheduler.control.observe import never_arrived, observation_step, told_before
+from hatoba_scheduler.control.supply import Supply
+from hatoba_scheduler.domain.capacity import PoolRoom
+from hatoba_scheduler.domain.records import Attempt, Change, Resources
+from hatoba_scheduler.domain.states import AttemptState
+from hatoba_scheduler.failpoints import hit
+
+log = structlog.get_logger(__name__)
+
+OBSERVE_FIRST = 1.0
+OBSERVE_AGAIN = 30.0
+HEALTH_AGAIN = 30.0
+
+
+class Observer:
+    """Watch, questions and health of one backend. `held` are attempts not released yet."""
+
+    def __init__(
+        self,
+        instance: Instance,
+        launcher: Launcher,
+        supply: Supply,
+        held: Callable[[], Sequence[Attempt]],
+    ) -> None:
+        self._instance = instance
+        self._launcher = launcher
+        self._supply = supply
+        self._held = held
+        self._news: list[Observation] = []
+        self.health = Health(HealthStatus.DEGRADED, "not asked yet")
+
+    # -- the watch ------------------------------------------------------------------------------
+
+    async def watch_forever(self) -> None:
+        """Follow the backend; after a gap, or when the watch ends, observe everything."""
+        async for item in self._instance.jobs.watch():
+            await self._watched(item)
+        await self.observe_all()
+
+    async def _watched(self, item: WatchItem) -> None:
+        if isinstance(item, Observation):
+            self._take_note(item)
+        elif isinstance(item, CapacitySnapshot):
+            self._supply.elastic = item.elastic
+            self._supply.wake()
+            rooms = [_room(pool) for pool in item.pools]
+            self._instance.ctx.describe(self._instance.name, rooms)
+        elif isinstance(item, Gap):
+            await self.observe_all(item.pool)
+        else:
+            assert isinstance(item, Synced)
+
+    def _take_note(self, seen: Observation) -> None:
+        """Decide on all news together that come in one turn of the loop."""
+        self._news.append(seen)
+        if len(self._news) == 1:
+            asyncio.get_running_loop().call_soon(self._decide)
+
+    def _decide(self) -> None:
+        news, self._news = self._news, []
+        for seen in news:
+            asked = self._seen(seen)
+            if asked is not None:
+                asked.add_done_callback(self._note_failure)
+
+    def _note_failure(self, asked: asyncio.Future[Change | None]) -> None:
+        """What was seen and not stored is asked after again by `observe_forever`."""
+        if not asked.cancelled() and asked.exception() is not None:
+            name = self._instance.name
+            log.warning("observation.not_stored", backend=name, error=repr(asked.exception()))
+
+    def _seen(self, seen: Observation) -> Asked:
+        for _, attempt in self._instance.current((seen.name,)):
+            if never_arrived(attempt, seen):
+                self._launcher.launch(seen.name)
+                return None
+            if told_before(attempt, seen):
+                return None
+        step = observation_step(seen, self._instance.now(), self._instance.ctx.rng)
+        return self._instance.ask(seen.name, step)
+
+    # -- questions ------------------------------------------------------------------------------
+
+    async def observe_forever(self) -> None:
+        """Ask after everything soon after a start, then now and then, whatever the watch says."""
+        await self._instance.clock.sleep(OBSERVE_FIRST)
+        while True:
+            await self.observe_all()
+            await self._instance.clock.sleep(OBSERVE_AGAIN)
+
+    async def observe_all(self, pool: str = "") -> None:
+        """Ask after everything that is there (of one pool, or of all)."""
+        names = [
+            attempt.name
+            for attempt in self._held()
+            if (not pool or attempt.host == pool) and _may_be_seen(attempt)
+        ]
+        for start in range(0, len(names), GROUP):
+            await self._observe(names[start : start + GROUP])
+
+    async def _observe(self, names: Sequence[str]) -> None:
+        refs = [ref_of(attempt) for _, attempt in self._instance.current(names)]
+
+        async def made() -> list[Observation]:
+            hit("observe.call.before")
+            seen = await self._instance.jobs.observe(refs)
+            hit("observe.call.after")
+            return seen
+
+        operation = self._instance.calls["observe"]
+        try:
+            seen = await operation.call(made)
+        except Exception as error:
+            if operation.state is BreakerState.CLOSED:
+                raise
+            log.warning("observe.failed", backend=self._instance.name, error=repr(error))
+            seen = [Observation(r.name, Phase.EXISTS, exists=True, reachable=False) for r in refs]
+        await self._instance.settle([(one.name, self._seen(one)) for one in seen])
+        hit("observe.stored.after")
+
+    async def ask_health_forever(self) -> None:
+        """Ask now and then how the backend is."""
+        while True:
+            try:
+                self.health = await self._instance.calls["health"].call(
+                    self._instance.backend.health
+                )
+            except Exception as error:  # noqa: BLE001 - that it failed is the answer
+                self.health = Health(HealthStatus.UNHEALTHY, repr(error))
+            await self._instance.clock.sleep(HEALTH_AGAIN)
+
+
+def _may_be_seen(attempt: Attempt) -> bool:
+    """Whether it is there as far as is known, and not over."""
+    there = attempt.handle or attempt.state > AttemptState.LAUNCHING
+    return bool(there) and not attempt.state.terminal
+
+
+def _room(pool: Pool) -> PoolRoom:
+    return PoolRoom(
+        pool.name,
+        Resources(*pool.total),
+        pool.gpu_ids,
+        pool.accepting,
+        pool.embedded,
+        pool.secrets,
+    )
