@@ -33,11 +33,13 @@ def new_job(
     size: int = 1,
     hold: bool = False,
     blocked_on: tuple[str, ...] = (),
+    blocked_any: tuple[str, ...] = (),
+    blocked_end: tuple[str, ...] = (),
     fail_fast: bool = False,
     retries: RetryPolicy | None = None,
 ) -> Job:
     """A job as it is when it was just submitted."""
-    state = first_state(hold, blocked_on)
+    state = first_state(hold, (*blocked_on, *blocked_any, *blocked_end))
     return Job(
         uid=uid,
         project="default",
@@ -59,6 +61,8 @@ def new_job(
         counts=initial_counts(size, state),
         hold=hold,
         blocked_on=blocked_on,
+        blocked_any=blocked_any,
+        blocked_end=blocked_end,
         created_by="tester",
         create_time=NOW.time,
     )

@@ -18,6 +18,7 @@ from hatoba_plugins import errors
 from hatoba_scheduler.control.observe import refused_step
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending, ExitKind
+from hatoba_scheduler.domain.dependencies import Upstream, upstream_ended
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import Cause, Change, Job, Resources, RetryPolicy
 from hatoba_scheduler.domain.states import (
@@ -28,6 +29,7 @@ from hatoba_scheduler.domain.states import (
     Origin,
     Release,
 )
+from hatoba_scheduler.domain.timing import timed_out
 from hatoba_scheduler.domain.transitions import (
     ATTEMPT_OF,
     TRANSITIONS,
@@ -47,8 +49,6 @@ from hatoba_scheduler.domain.transitions import (
     running,
     starting,
     stopping,
-    upstream_failed,
-    upstream_succeeded,
     waiting,
 )
 
@@ -196,8 +196,10 @@ def steps() -> Iterator[Step]:
     cause = causes.cancelled("owner", "")
     yield launched
     yield from (partial(hold, held=held, now=NOW) for held in (False, True))
-    yield partial(upstream_succeeded, uid="upstream", now=NOW)
-    yield partial(upstream_failed, name="upstream-1", state=JobState.FAILED, now=NOW)
+    for state in (JobState.SUCCEEDED, JobState.FAILED):
+        yield partial(upstream_ended, upstream=Upstream("upstream", "upstream-1", state), now=NOW)
+    for late in (causes.past_deadline("now"), causes.queued_too_long(60.0)):
+        yield partial(timed_out, cause=late, now=NOW)
     yield partial(cancel, cause=cause, now=NOW)
     for step in (partial(waiting, now=NOW), partial(starting, now=NOW), claim, released):
         yield partial(of_attempt, step=step)
@@ -320,6 +322,8 @@ def ends() -> Iterator[tuple[Cause, str]]:
     made = [causes.judge(Ending(kind, code=1))[1] for kind in ExitKind]
     made.append(causes.cancelled("owner", ""))
     made.append(causes.upstream_failed("job-1", "FAILED"))
+    made.append(causes.past_deadline("now"))
+    made.append(causes.queued_too_long(60.0))
     made.append(causes.sibling_failed(0))
     made.append(causes.model_refused("no"))
     gone = (CauseCode.HOST_LOST, CauseCode.DECLARED_GONE, CauseCode.NOT_COMMITTED)

@@ -30,11 +30,27 @@ class Caller(NamedTuple):
     trace: SpanContext
 
 
+class Upstreams(NamedTuple):
+    """Uids of jobs to wait for: all of `ok` must succeed, one of `any`, all of `end` must end."""
+
+    ok: tuple[str, ...] = ()
+    any: tuple[str, ...] = ()
+    end: tuple[str, ...] = ()
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Whatever the way of waiting."""
+        return self.ok + self.any + self.end
+
+
+FREE = Upstreams()
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a job follows from: jobs it waits for (uids), the job it repeats, where it begins."""
+    """What a job follows from: jobs it waits for, the job it repeats, where it begins."""
 
-    blocked_on: tuple[str, ...] = ()
+    upstreams: Upstreams = FREE
     rerun_of: str = ""
     restore: Checkpoint | None = None
 
@@ -72,7 +88,7 @@ class JobMaker:
 
     def _job(self, spec: job_pb2.JobSpec, caller: Caller, origin: Origin, now: Now) -> Job:
         size = task_count(spec)
-        state = first_state(spec.hold, origin.blocked_on)
+        state = first_state(spec.hold, origin.upstreams.all)
         environment = spec.environment
         return Job(
             uid=self._uid(),
@@ -94,7 +110,9 @@ class JobMaker:
             unstarted_state=state,
             counts=initial_counts(size, state),
             hold=spec.hold,
-            blocked_on=origin.blocked_on,
+            blocked_on=origin.upstreams.ok,
+            blocked_any=origin.upstreams.any,
+            blocked_end=origin.upstreams.end,
             created_by=caller.principal,
             create_time=now.time,
             trace_id=caller.trace.trace_id,

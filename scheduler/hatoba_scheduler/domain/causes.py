@@ -195,6 +195,33 @@ def upstream_failed(name: str, state: str) -> Cause:
     )
 
 
+def none_succeeded(name: str, state: str) -> Cause:
+    """Of the jobs of which one had to succeed all ended without; this one last."""
+    return Cause(
+        CauseCode.UPSTREAM_FAILED,
+        Origin.POLICY,
+        f"None of the jobs of which one had to succeed did; {name}, the last, ended {state}.",
+        False,
+    )
+
+
+def past_deadline(deadline: str) -> Cause:
+    """Its deadline came before its end."""
+    return Cause(
+        CauseCode.DEADLINE, Origin.POLICY, f"It had not ended at its deadline, {deadline}.", False
+    )
+
+
+def queued_too_long(seconds: float) -> Cause:
+    """It found no place in the time that it may queue."""
+    return Cause(
+        CauseCode.QUEUE_TIMEOUT,
+        Origin.POLICY,
+        f"No task of it started within its max_queue_time of {seconds:g} s.",
+        False,
+    )
+
+
 def sibling_failed(index: int | None) -> Cause:
     """A task of the same array (None: one of them) failed and the array fails fast."""
     which = "A task" if index is None else f"Task {index}"

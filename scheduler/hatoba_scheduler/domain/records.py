@@ -485,6 +485,15 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class BackendNote:
+    """What an operator has said of a backend."""
+
+    name: str
+    cordoned: bool
+    cordon_reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenRecord:
     """A token without its text: only the text's SHA-256 is kept, hex."""
 

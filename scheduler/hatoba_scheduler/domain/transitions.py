@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.models import ModelVersion
+from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
     Attempt,
     AttemptWrite,
@@ -88,11 +89,12 @@ class Now:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The rows that a decision about one task is made on."""
+    """The rows that a decision about one task is made on; `rows` are all of its job, if known."""
 
     job: Job
     task: Task
     attempt: Attempt
+    rows: Rows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Rows:
         """The rows about one task; None when it is not under way."""
         task = self.tasks.get(index)
         attempt = self.attempts.get(index)
-        return View(self.job, task, attempt) if task and attempt else None
+        return View(self.job, task, attempt, self) if task and attempt else None
 
 
 def derive_state(
@@ -149,11 +151,11 @@ def initial_counts(size: int, state: JobState) -> Counts:
     return tuple(counts)
 
 
-def first_state(hold: bool, blocked_on: tuple[str, ...]) -> JobState:
-    """Where a job that has not started waits."""
+def first_state(hold: bool, upstreams: tuple[str, ...]) -> JobState:
+    """Where a job that has not started waits; `upstreams` are the jobs that it waits for."""
     if hold:
         return _J.HELD
-    return _J.BLOCKED if blocked_on else _J.QUEUED
+    return _J.BLOCKED if upstreams else _J.QUEUED
 
 
 def submitted(job: Job, now: Now) -> Event:
@@ -302,6 +304,8 @@ class Intent:
     reserved: Resources
     fenced: bool
     span_id: str
+    generation: int = 0
+    """Of a gang's member."""
 
 
 def launch(rows: Rows, intent: Intent, now: Now) -> Change | None:
@@ -345,7 +349,10 @@ def launch(rows: Rows, intent: Intent, now: Now) -> Change | None:
         span_id=intent.span_id,
         create_time=now.time,
         reserved=intent.reserved,
+        generation=intent.generation,
     )
+    if job.backend != intent.backend:
+        job = changed(job, backend=intent.backend)
     return moved(job, Move(task, after, "launch"), now, (AttemptWrite(attempt, 0),))
 
 
@@ -447,19 +454,8 @@ def ended(view: View, outcome: Outcome, now: Now) -> Change | None:
     """
     if view.attempt.state.terminal:
         return None
-    outcome = _as_intended(view, outcome)
-    attempt = changed(
-        view.attempt,
-        state=outcome.state,
-        version=view.attempt.version + 1,
-        cause=outcome.cause,
-        end_time=outcome.end or now.time,
-        release=Release.RELEASED if outcome.gone else Release.RELEASING,
-        usage=_usage(view.attempt.usage, outcome.usage),
-        outputs=outcome.outputs,
-        log_sizes=outcome.log_sizes,
-        unknown_since=0,
-    )
+    outcome = as_intended(view, outcome)
+    attempt = over(view.attempt, outcome, now)
     verdict = decide(view, outcome)
     task = _after_attempt(view, outcome, verdict, now)
     move = Move(view.task, task, "retry" if verdict.retry else "end", outcome.cause, verdict.note)
@@ -469,21 +465,39 @@ def ended(view: View, outcome: Outcome, now: Now) -> Change | None:
     return change
 
 
+def over(attempt: Attempt, outcome: Outcome, now: Now) -> Attempt:
+    """An attempt's row once it has ended so."""
+    return changed(
+        attempt,
+        state=outcome.state,
+        version=attempt.version + 1,
+        cause=outcome.cause,
+        end_time=outcome.end or now.time,
+        release=Release.RELEASED if outcome.gone else Release.RELEASING,
+        usage=_usage(attempt.usage, outcome.usage),
+        outputs=outcome.outputs,
+        log_sizes=outcome.log_sizes,
+        unknown_since=0,
+    )
+
+
 def _usage(known: Usage, told: Usage | None) -> Usage:
     if told is None:
         return known
     return changed(told, memory_limit_by=told.memory_limit_by or known.memory_limit_by)
 
 
-def _as_intended(view: View, outcome: Outcome) -> Outcome:
+def as_intended(view: View, outcome: Outcome) -> Outcome:
     """An attempt that ended because we stopped it has the outcome it was stopped for.
 
-    One that succeeded before the stop reached it has succeeded.
+    One that succeeded before the stop reached it has succeeded. Whose place was taken by others
+    waits out no back-off.
     """
     intended = view.attempt.intended
     if intended is None or outcome.state is AttemptState.SUCCEEDED:
         return outcome
-    return changed(outcome, state=intended, cause=view.attempt.cause or outcome.cause)
+    wait = 0.0 if intended is AttemptState.PREEMPTED else outcome.wait
+    return changed(outcome, state=intended, cause=view.attempt.cause or outcome.cause, wait=wait)
 
 
 def _after_attempt(view: View, outcome: Outcome, verdict: Verdict, now: Now) -> Task:
@@ -590,6 +604,34 @@ def cancel(rows: Rows, cause: Cause, now: Now) -> Change | None:
     return cancel_started(rows, change, cause, now)
 
 
+def cancel_tasks(rows: Rows, indices: Ranges, cause: Cause, now: Now) -> Change | None:
+    """As `cancel`, of these tasks of an array alone: the others go on.
+
+    None when none of them may still be ended so.
+    """
+    job = rows.job
+    if job.state.terminal or job.desired is Desired.CANCELLED:
+        return None
+    fresh = job.unstarted.common(indices) if unstarted_waits(job) else Ranges()
+    started = {i: task for i, task in rows.tasks.items() if i in indices and goes_on(rows, i)}
+    if not fresh and not started:
+        return None
+    change = job_moved(job, _dropped(job, fresh), "cancel", now, cause, f"Of tasks {indices}.")
+    return cancel_started(Rows(job, started, rows.attempts), change, cause, now)
+
+
+def _dropped(job: Job, fresh: Ranges) -> Job:
+    counts = list(job.counts)
+    counts[job.unstarted_state] -= len(fresh)
+    counts[_J.CANCELLED] += len(fresh)
+    return changed(
+        job,
+        unstarted=job.unstarted.less(fresh),
+        dropped=job.dropped.union(fresh),
+        counts=tuple(counts),
+    )
+
+
 def fail_fast(rows: Rows, index: int | None, now: Now) -> Change | None:
     """A task failed and its array fails fast: the rest is cancelled. None when nothing is left."""
     job = rows.job
@@ -654,30 +696,8 @@ def hold(rows: Rows, held: bool, now: Now) -> Change | None:
         return None
     after = changed(job, hold=held, settings_version=job.settings_version + 1)
     if unstarted_waits(job):
-        after = changed(after, unstarted_state=first_state(held, job.blocked_on))
+        after = changed(after, unstarted_state=first_state(held, job.upstreams))
     return job_moved(job, after, "hold" if held else "release", now)
-
-
-def upstream_succeeded(rows: Rows, uid: str, now: Now) -> Change | None:
-    """One of the jobs it waits for succeeded; with the last of them it is QUEUED."""
-    job = rows.job
-    if uid not in job.blocked_on or job.state.terminal:
-        return None
-    rest = tuple(known for known in job.blocked_on if known != uid)
-    after = changed(job, blocked_on=rest)
-    if job.unstarted_state is _J.BLOCKED and not rest:
-        after = changed(after, unstarted_state=_J.QUEUED)
-    return job_moved(job, after, "unblock", now)
-
-
-def upstream_failed(rows: Rows, name: str, state: JobState, now: Now) -> Change | None:
-    """One of the jobs it waits for did not succeed: neither will this one."""
-    job = rows.job
-    if not job.blocked_on or job.state.terminal:
-        return None
-    cause = causes.upstream_failed(name, state.name)
-    after = changed(job, unstarted_state=_J.UPSTREAM_FAILED)
-    return job_moved(job, after, "upstream_failed", now, cause)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hatoba.v1 import job_pb2
 from hatoba_scheduler.control.admission import Grounds, problems
@@ -14,22 +14,19 @@ from hatoba_scheduler.convert import job_to_proto
 from hatoba_scheduler.domain.naming import (
     DEFAULT_PROJECT,
     DEFAULT_QUEUE,
-    JobRef,
     job_name,
-    parse_job,
 )
 from hatoba_scheduler.domain.planner import QueueKey
 from hatoba_scheduler.domain.records import Job
-from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.domain.transitions import Now
 from hatoba_scheduler.errors import (
-    FailedPrecondition,
     FieldViolation,
     HatobaError,
     InvalidArgument,
     NotFound,
 )
 from hatoba_scheduler.interceptors.context import current_call
+from hatoba_scheduler.services.dependencies import Dependencies, waits
 from hatoba_scheduler.services.finding import JobFinder
 from hatoba_scheduler.services.job_parts import JobParts
 from hatoba_scheduler.services.requests import mark_deduplicated, mismatch, request_key
@@ -62,6 +59,7 @@ class Submitter:
         self._store = parts.store
         self._ledger = parts.ledger
         self._finder = finder
+        self._dependencies = Dependencies(finder)
         self._message = message
         self._room = QueueRoom(parts.ledger)
 
@@ -150,9 +148,9 @@ class Submitter:
         await self._check_backend(spec, visit.grounds)
         if spec.inputs or spec.HasField("code") or spec.code_version:
             await self._check_manifests(spec, visit.caller.project)
-        if spec.after_ok:
-            blocked_on = await self._dependencies(spec.after_ok, visit.caller.project)
-            origin = Origin(blocked_on, origin.rerun_of, origin.restore)
+        if waits(spec):
+            upstreams = await self._dependencies.resolve(spec, visit.caller.project)
+            origin = replace(origin, upstreams=upstreams)
         queues = visit.grounds.queues
         self._room.take(queues.get(visit.caller.project, spec.queue or DEFAULT_QUEUE))
         return self._parts.maker.submission(spec, visit.caller, origin, visit.now, key)
@@ -186,35 +184,6 @@ class Submitter:
         found = await self._parts.sources.resolve(spec, project)
         if found:
             raise InvalidArgument.of(found)
-
-    async def _dependencies(self, names: Sequence[str], project: str) -> tuple[str, ...]:
-        """Uids of those that have not succeeded yet, in order."""
-        waiting = []
-        for position, name in enumerate(names):
-            job = await self._dependency(name, project)
-            if job is None:
-                raise InvalidArgument.field(
-                    f"spec.after_ok[{position}]",
-                    f"names no job that there is in project {project!r}",
-                    value=name,
-                    remedy="a job can wait only for jobs submitted before it",
-                    rule="after_ok.unknown",
-                )
-            if job.state.terminal and job.state is not JobState.SUCCEEDED:
-                raise FailedPrecondition(
-                    f"spec.after_ok[{position}]: {job.name} ended {job.state.name}, "
-                    "so this job could never run; rerun that one first"
-                )
-            if job.state is not JobState.SUCCEEDED:
-                waiting.append(job.uid)
-        return tuple(dict.fromkeys(waiting))
-
-    async def _dependency(self, name: str, project: str) -> Job | None:
-        ref = parse_job(name)
-        if ref is not None and not ref.uid and "/" not in name:
-            ref = JobRef("", project, name)
-        job = await self._finder.lookup(ref) if ref is not None else None
-        return job if job is not None and job.project == project else None
 
     async def submit_jobs(self, request: job_pb2.SubmitJobsRequest) -> job_pb2.SubmitJobsResponse:
         """Accept many jobs; each item succeeds or fails on its own."""

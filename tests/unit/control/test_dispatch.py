@@ -20,6 +20,7 @@ from hatoba_scheduler.control.observe import Step, of_attempt
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.causes import Ending, ExitKind
+from hatoba_scheduler.domain.dependencies import Upstream, upstream_ended
 from hatoba_scheduler.domain.records import Attempt, Change, Job, Queue, Resources, RetryPolicy
 from hatoba_scheduler.domain.states import AttemptState, JobState
 from hatoba_scheduler.domain.transitions import (
@@ -32,7 +33,6 @@ from hatoba_scheduler.domain.transitions import (
     released,
     running,
     updated,
-    upstream_succeeded,
 )
 
 if TYPE_CHECKING:
@@ -254,7 +254,8 @@ async def test_held_and_blocked_jobs_go_when_they_may(yard: Yard) -> None:
     await yard.settle()
     assert yard.arrived == []
     await yard.ledger.decide("held", lambda rows: hold(rows, False, NOW))
-    await yard.ledger.decide("after", lambda rows: upstream_succeeded(rows, "x", NOW))
+    ended = Upstream("x", "x-1", JobState.SUCCEEDED)
+    await yard.ledger.decide("after", lambda rows: upstream_ended(rows, ended, NOW))
     await yard.settle()
     assert sorted(yard.who()) == [("after", 0, 1), ("held", 0, 1)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
@@ -25,11 +26,11 @@ class Unreadable:
     def __init__(self) -> None:
         self.asked = 0
 
-    async def job(self, uid: str) -> Job:
+    async def jobs_by_uid(self, uids: Sequence[str]) -> dict[str, Job]:
         self.asked += 1
         if self.asked == 1:
             raise StorageFailed("the disk does not answer")
-        return replace(new_job(uid), state=JobState.SUCCEEDED)
+        return {uid: replace(new_job(uid), state=JobState.SUCCEEDED) for uid in uids}
 
 
 async def test_a_store_that_cannot_be_read_delays_and_loses_nothing(books: Books) -> None:

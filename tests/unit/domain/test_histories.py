@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending, ExitKind
+from hatoba_scheduler.domain.dependencies import Upstream, upstream_ended
 from hatoba_scheduler.domain.records import (
     Change,
     Checkpoint,
@@ -29,6 +30,7 @@ from hatoba_scheduler.domain.states import (
     Origin,
     Release,
 )
+from hatoba_scheduler.domain.timing import timed_out
 from hatoba_scheduler.domain.transitions import (
     TRANSITIONS,
     Now,
@@ -51,8 +53,6 @@ from hatoba_scheduler.domain.transitions import (
     stopping,
     submitted,
     updated,
-    upstream_failed,
-    upstream_succeeded,
     used,
     waiting,
 )
@@ -68,6 +68,8 @@ JOBS = st.builds(
     size=st.sampled_from([1, 2, 3, 3]),
     hold=st.sampled_from([False, False, True]),
     blocked_on=st.sampled_from([(), (), UPSTREAM[:1], UPSTREAM]),
+    blocked_any=st.sampled_from([(), (), UPSTREAM[:1], UPSTREAM]),
+    blocked_end=st.sampled_from([(), (), UPSTREAM[:1], UPSTREAM]),
     fail_fast=st.booleans(),
     retries=st.builds(RetryPolicy, user=BUDGET, infrastructure=BUDGET, preemption=BUDGET),
 )
@@ -75,6 +77,7 @@ GOOD = Ending(ExitKind.EXITED)
 ENDINGS = st.one_of(
     st.just(GOOD), st.sampled_from(ExitKind).map(lambda kind: Ending(kind, code=3, signal=9))
 )
+LATE = causes.past_deadline("now")
 REFUSAL = causes.refused(CauseCode.NO_CAPACITY, Origin.CAPACITY, "No room.")
 
 WORDS: dict[str, Callable[[View, Now], Change | None]] = {
@@ -92,13 +95,25 @@ WISHES: dict[str, Callable[[Rows, Now], Change | None]] = {
     "cancel": lambda rows, now: cancel(rows, CANCEL, now),
     "hold": lambda rows, now: hold(rows, held=True, now=now),
     "let go": lambda rows, now: hold(rows, held=False, now=now),
-    "first is ok": lambda rows, now: upstream_succeeded(rows, UPSTREAM[0], now),
-    "second is ok": lambda rows, now: upstream_succeeded(rows, UPSTREAM[1], now),
-    "first failed": lambda rows, now: upstream_failed(rows, UPSTREAM[0], JobState.FAILED, now),
+    "first is ok": lambda rows, now: upstream_ended(rows, good(UPSTREAM[0]), now),
+    "second is ok": lambda rows, now: upstream_ended(rows, good(UPSTREAM[1]), now),
+    "first failed": lambda rows, now: upstream_ended(rows, bad(UPSTREAM[0]), now),
+    "second failed": lambda rows, now: upstream_ended(rows, bad(UPSTREAM[1]), now),
+    "deadline": lambda rows, now: timed_out(rows, LATE, now),
     "hurry": lambda rows, now: updated(rows, Settings(priority=5), now),
     "move": lambda rows, now: updated(rows, Settings(queue="night"), now),
     "calm": lambda rows, now: updated(rows, Settings(priority=0, queue="default"), now),
 }
+
+
+def good(uid: str) -> Upstream:
+    """A job that it may wait for succeeded."""
+    return Upstream(uid, f"{uid}-1", JobState.SUCCEEDED)
+
+
+def bad(uid: str) -> Upstream:
+    """A job that it may wait for did not."""
+    return Upstream(uid, f"{uid}-1", JobState.FAILED)
 
 
 def claimable(view: View) -> bool:
@@ -189,7 +204,7 @@ class Histories(RuleBasedStateMachine):
         assert last is None or last.attempt.release is Release.RELEASED
         assert self.rows.job.desired is Desired.RUN
         assert not self.rows.job.hold
-        assert not self.rows.job.blocked_on
+        assert not self.rows.job.upstreams
         if last is not None:
             self.former.append(last)
         self.take(change)

@@ -38,13 +38,10 @@ from hatoba_scheduler.domain.transitions import (
     derive_state,
     ended,
     fail_fast,
-    hold,
     launch,
     released,
     running,
     stopping,
-    upstream_failed,
-    upstream_succeeded,
 )
 
 J = JobState
@@ -203,35 +200,6 @@ def test_a_fast_failure_is_told_once() -> None:
 def test_a_fast_failure_of_an_array_that_did_not_ask_for_it_is_none() -> None:
     rows = attempt_ending(rows_of(new_job(size=2)), bad(ExitKind.EXITED))
     assert fail_fast(rows, 0, NOW) is None
-
-
-def test_an_upstream_end_counts_only_for_those_that_wait_for_it() -> None:
-    queued = rows_of(new_job())
-    assert upstream_failed(queued, "up-1", J.FAILED, NOW) is None
-    assert upstream_succeeded(queued, "up", NOW) is None
-    held = rows_of(new_job(hold=True))
-    assert upstream_failed(held, "up-1", J.FAILED, NOW) is None
-
-
-@pytest.mark.parametrize("held", [False, True])
-def test_a_failed_upstream_ends_what_waits_for_it(held: bool) -> None:
-    rows = rows_of(new_job(hold=held, blocked_on=("up", "other")))
-    rows = after(rows, upstream_failed(rows, "up-1", J.TIMED_OUT, NOW))
-    assert rows.job.state is J.UPSTREAM_FAILED
-    assert rows.job.cause is not None
-    assert rows.job.cause.message == "up-1, which it depends on, ended TIMED_OUT."
-
-
-def test_held_and_blocked_it_waits_for_both() -> None:
-    rows = rows_of(new_job(hold=True, blocked_on=("a", "b")))
-    rows = after(rows, upstream_succeeded(rows, "a", NOW))
-    rows = after(rows, hold(rows, False, NOW))
-    assert rows.job.state is J.BLOCKED
-    rows = after(rows, hold(rows, True, NOW))
-    rows = after(rows, upstream_succeeded(rows, "b", NOW))
-    assert rows.job.state is J.HELD
-    rows = after(rows, hold(rows, False, NOW))
-    assert rows.job.state is J.QUEUED
 
 
 def test_a_claim_after_its_backend_told_of_the_run_is_kept_and_moves_nothing() -> None:
