@@ -144,10 +144,11 @@ def _derive_live(counts: Counts, started: bool, waiting: JobState) -> JobState:
 
 
 @functools.lru_cache(maxsize=1024)
-def initial_counts(size: int, state: JobState) -> Counts:
-    """All tasks of a new job, in its first state."""
+def initial_counts(size: int, state: JobState, inherited: int = 0) -> Counts:
+    """All tasks of a new job, in its first state; so many SUCCEEDED in the job that it repeats."""
     counts = list(no_counts())
-    counts[state] = size
+    counts[state] = size - inherited
+    counts[_J.SUCCEEDED] = inherited
     return tuple(counts)
 
 
