@@ -51,13 +51,15 @@ from hatoba_plugins.clock import SystemClock
 from hatoba_scheduler import failpoints
 from hatoba_scheduler.auth.authenticator import Authenticator
 from hatoba_scheduler.auth.files import ensure_token_files
-from hatoba_scheduler.backends import Backends, open_backends
-from hatoba_scheduler.config import Address, Config, ConfigError
+from hatoba_scheduler.backends import Backends, loop_settings, open_backends
+from hatoba_scheduler.config import Address, Config, ConfigError, LimitsConfig
 from hatoba_scheduler.control.admission import Grounds
 from hatoba_scheduler.control.alias_follower import AliasFollower
 from hatoba_scheduler.control.aliases import Aliases
+from hatoba_scheduler.control.backend_book import BackendBook
 from hatoba_scheduler.control.backend_loop import BackendLoop
 from hatoba_scheduler.control.deployables import ServingGrounds
+from hatoba_scheduler.control.counts import JobCounts
 from hatoba_scheduler.control.deployment_loop import DeploymentLoop
 from hatoba_scheduler.control.deployments import DeploymentBook
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
@@ -84,8 +86,16 @@ from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.control.submit import JobMaker
 from hatoba_scheduler.control.sweep import sweep
 from hatoba_scheduler.convert import set_time
+from hatoba_scheduler.domain.records import BackendNote
 from hatoba_scheduler.domain.states import Release
-from hatoba_scheduler.interceptors import Admission, CallLimits, Front, Phase, server_options
+from hatoba_scheduler.interceptors import (
+    Admission,
+    CallLimits,
+    Front,
+    Phase,
+    PrincipalLimits,
+    server_options,
+)
 from hatoba_scheduler.services.admin import AdminParts, AdminServicer
 from hatoba_scheduler.services.artifacts import ArtifactParts, ArtifactServicer
 from hatoba_scheduler.services.datasets import DatasetParts, DatasetServicer
@@ -156,6 +166,7 @@ class Core:
     metrics: ServerMetrics
     admission: Admission
     ledger: Ledger
+    counts: JobCounts
     specs: SpecCache
     events: EventLog
     dispatcher: Dispatcher
@@ -178,6 +189,10 @@ class Core:
     started: float = field(default_factory=time.time)
     loops: dict[str, BackendLoop] = field(default_factory=dict)
     serving_loops: dict[str, DeploymentLoop] = field(default_factory=dict)
+    backend_book: BackendBook = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.backend_book = BackendBook(self.store, self.ledger, self.clock, self.loops)
 
     def now(self) -> int:
         """Microseconds since 1970."""
@@ -268,8 +283,9 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         metrics=metrics,
         admission=Admission(Phase.RECOVERING),
         ledger=ledger,
+        counts=JobCounts(store, ledger),
         specs=specs,
-        events=EventLog(store, newest),
+        events=EventLog(store, newest, options.config.limits.watch_behind),
         dispatcher=dispatcher,
         hub=Hub(store, clock, __version__),
         desk=RunnerDesk(ledger, store, clock, rng, LoggedModels(store, specs, chunks.ref)),
@@ -315,6 +331,7 @@ def _tracer(config: Config, traces: TraceStore, cluster_id: str, stack: AsyncExi
 async def _recover(core: Core) -> None:
     """Take up everything that was not over when the last process ended."""
     await core.ledger.recover()
+    await core.counts.recover()
     core.ledger.listen(core.events.on_commit)
     core.ledger.listen(core.logs.on_commit)
     core.ledger.listen(core.desk.on_commit)
@@ -327,6 +344,7 @@ async def _recover(core: Core) -> None:
     await core.publisher.recover()
     await core.feed.recover()
     await core.deployments.recover()
+    await core.ledger.recover_parked()
     log.info("recovered", active_jobs=core.ledger.active(), last_event=core.events.newest)
 
 
@@ -364,11 +382,13 @@ async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
         random.Random(),
         core.store.identity.cluster_id,
         core.dispatcher.describe,
+        getattr(core.dispatcher, "set_backend", lambda _: None),
     )
     for name, opened in backends.opened.items():
         shares[name].declare(opened.backend.capabilities().limits)
         if opened.backend.jobs is not None:
-            core.loops[name] = loop = BackendLoop(name, opened.backend, loop_context)
+            settings = loop_settings(core.options.config, name)
+            core.loops[name] = loop = BackendLoop(name, opened.backend, loop_context, settings)
             fenced = opened.backend.capabilities().runner != "none"
             core.dispatcher.add_site(name, Site(fenced, loop.launch))
             loop.recover()
@@ -379,6 +399,7 @@ async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
             core.serving_loops[name] = serving
             serving.recover()
     core.deployments.served_by(core.serving_loops)
+    await core.backend_book.recover()
     return backends
 
 
@@ -439,12 +460,12 @@ async def _serve_grpc(
     core: Core, backends: Backends, tasks: asyncio.TaskGroup, transport: Transport
 ) -> GrpcServer:
     config = core.options.config
-    limits = CallLimits(config.limits.max_message_bytes, config.limits.max_unary_seconds)
+    limits = _call_limits(config.limits)
     front = Front(core.authenticator, core.tracer, core.metrics, core.admission, limits=limits)
     server = grpc.aio.server(
         interceptors=[front],
         options=server_options(config.limits.max_message_bytes),
-        maximum_concurrent_rpcs=config.limits.max_concurrent_calls,
+        maximum_concurrent_rpcs=_most_rpcs(config.limits),
     )
     _add_services(core, backends, tasks, server)
     health_servicer = health.aio.HealthServicer()
@@ -459,6 +480,23 @@ async def _serve_grpc(
     for name in ("", *SERVICES):
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     return GrpcServer(server, port, health_servicer)
+
+
+def _call_limits(limits: LimitsConfig) -> CallLimits:
+    principals = PrincipalLimits(
+        limits.calls_per_principal,
+        limits.streams_per_principal,
+        limits.changes_per_second,
+        limits.jobs_per_second,
+        limits.max_concurrent_calls,
+        limits.max_streams,
+    )
+    return CallLimits(limits.max_message_bytes, limits.max_unary_seconds, principals)
+
+
+def _most_rpcs(limits: LimitsConfig) -> int:
+    """grpc's own limit, which tells nobody when to come again: above ours, which do."""
+    return 2 * (limits.max_concurrent_calls + limits.max_streams)
 
 
 def _bind(server: grpc.aio.Server, address: str, transport: Transport) -> int:
@@ -480,6 +518,7 @@ def _add_services(
     parts = JobParts(
         store=core.store,
         ledger=core.ledger,
+        counts=core.counts,
         specs=core.specs,
         maker=JobMaker(UidMaker(core.clock.time), backends.default),
         events=core.events,
@@ -535,12 +574,20 @@ def _add_services(
     )
     runner = RunnerServicer(core.desk, core.ledger, core.store, core.logs, core.metric_writer)
     runner_pb2_grpc.add_RunnerServiceServicer_to_server(runner, server)
+
+    async def cordon_backend(request: admin_pb2.CordonBackendRequest) -> admin_pb2.BackendInfo:
+        note = BackendNote(request.name, request.cordoned, request.reason * request.cordoned)
+        actor = current_call().principal
+        await core.backend_book.cordon(note, drain=request.drain, actor=actor)
+        return backends.info(note.name, core.loops[note.name], core.dispatcher.capacity)
+
     admin = AdminParts(
         core.store,
         core.authenticator,
         core.traces,
         core.pager,
         lambda: backends.report(core.loops, core.dispatcher.capacity),
+        cordon_backend,
         lambda: _status(core),
     )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(admin), server)

@@ -102,6 +102,16 @@ class LimitsConfig:
     max_concurrent_calls: int = 2_000
     max_unary_seconds: float = 60.0
     kept_spans: int = 100_000
+    max_streams: int = 10_000
+    calls_per_principal: int = 500
+    """Calls that one principal may have under way, streams not counted."""
+    streams_per_principal: int = 6_000
+    changes_per_second: float = 10_000.0
+    """Calls that change something, by one principal."""
+    jobs_per_second: float = 100_000.0
+    """Jobs submitted by one principal."""
+    watch_behind: int = 1_000_000
+    """Events by which a watcher may be behind before it is told to read the state anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +150,12 @@ class BackendConfig:
 
     type: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    cost_per_hour: float = 0.0
+    """Price of one hour of a task; among backends that could take a job the cheapest gets it."""
+    deadline: float = 30.0
+    """Seconds after which a call to it is given up."""
+    reap_after: float = 300.0
+    """Seconds for which something of ours that nobody wants is left alone there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,13 +239,21 @@ class _Reader:
             self._problem((table,), f"must be a table, written [{table}]")
             return {}
         self._known((table,), given, readers)
+        return self._read((table,), given, readers)
+
+    def _read(
+        self,
+        path: tuple[str, ...],
+        given: Mapping[str, Any],
+        readers: Mapping[str, Callable[[Any], Any]],
+    ) -> dict[str, Any]:
         values = {}
         for key, value in given.items():
             if key in readers:
                 try:
                     values[key] = readers[key](value)
                 except ValueError as error:
-                    self._problem((table, key), str(error))
+                    self._problem((*path, key), str(error))
         return values
 
     def _backends(self, given: Any) -> dict[str, BackendConfig]:
@@ -248,7 +272,7 @@ class _Reader:
         if not isinstance(table, dict):
             self._problem(path, f"must be a table, written [backends.{name}]")
             return None
-        self._known(path, table, ("type", "options"))
+        self._known(path, table, ("type", "options", *_BACKEND))
         kind, options = table.get("type"), table.get("options", {})
         if not isinstance(kind, str) or not kind:
             self._problem((*path, "type"), 'is needed: the plug-in\'s type, such as "hosts"')
@@ -256,7 +280,7 @@ class _Reader:
         if not isinstance(options, dict):
             self._problem((*path, "options"), f"must be a table, [backends.{name}.options]")
             return None
-        return BackendConfig(kind, options)
+        return BackendConfig(kind, options, **self._read(path, table, _BACKEND))
 
     def _default_exists(self, config: Config) -> None:
         for key in ("train", "serves"):
@@ -390,6 +414,12 @@ _LIMITS: dict[str, Callable[[Any], Any]] = {
     "max_concurrent_calls": _whole(1, 1_000_000),
     "max_unary_seconds": _number(1, 3_600),
     "kept_spans": _whole(0, 100_000_000),
+    "max_streams": _whole(1, 1_000_000),
+    "calls_per_principal": _whole(1, 1_000_000),
+    "streams_per_principal": _whole(1, 1_000_000),
+    "changes_per_second": _number(1, 1e9),
+    "jobs_per_second": _number(1, 1e9),
+    "watch_behind": _whole(100, 1_000_000_000),
 }
 _BLOBS: dict[str, Callable[[Any], Any]] = {
     "url": _bucket,
@@ -398,6 +428,11 @@ _BLOBS: dict[str, Callable[[Any], Any]] = {
     "allow_http": _flag,
     "virtual_hosted_style": _flag,
     "lease_seconds": _number(1, 7 * 24 * 3600),
+}
+_BACKEND: dict[str, Callable[[Any], Any]] = {
+    "cost_per_hour": _number(0, 1e6),
+    "deadline": _number(0.1, 600),
+    "reap_after": _number(1, 7 * 24 * 3600),
 }
 _DEFAULTS: dict[str, Callable[[Any], Any]] = {"train": _text, "serves": _text}
 
@@ -470,8 +505,21 @@ _TEMPLATE = """\
 # One message, either way. Files go through chunks and are not bound by it.
 # max_message_bytes = 4194304
 
-# Calls and streams at once; more are RESOURCE_EXHAUSTED.
+# Calls at once, streams at once (watchers and followers of logs); more are RESOURCE_EXHAUSTED.
 # max_concurrent_calls = 2000
+# max_streams = 10000
+
+# Of these, what one principal may have under way. Workers and routers are not counted.
+# calls_per_principal = 500
+# streams_per_principal = 6000
+
+# Changing calls, and jobs submitted, that one principal may send in a second; of both, what two
+# seconds allow may come at once. More are RESOURCE_EXHAUSTED, with the delay after which to repeat.
+# changes_per_second = 10000.0
+# jobs_per_second = 100000.0
+
+# Events by which a watcher may be behind; one further behind is told to read the state anew.
+# watch_behind = 1000000
 
 # Longest time for a call that is no stream.
 # max_unary_seconds = 60.0
@@ -507,6 +555,12 @@ _TEMPLATE = """\
 # Without any, one of type "hosts" runs jobs on this machine.
 # [backends.local]
 # type = "hosts"
+# Price of an hour of a task there: of those that could take a job, the cheapest gets it.
+# cost_per_hour = 0.0
+# Seconds after which a call to it is given up.
+# deadline = 30.0
+# Seconds for which something of ours that nobody wants is left alone there.
+# reap_after = 300.0
 #
 # [backends.local.options]
 """

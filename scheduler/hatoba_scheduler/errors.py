@@ -84,10 +84,19 @@ class Reason(enum.StrEnum):
     QUOTA_EXCEEDED = "QUOTA_EXCEEDED", "A limit of a queue or of the installation is reached."
     STORE_FULL = "STORE_FULL", "The server's disk or database is full."
     TOO_MANY_CALLS = "TOO_MANY_CALLS", "The server answers as many calls as it can."
+    RATE_LIMITED = (
+        "RATE_LIMITED",
+        "The caller sends more calls or jobs in a second than one principal may.",
+    )
     MESSAGE_TOO_LARGE = "MESSAGE_TOO_LARGE", "The message is over the size limit."
     STARTING = "STARTING", "The server is recovering and takes no calls yet."
     DRAINING = "DRAINING", "The server is about to stop."
     STORE_UNAVAILABLE = "STORE_UNAVAILABLE", "The store does not answer."
+    STORE_DAMAGED = "STORE_DAMAGED", "The database file is damaged; a backup must be restored."
+    NOT_ADOPTED = (
+        "NOT_ADOPTED",
+        "The store was restored from a backup and waits for `hatoba server adopt`.",
+    )
     BLOBS_REFUSED = (
         "BLOBS_REFUSED",
         "The object store that keeps chunks denies us or lacks the bucket; mend its settings.",

@@ -209,14 +209,20 @@ class AsyncClient:
         return list((await self.call(request, job_pb2.CancelJobsResponse)).results)
 
     def events(
-        self, *jobs: str, cursor: str = "", jobs_only: bool = False
+        self,
+        *jobs: str,
+        cursor: str = "",
+        jobs_only: bool = False,
+        filter: str = "",
+        reasons: Sequence[str] = (),
     ) -> AsyncGenerator[common_pb2.Event | Resync, None]:
         """Events from a cursor on (empty: from now, `0`: from the oldest), each once and in order.
 
-        With jobs named it ends when all of them have. Broken connections are taken up again.
+        With jobs named it ends when all of them have; without, `filter` chooses as in job lists.
+        Broken connections are taken up again.
         """
         names = [self.job_name(name) for name in jobs]
-        query = WatchQuery(names, self.project, cursor, jobs_only)
+        query = WatchQuery(names, self.project, cursor, jobs_only, filter, reasons)
         return watch_events(self.transport, query, self.notify)
 
     def logs(self, query: LogQuery) -> AsyncGenerator[LogPiece, None]:

@@ -7,8 +7,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 
-from hatoba.errors import Unavailable
-from hatoba.transport import RETRY_WAITS, Transport, stream_waits
+from hatoba.errors import Exhausted, Unavailable
+from hatoba.transport import RETRY_WAITS, Transport, passes, stream_waits
 from hatoba.v1 import common_pb2, job_pb2
 
 TERMINAL = frozenset(
@@ -25,9 +25,12 @@ FROM_THE_OLDEST = "0"
 
 @dataclass(frozen=True)
 class Resync:
-    """The server no longer has everything since the last event: read the state anew."""
+    """Events were passed over, too old or too many: read the state anew; what follows comes after
+    `cursor`.
+    """
 
     oldest_cursor: str
+    cursor: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,10 @@ class WatchQuery:
     project: str = ""
     cursor: str = ""
     jobs_only: bool = False
+    filter: str = ""
+    """Only events of jobs that match, as in job lists; not with `jobs`."""
+    reasons: Sequence[str] = ()
+    """Only events with one of these reasons; empty: all."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,10 @@ class Patience:
         self.transport.away = False
         self._was_good, self._waits = True, []
 
-    async def after(self, error: Unavailable) -> None:
+    async def after(self, error: Unavailable | Exhausted) -> None:
         """Wait before the next try, or raise `error` when the server was never there."""
+        if isinstance(error, Exhausted) and not passes(error):
+            raise error
         tried = len(self._waits)
         if not self._was_good and tried >= len(RETRY_WAITS):
             raise error
@@ -123,7 +132,7 @@ async def watch_events(
             async with aclosing(follower.once()) as items:
                 async for item in items:
                     yield item
-        except Unavailable as error:
+        except (Unavailable, Exhausted) as error:
             await follower.patience.after(error)
 
 
@@ -154,7 +163,12 @@ class _Watch:
     def _request(self) -> job_pb2.WatchJobsRequest:
         query = self.query
         return job_pb2.WatchJobsRequest(
-            project=query.project, jobs=query.jobs, cursor=query.cursor, jobs_only=query.jobs_only
+            project=query.project,
+            jobs=query.jobs,
+            cursor=query.cursor,
+            jobs_only=query.jobs_only,
+            filter=query.filter,
+            reasons=query.reasons,
         )
 
     def _take(self, message: job_pb2.WatchJobsResponse) -> common_pb2.Event | Resync | None:
@@ -164,8 +178,9 @@ class _Watch:
         if kind == "event":
             return self._fresh(message.event)
         if kind == "resync":
-            self.query = replace(self.query, cursor=message.resync.oldest_cursor)
-            return Resync(message.resync.oldest_cursor)
+            # A restored store may count anew.
+            self.last_seq = 0
+            return Resync(message.resync.oldest_cursor, self.query.cursor)
         if kind == "end":
             self.ended = message.end.reason == "terminal"
         return None
@@ -190,7 +205,7 @@ async def read_logs(
             async with aclosing(reader.once()) as pieces:
                 async for piece in pieces:
                     yield piece
-        except Unavailable as error:
+        except (Unavailable, Exhausted) as error:
             await reader.patience.after(error)
 
 

@@ -20,7 +20,7 @@ import grpc.aio
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
-from hatoba.errors import HatobaError, InvalidSpec, Unavailable, from_rpc
+from hatoba.errors import Exhausted, HatobaError, InvalidSpec, Unavailable, from_rpc
 from hatoba.settings import Server
 from hatoba.streams import open_stream
 from hatoba.tracing import Tracer
@@ -44,6 +44,8 @@ READ_VERBS = (
 RETRY_WAITS = (0.2, 0.4, 0.8)
 MAX_RETRY_WAIT = 5.0
 STREAM_WAITS = (0.1, 2.0)
+TOO_MUCH_AT_ONCE = frozenset({"RATE_LIMITED", "TOO_MANY_CALLS"})
+GRPC_IS_FULL = "Concurrent RPC limit exceeded"
 CALL_SECONDS = 30.0
 PUSH_SECONDS = 1.0
 CHANNEL_OPTIONS = [
@@ -127,7 +129,8 @@ class Transport:
         """Make the one call that takes this kind of request. `timeout` is in seconds, for each try.
 
         A request id is added where there is room for one. Reads, and calls that carry an id, are
-        tried again when the server does not answer; others never. Raises a HatobaError.
+        tried again when the server does not answer or has too much to do, after the delay that it
+        told; others never. Raises a HatobaError.
         """
         add_request_id(request)
         path = method_path(request.DESCRIPTOR)
@@ -146,6 +149,10 @@ class Transport:
             except Unavailable as away:
                 await self.pause(away.details.retry_after or wait)
                 await self.relocate()
+            except Exhausted as busy:
+                if not passes(busy):
+                    raise
+                await self.wait_out(busy.details.retry_after or wait)
         return await self._once(path, request, reply, timeout)
 
     async def _once(self, path: str, request: Message, reply: type[R], timeout: float) -> R:
@@ -178,6 +185,10 @@ class Transport:
     async def pause(self, seconds: float) -> None:
         """Wait between half and all of `seconds`, at most 5."""
         await self._timing.sleep(min(seconds, MAX_RETRY_WAIT) * (0.5 + self._timing.jitter() / 2))
+
+    async def wait_out(self, seconds: float) -> None:
+        """Wait for `seconds`, as the server said, and up to half as long again; at most 5."""
+        await self._timing.sleep(min(seconds * (1 + self._timing.jitter() / 2), MAX_RETRY_WAIT))
 
     async def relocate(self) -> None:
         """Look the server up again, and go to its new address if it has one."""
@@ -238,6 +249,11 @@ def add_request_id(request: Message) -> None:
     """Give a request that has room for an id, and none yet, a random one."""
     if "request_id" in request.DESCRIPTOR.fields_by_name and not getattr(request, "request_id"):  # noqa: B009
         setattr(request, "request_id", uuid.uuid4().hex)  # noqa: B010
+
+
+def passes(error: Exhausted) -> bool:
+    """Whether it was refused for being too much at once, before anything of it was done."""
+    return error.reason in TOO_MUCH_AT_ONCE or error.message.startswith(GRPC_IS_FULL)
 
 
 def is_repeatable(request: Message) -> bool:

@@ -32,6 +32,7 @@ from hatoba_scheduler.interceptors import failures
 from hatoba_scheduler.interceptors.admission import Admission
 from hatoba_scheduler.interceptors.context import CallContext, current_call, enter_call
 from hatoba_scheduler.interceptors.options import MAX_MESSAGE_BYTES
+from hatoba_scheduler.interceptors.principals import NEW_JOBS, PrincipalLimits, Principals
 from hatoba_scheduler.interceptors.requests import CheckedContext, CheckedStream, checked, reader
 from hatoba_scheduler.telemetry.metrics import ServerMetrics
 from hatoba_scheduler.telemetry.tracing import (
@@ -51,6 +52,7 @@ _NO_TRACE = SpanContext("0" * 32, "0" * 16, sampled=False)
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 Behaviour = Callable[[Any, Any], Any]
+NewJobs = Callable[[Any], int]
 
 
 class _Method(NamedTuple):
@@ -59,15 +61,17 @@ class _Method(NamedTuple):
     name: str
     access: Access
     changes: bool
+    streams: bool
     begins_trace: bool
     handler: Handler
 
 
 class CallLimits(NamedTuple):
-    """Bytes of one message either way, and seconds that a unary call may take at most."""
+    """Bytes of one message either way, seconds of a unary call, and what one principal may ask."""
 
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_unary_seconds: float = 60.0
+    principals: PrincipalLimits = PrincipalLimits()
 
 
 class Front(grpc.aio.ServerInterceptor):
@@ -88,7 +92,8 @@ class Front(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._admission = admission
         self._access = access
-        self._max_bytes, self._max_seconds = limits or CallLimits()
+        self._max_bytes, self._max_seconds, principals = limits or CallLimits()
+        self._principals = Principals(principals)
         self._methods: dict[str, _Method] = {}
 
     async def intercept_service(
@@ -123,9 +128,11 @@ class Front(grpc.aio.ServerInterceptor):
             raise Unimplemented(f"this server has no method {shown(details.method)}")
         access = self._access.get(details.method, OPERATE)
         changes = may_change(access)
-        unary = not (handler.request_streaming or handler.response_streaming)
+        streams = handler.request_streaming or handler.response_streaming
         name = details.method.removeprefix("/")
-        method = _Method(name, access, changes, changes and unary, self._wrapped(handler))
+        begins_trace = changes and not streams
+        wrapped = self._wrapped(handler, NEW_JOBS.get(name))
+        method = _Method(name, access, changes, streams, begins_trace, wrapped)
         self._methods[details.method] = method
         return method
 
@@ -143,6 +150,7 @@ class Front(grpc.aio.ServerInterceptor):
             call.token = self._authenticator.authenticate(authorization)
             if call.token.role not in method.access:
                 raise _role_refused(call.token, method)
+            self._principals.admit(call.token, changes=method.changes, stream=method.streams)
         self._trace(call, method, traceparent)
 
     def _trace(self, call: CallContext, method: _Method, traceparent: str | None) -> None:
@@ -169,7 +177,7 @@ class Front(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     # -- around the handler -----------------------------------------------------------------------
-    def _wrapped(self, handler: Handler) -> Handler:
+    def _wrapped(self, handler: Handler, new_jobs: NewJobs | None) -> Handler:
         deserialize = handler.request_deserializer
         read = reader(deserialize, self._max_bytes) if deserialize else None
         serialize = handler.response_serializer
@@ -183,17 +191,20 @@ class Front(grpc.aio.ServerInterceptor):
             sends = self._streaming(handler.unary_stream, from_client=False)
             return grpc.unary_stream_rpc_method_handler(sends, read, serialize)
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(handler.unary_unary, serialize), read, None
+            self._unary(handler.unary_unary, serialize, new_jobs), read, None
         )
 
-    def _unary(self, behaviour: Any, serialize: Any) -> Behaviour:
+    def _unary(self, behaviour: Any, serialize: Any, new_jobs: NewJobs | None) -> Behaviour:
         async def unary(request: Any, context: Context) -> bytes:
             call = current_call()
             self._begin(call)
             self._admission.enter()
+            self._enter(call, stream=False)
             try:
                 remaining: float | None = context.time_remaining()
                 request = checked(request)
+                if new_jobs is not None and call.token is not None:
+                    self._principals.submit(call.token, new_jobs(request))
                 if remaining is None or remaining > self._max_seconds:
                     response = await self._clamped(behaviour, request, context)
                 elif remaining < MIN_SECONDS_LEFT:
@@ -206,6 +217,7 @@ class Front(grpc.aio.ServerInterceptor):
                 raise
             finally:
                 self._admission.leave()
+                self._leave(call, stream=False)
             self._succeed(call, context)
             return reply
 
@@ -227,6 +239,7 @@ class Front(grpc.aio.ServerInterceptor):
         async def stream(request: Any, context: Context) -> None:
             call = current_call()
             self._begin(call)
+            self._enter(call, stream=True)
             try:
                 given = CheckedStream(context) if from_client else checked(request)
                 seen: Any = CheckedContext(context) if from_client else context
@@ -234,6 +247,8 @@ class Front(grpc.aio.ServerInterceptor):
             except (Exception, asyncio.CancelledError) as failure:
                 await self._fail(failure, call, context)
                 raise
+            finally:
+                self._leave(call, stream=True)
             self._succeed(call, context)
 
         return stream
@@ -242,12 +257,15 @@ class Front(grpc.aio.ServerInterceptor):
         async def gather(requests: Any, context: Context) -> bytes:
             call = current_call()
             self._begin(call)
+            self._enter(call, stream=True)
             try:
                 handled = behaviour(CheckedStream(context), CheckedContext(context))
                 reply = self._reply(await self._while_authorised(handled, call), serialize)
             except (Exception, asyncio.CancelledError) as failure:
                 await self._fail(failure, call, context)
                 raise
+            finally:
+                self._leave(call, stream=True)
             self._succeed(call, context)
             return reply
 
@@ -283,6 +301,14 @@ class Front(grpc.aio.ServerInterceptor):
                 retry_after=0,
             )
         return raw
+
+    def _enter(self, call: CallContext, *, stream: bool) -> None:
+        if call.token is not None:
+            self._principals.enter(call.token, stream=stream)
+
+    def _leave(self, call: CallContext, *, stream: bool) -> None:
+        if call.token is not None:
+            self._principals.leave(call.token, stream=stream)
 
     # -- how it ended ---------------------------------------------------------------------------
     def _begin(self, call: CallContext) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-MAX_CONCURRENT_CALLS = 2_000
 # Messages up to this many times the limit are read, so that the refusal can say what to do.
 HARD_LIMIT_FACTOR = 4
 

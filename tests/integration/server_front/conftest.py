@@ -78,6 +78,9 @@ class Jobs(job_pb2_grpc.JobServiceServicer):
             return await self._script.unary(request, context)
         return job_pb2.Job(name=request.spec.name)
 
+    async def SubmitJobs(self, request: Any, context: Any) -> Any:
+        return job_pb2.SubmitJobsResponse()
+
     async def GetJob(self, request: Any, context: Any) -> Any:
         return await self.SubmitJob(request, context)
 

@@ -167,6 +167,49 @@ async def test_the_server_says_how_long_to_wait(
     assert pauses.seconds == [1.5]
 
 
+def too_much(reason: str) -> bytes:
+    status = status_pb2.Status(code=code_pb2.RESOURCE_EXHAUSTED, message="too much")
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(700)
+    for detail in (error_details_pb2.ErrorInfo(reason=reason), retry):
+        status.details.add().Pack(detail)
+    return status.SerializeToString()
+
+
+@pytest.mark.parametrize("reason", ["RATE_LIMITED", "TOO_MANY_CALLS"])
+async def test_too_much_at_once_is_sent_again_after_the_delay_that_was_told(
+    fake: FakeServer, locate: Locate, pauses: Pauses, reason: str
+) -> None:
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    fake.refuse("SubmitJobRequest", code, details=too_much(reason), times=2)
+    async with client_of(locate, pauses) as client:
+        await client.submit("true", code=None)
+    assert len(fake.requests("SubmitJobRequest")) == 3
+    assert all(0.7 <= seconds <= 1.05 for seconds in pauses.seconds)
+
+
+async def test_a_full_queue_is_told_at_once(
+    fake: FakeServer, locate: Locate, pauses: Pauses
+) -> None:
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    fake.refuse("SubmitJobRequest", code, details=too_much("QUOTA_EXCEEDED"))
+    async with client_of(locate, pauses) as client:
+        with pytest.raises(errors.Exhausted):
+            await client.submit("true", code=None)
+    assert pauses.seconds == []
+
+
+async def test_a_watch_that_is_one_too_many_is_tried_again(
+    fake: FakeServer, locate: Locate, pauses: Pauses
+) -> None:
+    fake.refuse(
+        "WatchJobsRequest", grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!"
+    )
+    async with client_of(locate, pauses) as client:
+        await sequence(client)
+    assert len(fake.requests("WatchJobsRequest")) == 2
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"\xff", b"\x1a\xff\xff", b"\x1a\x05\x0a\x01", b"\x0b", b"\x1a"]
 )
