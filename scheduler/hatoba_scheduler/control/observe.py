@@ -12,6 +12,7 @@ from hatoba_plugins.values import ExitKind as Told
 from hatoba_scheduler.control.launches import encode_handle
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending, ExitKind
+from hatoba_scheduler.domain.gangs import ended
 from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Cause, Change
 from hatoba_scheduler.domain.retries import back_off
 from hatoba_scheduler.domain.states import AttemptState, CauseCode, Origin
@@ -20,7 +21,6 @@ from hatoba_scheduler.domain.transitions import (
     Outcome,
     Rows,
     View,
-    ended,
     launched,
     reachability,
     released,

@@ -23,9 +23,10 @@ from hatoba_scheduler.convert import (
     progress_of,
     usage_of,
 )
-from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain import causes, gangs, preempting
 from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.gangs import ended
 from hatoba_scheduler.domain.models import ModelVersion
 from hatoba_scheduler.domain.records import (
     Attempt,
@@ -33,6 +34,7 @@ from hatoba_scheduler.domain.records import (
     Change,
     Checkpoint,
     Event,
+    Micros,
     Progress,
 )
 from hatoba_scheduler.domain.retries import back_off
@@ -43,7 +45,6 @@ from hatoba_scheduler.domain.transitions import (
     View,
     checkpointed,
     claimed,
-    ended,
     released,
     running,
     used,
@@ -54,6 +55,9 @@ GRANTED = runner_pb2.CLAIM_VERDICT_GRANTED
 DUPLICATE = runner_pb2.CLAIM_VERDICT_DUPLICATE
 SUPERSEDED = runner_pb2.CLAIM_VERDICT_SUPERSEDED
 CANCELLED = runner_pb2.CLAIM_VERDICT_CANCELLED
+WAIT = runner_pb2.CLAIM_VERDICT_WAIT
+ASK_AGAIN = 0.3
+"""Seconds until a gang's member asks again whether the others have claimed."""
 Logged = tuple[ModelVersion, ...] | Cause
 """Versions that a commit makes, or why it is refused them."""
 T = TypeVar("T")
@@ -121,11 +125,13 @@ class RunnerDesk:
 
         def step(view: View) -> Change | None:
             reply.verdict = verdict(view, request.fence, request.nonce)
-            if reply.verdict == GRANTED and view.task.checkpoint is not None:
-                reply.checkpoint.CopyFrom(checkpoint_to_proto(view.task.checkpoint))
-            if reply.verdict != GRANTED or view.attempt.nonce:
+            if reply.verdict != GRANTED:
                 return None
-            return claimed(view, request.nonce, now)
+            if view.task.checkpoint is not None:
+                reply.checkpoint.CopyFrom(checkpoint_to_proto(view.task.checkpoint))
+            if view.job.terms.gang:
+                return _member_claims(view, request, reply, now)
+            return None if view.attempt.nonce else claimed(view, request.nonce, now)
 
         return _then(self._ask(request.attempt, step), lambda _: reply)
 
@@ -157,9 +163,7 @@ class RunnerDesk:
             if request.HasField("progress"):
                 key = (view.job.uid, view.task.index)
                 self._progress[key] = progress_of(request.progress)
-            if view.attempt.state is not AttemptState.STOPPING:
-                order.order = runner_pb2.RUNNER_ORDER_RUN
-            order.grace.FromMilliseconds(round(view.job.stop_grace * 1000))
+            fill_order(order, view.job.stop_grace, view.attempt, self._now().time)
             return used(view, usage) if usage else None
 
         return _then(self._ask(request.attempt, step), lambda _: order)
@@ -307,13 +311,54 @@ class RunnerDesk:
         return _then(self._ask(told.attempt, step), lambda change: change is not None)
 
 
+def fill_order(
+    order: runner_pb2.HeartbeatResponse, stop_grace: float, attempt: Attempt, now: Micros
+) -> None:
+    """What is wanted of an attempt now, and how long it has for that."""
+    if attempt.state is not AttemptState.STOPPING:
+        order.order = runner_pb2.RUNNER_ORDER_RUN
+    elif preempting.may_save(attempt, now):
+        order.order = runner_pb2.RUNNER_ORDER_CHECKPOINT
+        order.grace.FromMicroseconds(preempting.stop_at(attempt) - now)
+    else:
+        order.order = runner_pb2.RUNNER_ORDER_STOP
+    if order.order != runner_pb2.RUNNER_ORDER_CHECKPOINT:
+        order.grace.FromMilliseconds(round(stop_grace * 1000))
+    if attempt.cause is not None:
+        order.reason = attempt.cause.message
+
+
+def _member_claims(
+    view: View,
+    request: runner_pb2.ClaimAttemptRequest,
+    reply: runner_pb2.ClaimAttemptResponse,
+    now: Now,
+) -> Change | None:
+    """A gang's member claims: it may run once all have."""
+    change = None
+    if not view.attempt.nonce:
+        change = gangs.claimed(view, request.nonce, request.address, now)
+    assert view.rows is not None
+    rows = gangs.after(view.rows, change)
+    if not gangs.all_claimed(rows):
+        reply.verdict = WAIT
+        reply.retry_after.FromMilliseconds(round(ASK_AGAIN * 1000))
+        return change
+    reply.generation = rows.job.generation
+    for one in gangs.members(rows):
+        reply.members.add(index=one.rank, host=one.host, address=one.address)
+    return change
+
+
 def verdict(view: View, fence: int, nonce: str) -> runner_pb2.ClaimVerdict.ValueType:
-    """Whether this nonce may run this attempt."""
+    """Whether this nonce may run this attempt; of a gang's member, once all have claimed."""
     attempt = view.attempt
     if attempt.fence != fence or attempt.state.terminal:
         return SUPERSEDED
-    if attempt.nonce:
-        return GRANTED if attempt.nonce == nonce else DUPLICATE
+    if attempt.nonce and attempt.nonce != nonce:
+        return DUPLICATE
+    if attempt.nonce and not (view.job.terms.gang and attempt.state is AttemptState.STOPPING):
+        return GRANTED
     if view.job.desired is not Desired.RUN or attempt.state is AttemptState.STOPPING:
         return CANCELLED
     return GRANTED

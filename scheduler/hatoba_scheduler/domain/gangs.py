@@ -94,6 +94,13 @@ def claimed(view: View, nonce: str, address: str, now: Now) -> Change:
     return changed(change, attempts=(AttemptWrite(changed(row, address=address), expected),))
 
 
+def after(rows: Rows, change: Change | None) -> Rows:
+    """The rows as a change makes them."""
+    work = _Work(rows)
+    work.take(change)
+    return work.rows()
+
+
 def all_claimed(rows: Rows) -> bool:
     """Every member of the current generation has claimed: its code may run."""
     members = current(rows)

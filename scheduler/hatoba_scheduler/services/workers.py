@@ -19,10 +19,11 @@ from hatoba_scheduler.control.observe import of_attempt
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.convert import host_to_proto, micros
 from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.gangs import ended
 from hatoba_scheduler.domain.records import Attempt, Change, Host, MetricPoint
 from hatoba_scheduler.domain.retries import back_off
 from hatoba_scheduler.domain.states import AttemptState, Release
-from hatoba_scheduler.domain.transitions import Now, Outcome, View, ended, released
+from hatoba_scheduler.domain.transitions import Now, Outcome, View, released
 from hatoba_scheduler.errors import InvalidArgument
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.paging import Pager, page_size
