@@ -67,3 +67,44 @@ class SchemaTooNew(FailedPrecondition):
             f"{path} has schema {found}, this version knows {known}; "
             "start the version that wrote it, or a newer one"
         )
+
+
+class SchemaTooOld(FailedPrecondition):
+    """The database was written by an older version, and whoever asks must not change it."""
+
+    def __init__(self, path: Path, found: int, known: int) -> None:
+        super().__init__(
+            f"{path} has schema {found}, this version brings {known}; "
+            "start the server once: it takes a backup and migrates it"
+        )
+
+
+class DatabaseDamaged(FailedPrecondition):
+    """The database file is no store any more; what it held is in a backup, or lost."""
+
+    default_reason = Reason.STORE_DAMAGED
+
+    def __init__(self, path: Path, text: str) -> None:
+        super().__init__(
+            f"the database {path} is damaged: {text}. Nothing was changed. "
+            f"`hatoba server doctor --data {path.parent}` says what is wrong with it; "
+            f"`hatoba server restore BACKUP --data {path.parent} --replace` puts a backup in its "
+            "place and keeps the damaged file beside it"
+        )
+
+
+class BadBackup(FailedPrecondition):
+    """A copy that cannot be put in place."""
+
+    def __init__(self, file: Path, why: str) -> None:
+        super().__init__(f"{file} is no backup that can be restored: {why}")
+
+
+class StoreExists(FailedPrecondition):
+    """There is a store where a copy was to be put."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(
+            f"{file} exists; with --replace it is moved aside and kept, "
+            "and the backup takes its place"
+        )

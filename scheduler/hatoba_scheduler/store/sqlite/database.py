@@ -19,6 +19,9 @@ LOCK_FILE = "hatoba.db.lock"
 CACHED_STATEMENTS = 256
 OLDEST_SQLITE = (3, 37, 0)
 
+DAMAGED = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+"""Error codes that say that the file is no whole database."""
+
 Connect = Callable[[Path, bool], sqlite3.Connection]
 """Opens the file; True for a reader's connection, which can write nothing."""
 
@@ -114,12 +117,21 @@ def migrate(
         "CREATE TABLE IF NOT EXISTS migrations "
         "(version INTEGER PRIMARY KEY, name TEXT NOT NULL, time INTEGER NOT NULL) STRICT"
     )
-    (found,) = connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()
-    if found > known[-1].version:
-        raise SchemaTooNew(path, found, known[-1].version)
+    found = schema_version(connection, path, known)
     for migration in known:
         if migration.version > found:
             _step(connection, migration, now)
+
+
+def schema_version(connection: sqlite3.Connection, path: Path, known: Sequence[Migration]) -> int:
+    """The version of a file's schema, 0 of an empty one. Raises SchemaTooNew."""
+    tables = "SELECT count(*) FROM sqlite_master WHERE name = 'migrations'"
+    if not connection.execute(tables).fetchone()[0]:
+        return 0
+    (found,) = connection.execute("SELECT coalesce(max(version), 0) FROM migrations").fetchone()
+    if found > known[-1].version:
+        raise SchemaTooNew(path, found, known[-1].version)
+    return int(found)
 
 
 def _step(connection: sqlite3.Connection, migration: Migration, now: int) -> None:
@@ -134,9 +146,11 @@ def _step(connection: sqlite3.Connection, migration: Migration, now: int) -> Non
 
 def identity(connection: sqlite3.Connection, new_id: Callable[[], str]) -> ServerIdentity:
     """The installation's identity, made when there is none."""
-    query = "SELECT cluster_id, store_epoch FROM identity"
+    query = "SELECT cluster_id, store_epoch, restored FROM identity"
     found = connection.execute(query).fetchone()
     if found is None:
-        connection.execute("INSERT INTO identity VALUES (?, 1)", (new_id(),))
+        made = "INSERT INTO identity (cluster_id, store_epoch) VALUES (?, 1)"
+        connection.execute(made, (new_id(),))
         found = connection.execute(query).fetchone()
-    return ServerIdentity(*found)
+    cluster_id, epoch, restored = found
+    return ServerIdentity(cluster_id, epoch, bool(restored))

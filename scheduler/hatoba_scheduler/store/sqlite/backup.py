@@ -1,0 +1,246 @@
+"""Copies of the file: taken while it is used, and put back.
+
+A copy is read through a connection that can write nothing, within one read transaction: the writer
+goes on beside it, and the copy is the store as it was at one moment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+
+from hatoba_scheduler.domain.records import Micros
+from hatoba_scheduler.store.backups import BackupRecord, Copied
+from hatoba_scheduler.store.errors import BadBackup, StorageFull, StoreExists
+from hatoba_scheduler.store.problems import Execute, StoreProblem
+from hatoba_scheduler.store.sqlite import doctor
+from hatoba_scheduler.store.sqlite.blob_index import job_roots
+from hatoba_scheduler.store.sqlite.database import (
+    FILE,
+    DirectoryLock,
+    connect,
+    migrate,
+    migrations,
+    schema_version,
+)
+from hatoba_scheduler.store.sqlite.readers import Readers, fetch
+from hatoba_scheduler.store.sqlite.statements import execute_rows, of
+from hatoba_scheduler.store.sqlite.unit import Direct
+from hatoba_scheduler.store.sqlite.writer import Writer
+
+PART = "backups"
+SLICE_PAGES = 512
+"""Pages between two looks at whether the copy is still wanted: 2 MiB."""
+ROOTS_AT_ONCE = 1_000
+RESERVE_BYTES = 16 << 20
+"""What a copy leaves free on its disk."""
+BESIDE = ("", "-wal", "-shm")
+
+
+class SqliteBackups:
+    """See `BackupStore`."""
+
+    def __init__(self, writer: Writer, readers: Readers) -> None:
+        self._writer = writer
+        self._readers = readers
+
+    async def copy_to(self, target: Path) -> Copied:
+        """See `BackupStore.copy_to`."""
+        return await self._readers.run(lambda source: copy(source, target))
+
+    async def keep(self, backup: BackupRecord, roots: Iterable[str]) -> None:
+        """See `BackupStore.keep`; what it names first, so that none of it is ever unkept."""
+        rows = [(backup.id, digest) for digest in sorted(roots)]
+        for start in range(0, len(rows), ROOTS_AT_ONCE):
+            some = rows[start : start + ROOTS_AT_ONCE]
+            await self._write(lambda c, some=some: execute_rows(c, "insert_roots", some, PART))
+        await self._write(lambda c: c.execute(of(PART, "insert_backup"), backup))
+
+    async def all(self) -> list[BackupRecord]:
+        """See `BackupStore.all`."""
+        found = await self._readers.run(lambda c: fetch(c, of(PART, "backups")))
+        return [BackupRecord(*row) for row in found]
+
+    async def forget(self, backup_id: str) -> None:
+        """See `BackupStore.forget`."""
+        await self._write(lambda c: c.execute(of(PART, "delete_backup"), (backup_id,)))
+        left = ROOTS_AT_ONCE
+        while left == ROOTS_AT_ONCE:
+            left = await self._write(lambda c: _drop_roots(c, backup_id))
+
+    async def manifest_roots(self) -> set[str]:
+        """See `BackupStore.manifest_roots`."""
+        found = await self._readers.run(lambda c: fetch(c, of(PART, "roots")))
+        return {digest for (digest,) in found}
+
+    async def adopted(self) -> None:
+        """See `BackupStore.adopted`."""
+        await self._write(lambda c: c.execute(of(PART, "adopted")))
+
+    async def probe(self) -> None:
+        """See `BackupStore.probe`."""
+        await self._write(lambda c: c.execute(of(PART, "probe")))
+
+    async def check(self, now: Micros) -> list[StoreProblem]:
+        """See `BackupStore.check`."""
+        return await self._readers.run(lambda connection: doctor.check(connection, now))
+
+    async def execute(self, mend: Execute) -> None:
+        """See `BackupStore.execute`."""
+        await self._write(lambda c: c.execute(mend.sql))
+
+    async def _write(self, work: Callable[[sqlite3.Connection], object]) -> object:
+        return await self._writer.call(Direct(work))
+
+
+def _drop_roots(connection: sqlite3.Connection, backup_id: str) -> int:
+    return connection.execute(of(PART, "delete_roots"), (backup_id, ROOTS_AT_ONCE)).rowcount
+
+
+# -- taking --------------------------------------------------------------------------------------
+
+
+def copy(source: sqlite3.Connection, target: Path, reserve: int = RESERVE_BYTES) -> Copied:
+    """Write what `source` sees now into a new file; see `BackupStore.copy_to`."""
+    copy_file(source, target, reserve)
+    with closing(connect(target, reader=True)) as made:
+        return Copied(target.stat().st_size, _last_event(made), frozenset(manifests_named(made)))
+
+
+def copy_file(source: sqlite3.Connection, target: Path, reserve: int = RESERVE_BYTES) -> None:
+    """The same, of a store of whatever version."""
+    source.execute("BEGIN")
+    try:
+        # Begins the read transaction: from here on the source stands still for us.
+        _check_room(source, target, reserve)
+        with closing(sqlite3.connect(target, isolation_level=None)) as made:
+            source.backup(made, pages=SLICE_PAGES, sleep=0)
+            # One file, which needs no other beside it.
+            made.execute("PRAGMA journal_mode=DELETE")
+    finally:
+        source.execute("ROLLBACK")
+    target.chmod(0o600)
+    sync(target)
+
+
+def _last_event(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
+
+
+def _check_room(source: sqlite3.Connection, target: Path, reserve: int) -> None:
+    source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (pages,) = source.execute("PRAGMA page_count").fetchone()
+    (size,) = source.execute("PRAGMA page_size").fetchone()
+    free = shutil.disk_usage(target.parent).free
+    if free < pages * size + reserve:
+        raise StorageFull(
+            f"a copy of the store needs {pages * size:,} bytes and leaves {reserve:,} free; "
+            f"{free:,} are free in {target.parent}: free some, or name another directory"
+        )
+
+
+def manifests_named(connection: sqlite3.Connection) -> set[str]:
+    """Digests of all manifests that a store names, whichever part of it does."""
+    found = job_roots(connection)
+    for part, name in (("datasets", "manifests"), ("models", "roots"), (PART, "roots")):
+        found.update(digest for (digest,) in fetch(connection, of(part, name)))
+    for (text,) in fetch(connection, of("deployments", "manifests")):
+        found.update(json.loads(text))
+    return found
+
+
+def sync(path: Path) -> None:
+    """Bring a file and its name to the disk."""
+    for place in (path, path.parent):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+# -- putting back --------------------------------------------------------------------------------
+
+
+def verify(file: Path) -> int:
+    """The store epoch of a copy that is whole. Raises BadBackup, or SchemaTooNew."""
+    try:
+        with closing(connect(file, reader=True)) as connection:
+            bad = [text for (text,) in connection.execute("PRAGMA integrity_check") if text != "ok"]
+            if bad:
+                raise BadBackup(file, f"it is damaged: {bad[0]}")
+            schema_version(connection, file, migrations())
+            found = connection.execute("SELECT store_epoch FROM identity").fetchone()
+    except sqlite3.Error as error:
+        raise BadBackup(file, f"it cannot be read as a store: {error}") from error
+    if found is None:
+        raise BadBackup(file, "it is a store that was never used")
+    return int(found[0])
+
+
+def restore(
+    file: Path, directory: Path, now: Micros, *, replace: bool, epoch_above: int = 0
+) -> int:
+    """Put a copy in place as the store of `directory`; its new epoch.
+
+    The store that was there is moved aside and kept. Raises AlreadyRunning while a server has the
+    directory, StoreExists when there is a store and `replace` is not said, BadBackup, OSError.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = DirectoryLock(directory)
+    try:
+        return _restore(file, directory / FILE, now, replace, max(epoch_above, verify(file)))
+    finally:
+        lock.release()
+
+
+def _restore(file: Path, place: Path, now: Micros, replace: bool, epoch: int) -> int:
+    if place.exists() and not replace:
+        raise StoreExists(place)
+    fresh = place.with_name(f"{FILE}.new")
+    for suffix in BESIDE:
+        Path(f"{fresh}{suffix}").unlink(missing_ok=True)
+    shutil.copyfile(file, fresh)
+    fresh.chmod(0o600)
+    epoch = max(epoch, _epoch_of(place)) + 1
+    with closing(connect(fresh, reader=False)) as connection:
+        migrate(connection, fresh, migrations(), now)
+        connection.execute("UPDATE identity SET store_epoch = ?, restored = 1", (epoch,))
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    if place.exists():
+        aside = _move_aside(place)
+        sync(aside)
+    fresh.rename(place)
+    sync(place)
+    return epoch
+
+
+def _epoch_of(place: Path) -> int:
+    """The epoch of a store that is about to be replaced; 0 when it cannot say."""
+    if not place.exists():
+        return 0
+    try:
+        with closing(connect(place, reader=True)) as connection:
+            return int(connection.execute("SELECT store_epoch FROM identity").fetchone()[0])
+    except (sqlite3.Error, TypeError):
+        return 0
+
+
+def _move_aside(place: Path) -> Path:
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    aside = place.with_name(f"{FILE}.replaced-{stamp}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = place.with_name(f"{FILE}.replaced-{stamp}-{number}")
+    for suffix in reversed(BESIDE):
+        part = Path(f"{place}{suffix}")
+        if part.exists():
+            part.rename(f"{aside}{suffix}")
+    return aside
