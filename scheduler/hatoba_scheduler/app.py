@@ -58,8 +58,8 @@ from hatoba_scheduler.control.alias_follower import AliasFollower
 from hatoba_scheduler.control.aliases import Aliases
 from hatoba_scheduler.control.backend_book import BackendBook
 from hatoba_scheduler.control.backend_loop import BackendLoop
-from hatoba_scheduler.control.deployables import ServingGrounds
 from hatoba_scheduler.control.counts import JobCounts
+from hatoba_scheduler.control.deployables import ServingGrounds
 from hatoba_scheduler.control.deployment_loop import DeploymentLoop
 from hatoba_scheduler.control.deployments import DeploymentBook
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
@@ -85,6 +85,7 @@ from hatoba_scheduler.control.spans import AttemptSpans
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.control.submit import JobMaker
 from hatoba_scheduler.control.sweep import sweep
+from hatoba_scheduler.control.timers import Timers
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.records import BackendNote
 from hatoba_scheduler.domain.states import Release
@@ -94,6 +95,7 @@ from hatoba_scheduler.interceptors import (
     Front,
     Phase,
     PrincipalLimits,
+    current_call,
     server_options,
 )
 from hatoba_scheduler.services.admin import AdminParts, AdminServicer
@@ -175,6 +177,7 @@ class Core:
     logs: LogStore
     metric_writer: MetricWriter
     followers: Followers
+    timers: Timers
     publisher: Publisher
     queues: QueueBook
     chunks: ChunkStore
@@ -294,6 +297,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         logs=LogStore(options.data / "logs"),
         metric_writer=MetricWriter(store),
         followers=Followers(ledger, store, clock),
+        timers=Timers(ledger, store, clock),
         publisher=Publisher(ledger, store, specs, chunks, clock),
         queues=QueueBook(store, dispatcher.set_queue),
         chunks=chunks,
@@ -341,6 +345,7 @@ async def _recover(core: Core) -> None:
     await core.queues.recover()
     core.dispatcher.recover()
     core.followers.recover()
+    await core.timers.recover()
     await core.publisher.recover()
     await core.feed.recover()
     await core.deployments.recover()
@@ -414,6 +419,7 @@ def _start_loops(
         "dispatch": core.dispatcher.run,
         "dispatch-timer": core.dispatcher.run_timer,
         "followers": core.followers.run,
+        "timers": core.timers.run,
         "publisher": core.publisher.run,
         "metric-writer": core.metric_writer.run,
         "alias-follower": _alias_follower(core).run,

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
+from hatoba_scheduler.domain.parking import is_plain
 from hatoba_scheduler.domain.records import Attempt, Change, Event, Job, Task
 from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.store.base import (
     Applied,
     Duplicate,
+    JobCount,
     LiveState,
     Mismatch,
+    Parked,
     Stale,
     Store,
     Submission,
@@ -34,6 +38,8 @@ class MemoryStore:
     """Raised by the next writes, until it is taken away."""
     batches: list[int] = field(default_factory=list)
     """Sizes of the calls of `apply`."""
+    lookups: list[int] = field(default_factory=list)
+    """How many jobs were asked for at a time."""
     reads: int = 0
     """How often specs or events were asked for."""
 
@@ -68,14 +74,40 @@ class MemoryStore:
         await self._gate()
         return results
 
-    async def live(self) -> LiveState:
+    async def live(self, plain: int) -> LiveState:
         """Jobs that are not over or hold something."""
+        waiting = [job for job in self.jobs.values() if is_plain(job)]
+        left_out = {job.uid for job in waiting[plain:]}
+        return self._live([job for job in self.jobs.values() if job.uid not in left_out])
+
+    async def live_job(self, uid: str) -> LiveState:
+        """One of them."""
+        return self._live([self.jobs[uid]])
+
+    async def parked(self, skip: int) -> AsyncIterator[Sequence[Parked]]:
+        """Plain jobs, two at a time."""
+        waiting = [job for job in self.jobs.values() if is_plain(job)][skip:]
+        for start in range(0, len(waiting), 2):
+            yield [_parked(job) for job in waiting[start : start + 2]]
+
+    async def jobs_by_uid(self, uids: Sequence[str]) -> dict[str, Job]:
+        """Those that exist."""
+        self._fail()
+        self.lookups.append(len(uids))
+        return {uid: self.jobs[uid] for uid in uids if uid in self.jobs}
+
+    async def job_counts(self) -> list[JobCount]:
+        """By queue and state."""
+        counts = Counter((job.project, job.queue, job.state) for job in self.jobs.values())
+        return [JobCount(*key, count) for key, count in counts.items()]
+
+    def _live(self, jobs: Sequence[Job]) -> LiveState:
         attempts = self._newest()
         held = {a.job_uid for a in attempts if a.release is not Release.RELEASED}
-        jobs = [j for j in self.jobs.values() if not j.state.terminal or j.uid in held]
+        jobs = [job for job in jobs if not job.state.terminal or job.uid in held]
         uids = {job.uid for job in jobs}
         tasks = [t for t in self.kept_tasks.values() if t.job_uid in uids]
-        return LiveState(jobs, tasks, [a for a in attempts if a.job_uid in uids])
+        return LiveState(list(jobs), tasks, [a for a in attempts if a.job_uid in uids])
 
     async def specs(self, uids: Sequence[str]) -> dict[str, bytes]:
         """Specs of the jobs that exist."""
@@ -84,9 +116,9 @@ class MemoryStore:
 
     async def events(self, after_seq: int, limit: int, job_uids: Sequence[str] = ()) -> list[Event]:
         """A page of the log."""
-        assert not job_uids
         self.reads += 1
-        return [event for event in self.log if event.seq > after_seq][:limit]
+        later = (event for event in self.log if event.seq > after_seq)
+        return [event for event in later if not job_uids or event.job_uid in job_uids][:limit]
 
     def _fail(self) -> None:
         if self.fail_with is not None:
@@ -120,3 +152,20 @@ class MemoryStore:
         for attempt in sorted(self.kept_attempts.values(), key=lambda a: a.number):
             newest[attempt.job_uid, attempt.index] = attempt
         return list(newest.values())
+
+
+def _parked(job: Job) -> Parked:
+    return Parked(
+        job.uid,
+        job.project,
+        job.queue,
+        job.backend,
+        job.priority,
+        job.state,
+        job.resources,
+        job.terms,
+        job.secrets,
+        job.embedded_only,
+        job.created_by,
+        job.create_time,
+    )

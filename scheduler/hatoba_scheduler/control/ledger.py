@@ -3,6 +3,8 @@
 Decisions are pure functions of a job's rows. All that are asked for while a commit is under way are
 taken together in the next one; each sees the outcome of those before it. Memory, futures and
 listeners move only after the commit. Jobs that are over leave memory once nothing of them is held.
+Of plain waiting jobs (`domain.parking`) a bounded number is in memory; the others are parked: they
+are in the store alone, and loaded when something is decided about them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, Protocol
 import structlog
 
 from hatoba_scheduler.control.gather import Gatherer
+from hatoba_scheduler.domain.parking import is_plain
 from hatoba_scheduler.domain.records import (
     Attempt,
     Change,
@@ -32,6 +35,7 @@ from hatoba_scheduler.store.base import (
     Duplicate,
     LiveState,
     Mismatch,
+    Parked,
     Stale,
     Store,
     Submission,
@@ -43,6 +47,7 @@ Decide = Callable[[Rows], Change | None]
 SubmitResult = Submitted | Duplicate | Mismatch
 BATCH = 500
 QUEUE = 20_000
+KEEP = 20_000
 
 log = structlog.get_logger(__name__)
 
@@ -118,13 +123,20 @@ class _Work:
 class Ledger:
     """All jobs that are not over, and every change of them."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, keep: int = KEEP) -> None:
+        """Of plain jobs at most `keep` are in memory."""
         self._store = store
+        self._keep = keep
         self._live: dict[str, _Live] = {}
+        self._plain: set[str] = set()
+        self._parked = 0
+        self._coming: set[str] = set()
+        self._early: list[_Ask] = []
         self._names: dict[str, tuple[str, int]] = {}
         self._asks: list[_Ask] = []
         self._wake = asyncio.Event()
         self._listeners: list[Listener] = []
+        self._on_parked: list[Callable[[Sequence[Parked]], None]] = []
         self._submits = asyncio.TaskGroup()
         self._arrivals = Gatherer(self._begin)
         self._running = asyncio.Event()
@@ -133,31 +145,55 @@ class Ledger:
     # -- reading --------------------------------------------------------------------------------
 
     def rows(self, uid: str) -> Rows | None:
-        """A job's rows while it is in memory; ended jobs that hold nothing are not."""
+        """A job's rows while it is in memory; parked jobs, and ended ones that hold nothing, are
+        not."""
         live = self._live.get(uid)
         return Rows(live.job, live.tasks, live.attempts) if live else None
+
+    async def load(self, uid: str) -> Rows | None:
+        """A job's rows, parked or not; None when it is over and holds nothing."""
+        return (await self.load_all([uid])).get(uid)
+
+    async def load_all(self, uids: Sequence[str]) -> dict[str, Rows]:
+        """The rows of those of these jobs that are not over, or hold something."""
+        found = {uid: rows for uid in uids if (rows := self.rows(uid)) is not None}
+        missing = [uid for uid in uids if uid not in found]
+        if missing and self._parked:
+            found |= {job.uid: Rows(job, {}, {}) for job in await self._read_parked(missing)}
+        # What was loaded meanwhile may have moved on.
+        return {uid: self.rows(uid) or rows for uid, rows in found.items()}
+
+    async def _read_parked(self, uids: Sequence[str]) -> list[Job]:
+        jobs = await self._store.jobs_by_uid(uids)
+        return [job for job in jobs.values() if is_plain(job)]
 
     def find_attempt(self, name: str) -> tuple[str, int] | None:
         """(job uid, index) of a task's newest attempt, by external name."""
         return self._names.get(name)
 
     def all_rows(self) -> Iterable[Rows]:
-        """Every job in memory; not to be kept over an await."""
+        """Every job in memory, so no parked ones; not to be kept over an await."""
         return (Rows(live.job, live.tasks, live.attempts) for live in self._live.values())
 
     def active(self) -> int:
         """Jobs that are not over."""
-        return sum(not live.job.state.terminal for live in self._live.values())
+        return self._parked + sum(not live.job.state.terminal for live in self._live.values())
 
     # -- changing -------------------------------------------------------------------------------
 
-    def listen(self, listener: Listener) -> None:
-        """Tell this listener of every commit from now on."""
+    def listen(
+        self,
+        listener: Listener,
+        on_parked: Callable[[Sequence[Parked]], None] | None = None,
+    ) -> None:
+        """Tell this listener of every commit from now on, and of what recovery finds parked."""
         self._listeners.append(listener)
+        if on_parked is not None:
+            self._on_parked.append(on_parked)
 
     async def recover(self) -> LiveState:
-        """Load all that is not over, before the first decision."""
-        state = await self._store.live()
+        """Load all that is not over, less what stays parked, before the first decision."""
+        state = await self._store.live(self._keep)
         for job in state.jobs:
             self._live[job.uid] = _Live(job)
         for task in state.tasks:
@@ -167,7 +203,15 @@ class Ledger:
             self._names[attempt.name] = (attempt.job_uid, attempt.index)
         for live in list(self._live.values()):
             self._shrink(live)
+            self._place(live)
         return state
+
+    async def recover_parked(self) -> None:
+        """Tell of all parked jobs, once everybody listens."""
+        async for batch in self._store.parked(self._keep):
+            self._parked += len(batch)
+            for hear in self._on_parked:
+                hear(batch)
 
     async def submit(self, items: Sequence[Submission]) -> list[SubmitResult]:
         """Store new jobs; they are in memory, and told of, when this returns.
@@ -178,6 +222,7 @@ class Ledger:
         await self._running.wait()
         if self._stopped:
             raise _stopping()
+        self._coming.update([item.job.uid for item in items])
         new = _New(items, asyncio.get_running_loop().create_future())
         self._arrivals.add(new, len(items))
         return await new.answer
@@ -195,6 +240,8 @@ class Ledger:
         except Exception as error:  # noqa: BLE001 - told to who asked
             for new in group:
                 _fail(new.answer, error)
+        finally:
+            self._arrived(group)
 
     async def _store_all(self, group: Sequence[_New]) -> None:
         """Store jobs together; when a row of one is refused, each call's for themselves."""
@@ -220,13 +267,37 @@ class Ledger:
         for item, result in zip(items, results, strict=True):
             if not isinstance(result, Submitted) or result.job.uid in self._live:
                 continue
-            live = self._live[result.job.uid] = _Live(result.job)
             event = item.event.completed(result.seq, result.job.name)
             change = Change(result.job, 0, events=(event,))
-            rows = Rows(live.job, live.tasks, live.attempts)
-            commits.append(Commit(None, change, rows, item.publishes))
+            commits.append(Commit(None, change, self._admit(result.job), item.publishes))
             events.append(event)
         self._tell(commits, events)
+
+    def _admit(self, job: Job) -> Rows:
+        """A new job comes into memory, or is parked."""
+        live = self._live[job.uid] = _Live(job)
+        self._place(live)
+        return Rows(job, live.tasks, live.attempts)
+
+    def _arrived(self, group: Sequence[_New]) -> None:
+        """What became of new jobs is told: decisions about them may be taken."""
+        for new in group:
+            self._coming.difference_update([item.job.uid for item in new.items])
+        if self._early:
+            self._asks += self._early
+            self._early = []
+            self._wake.set()
+
+    def _place(self, live: _Live) -> None:
+        """Keep a job in memory, unless it is plain and there are enough of these."""
+        uid = live.job.uid
+        if live.tasks or not is_plain(live.job):
+            self._plain.discard(uid)
+        elif len(self._plain) < self._keep or uid in self._plain:
+            self._plain.add(uid)
+        else:
+            del self._live[uid]
+            self._parked += 1
 
     async def decide(self, uid: str, decide: Decide) -> Change | None:
         """As `ask`, awaited."""
@@ -260,9 +331,9 @@ class Ledger:
                     for new in self._arrivals.take():
                         _fail(new.answer, _stopping())
         finally:
-            for ask in self._asks:
+            for ask in [*self._asks, *self._early]:
                 _fail(ask.answer, _stopping())
-            self._asks = []
+            self._asks, self._early = [], []
 
     async def _commit_all(self) -> None:
         while True:
@@ -273,6 +344,39 @@ class Ledger:
                 await self._commit(batch)
 
     async def _commit(self, batch: Sequence[_Ask]) -> None:
+        if self._coming:
+            self._early += [ask for ask in batch if ask.uid in self._coming]
+            batch = [ask for ask in batch if ask.uid not in self._coming]
+        loaded = await self._load_for(batch) if self._parked else ()
+        try:
+            await self._carry_out(batch)
+        finally:
+            for live in loaded:
+                if self._live.get(live.job.uid) is live:
+                    self._place(live)
+
+    async def _load_for(self, batch: Sequence[_Ask]) -> Sequence[_Live]:
+        """Bring the parked jobs of a batch into memory."""
+        missing = {ask.uid for ask in batch if ask.uid not in self._live}
+        if not missing:
+            return ()
+        try:
+            jobs = await self._read_parked(list(missing))
+        except asyncio.CancelledError:
+            for ask in batch:
+                _fail(ask.answer, _stopping())
+            raise
+        except HatobaError as error:
+            for ask in batch:
+                if ask.uid in missing:
+                    _fail(ask.answer, error)
+            return ()
+        loaded = [_Live(job) for job in jobs]
+        self._live |= {live.job.uid: live for live in loaded}
+        self._parked -= len(loaded)
+        return loaded
+
+    async def _carry_out(self, batch: Sequence[_Ask]) -> None:
         works, answers = self._decide_all(batch)
         changed = [work for work in works.values() if work.changes]
         changes = [combined(work.changes) for work in changed]
@@ -364,6 +468,9 @@ class Ledger:
         self._tell(commits, events)
         for work in works:
             self._shrink(work.live)
+            self._plain.discard(work.job.uid)
+            if work.job.uid in self._live:
+                self._place(work.live)
 
     def _take_over(self, work: _Work) -> None:
         live = work.live
@@ -391,17 +498,17 @@ class Ledger:
     async def _reload(self, uid: str) -> None:
         """Somebody else wrote this job: what memory held is replaced by what is stored."""
         log.warning("change.stale", job=uid)
-        state = await self._store.live()
+        state = await self._store.live_job(uid)
         live = self._live.get(uid)
-        found = [job for job in state.jobs if job.uid == uid]
+        found = state.jobs
         for attempt in live.attempts.values() if live else ():
             self._names.pop(attempt.name, None)
         if live is None or not found:
             self._live.pop(uid, None)
             return
         live.job = found[0]
-        live.tasks = {t.index: t for t in state.tasks if t.job_uid == uid}
-        live.attempts = {a.index: a for a in state.attempts if a.job_uid == uid}
+        live.tasks = {task.index: task for task in state.tasks}
+        live.attempts = {attempt.index: attempt for attempt in state.attempts}
         self._names |= {a.name: (uid, index) for index, a in live.attempts.items()}
 
     def _answer(

@@ -1,61 +1,45 @@
-"""How many unfinished jobs each queue has, those on their way into the store included."""
+"""Keeps queues within `max_pending`, counting what is on its way into the store too."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 
-from hatoba_scheduler.control.ledger import Commit, Ledger
-from hatoba_scheduler.domain.planner import QueueKey
-from hatoba_scheduler.domain.records import Event, Job, Queue
+from hatoba_scheduler.control.counts import JobCounts
+from hatoba_scheduler.domain.planning.model import QueueKey
+from hatoba_scheduler.domain.records import Queue
 from hatoba_scheduler.errors import ResourceExhausted
 
 
 class QueueRoom:
-    """Keeps queues within `max_pending`, also under many submits at once."""
+    """Places in queues, reserved by those who are about to submit."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._unfinished: Counter[QueueKey] = Counter()
+    def __init__(self, counts: JobCounts) -> None:
+        self._counts = counts
         self._coming: Counter[QueueKey] = Counter()
-        for rows in ledger.all_rows():
-            self._count(rows.job, 1)
-        ledger.listen(self.on_commit)
 
-    def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
-        """Take in committed changes; a listener of the ledger."""
-        del events
-        for commit in commits:
-            if commit.before is not None:
-                self._count(commit.before, -1)
-            self._count(commit.change.job, 1)
-
-    def _count(self, job: Job, by: int) -> None:
-        if not job.state.terminal:
-            _add(self._unfinished, (job.project, job.queue), by)
-
-    def take(self, queue: Queue) -> QueueKey:
-        """Reserve a place until it is given back, which is after its job was stored.
+    def take(self, queue: Queue, places: int = 1) -> QueueKey:
+        """Reserve places until they are given back, which is after their jobs were stored.
 
         Raises ResourceExhausted when the queue has as many unfinished jobs as it may.
         """
         key = (queue.project, queue.name)
-        pending = self._unfinished.get(key, 0) + self._coming.get(key, 0)
-        if queue.max_pending and pending >= queue.max_pending:
+        coming = self._coming.get(key, 0)
+        if queue.max_pending:
+            self._check(queue, self._counts.unfinished(key) + coming + places - 1)
+        self._coming[key] = coming + places
+        return key
+
+    def _check(self, queue: Queue, pending: int) -> None:
+        if pending >= queue.max_pending:
             raise ResourceExhausted(
                 f"queue {queue.name!r} holds {pending} unfinished jobs, "
                 f"its limit is {queue.max_pending}; wait, or raise max_pending"
             )
-        _add(self._coming, key, 1)
-        return key
 
-    def give_back(self, key: QueueKey) -> None:
-        """The job was stored, and counts by itself, or never will be."""
-        _add(self._coming, key, -1)
-
-
-def _add(counts: Counter[QueueKey], key: QueueKey, by: int) -> None:
-    count = counts.get(key, 0) + by
-    if count:
-        counts[key] = count
-    else:
-        del counts[key]
+    def give_back(self, key: QueueKey, places: int = 1) -> None:
+        """The jobs were stored, and count by themselves, or never will be."""
+        left = self._coming.get(key, 0) - places
+        if left:
+            self._coming[key] = left
+        else:
+            self._coming.pop(key, None)

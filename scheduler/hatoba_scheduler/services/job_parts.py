@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hatoba.v1 import common_pb2
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.admission import Grounds
+from hatoba_scheduler.control.counts import JobCounts
 from hatoba_scheduler.control.dispatch import Dispatcher
 from hatoba_scheduler.control.events import EventLog
 from hatoba_scheduler.control.ledger import Ledger
@@ -28,6 +29,7 @@ class JobParts:
 
     store: Store
     ledger: Ledger
+    counts: JobCounts
     specs: SpecCache
     maker: JobMaker
     events: EventLog

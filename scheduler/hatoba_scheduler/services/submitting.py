@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 from hatoba.v1 import job_pb2
-from hatoba_scheduler.control.admission import Grounds, problems
+from hatoba_scheduler.control.admission import Grounds, problems, willing_backends
 from hatoba_scheduler.control.room import QueueRoom
 from hatoba_scheduler.control.submit import Caller, Origin
 from hatoba_scheduler.convert import job_to_proto
@@ -16,11 +16,10 @@ from hatoba_scheduler.domain.naming import (
     DEFAULT_QUEUE,
     job_name,
 )
-from hatoba_scheduler.domain.planner import QueueKey
+from hatoba_scheduler.domain.planning.model import QueueKey
 from hatoba_scheduler.domain.records import Job
 from hatoba_scheduler.domain.transitions import Now
 from hatoba_scheduler.errors import (
-    FieldViolation,
     HatobaError,
     InvalidArgument,
     NotFound,
@@ -61,17 +60,24 @@ class Submitter:
         self._finder = finder
         self._dependencies = Dependencies(finder)
         self._message = message
-        self._room = QueueRoom(parts.ledger)
+        self._room = QueueRoom(parts.counts)
 
     async def submit_job(self, request: job_pb2.SubmitJobRequest) -> job_pb2.Job:
         """Accept one job durably."""
         visit = self.visit(request.project)
         if request.validate_only:
-            submission = await self._admitted(request.spec, visit, Origin(), None)
-            self._room.give_back(_queue_of(submission))
-            return job_to_proto(submission.job, request.spec)
+            return job_to_proto(await self.drafted(request.spec, visit), request.spec)
         key = request_key(request.project, "SubmitJob", request.request_id, request)
         return await self.submit(request.spec, visit, Origin(), key)
+
+    async def drafted(self, spec: job_pb2.JobSpec, visit: Visit) -> Job:
+        """The job that a submit would make, which is not stored; without a name.
+
+        Fills the spec's defaults in. Raises what SubmitJob refuses with.
+        """
+        submission = await self._admitted(spec, visit, Origin(), None)
+        self._room.give_back(_queue_of(submission))
+        return submission.job
 
     async def submit(
         self, spec: job_pb2.JobSpec, visit: Visit, origin: Origin, key: RequestKey | None
@@ -145,7 +151,12 @@ class Submitter:
         found = problems(spec, visit.caller.project, visit.grounds)
         if found:
             raise InvalidArgument.of(found)
-        await self._check_backend(spec, visit.grounds)
+        backends, found = await willing_backends(spec, visit.grounds)
+        if found:
+            raise InvalidArgument.of(found)
+        if len(backends) > 1:
+            origin = replace(origin, backends=backends)
+        spec.backend = backends[0]
         if spec.inputs or spec.HasField("code") or spec.code_version:
             await self._check_manifests(spec, visit.caller.project)
         if waits(spec):
@@ -154,14 +165,6 @@ class Submitter:
         queues = visit.grounds.queues
         self._room.take(queues.get(visit.caller.project, spec.queue or DEFAULT_QUEUE))
         return self._parts.maker.submission(spec, visit.caller, origin, visit.now, key)
-
-    async def _check_backend(self, spec: job_pb2.JobSpec, grounds: Grounds) -> None:
-        backend = grounds.backends[spec.backend or grounds.default_backend]
-        found = await backend.validate(spec)
-        if found:
-            raise InvalidArgument.of(
-                FieldViolation(f"spec.{one.field}", one.message, "backend.refuses") for one in found
-            )
 
     async def _check_manifests(self, spec: job_pb2.JobSpec, project: str) -> None:
         named = [("spec.code", spec.code)] if spec.HasField("code") else []

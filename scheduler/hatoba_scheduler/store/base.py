@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
     Attempt,
+    BackendNote,
     Change,
     Event,
     Host,
@@ -21,13 +23,16 @@ from hatoba_scheduler.domain.records import (
     MetricPoint,
     Micros,
     Queue,
+    Resources,
     Task,
+    Terms,
     TokenRecord,
 )
 from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.store.blob_index import BlobIndex
 
 if TYPE_CHECKING:
+    from hatoba_scheduler.store.backups import BackupStore
     from hatoba_scheduler.store.datasets import DatasetStore
     from hatoba_scheduler.store.deployments import DeploymentStore
     from hatoba_scheduler.store.models import ModelStore
@@ -124,11 +129,39 @@ class LiveState(NamedTuple):
     attempts: list[Attempt]
 
 
+class Parked(NamedTuple):
+    """A plain waiting job, as much of it as those need who plan: see `domain.parking`."""
+
+    uid: str
+    project: str
+    queue: str
+    backend: str
+    priority: int
+    state: JobState
+    resources: Resources
+    terms: Terms
+    secrets: tuple[str, ...]
+    embedded_only: bool
+    created_by: str
+    create_time: Micros
+
+
+class JobCount(NamedTuple):
+    """How many jobs of a queue are in a state."""
+
+    project: str
+    queue: str
+    state: JobState
+    count: int
+
+
 class ServerIdentity(NamedTuple):
     """Made with the store: identity of the installation and the epoch of this store."""
 
     cluster_id: str
     store_epoch: int
+    restored: bool = False
+    """It came out of a backup, and nobody has adopted yet what backends still run."""
 
 
 class Store(Protocol):
@@ -161,6 +194,11 @@ class Store(Protocol):
     @property
     def deployments(self) -> DeploymentStore:
         """Deployments, what routers were told, and what they told."""
+        ...
+
+    @property
+    def backups(self) -> BackupStore:
+        """Copies of the store, and the store as a whole."""
         ...
 
     @property
@@ -207,7 +245,7 @@ class Store(Protocol):
         ...
 
     async def list_jobs(self, query: JobQuery, after: str, limit: int) -> list[Job]:
-        """Newest first (by uid, which is time-ordered), below the uid `after` (empty: newest)."""
+        """Newest first, as they were stored, below the job of uid `after` (empty: newest)."""
         ...
 
     async def count_jobs(self, query: JobQuery) -> dict[JobState, int]:
@@ -216,6 +254,10 @@ class Store(Protocol):
 
     async def tasks(self, job_uid: str, after_index: int, limit: int) -> list[Task]:
         """Started tasks by index, above `after_index`."""
+        ...
+
+    async def succeeded(self, job_uid: str) -> Ranges:
+        """Indices of a job's own tasks that SUCCEEDED."""
         ...
 
     async def attempts(
@@ -228,8 +270,20 @@ class Store(Protocol):
         """One attempt by external name."""
         ...
 
-    async def live(self) -> LiveState:
-        """All that is not over; for recovery at start."""
+    async def live(self, plain: int) -> LiveState:
+        """All that is not over, of plain waiting jobs only so many; for recovery at start."""
+        ...
+
+    def parked(self, skip: int) -> AsyncIterator[Sequence[Parked]]:
+        """All plain waiting jobs, many at a time, without the `skip` that `live` would give."""
+        ...
+
+    async def live_job(self, uid: str) -> LiveState:
+        """One job as `live` gives it; nothing when it is over and holds nothing."""
+        ...
+
+    async def job_counts(self) -> list[JobCount]:
+        """Jobs of all projects by queue and state."""
         ...
 
     async def remember_request(self, key: RequestKey, resource: str) -> Duplicate | Mismatch | None:
@@ -287,6 +341,14 @@ class Store(Protocol):
 
     async def hosts(self) -> list[Host]:
         """All hosts by name."""
+        ...
+
+    async def put_backend(self, note: BackendNote) -> None:
+        """Write what an operator said of a backend."""
+        ...
+
+    async def backends(self) -> list[BackendNote]:
+        """All that operators said of backends, by name."""
         ...
 
     async def put_token(self, token: TokenRecord) -> None:

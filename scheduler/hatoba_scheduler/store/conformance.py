@@ -19,6 +19,7 @@ from hatoba_scheduler.domain.records import (
     Adapted,
     Attempt,
     AttemptWrite,
+    BackendNote,
     Cause,
     Change,
     Checkpoint,
@@ -735,7 +736,7 @@ class StoreConformance:
             for job, release in ((holding, Release.RELEASING), (over, Release.RELEASED))
         ]
         await store.apply([started, again, *ends])
-        live = await store.live()
+        live = await store.live(1_000)
         assert [job.uid for job in live.jobs] == [waiting.uid, running.uid, holding.uid]
         assert live.jobs[1:] == [again.job, ends[0].job]
         assert live.tasks == [again.tasks[0].row, ends[0].tasks[0].row]
@@ -748,11 +749,11 @@ class StoreConformance:
         first = await open_store(tmp_path, clock)
         item = submission()
         await first.submit([item, submission()])
-        before = (first.identity, await all_events(first), await first.live())
+        before = (first.identity, await all_events(first), await first.live(1_000))
         await first.close()
         second = await open_store(tmp_path, clock)
         try:
-            assert (second.identity, await all_events(second), await second.live()) == before
+            assert (second.identity, await all_events(second), await second.live(1_000)) == before
             assert await second.submit([item]) == [Duplicate(item.job.uid)]
             (later,) = await second.submit([submission()])
             assert isinstance(later, Submitted)
@@ -970,6 +971,13 @@ class StoreConformance:
         newer = replace(host, cordoned=False, last_seen=78)
         await store.put_host(newer)
         assert await store.hosts() == [plain, newer]
+
+    async def test_what_operators_say_of_backends_is_kept(self, store: Store) -> None:
+        """By name; the last write stays."""
+        await store.put_backend(BackendNote("spot", True, "prices"))
+        await store.put_backend(BackendNote("gpu", True))
+        await store.put_backend(BackendNote("spot", False))
+        assert await store.backends() == [BackendNote("gpu", True), BackendNote("spot", False)]
 
     async def test_tokens_are_kept(self, store: Store) -> None:
         """By id; the last write stays."""

@@ -222,7 +222,7 @@ async def _read_the_others(store: SqliteStore) -> None:
     good = await store.job_by_name("default", "train-2")
     assert good is not None
     assert (await store.list_jobs(JobQuery("default"), "", 10))[0] == good
-    live = await store.live()
+    live = await store.live(1_000_000)
     assert good in live.jobs
     uids = {job.uid for job in live.jobs}
     assert {row.job_uid for row in live.tasks} == {row.job_uid for row in live.attempts} == uids

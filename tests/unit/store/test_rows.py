@@ -190,7 +190,7 @@ def _through(database: sqlite3.Connection, statement: str, row: Row, table: str)
 
 @given(job=jobs)
 def test_jobs(database: sqlite3.Connection, job: Job) -> None:
-    row = (1, 7, *rows.new_job_row(job, "a-b"))
+    row = (1, 7, *rows.new_job_row(job, "a-b"), 0)
     assert rows.job_from(_through(database, "insert_jobs", row, "jobs")) == job
 
 

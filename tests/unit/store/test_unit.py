@@ -31,6 +31,7 @@ from hatoba_scheduler.store.samples import (
     submission,
 )
 from hatoba_scheduler.store.sqlite.database import connect, migrate, migrations
+from hatoba_scheduler.store.sqlite.recent_specs import RecentSpecs
 from hatoba_scheduler.store.sqlite.unit import (
     AddMetrics,
     Apply,
@@ -118,10 +119,10 @@ def _outcome(batches: Sequence[Sequence[Make]]) -> tuple[list[Any], dict[str, li
 
 def _run(connection: sqlite3.Connection, batches: Sequence[Sequence[Make]]) -> list[Any]:
     first = [lambda: Submit([submission(job, keyed=False) for job in JOBS], 5)]
-    position, answers = 0, list[Any]()
+    position, answers, recent = 0, list[Any](), RecentSpecs()
     for batch in [first, *batches]:
         connection.execute("BEGIN IMMEDIATE")
-        found, position = carry_out(connection, [make() for make in batch], position)
+        found, position = carry_out(connection, [make() for make in batch], position, recent)
         connection.execute("COMMIT")
         answers += found
     return answers

@@ -1,7 +1,11 @@
-"""List filters as SQL: which index to walk, and the conditions on the way."""
+"""List filters as SQL: which index to walk, and the conditions on the way.
+
+Ids of jobs grow with time and end every index, so whatever is walked comes newest first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from hatoba_scheduler.domain.states import JobState
@@ -10,66 +14,105 @@ from hatoba_scheduler.store.base import JobQuery
 _COLUMNS = {"queue", "base_name", "created_by", "backend", "state"}
 _OPERATORS = {"=", "!="}
 _FIRST_FINAL = int(JobState.SUCCEEDED)
+_UNDER_WAY = frozenset(range(JobState.LAUNCHING, _FIRST_FINAL))
+"""States that few jobs are in at a time."""
 
 Parameter = str | int
 
 
 class Where(NamedTuple):
-    """What follows the table's name, and its parameters."""
+    """A piece of SQL and its parameters."""
 
     sql: str
     parameters: tuple[Parameter, ...]
 
 
+class Walk(NamedTuple):
+    """Jobs (id, state) along one index; `order` is its last column, which grows with the id."""
+
+    sql: str
+    parameters: tuple[Parameter, ...]
+    order: str = "id"
+
+
 def listing(query: JobQuery, after: str, limit: int) -> Where:
-    """Newest first, below the uid `after`. Raises ValueError for a term that is not known."""
-    terms = [_term(*term) for term in query.terms]
-    conditions = ["project = ?", *(term.sql for term in terms)]
-    parameters: list[Parameter] = [query.project]
-    for term in terms:
-        parameters += term.parameters
-    if after:
-        conditions.append("uid < ?")
-        parameters.append(after)
-    index = _index(query)
-    if index in _IMPLIED:
-        conditions.append(_IMPLIED[index])
-    sql = f"INDEXED BY {index} WHERE {' AND '.join(conditions)} ORDER BY uid DESC LIMIT ?"
-    return Where(sql, (*parameters, limit))
+    """Newest first, below the job `after` (a uid). Raises ValueError for an unknown term.
+
+    What follows the table's name.
+    """
+    walks = [_limited(walk, after, limit) for walk in _walks(query)]
+    some = " UNION ALL ".join(f"SELECT * FROM ({walk.sql})" for walk in walks)
+    sql = f"WHERE id IN (SELECT id FROM ({some}) ORDER BY id DESC LIMIT ?) ORDER BY id DESC"
+    return Where(sql, (*_all_of(walks), limit))
 
 
 def counting(query: JobQuery) -> Where:
-    """Rows of (state, jobs): the unfinished and the finished, each from its own index."""
+    """A statement whose rows are (state, jobs). Raises ValueError for an unknown term."""
+    walks = list(_walks(query))
+    some = " UNION ALL ".join(walk.sql for walk in walks)
+    return Where(f"SELECT state, count(*) FROM ({some}) GROUP BY state", _all_of(walks))
+
+
+def _limited(walk: Walk, after: str, limit: int) -> Where:
+    order = walk.order
+    below = f" AND jobs.{order} < (SELECT b.{order} FROM jobs AS b WHERE b.uid = ?)"
+    sql, parameters = walk.sql, walk.parameters
+    if after:
+        sql, parameters = sql + below, (*parameters, after)
+    return Where(f"{sql} ORDER BY jobs.{order} DESC LIMIT ?", (*parameters, limit))
+
+
+def _all_of(walks: Iterable[Where | Walk]) -> tuple[Parameter, ...]:
+    return tuple(value for walk in walks for value in walk.parameters)
+
+
+def _walks(query: JobQuery) -> Sequence[Walk]:
+    """The jobs of a query along one index, or state by state along one."""
     terms = [_term(*term) for term in query.terms]
-    own = [query.project, *(value for term in terms for value in term.parameters)]
-    conditions = " AND ".join(["project = ?", *(term.sql for term in terms)])
-    halves = [
-        f"SELECT state, count(*) FROM jobs INDEXED BY {index} "
-        f"WHERE {conditions} AND {implied} GROUP BY state"
-        for index, implied in _IMPLIED.items()
+    states = sorted(_states(query))
+    exact = {column: value for column, operator, value in query.terms if operator == "="}
+    if not states:
+        return [Walk("SELECT id, state FROM jobs WHERE state < 0", ())]
+    label = next((column for column in exact if column.startswith("label:")), "")
+    few = _UNDER_WAY.issuperset(states)
+    if "name" in exact or "base_name" in exact:
+        walk = _walk("jobs INDEXED BY jobs_by_name", query, terms)
+        return [walk._replace(order="number") if "base_name" in exact else walk]
+    if label and not few:
+        labels = Where("l.key = ? AND l.value = ?", (label.removeprefix("label:"), exact[label]))
+        source = "job_labels AS l CROSS JOIN jobs ON jobs.id = l.id"
+        return [_walk(source, query, [labels, *terms])]
+    if "created_by" in exact and not few:
+        return [_walk("jobs INDEXED BY jobs_by_creator", query, terms)]
+    index = "jobs_by_queue" if "queue" in exact else "jobs_by_state"
+    return [
+        _walk(f"jobs INDEXED BY {index}", query, [Where("state = ?", (state,)), *terms])
+        for state in states
     ]
-    return Where(" UNION ALL ".join(halves), (*own, *own))
 
 
-_IMPLIED = {"jobs_live": f"state < {_FIRST_FINAL}", "jobs_finished": f"state >= {_FIRST_FINAL}"}
-"""Partial indexes serve only those who repeat their condition."""
+def _walk(source: str, query: JobQuery, terms: Sequence[Where]) -> Walk:
+    conditions = " AND ".join(["project = ?", *(term.sql for term in terms)])
+    sql = f"SELECT jobs.id AS id, state FROM {source} WHERE {conditions}"
+    return Walk(sql, (query.project, *_all_of(terms)))
 
 
-def _index(query: JobQuery) -> str:
+def _states(query: JobQuery) -> set[int]:
+    """States that jobs of this query may be in."""
+    states = set(map(int, JobState))
     for column, operator, value in query.terms:
-        if operator != "=":
-            continue
-        if column in ("name", "base_name"):
-            return "jobs_by_name"
         if column == "state":
-            return "jobs_live" if int(value) < _FIRST_FINAL else "jobs_finished"
-        if column == "active" and value:
-            return "jobs_live"
-    return "jobs_by_project"
+            named = {int(value)}
+        elif column == "active":
+            named = {state for state in states if (state < _FIRST_FINAL) == bool(value)}
+        else:
+            continue
+        states = states & named if operator == "=" else states - named
+    return states
 
 
 _LABELLED = (
-    "EXISTS (SELECT 1 FROM job_labels AS l WHERE l.key = ? AND l.value = ? AND l.id = jobs.id)"
+    "EXISTS (SELECT 1 FROM job_labels AS m WHERE m.key = ? AND m.value = ? AND m.id = jobs.id)"
 )
 
 

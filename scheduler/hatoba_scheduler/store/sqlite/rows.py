@@ -53,6 +53,7 @@ from hatoba_scheduler.domain.states import (
     Spot,
     Strategy,
 )
+from hatoba_scheduler.store.base import Parked
 from hatoba_scheduler.store.sqlite.statements import Row
 
 _JOB_STATES = {int(state): state for state in JobState}
@@ -307,6 +308,12 @@ def _ranges_text(ranges: Ranges) -> str:
     return str(ranges) if ranges.runs else ""
 
 
+def _unstarted_text(job: Job) -> str:
+    """Tasks without a row: those that may start, and after a `;` those cancelled alone."""
+    text = _ranges_text(job.unstarted)
+    return f"{text};{job.dropped}" if job.dropped else text
+
+
 _NO_USAGE = Usage()
 
 
@@ -351,7 +358,7 @@ def new_job_row(job: Job, base_name: str) -> Row:
         int(job.desired),
         job.version,
         job.settings_version,
-        _ranges_text(job.unstarted),
+        _unstarted_text(job),
         int(job.unstarted_state),
         _counts_text(job.counts),
         1 if job.hold else 0,
@@ -388,7 +395,7 @@ def job_update_row(job: Job) -> Row:
         int(job.desired),
         job.version,
         job.settings_version,
-        _ranges_text(job.unstarted),
+        _unstarted_text(job),
         int(job.unstarted_state),
         _counts_text(job.counts),
         1 if job.hold else 0,
@@ -406,6 +413,7 @@ def job_update_row(job: Job) -> Row:
 
 def job_from(row: Row) -> Job:
     """The job of a row. Raises ValueError or KeyError when it cannot be read."""
+    unstarted, _, dropped = row[16].partition(";")
     return Job(
         row[0],
         row[1],
@@ -422,7 +430,7 @@ def job_from(row: Row) -> Job:
         _DESIRED[row[13]],
         row[14],
         row[15],
-        _ranges(row[16]),
+        _ranges(unstarted),
         _JOB_STATES[row[17]],
         _counts(row[18]),
         _FLAGS[row[19]],
@@ -446,7 +454,39 @@ def job_from(row: Row) -> Job:
         _texts(row[37]),
         _texts(row[38]),
         row[39],
+        _ranges(dropped),
     )
+
+
+def parked_from(row: Row) -> Parked:
+    """The parked job of a row, after its id. Raises ValueError or KeyError as `job_from`."""
+    _, uid, project, queue, backend, priority, state, *rest = row
+    resources, terms, secrets, embedded_only, created_by, create_time = rest
+    return Parked(
+        uid,
+        _kept(project),
+        _kept(queue),
+        _kept(backend),
+        priority,
+        _JOB_STATES[state],
+        _resources(resources),
+        _terms(terms),
+        _secrets(secrets),
+        _FLAGS[embedded_only],
+        _kept(created_by),
+        create_time,
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _kept(text: str) -> str:
+    """One object for equal texts: a million jobs name few queues."""
+    return text
+
+
+@functools.lru_cache(maxsize=1024)
+def _secrets(text: str) -> tuple[str, ...]:
+    return _texts(text)
 
 
 # -- tasks and attempts --------------------------------------------------------------------------

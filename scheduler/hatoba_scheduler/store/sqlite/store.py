@@ -10,8 +10,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
 
+from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
     Attempt,
+    BackendNote,
     Change,
     Event,
     Host,
@@ -26,10 +28,12 @@ from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.store.base import (
     Applied,
     Duplicate,
+    JobCount,
     JobQuery,
     LiveState,
     MetricQuery,
     Mismatch,
+    Parked,
     RequestKey,
     ServerIdentity,
     Stale,
@@ -37,6 +41,7 @@ from hatoba_scheduler.store.base import (
     Submitted,
 )
 from hatoba_scheduler.store.sqlite import queries, rows
+from hatoba_scheduler.store.sqlite.backup import SqliteBackups
 from hatoba_scheduler.store.sqlite.blob_index import SqliteBlobIndex, job_roots
 from hatoba_scheduler.store.sqlite.database import (
     FILE,
@@ -44,12 +49,19 @@ from hatoba_scheduler.store.sqlite.database import (
     DirectoryLock,
     connect,
     identity,
-    migrate,
     migrations,
     require_sqlite,
 )
 from hatoba_scheduler.store.sqlite.datasets import SqliteDatasets
 from hatoba_scheduler.store.sqlite.deployments import SqliteDeployments
+from hatoba_scheduler.store.sqlite.live import (
+    PARKED,
+    PARKED_AT_ONCE,
+    PLAIN_STATES,
+    live,
+    live_jobs,
+    one_live_job,
+)
 from hatoba_scheduler.store.sqlite.models import SqliteModels
 from hatoba_scheduler.store.sqlite.publications import SqlitePublications
 from hatoba_scheduler.store.sqlite.readers import Parameters, Readers, decoded, fetch, keyed, page
@@ -62,6 +74,7 @@ from hatoba_scheduler.store.sqlite.unit import (
     Submit,
     compare_request,
 )
+from hatoba_scheduler.store.sqlite.upgrade import open_upgraded
 from hatoba_scheduler.store.sqlite.writer import Writer
 
 T = TypeVar("T")
@@ -84,6 +97,7 @@ async def open_store(
     """Open the store of a data directory that exists, making or migrating it as needed.
 
     Raises AlreadyRunning when another process has it, SchemaTooNew when a newer version wrote it,
+    DatabaseDamaged, StorageFull when there is no room for the copy before a migration,
     SqliteTooOld, and sqlite3.Error when the file cannot be read.
     """
     path = directory / FILE
@@ -99,8 +113,7 @@ def _prepare(
     warm()
     lock = DirectoryLock(path.parent)
     try:
-        with closing(open_connection(path, False)) as connection:
-            migrate(connection, path, migrations(), now)
+        with closing(open_upgraded(path, migrations(), now, open_connection)) as connection:
             return lock, identity(connection, new_id)
     except BaseException:
         lock.release()
@@ -154,6 +167,11 @@ class SqliteStore:
     def deployments(self) -> SqliteDeployments:
         """Deployments, what routers were told, and what they told."""
         return SqliteDeployments(self._writer, self._readers, self._now)
+
+    @property
+    def backups(self) -> SqliteBackups:
+        """Copies of the store, and the store as a whole."""
+        return SqliteBackups(self._writer, self._readers)
 
     @property
     def publications(self) -> SqlitePublications:
@@ -225,6 +243,15 @@ class SqliteStore:
 
         return await self._readers.run(work)
 
+    async def succeeded(self, job_uid: str) -> Ranges:
+        """Indices of a job's own tasks that SUCCEEDED, joined to runs by the database."""
+
+        def work(connection: sqlite3.Connection) -> Ranges:
+            found = fetch(connection, read("succeeded"), (job_uid, int(JobState.SUCCEEDED)))
+            return Ranges(tuple((row[0], row[1]) for row in found))
+
+        return await self._readers.run(work)
+
     async def attempts(
         self, job_uid: str, index: int | None, after: tuple[int, int], limit: int
     ) -> list[Attempt]:
@@ -250,9 +277,32 @@ class SqliteStore:
         found = await self._all(sql, (name,), rows.attempt_from, "attempts")
         return found[0] if found else None
 
-    async def live(self) -> LiveState:
-        """All that is not over. A job of which a row cannot be read is left out whole."""
-        return await self._readers.run(_live)
+    async def live(self, plain: int) -> LiveState:
+        """See `Store.live`. A job of which a row cannot be read is left out whole."""
+        return await self._readers.run(lambda c: live(c, live_jobs(plain)))
+
+    async def live_job(self, uid: str) -> LiveState:
+        """See `Store.live_job`."""
+        return await self._readers.run(lambda c: live(c, one_live_job(uid)))
+
+    async def parked(self, skip: int) -> AsyncIterator[Sequence[Parked]]:
+        """See `Store.parked`. A job that cannot be read is left out."""
+        projects = [row[0] for row in await self._rows(read("projects"), ())]
+        for state in PLAIN_STATES:
+            for project in projects:
+                after = 0
+                while found := await self._rows(PARKED, (state, project, after, PARKED_AT_ONCE)):
+                    after, left = found[-1][0], found[skip:]
+                    skip = max(0, skip - len(found))
+                    if left:
+                        yield decoded(left, rows.parked_from, "jobs")
+
+    async def job_counts(self) -> list[JobCount]:
+        """Jobs of all projects by queue and state."""
+        return [
+            JobCount(project, queue, JobState(state), count)
+            for project, queue, state, count in await self._rows(read("job_counts"), ())
+        ]
 
     async def remember_request(self, key: RequestKey, resource: str) -> Duplicate | Mismatch | None:
         """Store a key, or say what it met before."""
@@ -376,6 +426,15 @@ class SqliteStore:
         """All hosts by name."""
         return await self._all(read("hosts"), (), rows.host_from, "hosts")
 
+    async def put_backend(self, note: BackendNote) -> None:
+        """Write what an operator said of a backend."""
+        await self._put("put_backend", (note.name, int(note.cordoned), note.cordon_reason))
+
+    async def backends(self) -> list[BackendNote]:
+        """All that operators said of backends, by name."""
+        found = await self._rows(read("backends"), ())
+        return [BackendNote(name, bool(cordoned), reason) for name, cordoned, reason in found]
+
     async def put_token(self, token: TokenRecord) -> None:
         """Write a token's row."""
         await self._put("put_token", rows.token_row(token))
@@ -418,30 +477,6 @@ class SqliteStore:
             some_of, keys = keyed(uids[start : start + KEYS_AT_ONCE])
             found += await self._rows(f"{head} WHERE uid {some_of}", keys)
         return found
-
-
-def _live(connection: sqlite3.Connection) -> LiveState:
-    of_live = read("live_rows")
-    connection.execute("BEGIN")
-    try:
-        jobs = fetch(connection, f"{read('jobs')} {read('live_jobs')}")
-        tasks = fetch(connection, f"{read('tasks')} {of_live}")
-        attempts = fetch(connection, f"{read('attempts')} {of_live} {read('newest_attempts')}")
-    finally:
-        connection.execute("COMMIT")
-    bad: list[Row] = []
-    found = decoded(jobs, rows.job_from, "jobs")
-    started = decoded(tasks, rows.task_from, "tasks", bad)
-    quarantined = {row[0] for row in bad}
-    bad.clear()
-    newest = decoded(attempts, rows.attempt_from, "attempts", bad)
-    quarantined |= {row[1] for row in bad}
-    whole = {job.uid for job in found} - quarantined
-    return LiveState(
-        [job for job in found if job.uid in whole],
-        [task for task in started if task.job_uid in whole],
-        [attempt for attempt in newest if attempt.job_uid in whole],
-    )
 
 
 def _execute(connection: sqlite3.Connection, name: str, row: Row) -> None:

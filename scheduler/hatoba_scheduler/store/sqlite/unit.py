@@ -23,6 +23,7 @@ from hatoba_scheduler.store.base import (
     Submitted,
 )
 from hatoba_scheduler.store.sqlite import rows
+from hatoba_scheduler.store.sqlite.recent_specs import RecentSpecs
 from hatoba_scheduler.store.sqlite.statements import Row, execute_rows
 
 JobKey = str
@@ -63,6 +64,7 @@ class Rows:
 
     position: int
     """Of the newest event."""
+    recent: RecentSpecs
     queues: dict[str, Row] = field(default_factory=dict)
     requests: list[Row] = field(default_factory=list)
     names: dict[NameKey, int] = field(default_factory=dict)
@@ -150,8 +152,10 @@ class Submit:
         name = f"{item.base_name}-{number}"
         if job.project not in out.queues:
             out.queues[job.project] = _default_queue(job)
-        out.new_jobs.append((position, number, *item.row))
-        out.specs.append((position, item.spec))
+        stored = out.recent.known(item.spec, position)
+        if not stored:
+            out.specs.append((position, item.spec))
+        out.new_jobs.append((position, number, *item.row, stored))
         if job.labels:
             out.labels += [(label, value, position) for label, value in job.labels]
         out.events.append((position, name, *item.event))
@@ -379,11 +383,11 @@ class Direct:
 
 
 def carry_out(
-    connection: sqlite3.Connection, writes: Sequence[Write], position: int
+    connection: sqlite3.Connection, writes: Sequence[Write], position: int, recent: RecentSpecs
 ) -> tuple[list[object], int]:
     """Run writes in the open transaction; their answers and the newest event's position."""
     known = _load(connection, writes)
-    out = Rows(position)
+    out = Rows(position, recent)
     answers = [write.decide(known, out) for write in writes]
     _flush(connection, out)
     return answers, out.position

@@ -21,6 +21,7 @@ import structlog
 
 from hatoba_scheduler.errors import HatobaError
 from hatoba_scheduler.store.errors import StorageFailed, StorageFull, StoreClosed, WriteRefused
+from hatoba_scheduler.store.sqlite.recent_specs import RecentSpecs
 from hatoba_scheduler.store.sqlite.statements import write as statement
 from hatoba_scheduler.store.sqlite.unit import Direct, Write, carry_out
 
@@ -84,6 +85,7 @@ class Writer:
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._connection: sqlite3.Connection | None = None
         self._position = 0
+        self._specs = RecentSpecs()
         self._failed_reopens = 0
         self._last_batch = 0
         self._pages = 0
@@ -218,12 +220,13 @@ class Writer:
             if direct:
                 answers += [write.run(connection) for write in writes]
             else:
-                found, position = carry_out(connection, writes, position)
+                found, position = carry_out(connection, writes, position, self._specs)
                 answers += found
         return answers, position
 
     def _roll_back(self, connection: sqlite3.Connection, error: Exception) -> None:
         """Undo an open transaction. Raises _StorageLost unless a write alone is to blame."""
+        self._specs.clear()
         if isinstance(error, sqlite3.Error) and not isinstance(error, _REFUSED):
             raise _storage_lost(error) from error
         if not connection.in_transaction:

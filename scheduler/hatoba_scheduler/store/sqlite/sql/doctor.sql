@@ -100,7 +100,8 @@ SELECT a.name FROM attempts AS a LEFT JOIN tasks AS t ON t.job_uid = a.job_uid A
 WHERE t.job_uid IS NULL;
 
 -- name: jobs_without_spec
-SELECT base_name || '-' || number FROM jobs WHERE id NOT IN (SELECT id FROM specs);
+SELECT base_name || '-' || number FROM jobs
+WHERE CASE spec WHEN 0 THEN id ELSE spec END NOT IN (SELECT id FROM specs);
 
 -- name: task_counts
 SELECT job_uid, state, count(*) FROM tasks GROUP BY job_uid, state;

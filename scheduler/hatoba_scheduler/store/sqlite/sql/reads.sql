@@ -8,34 +8,47 @@ SELECT uid, project, base_name, number, queue, backend, priority, size, max_para
     terms, blocked_any, blocked_end, generation
 FROM jobs;
 
--- name: live_jobs
-WHERE uid IN (
-    SELECT uid FROM jobs INDEXED BY jobs_live WHERE state < 9
-    UNION
-    SELECT job_uid FROM attempts INDEXED BY attempts_held WHERE release < 3
-)
-ORDER BY uid;
+-- name: plain
+-- One task that never started, nothing to wait for but room; see domain/parking.py.
+size = 1 AND unstarted <> '' AND blocked_on = '' AND blocked_any = '' AND blocked_end = ''
+AND (terms = '' OR (
+    json_valid(terms) AND json_extract(terms, '$[4]') = 0 AND json_extract(terms, '$[5]') = 0
+    AND json_extract(terms, '$[6]') = 0
+));
+
+-- name: parked
+SELECT id, uid, project, queue, backend, priority, state, resources, terms, secrets, embedded_only,
+    created_by, create_time
+FROM jobs INDEXED BY jobs_by_state;
+
+-- name: projects
+SELECT DISTINCT project FROM queues ORDER BY project;
+
+-- name: job_counts
+SELECT project, queue, state, count(*) FROM jobs INDEXED BY jobs_by_queue
+GROUP BY project, queue, state;
 
 -- name: specs
-SELECT j.uid, s.spec FROM jobs AS j JOIN specs AS s ON s.id = j.id;
+SELECT j.uid, s.spec
+FROM jobs AS j JOIN specs AS s ON s.id = CASE j.spec WHEN 0 THEN j.id ELSE j.spec END;
 
 -- name: tasks
 SELECT job_uid, idx, state, version, attempt, not_before, user_failures, infrastructure_failures,
     preemptions, cause, checkpoint, outputs, start_time, end_time, adapted
 FROM tasks;
 
+-- name: succeeded
+-- Neighbours have the same distance to their rank.
+SELECT min(idx), max(idx) + 1 FROM (
+    SELECT idx, idx - row_number() OVER (ORDER BY idx) AS run
+    FROM tasks WHERE job_uid = ? AND state = ?
+) GROUP BY run ORDER BY 1;
+
 -- name: attempts
 SELECT name, job_uid, idx, number, fence, backend, host, gpus, state, version, release, fenced,
     span_id, create_time, handle, nonce, intended, unknown_since, claim_time, start_time, end_time,
     cause, usage, checkpoint, outputs, log_sizes, reserved, generation, address
 FROM attempts;
-
--- name: live_rows
-WHERE job_uid IN (
-    SELECT uid FROM jobs INDEXED BY jobs_live WHERE state < 9
-    UNION
-    SELECT job_uid FROM attempts INDEXED BY attempts_held WHERE release < 3
-);
 
 -- name: newest_attempts
 AND number = (
@@ -66,6 +79,9 @@ FROM queues;
 SELECT name, boot_id, keeper, capacity, gpus, labels, secrets, version, embedded, cordoned,
     declared_gone, last_seen, address, draining, cordon_reason, quarantined_until
 FROM hosts ORDER BY name;
+
+-- name: backends
+SELECT name, cordoned, cordon_reason FROM backend_settings ORDER BY name;
 
 -- name: tokens
 SELECT id, sha256, principal, role, create_time, expire_time, revoked, created_by, deployment

@@ -6,8 +6,8 @@ INSERT INTO jobs (
     resources, retries, state, desired, version, settings_version, unstarted, unstarted_state,
     counts, hold, blocked_on, created_by, create_time, start_time, end_time, cause, trace_id,
     span_id, sampled, rerun_of, stop_grace, labels, secrets, embedded_only, outputs, restore,
-    terms, blocked_any, blocked_end, generation
-) VALUES /*rows 41*/;
+    terms, blocked_any, blocked_end, generation, spec
+) VALUES /*rows 42*/;
 
 -- name: update_jobs
 -- What may change of a job; the rest was fixed when it was submitted.
@@ -140,7 +140,8 @@ ON CONFLICT (project, name) DO UPDATE SET
     cordoned = excluded.cordoned, cordon_reason = excluded.cordon_reason;
 
 -- name: queue_in_use
-SELECT 1 FROM jobs INDEXED BY jobs_live WHERE state < 9 AND project = ? AND queue = ? LIMIT 1;
+SELECT 1 FROM jobs INDEXED BY jobs_by_queue
+WHERE project = ? AND queue = ? AND state < 9 LIMIT 1;
 
 -- name: delete_queue
 DELETE FROM queues WHERE project = ? AND name = ?;
@@ -150,6 +151,9 @@ INSERT OR REPLACE INTO hosts (
     name, boot_id, keeper, capacity, gpus, labels, secrets, version, embedded, cordoned,
     declared_gone, last_seen, address, draining, cordon_reason, quarantined_until
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: put_backend
+INSERT OR REPLACE INTO backend_settings (name, cordoned, cordon_reason) VALUES (?, ?, ?);
 
 -- name: put_token
 INSERT OR REPLACE INTO tokens (
