@@ -13,7 +13,8 @@ from hatoba_plugins.backend import Backend, BackendContext
 from hatoba_plugins.loader import LoadFailure, RegisteredType, load
 from hatoba_plugins.values import Capabilities
 from hatoba_scheduler.config import BackendConfig, Config
-from hatoba_scheduler.control.backend_loop import BackendLoop
+from hatoba_scheduler.control.backend_loop import BackendLoop, LoopSettings
+from hatoba_scheduler.control.calls import CallSettings
 from hatoba_scheduler.domain.capacity import Capacity, describe_free
 
 log = structlog.get_logger(__name__)
@@ -45,22 +46,8 @@ class Backends:
     ) -> admin_pb2.ListBackendsResponse:
         """What operators are shown."""
         reply = admin_pb2.ListBackendsResponse()
-        for name, opened in sorted(self.opened.items()):
-            health = loops[name].health if name in loops else None
-            reply.backends.add(
-                name=name,
-                type=opened.registered.type.name,
-                health=health.status.value if health else "unhealthy",
-                message=health.message if health else "it has no job role",
-                capabilities=_shown(opened.backend.capabilities()),
-                capacity={
-                    pool.name: describe_free(pool, pool.total) or "nothing"
-                    for pool in capacity.pools(name)
-                    if pool.accepting
-                },
-                distribution=f"{opened.registered.distribution} {opened.registered.version}",
-                is_default=name == self.default,
-            )
+        for name in sorted(self.opened):
+            reply.backends.append(self.info(name, loops.get(name), capacity))
         for failure in self.failures:
             reply.failures.add(
                 name=failure.name,
@@ -69,6 +56,38 @@ class Backends:
                 distribution=failure.distribution,
             )
         return reply
+
+    def info(
+        self, name: str, loop: BackendLoop | None, capacity: Capacity
+    ) -> admin_pb2.BackendInfo:
+        """What operators are shown of one opened instance."""
+        opened = self.opened[name]
+        info = admin_pb2.BackendInfo(
+            name=name,
+            type=opened.registered.type.name,
+            health="unhealthy",
+            message="it has no job role",
+            capabilities=_shown(opened.backend.capabilities()),
+            capacity={
+                pool.name: describe_free(pool, pool.total) or "nothing"
+                for pool in capacity.pools(name)
+                if pool.accepting
+            },
+            distribution=f"{opened.registered.distribution} {opened.registered.version}",
+            is_default=name == self.default,
+        )
+        if loop is not None:
+            _add_loop(info, loop)
+        return info
+
+
+def _add_loop(info: admin_pb2.BackendInfo, loop: BackendLoop) -> None:
+    info.health, info.message = loop.health.status.value, loop.health.message
+    info.breaker = loop.calls.state.value
+    info.calls, info.calls_limit = loop.calls.under_way, loop.calls.limit
+    info.cordoned, info.cordon_reason = loop.supply.cordoned, loop.supply.cordon_reason
+    info.cost_per_hour = loop.supply.cost_per_hour
+    info.operations.update(loop.calls.texts())
 
 
 async def open_backends(
@@ -86,6 +105,14 @@ async def open_backends(
     serving = (name for name, one in found.opened.items() if one.backend.deployments is not None)
     found.default_serves = config.defaults.serves or next(serving, found.default)
     return found
+
+
+def loop_settings(config: Config, name: str) -> LoopSettings:
+    """What is configured of an instance beside its own options."""
+    wanted = (config.backends or EMBEDDED)[name]
+    return LoopSettings(
+        wanted.cost_per_hour, CallSettings(deadline=wanted.deadline), wanted.reap_after
+    )
 
 
 async def _open(

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 VARIABLE = "HATOBA_FAILPOINTS"
 
 POINTS: dict[str, str] = {
+    "backend.cordon.before": "a backend is about to be cordoned, or no more",
+    "backend.cordon.after": "that a backend is cordoned is stored, and not in force",
     "launch.call.before": "intents are stored, the backend was not asked to launch them",
     "launch.call.after": "the backend answered a launch, nothing of the answer is stored",
     "launch.stored.before": "the answer to a launch is about to be handed to the ledger",

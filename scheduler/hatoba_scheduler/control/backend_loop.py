@@ -35,6 +35,8 @@ class LoopSettings:
 
     cost_per_hour: float = 0.0
     calls: CallSettings = CallSettings()
+    reap_after: float = 300.0
+    """Seconds for which something of ours that nobody wants is left alone."""
 
 
 class BackendLoop:

@@ -12,6 +12,7 @@ from hatoba_scheduler.control.instance import AGAIN, GROUP, Instance
 from hatoba_scheduler.control.launches import ref_of
 from hatoba_scheduler.control.observe import never_was_step
 from hatoba_scheduler.control.todo import Todo
+from hatoba_scheduler.domain.preempting import stop_at
 from hatoba_scheduler.domain.records import Attempt
 from hatoba_scheduler.domain.states import AttemptState, Release
 from hatoba_scheduler.domain.transitions import released
@@ -33,9 +34,17 @@ class Ender:
     def note(self, attempt: Attempt) -> None:
         """Do what this attempt's row asks for."""
         if attempt.state is AttemptState.STOPPING:
-            self._stops.add(attempt.name)
+            self._stop_in_time(attempt)
         elif attempt.state.terminal and attempt.release is not Release.RELEASED:
             self._releases.add(attempt.name)
+
+    def _stop_in_time(self, attempt: Attempt) -> None:
+        """Now; one that may save a checkpoint first, when its time for that is over."""
+        wait = (stop_at(attempt) - self._instance.now().time) / 1e6
+        if wait > 0:
+            self._stops.add_later(attempt.name, wait)
+        else:
+            self._stops.add(attempt.name)
 
     # -- stopping -------------------------------------------------------------------------------
 

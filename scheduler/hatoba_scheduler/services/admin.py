@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class AdminParts:
     traces: TraceStore
     pager: Pager
     backends: Callable[[], admin_pb2.ListBackendsResponse]
+    cordon_backend: Callable[[admin_pb2.CordonBackendRequest], Awaitable[admin_pb2.BackendInfo]]
     status: Callable[[], admin_pb2.ServerStatus]
 
 
@@ -47,6 +48,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.ListBackendsResponse:
         """Opened backends, and plug-ins that failed."""
         return self._parts.backends()
+
+    async def CordonBackend(
+        self, request: admin_pb2.CordonBackendRequest, context: Context
+    ) -> admin_pb2.BackendInfo:
+        """Keep work away from a backend, or let it come."""
+        return await self._parts.cordon_backend(request)
 
     async def GetServerStatus(
         self, request: admin_pb2.GetServerStatusRequest, context: Context

@@ -203,6 +203,7 @@ def whole_job() -> Job:
         blocked_any=("c",),
         blocked_end=("d", "e"),
         generation=2,
+        dropped=Ranges(((7, 9),)),
     )
 
 
@@ -689,6 +690,20 @@ class StoreConformance:
         }
         assert await store.count_jobs(JobQuery("nobody")) == {}
 
+    async def test_succeeded_tasks_are_told_in_runs(self, store: Store) -> None:
+        """Of one job alone, joined."""
+        job, other = await stored(store, new_job(8), new_job(8))
+        for one, good in ((job, {0, 1, 2, 5, 7}), (other, {3})):
+            tasks = [
+                replace(
+                    new_task(one, i), state=JobState.SUCCEEDED if i in good else JobState.FAILED
+                )
+                for i in range(8)
+            ]
+            writes = tuple(TaskWrite(task, 0) for task in tasks)
+            await store.apply([Change(replace(one, version=2), 1, writes)])
+        assert await store.succeeded(job.uid) == Ranges(((0, 3), (5, 6), (7, 8)))
+
     async def test_tasks_and_attempts_are_paged(self, store: Store) -> None:
         """Tasks by index, attempts by index and number."""
         (job,) = await stored(store, new_job(12))
@@ -702,6 +717,7 @@ class StoreConformance:
         await store.apply([Change(replace(job, version=2), 1, tuple(tasks), writes)])
         assert [task.index for task in await store.tasks(job.uid, -1, 5)] == [0, 1, 2, 3, 4]
         assert [task.index for task in await store.tasks(job.uid, 9, 5)] == [10, 11]
+        assert await store.succeeded(job.uid) == Ranges()
         assert await store.attempts(job.uid, None, (-1, 0), 4) == ended[:4]
         assert await store.attempts(job.uid, None, (1, 1), 4) == ended[4:]
         assert await store.attempts(job.uid, 0, (0, 1), 9) == ended[1:3]

@@ -110,7 +110,12 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ),
         (
             '[backends.a]\ntype = "x"\nnamespace = "y"',
-            "f.toml:3: backends.a.namespace: unknown setting; known are options, type",
+            "f.toml:3: backends.a.namespace: unknown setting; known are cost_per_hour, deadline, "
+            "options, reap_after, type",
+        ),
+        (
+            '[backends.a]\ntype = "x"\ncost_per_hour = -1',
+            "f.toml:3: backends.a.cost_per_hour: must be 0 to 1e+06, got -1",
         ),
         (
             '[defaults]\nserves = "gpus"\n[backends.gpu]\ntype = "x"',

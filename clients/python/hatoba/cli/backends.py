@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hatoba.cli.output import emit, output_option, table
+from hatoba.cli.output import emit, output_option, pairs, table
 from hatoba.cli.root import Group
 from hatoba.cli.session import server_options, with_client
 
@@ -37,20 +37,94 @@ async def read_backends(client: AsyncClient) -> admin_pb2.ListBackendsResponse:
     return await client.call(admin_pb2.ListBackendsRequest(), admin_pb2.ListBackendsResponse)
 
 
+def state_of(backend: admin_pb2.BackendInfo) -> str:
+    """How a backend is: what keeps work away from it first."""
+    if backend.cordoned:
+        return "cordoned" + (f": {backend.cordon_reason}" if backend.cordon_reason else "")
+    if backend.breaker not in ("", "closed"):
+        return f"breaker {backend.breaker}"
+    return backend.health + (f": {backend.message}" if backend.message else "")
+
+
 def show_backends(reply: admin_pb2.ListBackendsResponse, *, wide: bool = False) -> None:
     """A table of backends, then what failed."""
-    heads = ["BACKEND", "TYPE", "HEALTH", "ROOM"] + (["CAPABILITIES", "FROM"] if wide else [])
+    heads = ["BACKEND", "TYPE", "STATE", "CALLS", "ROOM"]
+    heads += ["COST/H", "CAPABILITIES", "FROM"] if wide else []
     rows = []
     for backend in reply.backends:
         name = backend.name + (" (default)" if backend.is_default else "")
-        health = backend.health + (f": {backend.message}" if backend.message else "")
-        row = [name, backend.type, health, _texts(backend.capacity)]
-        rows.append(row + ([_texts(backend.capabilities), backend.distribution] if wide else []))
+        calls = f"{backend.calls} of {backend.calls_limit}"
+        row = [name, backend.type, state_of(backend), calls, _texts(backend.capacity)]
+        more = [_cost(backend), _texts(backend.capabilities), backend.distribution]
+        rows.append(row + (more if wide else []))
     table(heads, rows, empty="no backends")
     for failure in reply.failures:
         click.echo(f"{failure.name} could not be loaded: {failure.reason}")
         if failure.remedy:
             click.echo(f"  -> {failure.remedy}")
+
+
+@backends.command("get")
+@click.argument("name")
+@output_option
+@server_options()
+def get(name: str, output: str) -> None:
+    """Show one backend: its health, its breaker, and how its last calls went."""
+    reply = with_client(read_backends)
+    found = [backend for backend in reply.backends if backend.name == name]
+    if not found:
+        known = ", ".join(backend.name for backend in reply.backends) or "none"
+        raise click.ClickException(f"no backend {name!r}; there are {known}")
+    emit(found[0], output, lambda: show_backend(found[0]))
+
+
+def show_backend(backend: admin_pb2.BackendInfo) -> None:
+    """One backend in words."""
+    click.echo(f"{backend.name}  {state_of(backend)}")
+    rows = [
+        ("type", f"{backend.type} from {backend.distribution}"),
+        ("health", backend.health + (f": {backend.message}" if backend.message else "")),
+        ("breaker", backend.breaker),
+        ("calls under way", f"{backend.calls} of at most {backend.calls_limit}"),
+        ("cost per hour", _cost(backend)),
+        ("room", _texts(backend.capacity)),
+        ("capabilities", _texts(backend.capabilities)),
+    ]
+    pairs([*rows, *((f"call {name}", told) for name, told in sorted(backend.operations.items()))])
+
+
+@backends.command("cordon")
+@click.argument("name")
+@click.option("--drain", is_flag=True, help="Also have what runs there go elsewhere.")
+@click.option("--reason", default="", metavar="TEXT", help="Kept and shown.")
+@server_options()
+def cordon(name: str, drain: bool, reason: str) -> None:
+    """Launch nothing more there; what runs there runs on, unless it is drained."""
+    _cordon(name, True, drain, reason)
+
+
+@backends.command("uncordon")
+@click.argument("name")
+@server_options()
+def uncordon(name: str) -> None:
+    """Let work come again."""
+    _cordon(name, False, False, "")
+
+
+def _cordon(name: str, cordoned: bool, drain: bool, reason: str) -> None:
+    from hatoba.v1 import admin_pb2
+
+    async def change(client: AsyncClient) -> admin_pb2.BackendInfo:
+        request = admin_pb2.CordonBackendRequest(
+            name=name, cordoned=cordoned, drain=drain, reason=reason
+        )
+        return await client.call(request, admin_pb2.BackendInfo)
+
+    show_backend(with_client(change))
+
+
+def _cost(backend: admin_pb2.BackendInfo) -> str:
+    return f"{backend.cost_per_hour:g}" if backend.cost_per_hour else "-"
 
 
 def _texts(values: Mapping[str, str]) -> str:
