@@ -36,13 +36,18 @@ class FakeClock:
     def __init__(self, now: float = 1_700_000_000.0) -> None:
         self._start = now
         self._now = now
+        self._set_by = 0.0
         self._order = itertools.count()
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
         self._asleep = asyncio.Event()
 
     def time(self) -> float:
         """Seconds since 1970, as a test set them."""
-        return self._now
+        return self._now + self._set_by
+
+    def set_by(self, seconds: float) -> None:
+        """Set the wall clock forward or, below 0, back; sleeps and monotonic time go on."""
+        self._set_by += seconds
 
     def monotonic(self) -> float:
         """Seconds since this clock was made."""

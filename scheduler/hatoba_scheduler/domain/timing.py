@@ -1,8 +1,8 @@
-"""What the clock does to jobs: when they may start, and when they are over.
+"""What the clock ends: jobs past their `deadline`, or too long in their queue.
 
-A job may say `start_after`, `deadline` and `max_queue_time` (`records.Terms`). The time in its
-queue counts from the moment it was QUEUED, by submit, release or the end of what it waited for,
-and not before `start_after`; while it is held or blocked it does not.
+The time in a queue (`max_queue_time`) counts from the moment a job was QUEUED, by submit, release
+or the end of what it waited for, and not before its `start_after`; while it is held or blocked it
+does not. A deadline holds always.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.changing import changed
-from hatoba_scheduler.domain.records import PLAIN, Cause, Change, Job, Micros, Task, combined
+from hatoba_scheduler.domain.records import PLAIN, Cause, Change, Job, Micros, combined
 from hatoba_scheduler.domain.states import AttemptState, Desired, JobState
 from hatoba_scheduler.domain.transitions import (
     Move,
@@ -26,34 +26,29 @@ from hatoba_scheduler.domain.transitions import (
 )
 
 _SECOND = 1_000_000
+KEPT_BACK = frozenset({JobState.HELD, JobState.BLOCKED})
+"""States in which a job does not queue, although nothing of it runs."""
 
 
 class Due(NamedTuple):
-    """Why a job is looked at by the clock, and when; `cause` None: it may start."""
+    """When a job's time is over, and why."""
 
     time: Micros
-    cause: Cause | None = None
+    cause: Cause
 
 
 def timed(job: Job) -> bool:
-    """Whether the clock matters to this job at all."""
-    terms = job.terms
-    return terms is not PLAIN and bool(terms.start_after or terms.deadline or terms.max_queue_time)
+    """Whether a job's time may be over before it is."""
+    return job.terms is not PLAIN and bool(job.terms.deadline or job.terms.max_queue_time)
 
 
-def start_of(job: Job, task: Task | None = None) -> Micros:
-    """The earliest start of a task of this job; `task` is its row where it has one. 0: now."""
-    return max(job.terms.start_after, task.not_before if task else 0)
+def next_due(rows: Rows, queued_since: Micros) -> Due | None:
+    """When a job's time is over, which may be in the past; None: never, or it has ended.
 
-
-def next_due(rows: Rows, queued_since: Micros, now: Micros) -> Due | None:
-    """The next moment at which the clock does something to this job; None: never.
-
-    `queued_since` is when it last became QUEUED; 0 while it is not. What is due already has a
-    time that has passed.
+    `queued_since` is when it last became QUEUED; 0 while it is held or blocked.
     """
-    job, terms = rows.job, rows.job.terms
-    if job.state.terminal:
+    terms = rows.job.terms
+    if rows.job.state.terminal:
         return None
     dues = []
     if terms.deadline:
@@ -62,9 +57,14 @@ def next_due(rows: Rows, queued_since: Micros, now: Micros) -> Due | None:
         since = max(queued_since, terms.start_after)
         end = since + round(terms.max_queue_time * _SECOND)
         dues.append(Due(end, causes.queued_too_long(terms.max_queue_time)))
-    if terms.start_after > now:
-        dues.append(Due(terms.start_after))
     return min(dues, key=lambda due: due.time) if dues else None
+
+
+def queues_since(before: Job | None, job: Job, known: Micros, now: Micros) -> Micros:
+    """When a job last became QUEUED, after a change of it; 0 while it is held or blocked."""
+    if job.state in KEPT_BACK:
+        return 0
+    return known if before is not None and before.state not in KEPT_BACK else now
 
 
 def has_started(rows: Rows) -> bool:
