@@ -46,6 +46,10 @@ PATTERN_WORDS: dict[str, tuple[str, str]] = {
         "must be 1 to 63 letters, digits, `.`, `_`, `/` or `-`, with a letter or digit at each end",
         "choose a key such as `team` or `lab.org/team`",
     ),
+    "^[^=\\s]{1,63}=.{0,256}$": (
+        "must be KEY=VALUE: a label of jobs and what it is",
+        "write for example `team=vision`",
+    ),
     "^[!-~]{1,128}$": (
         "must be 1 to 128 printable ASCII characters without spaces",
         "send a UUID",

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from hatoba.artifacts.manifest import path_problem
 from hatoba.v1 import job_pb2
 from hatoba_plugins.backend import Backend
+from hatoba_scheduler.control.conditions import problems_of_terms
 from hatoba_scheduler.control.launches import unknown_params
 from hatoba_scheduler.control.queues import QueueBook
+from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.errors import FieldViolation, shown
 
 RESERVED_ENV = ("HATOBA_", "TRACEPARENT", "TRACESTATE")
@@ -25,11 +27,15 @@ class Grounds:
     default_backend: str
     queues: QueueBook
     secrets: frozenset[str]
+    now: Micros = 0
+    choice: tuple[str, ...] = ()
+    """Backends among which jobs that name none may choose, cheapest first; empty: the default."""
 
 
 def problems(spec: job_pb2.JobSpec, project: str, grounds: Grounds) -> list[FieldViolation]:
     """What of a specification is wrong, beyond the rules of the contract; in field order."""
     found = [*_of_size(spec), *_of_queue(spec, project, grounds)]
+    found += problems_of_terms(spec, grounds.now)
     if spec.env:
         found += _of_env(spec.env)
     found += _of_params(spec)
@@ -42,6 +48,30 @@ def problems(spec: job_pb2.JobSpec, project: str, grounds: Grounds) -> list[Fiel
     if (spec.backend or grounds.default_backend) not in grounds.backends:
         found.append(_unknown_backend(spec, grounds))
     return found
+
+
+async def willing_backends(
+    spec: job_pb2.JobSpec, grounds: Grounds
+) -> tuple[tuple[str, ...], list[FieldViolation]]:
+    """Backends that would run it, cheapest first; and, when there is none, why the first would not.
+
+    The one that the specification names, else those among which it may choose.
+    """
+    if spec.backend or not grounds.choice:
+        names: tuple[str, ...] = (spec.backend or grounds.default_backend,)
+    else:
+        names = grounds.choice
+    willing: list[str] = []
+    found: list[FieldViolation] = []
+    for name in names:
+        refused = await grounds.backends[name].validate(spec)
+        if not refused:
+            willing.append(name)
+        elif not found:
+            found = [
+                FieldViolation(f"spec.{p.field}", p.message, "backend.refuses") for p in refused
+            ]
+    return tuple(willing), [] if willing else found
 
 
 def _of_size(spec: job_pb2.JobSpec) -> Iterator[FieldViolation]:

@@ -53,6 +53,10 @@ class Origin:
     upstreams: Upstreams = FREE
     rerun_of: str = ""
     restore: Checkpoint | None = None
+    inherited: Ranges = Ranges()
+    """Tasks of the job it repeats that count as they ended there."""
+    backends: tuple[str, ...] = ()
+    """Backends that it may run on, when it named none and several can run it."""
 
 
 def with_defaults(spec: job_pb2.JobSpec, default_backend: str) -> None:
@@ -106,9 +110,9 @@ class JobMaker:
             desired=Desired.RUN,
             version=1,
             settings_version=1,
-            unstarted=_ONE if size == 1 else Ranges.upto(size),
+            unstarted=_ONE if size == 1 else Ranges.upto(size).less(origin.inherited),
             unstarted_state=state,
-            counts=initial_counts(size, state),
+            counts=initial_counts(size, state, len(origin.inherited)),
             hold=spec.hold,
             blocked_on=origin.upstreams.ok,
             blocked_any=origin.upstreams.any,
@@ -124,5 +128,5 @@ class JobMaker:
             secrets=tuple(sorted(secret.name for secret in spec.secrets)) if spec.secrets else (),
             embedded_only=bool(environment.caller_interpreter) and not environment.python,
             restore=origin.restore,
-            terms=terms_of(spec),
+            terms=terms_of(spec, origin.backends, origin.inherited),
         )

@@ -61,6 +61,7 @@ from hatoba_scheduler.store.base import (
     JobQuery,
     MetricQuery,
     Mismatch,
+    Parked,
     RequestKey,
     Stale,
     Store,
@@ -757,6 +758,78 @@ class StoreConformance:
         assert live.jobs[1:] == [again.job, ends[0].job]
         assert live.tasks == [again.tasks[0].row, ends[0].tasks[0].row]
         assert live.attempts == [new_attempt(running, 0, 2), ends[0].attempts[0].row]
+
+    async def test_plain_jobs_are_apart(self, store: Store) -> None:
+        """Those beyond a bound are left out of `live` and given, all of them, as parked."""
+        plain = [new_job(project="lab" if number % 2 else "default") for number in range(7)]
+        plain[3] = replace(plain[3], state=JobState.HELD, unstarted_state=JobState.HELD)
+        plain[4] = replace(plain[4], terms=Terms(timeout=5.0), secrets=("hf",), priority=3)
+        others = [
+            new_job(3),
+            replace(new_job(), state=JobState.BLOCKED, blocked_on=("x",)),
+            replace(new_job(), state=JobState.HELD, blocked_end=("x",)),
+            replace(new_job(), terms=Terms(deadline=5)),
+            replace(new_job(), terms=Terms(gang=True, start_after=5)),
+            replace(new_job(), terms=Terms(max_queue_time=1.5)),
+        ]
+        jobs = await stored(store, *others, *plain)
+        await store.apply([launched(jobs[-1])])
+        waiting = {job.uid for job in plain[:-1]}
+        for bound in (0, 2, 4, 6, 100):
+            live = {job.uid for job in (await store.live(bound)).jobs}
+            parked = [job async for batch in store.parked(bound) for job in batch]
+            assert len(live & waiting) == min(bound, 6)
+            assert {job.uid for job in parked} == waiting - live
+            assert {job.uid for job in [*others, plain[-1]]} <= live
+        found = {job.uid: job async for batch in store.parked(0) for job in batch}
+        assert found[plain[4].uid] == Parked(
+            plain[4].uid,
+            "default",
+            "default",
+            plain[4].backend,
+            3,
+            JobState.QUEUED,
+            plain[4].resources,
+            Terms(timeout=5.0),
+            ("hf",),
+            plain[4].embedded_only,
+            plain[4].created_by,
+            plain[4].create_time,
+        )
+        assert found[plain[3].uid].state is JobState.HELD
+
+    async def test_one_live_job(self, store: Store) -> None:
+        """With what of it is started; nothing of one that is over."""
+        waiting, started, over = await stored(store, new_job(), new_job(), new_job())
+        await store.apply([launched(started), moved(over, JobState.FAILED)])
+        whole = await store.live_job(started.uid)
+        assert whole == (
+            [launched(started).job],
+            [launched(started).tasks[0].row],
+            [launched(started).attempts[0].row],
+        )
+        assert (await store.live_job(waiting.uid)).jobs == [waiting]
+        assert await store.live_job(over.uid) == await store.live_job("nobody") == ([], [], [])
+
+    async def test_jobs_are_counted_by_queue_and_state(self, store: Store) -> None:
+        """Of all projects."""
+        jobs = await stored(store, new_job(), replace(new_job(), queue="fast"), new_job())
+        await stored(store, new_job(project="lab"))
+        await store.apply([moved(jobs[2], JobState.FAILED)])
+        assert sorted(await store.job_counts()) == [
+            ("default", "default", JobState.QUEUED, 1),
+            ("default", "default", JobState.FAILED, 1),
+            ("default", "fast", JobState.QUEUED, 1),
+            ("lab", "default", JobState.QUEUED, 1),
+        ]
+
+    async def test_equal_specs_are_each_job_s_own(self, store: Store) -> None:
+        """However they are kept."""
+        items = [replace(submission(), spec=spec) for spec in (b"a", b"b", b"a")]
+        for item in items:
+            await store.submit([item])
+        specs = await store.specs([item.job.uid for item in items])
+        assert [specs[item.job.uid] for item in items] == [b"a", b"b", b"a"]
 
     async def test_everything_survives_a_restart(
         self, open_store: OpenStore, tmp_path: Path, clock: Clock

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.store.base import JobQuery
 
-_COLUMNS = {"queue", "base_name", "created_by", "backend", "state"}
+_COLUMNS = {"queue", "base_name", "created_by", "backend", "state", "desired"}
+_NUMBERS = {"state", "desired"}
 _OPERATORS = {"=", "!="}
 _FIRST_FINAL = int(JobState.SUCCEEDED)
 _UNDER_WAY = frozenset(range(JobState.LAUNCHING, _FIRST_FINAL))
@@ -128,7 +129,7 @@ def _term(column: str, operator: str, value: Parameter) -> Where:
         return _signed(operator, f"(state < {_FIRST_FINAL}) = ?", (int(bool(value)),))
     if column not in _COLUMNS:
         raise ValueError(f"no such column: {column!r}")
-    return _signed(operator, f"{column} = ?", (int(value) if column == "state" else value,))
+    return _signed(operator, f"{column} = ?", (int(value) if column in _NUMBERS else value,))
 
 
 def _signed(operator: str, sql: str, parameters: tuple[Parameter, ...]) -> Where:
