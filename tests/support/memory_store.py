@@ -36,6 +36,8 @@ class MemoryStore:
     kept_specs: dict[str, bytes] = field(default_factory=dict)
     fail_with: Exception | None = None
     """Raised by the next writes, until it is taken away."""
+    fail_reads_with: Exception | None = None
+    """Raised when jobs are asked for, until it is taken away."""
     batches: list[int] = field(default_factory=list)
     """Sizes of the calls of `apply`."""
     lookups: list[int] = field(default_factory=list)
@@ -92,7 +94,8 @@ class MemoryStore:
 
     async def jobs_by_uid(self, uids: Sequence[str]) -> dict[str, Job]:
         """Those that exist."""
-        self._fail()
+        if self.fail_reads_with is not None:
+            raise self.fail_reads_with
         self.lookups.append(len(uids))
         return {uid: self.jobs[uid] for uid in uids if uid in self.jobs}
 

@@ -118,7 +118,6 @@ class Publisher:
     def __init__(
         self, ledger: Ledger, store: Store, specs: SpecCache, blobs: ChunkStore, clock: Clock
     ) -> None:
-        self._ledger = ledger
         self._store = store
         self._specs = specs
         self._blobs = blobs
@@ -131,12 +130,13 @@ class Publisher:
 
     async def recover(self) -> None:
         """Take up what an earlier process did not come to."""
-        for uid in await self._store.publications.due():
-            rows = self._ledger.rows(uid)
-            if rows is None or rows.job.state.terminal:
-                self._todo.append(uid)
-            else:
+        due = await self._store.publications.due()
+        jobs = await self._store.jobs_by_uid(due)
+        for uid in due:
+            if uid in jobs and not jobs[uid].state.terminal:
                 self._expected.add(uid)
+            else:
+                self._todo.append(uid)
         self._wake.set()
 
     def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:

@@ -17,16 +17,16 @@ class QueueRoom:
         self._counts = counts
         self._coming: Counter[QueueKey] = Counter()
 
-    def take(self, queue: Queue, places: int = 1) -> QueueKey:
-        """Reserve places until they are given back, which is after their jobs were stored.
+    def take(self, queue: Queue) -> QueueKey:
+        """Reserve a place until it is given back, which is after its job was stored.
 
         Raises ResourceExhausted when the queue has as many unfinished jobs as it may.
         """
         key = (queue.project, queue.name)
         coming = self._coming.get(key, 0)
         if queue.max_pending:
-            self._check(queue, self._counts.unfinished(key) + coming + places - 1)
-        self._coming[key] = coming + places
+            self._check(queue, self._counts.unfinished(key) + coming)
+        self._coming[key] = coming + 1
         return key
 
     def _check(self, queue: Queue, pending: int) -> None:
