@@ -146,7 +146,7 @@ class Front(grpc.aio.ServerInterceptor):
             elif key == REQUEST_ID:
                 call.request_id = _usable(value)
         if method.access is not OPEN:
-            self._admission.check(changes=method.changes)
+            self._admission.check(changes=method.changes, method=method.name)
             call.token = self._authenticator.authenticate(authorization)
             if call.token.role not in method.access:
                 raise _role_refused(call.token, method)

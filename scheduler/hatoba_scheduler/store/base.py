@@ -30,6 +30,7 @@ from hatoba_scheduler.domain.records import (
 )
 from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.store.blob_index import BlobIndex
+from hatoba_scheduler.store.trouble import Trouble
 
 if TYPE_CHECKING:
     from hatoba_scheduler.store.backups import BackupStore
@@ -360,6 +361,11 @@ class Store(Protocol):
         ...
 
     # -- life -----------------------------------------------------------------------------------
+    @property
+    def trouble(self) -> Trouble:
+        """Whether writes reach the disk."""
+        ...
+
     def broken(self) -> AsyncIterator[BaseException]:
         """Yields when the writer can go on no more; the server then stops."""
         ...

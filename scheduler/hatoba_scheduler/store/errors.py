@@ -25,6 +25,12 @@ class StorageFailed(Unavailable):
     default_reason = Reason.STORE_UNAVAILABLE
 
 
+class StorageDamaged(StorageFailed):
+    """The database file is damaged: the server stops, and a backup must be restored."""
+
+    default_reason = Reason.STORE_DAMAGED
+
+
 class StoreClosed(Unavailable):
     """The store is closed or about to be; nothing of the call was written."""
 
@@ -66,16 +72,6 @@ class SchemaTooNew(FailedPrecondition):
         super().__init__(
             f"{path} has schema {found}, this version knows {known}; "
             "start the version that wrote it, or a newer one"
-        )
-
-
-class SchemaTooOld(FailedPrecondition):
-    """The database was written by an older version, and whoever asks must not change it."""
-
-    def __init__(self, path: Path, found: int, known: int) -> None:
-        super().__init__(
-            f"{path} has schema {found}, this version brings {known}; "
-            "start the server once: it takes a backup and migrates it"
         )
 
 

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from hatoba_scheduler.store.errors import StorageFailed, StoreClosed
+from hatoba_scheduler.store.errors import StorageDamaged, StorageFailed, StoreClosed
+from hatoba_scheduler.store.sqlite.database import DAMAGED
 from hatoba_scheduler.store.sqlite.statements import SIZES, Row
 
 log = structlog.get_logger(__name__)
@@ -30,9 +31,17 @@ class Garbled(bytes):
 class Readers:
     """A pool of read-only connections."""
 
-    def __init__(self, open_connection: Callable[[], sqlite3.Connection]) -> None:
-        """Connections open on first use, so that none is made for a store that failed to open."""
+    def __init__(
+        self,
+        open_connection: Callable[[], sqlite3.Connection],
+        on_damage: Callable[[StorageDamaged], None],
+    ) -> None:
+        """Connections open on first use, so that none is made for a store that failed to open.
+
+        `on_damage` is told, in whatever thread, what says that the file is no whole database.
+        """
         self._open = open_connection
+        self._on_damage = on_damage
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         self._room = asyncio.Semaphore(WAITING)
         self._threads = ThreadPoolExecutor(READERS, thread_name_prefix="hatoba-store-reader")
@@ -61,10 +70,17 @@ class Readers:
             if connection is not None:
                 connection.close()
                 connection = None
-            raise StorageFailed(f"the store could not be read: {error}") from error
+            raise self._failed(error) from error
         finally:
             if connection is not None:
                 self._idle.put(connection)
+
+    def _failed(self, error: sqlite3.Error) -> StorageFailed:
+        text = f"the store could not be read: {error}"
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in DAMAGED:
+            return StorageFailed(text)
+        self._on_damage(StorageDamaged(text))
+        return StorageDamaged(text)
 
     def _taken(self) -> sqlite3.Connection:
         try:

@@ -76,6 +76,7 @@ from hatoba_scheduler.store.sqlite.unit import (
 )
 from hatoba_scheduler.store.sqlite.upgrade import open_upgraded
 from hatoba_scheduler.store.sqlite.writer import Writer
+from hatoba_scheduler.store.trouble import Trouble
 
 T = TypeVar("T")
 
@@ -103,7 +104,8 @@ async def open_store(
     path = directory / FILE
     lock, made = await asyncio.to_thread(_prepare, path, now(), new_id, open_connection)
     writer = Writer(lambda: open_connection(path, False))
-    return SqliteStore(made, writer, Readers(lambda: open_connection(path, True)), lock, now)
+    readers = Readers(lambda: open_connection(path, True), writer.found_damaged)
+    return SqliteStore(made, writer, readers, lock, now)
 
 
 def _prepare(
@@ -444,6 +446,11 @@ class SqliteStore:
         return await self._all(read("tokens"), (), rows.token_from, "tokens")
 
     # -- life -----------------------------------------------------------------------------------
+
+    @property
+    def trouble(self) -> Trouble:
+        """Whether writes reach the disk."""
+        return self._writer.trouble
 
     async def broken(self) -> AsyncIterator[BaseException]:
         """Yields once the writer can go on no more."""

@@ -20,10 +20,18 @@ from typing import Any
 import structlog
 
 from hatoba_scheduler.errors import HatobaError
-from hatoba_scheduler.store.errors import StorageFailed, StorageFull, StoreClosed, WriteRefused
+from hatoba_scheduler.store.errors import (
+    StorageDamaged,
+    StorageFailed,
+    StorageFull,
+    StoreClosed,
+    WriteRefused,
+)
+from hatoba_scheduler.store.sqlite.database import DAMAGED
 from hatoba_scheduler.store.sqlite.recent_specs import RecentSpecs
 from hatoba_scheduler.store.sqlite.statements import write as statement
 from hatoba_scheduler.store.sqlite.unit import Direct, Write, carry_out
+from hatoba_scheduler.store.trouble import Trouble
 
 log = structlog.get_logger(__name__)
 
@@ -34,9 +42,8 @@ GATHER_SECONDS = 0.002
 GATHER_STEP_SECONDS = 0.0005
 CHECKPOINT_PAGES = 2_000
 LARGE_WAL_PAGES = 16_384
-MAX_REOPENS = 5
 
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_DISK = (StorageFull, StorageFailed)
 _REFUSED = (
     sqlite3.IntegrityError,
     sqlite3.DataError,
@@ -63,11 +70,10 @@ Outcome = tuple[_Call, object]
 class _StorageLost(Exception):
     """The connection cannot be relied on any more."""
 
-    def __init__(self, kind: type[HatobaError], text: str, damaged: bool = False) -> None:
+    def __init__(self, kind: type[HatobaError], text: str) -> None:
         super().__init__(text)
         self.kind = kind
         self.text = text
-        self.damaged = damaged
 
     def told(self) -> HatobaError:
         """What one caller is told: an exception is raised in one place only."""
@@ -86,11 +92,11 @@ class Writer:
         self._connection: sqlite3.Connection | None = None
         self._position = 0
         self._specs = RecentSpecs()
-        self._failed_reopens = 0
         self._last_batch = 0
         self._pages = 0
         self._closing = False
         self._broken: _StorageLost | None = None
+        self.trouble = Trouble()
         self.broken: asyncio.Future[BaseException] = self._loop.create_future()
         self._stopped = self._loop.create_future()
         self._thread = threading.Thread(target=self._run, name="hatoba-store-writer", daemon=True)
@@ -108,6 +114,10 @@ class Writer:
         answer: asyncio.Future[Any] = self._loop.create_future()
         self._calls.put(_Call(write, answer))
         return await answer
+
+    def found_damaged(self, error: StorageDamaged) -> None:
+        """A reader met damage: the store can go on no more. Any thread may call."""
+        self._tell(self._mark_broken, error)
 
     async def stop(self) -> None:
         """Finish what is queued, checkpoint and close."""
@@ -246,16 +256,15 @@ class Writer:
             except sqlite3.Error as error:
                 self._discard()
                 raise _storage_lost(error) from error
-        self._failed_reopens = 0
         return self._connection
 
     def _reopen(self, lost: _StorageLost) -> None:
         if self._broken is not None:
             return
         log.error("store.write_failed", error=lost.text)
-        self._failed_reopens += self._connection is None
         self._discard()
-        if lost.damaged or self._failed_reopens >= MAX_REOPENS:
+        self._tell(self.trouble.fails, lost.told())
+        if lost.kind is StorageDamaged:
             self._break(lost)
 
     def _discard(self) -> None:
@@ -303,6 +312,8 @@ class Writer:
             log.warning("store.loop_closed")
 
     def _answer(self, outcomes: list[Outcome]) -> None:
+        if self.trouble.error is not None and not isinstance(outcomes[-1][1], _DISK):
+            self.trouble.works()
         for call, outcome in outcomes:
             self._room.release()
             if call.answer.done():
@@ -348,5 +359,5 @@ def _storage_lost(error: Exception) -> _StorageLost:
     if code == sqlite3.SQLITE_FULL or "disk is full" in str(error):
         text = "the disk or database is full; free space where the data directory is"
         return _StorageLost(StorageFull, text)
-    text = f"the store could not be written: {error}"
-    return _StorageLost(StorageFailed, text, damaged=code in _DAMAGED)
+    kind = StorageDamaged if code in DAMAGED else StorageFailed
+    return _StorageLost(kind, f"the store could not be written: {error}")
