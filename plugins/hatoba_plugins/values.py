@@ -278,6 +278,12 @@ class Owned:
     number: int
     handle: Handle
     ended: bool
+    pool: str = ""
+    """Where it is, as in its placement; empty: not known."""
+    gpus: tuple[str, ...] = ()
+    """GPUs that it was given there, as far as that is known."""
+    nonce: str = ""
+    """What its runner claimed it with; empty: not known, or not claimed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +320,8 @@ class Capabilities:
     native_arrays: bool = False
     gangs: bool = False
     logs: bool = False
+    pretends: bool = False
+    """It only acts as if it ran something: jobs come here only when they name it."""
     deployments: bool = False
     """It has a DeploymentBackend."""
     canary: bool = False

@@ -519,7 +519,8 @@ def _add_services(
 
     def grounds() -> Grounds:
         secrets = frozenset(secret for host in core.hub.hosts() for secret in host.secrets)
-        return Grounds(instances, backends.default, core.queues, secrets)
+        ours = (instances, backends.default, core.queues, secrets)
+        return Grounds(*ours, now=core.now(), choice=backends.choice)
 
     parts = JobParts(
         store=core.store,

@@ -40,6 +40,8 @@ class Backends:
     default: str = ""
     default_serves: str = ""
     """The one that deployments get when they name none."""
+    choice: tuple[str, ...] = ()
+    """Those among which jobs that name none may choose, cheapest first; empty: the default."""
 
     def report(
         self, loops: Mapping[str, BackendLoop], capacity: Capacity
@@ -104,7 +106,19 @@ async def open_backends(
     found.default = config.defaults.train or next(iter(found.opened), "")
     serving = (name for name, one in found.opened.items() if one.backend.deployments is not None)
     found.default_serves = config.defaults.serves or next(serving, found.default)
+    if not config.defaults.train:
+        found.choice = _choice(found.opened, config)
     return found
+
+
+def _choice(opened: Mapping[str, Opened], config: Config) -> tuple[str, ...]:
+    able = [
+        name
+        for name, one in opened.items()
+        if one.backend.jobs is not None and not one.backend.capabilities().pretends
+    ]
+    costs = {name: wanted.cost_per_hour for name, wanted in config.backends.items()}
+    return tuple(sorted(able, key=lambda name: costs.get(name, 0.0)))
 
 
 def loop_settings(config: Config, name: str) -> LoopSettings:

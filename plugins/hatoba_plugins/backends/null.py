@@ -72,6 +72,7 @@ KEY = "null"
 """A specification's `backend_options.null` may give its own `delay` and `exit_code`."""
 
 HANDLE_VERSION = 1
+POOL = "null"
 _MARKS = 100_000
 """Names of released and of stopped attempts that are remembered, to refuse a late launch."""
 
@@ -134,9 +135,8 @@ class _Object(NamedTuple):
     def owned(self) -> Owned:
         """What is listed of it."""
         own = self.identity
-        return Owned(
-            self.name, own.cluster_id, own.job_uid, own.index, own.number, self.handle, self.ended
-        )
+        ids = (own.cluster_id, own.job_uid, own.index, own.number)
+        return Owned(self.name, *ids, self.handle, self.ended, POOL)
 
     def observation(self) -> Observation:
         """What is seen of it."""
@@ -276,7 +276,7 @@ class NullJobs:
         return self._feed.watch(self._now)
 
     def _now(self) -> Iterable[WatchItem]:
-        pool = Pool("null", _FITS_ALL._replace(slots=self._options.slots), embedded=True)
+        pool = Pool(POOL, _FITS_ALL._replace(slots=self._options.slots), embedded=True)
         yield CapacitySnapshot((pool,), elastic=True, as_of=self._clock.time())
         for known in self._world.objects.values():
             yield known.observation()
@@ -382,7 +382,12 @@ class NullDeployments:
 
 
 CAPABILITIES = Capabilities(
-    caller_interpreter=True, memory_limit=True, inputs=True, deployments=True, canary=True
+    caller_interpreter=True,
+    memory_limit=True,
+    inputs=True,
+    pretends=True,
+    deployments=True,
+    canary=True,
 )
 """What needs nothing done can be promised; the rest would be a lie."""
 

@@ -61,6 +61,7 @@ _CAPABILITIES = Capabilities(
     memory_limit=True,
     inputs=True,
     native_arrays=True,
+    pretends=True,
     deployments=True,
     canary=True,
     limits=tuple((operation, _LIMIT) for operation in OPERATIONS),
@@ -303,7 +304,7 @@ class MockBackend:
             if own.cluster_id == cluster_id and not known.deleted:
                 handle = handle_of(known)
                 ids = (own.cluster_id, own.job_uid, own.index, own.number)
-                yield Owned(known.name, *ids, handle, known.ended)
+                yield Owned(known.name, *ids, handle, known.ended, POOL)
 
     def logs(self, ref: Ref, stream: str, offset: int, follow: bool) -> AsyncIterator[LogChunk]:
         """It runs nothing, so nothing writes."""
