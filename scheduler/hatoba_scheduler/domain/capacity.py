@@ -36,6 +36,8 @@ class PoolRoom:
     accepting: bool = True
     embedded: bool = False
     secrets: frozenset[str] = frozenset()
+    labels: tuple[tuple[str, str], ...] = ()
+    """As it was given; beside them every pool has `hatoba/host`, its name."""
     held: dict[str, tuple[Resources, tuple[str, ...]]] = field(default_factory=dict)
     used: Resources = field(default_factory=Resources)
 

@@ -13,6 +13,26 @@ QueueKey = tuple[str, str]
 """(project, queue name)."""
 
 
+@dataclass(frozen=True, slots=True)
+class PlannerRules:
+    """What the planner goes by; times in seconds."""
+
+    ageing: float = 600.0
+    """Waiting so long is worth one step of priority, so that nothing starves."""
+    reservations: int = 8
+    """Heads of queues for which room is kept at the same time."""
+    reserve_after: float = 1.0
+    """For how long a head finds no room before some is reserved for it."""
+    patience: float = 1800.0
+    """For how long a head has waited before a place is drained for it, not knowing how long."""
+    hold: float = 300.0
+    """For how long a place is kept for whom it was made by preemption."""
+    gap: int = 1
+    """Steps of priority that one must be above another to take its place."""
+    preemptions: int = 8
+    """Jobs for which others give way in one round."""
+
+
 class Needs(NamedTuple):
     """What the tasks of one shape need; equal needs make one class."""
 

@@ -1,0 +1,445 @@
+"""Queues as a tree: what each uses, may use and has used, and whose turn it is.
+
+Between siblings the one below its guarantee goes first, then the one that uses least for its
+weight: its dominant share of all capacity now, and the same averaged over the past. Rounding is
+evened out by at most one job: who had more than its share of late counts as having a little more.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from hatoba_scheduler.domain.planning.amounts import (
+    NOTHING,
+    Vector,
+    limited,
+    minus,
+    plus,
+    share,
+    vector,
+)
+from hatoba_scheduler.domain.planning.lines import Rank
+from hatoba_scheduler.domain.planning.model import QueueKey, QueueSettings
+from hatoba_scheduler.domain.records import Micros
+
+if TYPE_CHECKING:
+    from hatoba_scheduler.domain.planning.lines import Line
+
+HALF_LIFE = 3600.0
+"""Seconds after which past use counts half."""
+FRESH = 10_000_000
+"""Microseconds for which an order by past use stays good."""
+_EVENING = 4.0
+_MEMORY = 2.0
+Key = tuple[bool, float, float, QueueKey]
+
+
+@dataclass(slots=True)
+class Averages:
+    """Of a queue's share: over time, and over the turns of its siblings."""
+
+    decayed: float = 0.0
+    at: Micros = 0
+    recent: float = 0.0
+    turn: float = 0.0
+
+
+class Node:
+    """A queue in the tree; the root is above all."""
+
+    __slots__ = (
+        "active",
+        "averages",
+        "capped",
+        "children",
+        "granted",
+        "guaranteed",
+        "heap",
+        "last",
+        "limit",
+        "lines",
+        "order",
+        "own",
+        "parent",
+        "place",
+        "queue",
+        "running",
+        "settings",
+        "turns",
+        "used",
+        "waiting",
+        "weights",
+    )
+
+    def __init__(self, queue: QueueKey) -> None:
+        self.queue = queue
+        self.place: Key | None = None
+        """Under which it stands among its siblings; None: it does not."""
+        self.parent: Node | None = None
+        self.children: dict[QueueKey, Node] = {}
+        self.heap: list[tuple[Key, int, Node]] = []
+        """Children with something that may be placed."""
+        self.lines: dict[tuple[object, int], Line] = {}
+        self.order: list[tuple[Rank, int, Line]] = []
+        """Its own lines with something that may be placed."""
+        self.capped: list[Line] = []
+        """Lines, of it or below it, that came up while its quota had no room for them."""
+        self.waiting = 0
+        """Jobs of its own that wait."""
+        self.running = 0
+        self.used = NOTHING
+        self.own = NOTHING
+        """What its own jobs use, without those of queues below it."""
+        self.granted = 0.0
+        """Shares that were given to it, summed up."""
+        self.active = False
+        """It wants something, or did not long ago."""
+        self.weights = 0.0
+        """Of its children that do."""
+        self.last = 0.0
+        """Share of what was placed last."""
+        self.turns = 0.0
+        """Shares that were given out among its children, summed up."""
+        self.averages = Averages()
+        self.configure(QueueSettings(queue))
+
+    def configure(self, settings: QueueSettings) -> None:
+        """Settings are new; the parent is the tree's affair."""
+        self.settings = settings
+        self.limit = vector(settings.quota)
+        self.guaranteed = vector(settings.guaranteed)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing waits in it, runs of it or is below it."""
+        return not (self.lines or self.running or self.children or self.used != NOTHING)
+
+    @property
+    def full(self) -> bool:
+        """Nothing of it may be placed, whatever it is."""
+        most = self.settings.max_running
+        return self.settings.cordoned or bool(most and self.running >= most)
+
+    def chain(self) -> list[Node]:
+        """It and those above it, without the root."""
+        nodes = []
+        node: Node | None = self
+        while node is not None and node.parent is not None:
+            nodes.append(node)
+            node = node.parent
+        return nodes
+
+    def allows(self, amount: Vector, members: int) -> bool:
+        """Whether its own limits leave room for so much."""
+        settings = self.settings
+        if settings.cordoned:
+            return False
+        if settings.max_running and self.running + members > settings.max_running:
+            return False
+        used = plus(self.used, amount)
+        if settings.no_borrowing and not limited(used, self.guaranteed):
+            return False
+        return limited(used, self.limit)
+
+    def owed(self, amount: Vector) -> bool:
+        """Whether so much would be within what it is guaranteed."""
+        return covers(self.guaranteed, amount) and limited(plus(self.used, amount), self.guaranteed)
+
+
+def covers(guarantee: Vector, amount: Vector) -> bool:
+    """Whether a guarantee speaks of something that is wanted."""
+    if any(have and want for have, want in zip(guarantee[:4], amount[:4], strict=True)):
+        return True
+    names = {name for name, _ in guarantee[4]}
+    return any(name in names for name, _ in amount[4])
+
+
+class Tree:
+    """All queues, and the order in which they have their turn."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[QueueKey, Node] = {}
+        self.root = Node(("", ""))
+        self.total = NOTHING
+        self.now: Micros = 0
+        self._numbers = itertools.count()
+        self._sorted_at: Micros = 0
+
+    def node(self, key: QueueKey) -> Node:
+        """A queue; one that was not told of has ordinary settings."""
+        node = self.nodes.get(key)
+        if node is None:
+            node = self.nodes[key] = Node(key)
+            self._attach(node, self.root)
+        return node
+
+    def configure(self, settings: QueueSettings) -> list[Line]:
+        """Take over settings; the lines that they may let go."""
+        node = self.node(settings.key)
+        node.configure(settings)
+        parent = self._parent_of(settings)
+        if parent is not node.parent:
+            self._detach(node)
+            self._attach(node, parent)
+        lines = [line for above in (node, *node.chain()) for line in above.capped]
+        for above in (node, *node.chain()):
+            above.capped = []
+        self.wake(node)
+        return lines
+
+    def _parent_of(self, settings: QueueSettings) -> Node:
+        """The queue above; the root where settings would close a circle."""
+        if settings.parent is None:
+            return self.root
+        parent = self.node(settings.parent)
+        node = self.nodes[settings.key]
+        return self.root if node in (parent, *parent.chain()) else parent
+
+    def _attach(self, node: Node, parent: Node) -> None:
+        node.parent = parent
+        parent.children[node.queue] = node
+        self._add_use(parent, node.used, node.running)
+        if node.order or node.heap:
+            self.wake(node)
+
+    def _detach(self, node: Node) -> None:
+        parent = node.parent
+        if parent is None:
+            return
+        del parent.children[node.queue]
+        node.place = None
+        node.parent = None
+        self._add_use(parent, minus(NOTHING, node.used), -node.running)
+
+    def _add_use(self, node: Node | None, amount: Vector, running: int) -> None:
+        while node is not None:
+            self._average(node)
+            node.used = plus(node.used, amount)
+            node.running += running
+            node = node.parent
+
+    def drop(self, key: QueueKey) -> list[Line]:
+        """A queue is gone; what still waits or runs of it counts with ordinary settings."""
+        node = self.nodes.get(key)
+        if node is None:
+            return []
+        lines = self.configure(QueueSettings(key))
+        if node.idle:
+            self._detach(node)
+            del self.nodes[key]
+        return lines
+
+    # -- use --------------------------------------------------------------------------------------
+
+    def charge(self, node: Node, amount: Vector, members: int = 1) -> None:
+        """Something of it holds so much from now on."""
+        node.own = plus(node.own, amount)
+        part = share(amount, self.total)
+        for one in node.chain():
+            self._average(one)
+            one.used = plus(one.used, amount)
+            one.running += members
+            one.last = part
+            one.granted += part
+            above = one.parent
+            if above is not None:
+                above.turns += part
+            self._place(one)
+        self.root.used = plus(self.root.used, amount)
+
+    def discharge(self, node: Node, amount: Vector, members: int = 1) -> list[Line]:
+        """It holds so much no more; the lines that may go for that."""
+        node.own = minus(node.own, amount)
+        freed: list[Line] = []
+        for one in node.chain():
+            self._average(one)
+            was_full = one.full
+            one.used = minus(one.used, amount)
+            one.running -= members
+            if one.capped:
+                freed += self._uncap(one)
+            if was_full and not one.full:
+                self.wake(one)
+            self._place(one)
+        self.root.used = minus(self.root.used, amount)
+        return freed
+
+    def _uncap(self, node: Node) -> list[Line]:
+        allowed = [
+            line for line in node.capped if node.allows(line.shape.whole, line.shape.members)
+        ]
+        if allowed:
+            chosen = set(map(id, allowed))
+            node.capped = [line for line in node.capped if id(line) not in chosen]
+        return allowed
+
+    def _average(self, node: Node) -> None:
+        """Bring a queue's averages up to now, before its use changes."""
+        averages = node.averages
+        part = share(node.used, self.total)
+        if self.now > averages.at:
+            keep = _kept((self.now - averages.at) / 1e6)
+            averages.decayed = averages.decayed * keep + part * (1.0 - keep)
+            averages.at = self.now
+        above = node.parent
+        if above is not None and above.turns > averages.turn:
+            memory = _MEMORY * max(part, share(above.used, self.total), 1e-9)
+            keep = math.exp((averages.turn - above.turns) / memory)
+            averages.recent = averages.recent * keep + part * (1.0 - keep)
+            averages.turn = above.turns
+
+    def decayed(self, node: Node) -> float:
+        """Its share of all capacity, averaged over the past, as of now."""
+        averages = node.averages
+        keep = _kept(max(0, self.now - averages.at) / 1e6)
+        return averages.decayed * keep + share(node.used, self.total) * (1.0 - keep)
+
+    def fair(self, node: Node) -> float:
+        """What it may claim by weight now, of all, among queues that want something."""
+        part = 1.0
+        for one in node.chain():
+            above = one.parent
+            weights = sum(
+                child.settings.weight
+                for child in (above.children.values() if above else ())
+                if child is one or _wants(child)
+            )
+            part *= one.settings.weight / weights if weights else 0.0
+        return part
+
+    def usage(self) -> dict[QueueKey, tuple[float, Micros]]:
+        """Shares averaged over the past, as of a time."""
+        return {key: (self.decayed(node), self.now) for key, node in self.nodes.items()}
+
+    def restore_usage(self, usage: Mapping[QueueKey, tuple[float, Micros]]) -> None:
+        """Take over shares averaged over the past, each as of its time."""
+        for key, (decayed, at) in usage.items():
+            averages = self.node(key).averages
+            averages.decayed, averages.at = decayed, at
+        self._sorted_at = 0
+
+    # -- turns ------------------------------------------------------------------------------------
+
+    def key(self, node: Node) -> Key:
+        """Its place among its siblings, lowest first."""
+        part = share(node.used, self.total)
+        weight = node.settings.weight or 1e-9
+        above = node.parent
+        bias = 0.0
+        if above is not None and node.last:
+            fair = share(above.used, self.total) * weight / max(above.weights, weight)
+            bias = max(-node.last, min(node.last, _EVENING * (node.averages.recent - fair)))
+        guarded = covers(node.guaranteed, node.guaranteed) and not limited(
+            node.guaranteed, node.used
+        )
+        load = (part + self.decayed(node) + bias) / weight
+        return (not guarded, load, node.granted / weight, node.queue)
+
+    def _place(self, node: Node) -> None:
+        if node.place is not None and node.parent is not None:
+            node.place = self.key(node)
+            heapq.heappush(node.parent.heap, (node.place, next(self._numbers), node))
+
+    def wake(self, node: Node) -> None:
+        """Something of it may be placed: it stands among its siblings, as do those above it."""
+        for one in node.chain():
+            if one.place is not None or one.full or one.parent is None:
+                continue
+            if not one.active:
+                one.active = True
+                one.parent.weights += one.settings.weight
+            self._average(one)
+            one.place = self.key(one)
+            heapq.heappush(one.parent.heap, (one.place, next(self._numbers), one))
+
+    def begin(self, now: Micros, total: Vector) -> None:
+        """It is now; orders that are not good any more are made anew."""
+        self.now = max(now, self.now)
+        if total != self.total or self.now - self._sorted_at > FRESH:
+            for node in self.nodes.values():
+                self._average(node)
+            self.total = total
+            self._sorted_at = self.now
+            self._sort(self.root)
+
+    def _sort(self, node: Node) -> bool:
+        """Make the order among those below it anew; whether it or one of them wants something."""
+        active = [child for child in node.children.values() if self._sort(child)]
+        for child in node.children.values():
+            child.active = False
+        node.weights = 0.0
+        for child in active:
+            child.active = True
+            node.weights += child.settings.weight
+        node.heap = []
+        for child in node.children.values():
+            if child.place is not None:
+                child.place = self.key(child)
+                node.heap.append((child.place, next(self._numbers), child))
+        heapq.heapify(node.heap)
+        return bool(active or node.lines or node.running)
+
+    def enter(self, line: Line) -> None:
+        """A line stands in its queue by the rank of its head."""
+        if line.rank is not None:
+            heapq.heappush(line.node.order, (line.rank, next(self._numbers), line))
+            self.wake(line.node)
+
+    def pick(self) -> Line | None:
+        """The line whose turn it is, of those whose shape is not stuck; None: there is none."""
+        return self._pick(self.root)
+
+    def _pick(self, node: Node) -> Line | None:
+        while True:
+            child = self._first_child(node)
+            own = _first_line(node)
+            if child is None or child.place is None:
+                return own
+            if own is not None and self._own_key(node) <= child.place:
+                return own
+            line = self._pick(child)
+            if line is not None:
+                return line
+            child.place = None
+
+    def _first_child(self, node: Node) -> Node | None:
+        heap = node.heap
+        while heap:
+            place, _, child = heap[0]
+            if child.place is place and not child.full:
+                return child
+            if child.place is place:
+                child.place = None
+            heapq.heappop(heap)
+        return None
+
+    def _own_key(self, node: Node) -> Key:
+        """Of a queue's own jobs, beside the queues below it: as one of them of weight 1."""
+        return (True, share(node.own, self.total), 0.0, node.queue)
+
+
+def _wants(node: Node) -> bool:
+    return bool(node.lines or node.running) or any(map(_wants, node.children.values()))
+
+
+def _first_line(node: Node) -> Line | None:
+    """The first of a queue's own lines that is not stuck; those before it are put aside."""
+    order = node.order
+    while order:
+        rank, _, line = order[0]
+        if line.rank is rank and not line.parked:
+            if not line.shape.stuck:
+                return line
+            line.parked = True
+            line.shape.parked.append(line)
+        heapq.heappop(order)
+    return None
+
+
+def _kept(seconds: float) -> float:
+    return math.exp(-seconds * math.log(2.0) / HALF_LIFE)
