@@ -284,7 +284,7 @@ class RunnerDesk:
             tuple(request.last_log_lines),
             usage,
         )
-        state, cause = causes.judge(ending)
+        state, cause = causes.judge(ending, gpus=bool(view.attempt.gpus))
         return Outcome(
             state,
             cause,

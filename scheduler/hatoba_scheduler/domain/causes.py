@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal as signals
+from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
@@ -127,6 +128,27 @@ _VERDICTS: dict[ExitKind, _Verdict] = {
 }
 
 
+DEVICE_FAULTS = (
+    "uncorrectable ecc error",
+    "cuda_error_ecc_uncorrectable",
+    "uncorrectable nvlink error",
+    "cuda_error_nvlink_uncorrectable",
+    "hiperroreccnotcorrectable",
+    "gpu has fallen off the bus",
+    "nvrm: xid",
+)
+"""What drivers and libraries print when a GPU itself failed, in small letters.
+
+A closed list, and a short one: most CUDA errors are the program's own.
+"""
+
+
+def faulty_line(lines: Iterable[str]) -> str:
+    """The newest log line that tells of a failed device; empty: there is none."""
+    told = [line for line in lines if any(words in line.lower() for words in DEVICE_FAULTS)]
+    return told[-1].strip() if told else ""
+
+
 def signal_name(number: int) -> str:
     """`SIGKILL (9)` for 9; the bare number where it has no name."""
     try:
@@ -147,10 +169,17 @@ def human_bytes(count: int) -> str:
     return f"{size:.4g} TiB"
 
 
-def judge(ending: Ending) -> tuple[AttemptState, Cause | None]:
-    """The state an ending leads to and its cause; None for a good one."""
+def judge(ending: Ending, gpus: bool = False) -> tuple[AttemptState, Cause | None]:
+    """The state an ending leads to and its cause; None for a good one.
+
+    Only of what had `gpus` a log line may tell that one of them failed.
+    """
     if ending.good:
         return AttemptState.SUCCEEDED, None
+    if gpus and ending.kind in (ExitKind.EXITED, ExitKind.SIGNALED):
+        line = faulty_line(ending.last_log_lines)
+        if line:
+            return AttemptState.FAILED, _device_fault(ending, line)
     verdict = _VERDICTS[ending.kind]
     sentence = verdict.sentence.format(
         code=ending.code,
@@ -166,6 +195,20 @@ def judge(ending: Ending) -> tuple[AttemptState, Cause | None]:
         exit_code=ending.code if ending.kind is ExitKind.EXITED else None,
         signal=ending.signal if ending.kind is ExitKind.SIGNALED else None,
         evidence=_evidence(ending.usage),
+        last_log_lines=ending.last_log_lines,
+    )
+
+
+def _device_fault(ending: Ending, line: str) -> Cause:
+    how = f"signal {signal_name(ending.signal)}"
+    if ending.kind is ExitKind.EXITED:
+        how = f"exit code {ending.code}"
+    return Cause(
+        CauseCode.DEVICE_FAULT,
+        _INFRA,
+        f"A GPU failed: the command ended with {how}, and its log says {line[:200]!r}.",
+        True,
+        evidence=(("log_line", line[:500]), *_evidence(ending.usage)),
         last_log_lines=ending.last_log_lines,
     )
 

@@ -128,3 +128,36 @@ def test_bytes_in_words(count: int, words: str) -> None:
 
 def test_signals_in_words() -> None:
     assert (signal_name(15), signal_name(64 + 1)) == ("SIGTERM (15)", "65")
+
+
+FAULT = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpus", "lines", "code"),
+    [
+        (K.EXITED, True, (FAULT, "exit"), C.DEVICE_FAULT),
+        (K.SIGNALED, True, ("NVRM: Xid (PCI:0000:65:00): 79, GPU has fallen",), C.DEVICE_FAULT),
+        (K.EXITED, False, (FAULT,), C.EXIT_CODE),
+        (K.OUT_OF_MEMORY, True, (FAULT,), C.OUT_OF_MEMORY),
+        (K.EXITED, True, ("CUDA error: device-side assert triggered",), C.EXIT_CODE),
+        (K.EXITED, True, ("CUDA out of memory. Tried to allocate 2 GiB",), C.EXIT_CODE),
+    ],
+)
+def test_a_failed_device_is_known_by_what_it_says_and_only_where_there_is_one(
+    kind: ExitKind, gpus: bool, lines: tuple[str, ...], code: CauseCode
+) -> None:
+    _, cause = judge(Ending(kind, code=1, signal=6, last_log_lines=lines), gpus=gpus)
+    assert cause is not None
+    assert cause.code is code
+    assert (cause.origin is O.INFRASTRUCTURE) == (code is C.DEVICE_FAULT)
+
+
+def test_a_failed_device_is_told_with_its_line() -> None:
+    ending = Ending(K.EXITED, code=1, last_log_lines=("begin", FAULT))
+    _, cause = judge(ending, gpus=True)
+    assert cause is not None
+    assert cause.message == (
+        f"A GPU failed: the command ended with exit code 1, and its log says {FAULT!r}."
+    )
+    assert ("log_line", FAULT) in cause.evidence
