@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
+from uuid import UUID
 
 DEFAULT_PROJECT = "default"
 DEFAULT_QUEUE = "default"
 _UID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_ATTEMPT = re.compile(r"h(\d{1,9})-([0-9a-f]{32})-(\d{1,9})-(\d{1,9})")
 _PART = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -67,3 +69,26 @@ def attempt_name(epoch: int, job_uid: str, index: int, number: int) -> str:
     At most 63 characters of `[a-z0-9-]`, so that it fits every backend.
     """
     return f"h{epoch}-{job_uid.replace('-', '')}-{index}-{number}"
+
+
+class AttemptName(NamedTuple):
+    """What an attempt's external name says."""
+
+    epoch: int
+    job_uid: str
+    index: int
+    number: int
+
+
+def parse_attempt(name: str) -> AttemptName | None:
+    """Read an attempt's external name; None when it is none."""
+    found = _ATTEMPT.fullmatch(name)
+    if found is None:
+        return None
+    return AttemptName(int(found[1]), str(UUID(found[2])), int(found[3]), int(found[4]))
+
+
+def epoch_of(attempt: str) -> int:
+    """The store epoch in which an attempt got its external name; 0 for a name that is none."""
+    head, _, _ = attempt.partition("-")
+    return int(head[1:]) if head[:1] == "h" and head[1:].isdecimal() else 0

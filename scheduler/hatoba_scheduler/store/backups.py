@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -32,10 +32,11 @@ class BackupRecord(NamedTuple):
 class BackupStore(Protocol):
     """See the module."""
 
-    async def copy_to(self, target: Path) -> Copied:
+    async def copy_to(self, target: Path, stopped: Callable[[], bool]) -> Copied:
         """Write a consistent copy into a new file, while the store is used; durable at the end.
 
-        Raises StorageFull, StorageFailed and OSError; then the file may be there in part.
+        Given up once `stopped` says so, which any thread asks. Raises StorageFull and
+        StorageFailed; then the file may be there in part.
         """
         ...
 

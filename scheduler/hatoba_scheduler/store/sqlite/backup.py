@@ -7,7 +7,6 @@ goes on beside it, and the copy is the store as it was at one moment.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sqlite3
 import time
@@ -17,7 +16,8 @@ from pathlib import Path
 
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.store.backups import BackupRecord, Copied
-from hatoba_scheduler.store.errors import BadBackup, StorageFull, StoreExists
+from hatoba_scheduler.store.disk import disk_errors, sync_all
+from hatoba_scheduler.store.errors import BadBackup, StorageFailed, StorageFull, StoreExists
 from hatoba_scheduler.store.problems import Execute, StoreProblem
 from hatoba_scheduler.store.sqlite import doctor
 from hatoba_scheduler.store.sqlite.blob_index import job_roots
@@ -50,9 +50,9 @@ class SqliteBackups:
         self._writer = writer
         self._readers = readers
 
-    async def copy_to(self, target: Path) -> Copied:
+    async def copy_to(self, target: Path, stopped: Callable[[], bool]) -> Copied:
         """See `BackupStore.copy_to`."""
-        return await self._readers.run(lambda source: copy(source, target))
+        return await self._readers.run_apart(lambda source: copy(source, target, stopped))
 
     async def keep(self, backup: BackupRecord, roots: Iterable[str]) -> None:
         """See `BackupStore.keep`; what it names first, so that none of it is ever unkept."""
@@ -89,7 +89,7 @@ class SqliteBackups:
 
     async def check(self, now: Micros) -> list[StoreProblem]:
         """See `BackupStore.check`."""
-        return await self._readers.run(lambda connection: doctor.check(connection, now))
+        return await self._readers.run_apart(lambda connection: doctor.check(connection, now))
 
     async def execute(self, mend: Execute) -> None:
         """See `BackupStore.execute`."""
@@ -106,41 +106,57 @@ def _drop_roots(connection: sqlite3.Connection, backup_id: str) -> int:
 # -- taking --------------------------------------------------------------------------------------
 
 
-def copy(source: sqlite3.Connection, target: Path, reserve: int = RESERVE_BYTES) -> Copied:
+def copy(source: sqlite3.Connection, target: Path, stopped: Callable[[], bool]) -> Copied:
     """Write what `source` sees now into a new file; see `BackupStore.copy_to`."""
-    copy_file(source, target, reserve)
+    copy_file(source, target, stopped)
     with closing(connect(target, reader=True)) as made:
         return Copied(target.stat().st_size, _last_event(made), frozenset(manifests_named(made)))
 
 
-def copy_file(source: sqlite3.Connection, target: Path, reserve: int = RESERVE_BYTES) -> None:
-    """The same, of a store of whatever version."""
+def copy_file(
+    source: sqlite3.Connection, target: Path, stopped: Callable[[], bool] = lambda: False
+) -> None:
+    """The same, of a store of whatever version. Raises StorageFull, StorageFailed."""
+
+    def go_on(status: int, remaining: int, total: int) -> None:
+        if stopped():
+            raise StorageFailed("the server stops: the copy was given up")
+
     source.execute("BEGIN")
     try:
         # Begins the read transaction: from here on the source stands still for us.
-        _check_room(source, target, reserve)
+        _check_room(source, target)
         with closing(sqlite3.connect(target, isolation_level=None)) as made:
-            source.backup(made, pages=SLICE_PAGES, sleep=0)
+            source.backup(made, pages=SLICE_PAGES, progress=go_on, sleep=0)
             # One file, which needs no other beside it.
             made.execute("PRAGMA journal_mode=DELETE")
+    except sqlite3.Error as error:
+        raise _not_copied(target, error) from error
     finally:
         source.execute("ROLLBACK")
-    target.chmod(0o600)
-    sync(target)
+    with disk_errors(f"the copy {target} is not complete"):
+        target.chmod(0o600)
+        sync_all([target, target.parent], anchor=target)
+
+
+def _not_copied(target: Path, error: sqlite3.Error) -> StorageFailed | StorageFull:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+        return StorageFull(f"the disk is full: the copy {target} could not be written")
+    return StorageFailed(f"the store could not be copied to {target}: {error}")
 
 
 def _last_event(connection: sqlite3.Connection) -> int:
     return int(connection.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
 
 
-def _check_room(source: sqlite3.Connection, target: Path, reserve: int) -> None:
+def _check_room(source: sqlite3.Connection, target: Path) -> None:
     source.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (pages,) = source.execute("PRAGMA page_count").fetchone()
     (size,) = source.execute("PRAGMA page_size").fetchone()
     free = shutil.disk_usage(target.parent).free
-    if free < pages * size + reserve:
+    if free < pages * size + RESERVE_BYTES:
         raise StorageFull(
-            f"a copy of the store needs {pages * size:,} bytes and leaves {reserve:,} free; "
+            f"a copy of the store needs {pages * size:,} bytes and leaves {RESERVE_BYTES:,} free; "
             f"{free:,} are free in {target.parent}: free some, or name another directory"
         )
 
@@ -153,16 +169,6 @@ def manifests_named(connection: sqlite3.Connection) -> set[str]:
     for (text,) in fetch(connection, of("deployments", "manifests")):
         found.update(json.loads(text))
     return found
-
-
-def sync(path: Path) -> None:
-    """Bring a file and its name to the disk."""
-    for place in (path, path.parent):
-        descriptor = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # -- putting back --------------------------------------------------------------------------------
@@ -215,9 +221,9 @@ def _restore(file: Path, place: Path, now: Micros, replace: bool, epoch: int) ->
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     if place.exists():
         aside = _move_aside(place)
-        sync(aside)
+        sync_all([aside, aside.parent], anchor=aside)
     fresh.rename(place)
-    sync(place)
+    sync_all([place, place.parent], anchor=place)
     return epoch
 
 
