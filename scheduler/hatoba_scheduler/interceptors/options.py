@@ -7,6 +7,7 @@ MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 HARD_LIMIT_FACTOR = 4
 
 
+MAX_PENDING_CALLS = 20_000
 STREAM_WINDOW_BYTES = 2 * 1024 * 1024
 
 
@@ -19,6 +20,10 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str
         ("grpc.max_send_message_length", max_message_bytes * HARD_LIMIT_FACTOR),
         ("grpc.max_metadata_size", 16 * 1024),
         ("grpc.max_concurrent_streams", 100),
+        # Above 1,000 that nobody has looked at yet, grpc ends calls at random as CANCELLED. Those
+        # are what thousands of watchers send when the server is back.
+        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_PENDING_CALLS),
         # A dead path shows in 80 s, not in the 2 hours that are the default.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),

@@ -173,7 +173,8 @@ def too_much(reason: str) -> bytes:
     retry.retry_delay.FromMilliseconds(700)
     for detail in (error_details_pb2.ErrorInfo(reason=reason), retry):
         status.details.add().Pack(detail)
-    return status.SerializeToString()
+    packed: bytes = status.SerializeToString()
+    return packed
 
 
 @pytest.mark.parametrize("reason", ["RATE_LIMITED", "TOO_MANY_CALLS"])
