@@ -46,6 +46,7 @@ _ABILITIES = (
     _Ability("secrets", "secrets", lambda s: bool(s.secrets), "use no secrets"),
     _Ability("code", "inputs", lambda s: s.HasField("code"), "send no working directory"),
     _Ability("inputs", "inputs", lambda s: bool(s.inputs), "use no inputs"),
+    _Ability("replicas", "gangs", lambda s: s.replicas > 1, "use one replica, or an array"),
 )
 
 

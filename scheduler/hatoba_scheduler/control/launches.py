@@ -60,7 +60,7 @@ def launch_request(
         number=attempt.number,
         task_count=job.size,
         spec=filled,
-        placement=Placement(attempt.host, attempt.gpus),
+        placement=Placement(attempt.host, attempt.gpus, attempt.reserved.memory),
         traceparent=f"00-{job.trace_id}-{attempt.span_id}-{'01' if job.sampled else '00'}",
         labels=(
             ("cluster_id", cluster_id),
@@ -68,6 +68,9 @@ def launch_request(
             ("index", str(attempt.index)),
             ("number", str(attempt.number)),
         ),
+        gang_size=job.size if job.terms.gang else 0,
+        generation=attempt.generation,
+        stop_after=job.terms.stop_after,
     )
 
 

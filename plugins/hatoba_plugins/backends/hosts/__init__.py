@@ -48,6 +48,7 @@ CAPABILITIES = Capabilities(
     secrets=True,
     memory_limit=True,
     inputs=True,
+    gangs=True,
     deployments=True,
     canary=True,
     replica_logs=True,

@@ -18,6 +18,7 @@ from hatoba_plugins.values import (
     Capabilities,
     FindOutcome,
     Found,
+    GroupKind,
     Handle,
     Launched,
     LaunchGroup,
@@ -38,7 +39,7 @@ from hatoba_plugins.values import (
 
 HANDLE_VERSION = 1
 ASK_AGAIN = 1.0
-_SINGLE = Capabilities()
+_LAUNCHES = Capabilities(gangs=True)
 MARKS = 100_000
 """Stops of what was not there that are remembered, to refuse a late launch."""
 
@@ -69,17 +70,33 @@ class HostJobs:
                 yield owned
 
     async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
-        """Send each member to the host it was planned for; what a host has is not sent again."""
-        require_kind(group, _SINGLE)
+        """Send each member to the host it was planned for; what a host has is not sent again.
+
+        Of a gang nothing is sent while a host of it is away.
+        """
+        require_kind(group, _LAUNCHES)
+        if group.kind is GroupKind.GANG and (away := self._away(group)):
+            error = NoCapacity(f"not connected: {', '.join(away)}", after=1.0)
+            return [self._known(one) or Refused(one.name, error) for one in group.members]
         return [self._launch(member) for member in group.members]
+
+    def _away(self, group: LaunchGroup) -> list[str]:
+        ready = set(self._hub.ready_hosts())
+        return sorted({one.placement.pool for one in group.members} - ready)
+
+    def _known(self, member: LaunchRequest) -> Launched | None:
+        """What became of an earlier launch of it; None when no host has it."""
+        seen = self._hub.seen(member.name, member.placement.pool)
+        if seen is not None and seen.phase is not Phase.GONE and seen.host:
+            return Launched(member.name, Handle(HANDLE_VERSION, seen.host))
+        return None
 
     def _launch(self, member: LaunchRequest) -> LaunchOutcome:
         if member.name in self._refused:
             return Refused(member.name, Fatal("it was stopped before it was launched"))
         host = member.placement.pool or next(iter(self._hub.ready_hosts()), "")
-        seen = self._hub.seen(member.name, member.placement.pool)
-        if seen is not None and seen.phase is not Phase.GONE and seen.host:
-            return Launched(member.name, Handle(HANDLE_VERSION, seen.host))
+        if known := self._known(member):
+            return known
         if self._hub.send_launch(host, launch_message(member)):
             return Launched(member.name, Handle(HANDLE_VERSION, host))
         return Refused(member.name, NoCapacity(f"host {host!r} is not connected", after=1.0))
@@ -149,10 +166,16 @@ def launch_message(member: LaunchRequest) -> worker_pb2.LaunchAttempt:
         traceparent=member.traceparent,
         task_count=member.task_count,
         job_uid=member.job_uid,
+        gang_size=member.gang_size,
+        generation=member.generation,
     )
     for key, value in spec.params.items():
         message.params[key].CopyFrom(value)
     message.stop_grace.CopyFrom(spec.stop_grace)
+    if member.placement.memory:
+        message.resources.memory_bytes = member.placement.memory
+    if member.stop_after:
+        message.stop_after.FromMicroseconds(round(member.stop_after * 1e6))
     if spec.HasField("timeout"):
         message.timeout.CopyFrom(spec.timeout)
     if spec.HasField("code"):
