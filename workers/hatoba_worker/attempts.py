@@ -113,6 +113,8 @@ class Attempt:
     cpu_seconds: float = 0.0
     memory_peak: int = 0
     gpu_peak: float = 0.0
+    outcome: bytes = b""
+    """What was committed, once the server has answered."""
 
     @property
     def name(self) -> str:
@@ -223,8 +225,9 @@ class Book:
 
     def forget(self, name: str, outcome: str) -> None:
         """Be done with an attempt, or refuse one that never came."""
-        self.tombstones.add(name, outcome)
-        if self.live.pop(name, None) is not None:
+        known = self.live.pop(name, None)
+        self.tombstones.add(name, outcome, known.outcome if known else b"")
+        if known is not None:
             self._journal.add({"k": "done", "a": name})
 
     def save(self) -> None:

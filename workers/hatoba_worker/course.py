@@ -251,6 +251,7 @@ class Course:
         await attempt.is_gone.wait()
         if not commit.gone:
             self._parts.session.send(gone_item(attempt.name, attempt.fence))
+        attempt.outcome = commit.SerializeToString()
         self.forget(attempt, runner_pb2.ExitKind.Name(commit.kind))
 
     def forget(self, attempt: Attempt, outcome: str) -> None:

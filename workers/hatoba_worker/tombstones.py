@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from hatoba_worker import tinyfiles
 
 MOST = 50_000
 KEPT_SECONDS = 7 * 86_400.0
+_WORDS = 3
+"""Name, outcome and time; what was committed comes after them."""
 
 
 class Tombstones:
@@ -44,13 +48,23 @@ class Tombstones:
         """The outcome kept for a name, or None when the name is not known."""
         return self._new.get(name, self._old.get(name))
 
-    def add(self, name: str, outcome: str) -> None:
-        """Remember a name; it is on disk after the next `flush`."""
+    def add(self, name: str, outcome: str, commit: bytes = b"") -> None:
+        """Remember a name, on disk also what was committed; after the next `flush` it is there."""
         now = self._clock()
         self._begun = self._begun or now
         self._new[name] = outcome
-        line = json.dumps([name, outcome, round(now)], separators=(",", ":"))
+        words = [name, outcome, round(now)]
+        if commit:
+            words.append(base64.b64encode(commit).decode())
+        line = json.dumps(words, separators=(",", ":"))
         self._pending += line.encode() + b"\n"
+
+    def commits(self) -> Iterator[bytes]:
+        """What was committed for each name that has something; read from the disk."""
+        for path in reversed(self._paths):
+            for words in _lines(path):
+                if len(words) > _WORDS:
+                    yield base64.b64decode(words[_WORDS])
 
     def flush(self) -> None:
         """Write what is new; raises OSError and keeps it for the next time."""
@@ -66,15 +80,22 @@ class Tombstones:
 def _read(path: Path) -> tuple[float, dict[str, str]]:
     begun = 0.0
     found: dict[str, str] = {}
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return begun, found
-    for line in data.splitlines():
-        try:
-            name, outcome, when = json.loads(line)
-        except (ValueError, TypeError):
-            continue
+    for name, outcome, when, *_ in _lines(path):
         begun = begun or float(when)
         found[str(name)] = str(outcome)
     return begun, found
+
+
+def _lines(path: Path) -> Iterator[list[Any]]:
+    """The words of each whole line."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in data.splitlines():
+        try:
+            words = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(words, list) and len(words) >= _WORDS:
+            yield words

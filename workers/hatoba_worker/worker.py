@@ -344,6 +344,25 @@ class Worker:
             self._identity.cluster_id = welcome.cluster_id
             saving = asyncio.to_thread(self._identity.save)
             self._tasks.create_task(saving, name="save identity")
+        if welcome.tell_ended:
+            self._tasks.create_task(self._tell_ended(), name="tell what ended")
+
+    async def _tell_ended(self) -> None:
+        """Name what is forgotten here, for a server that knows less than we told it."""
+        commits = await asyncio.to_thread(lambda: list(self._book.tombstones.commits()))
+        for commit in commits:
+            outcome = runner_pb2.CommitAttemptRequest.FromString(commit)
+            held = worker_pb2.HeldAttempt(
+                attempt=outcome.attempt,
+                fence=outcome.fence,
+                claimed=True,
+                started=True,
+                nonce=outcome.nonce,
+                outcome=outcome,
+            )
+            self._session.send(worker_pb2.WorkerItem(held=held))
+        complete = worker_pb2.InventoryComplete(ended=True)
+        self._session.send(worker_pb2.WorkerItem(inventory_complete=complete))
 
     def _launched(self, launch: worker_pb2.LaunchAttempt) -> None:
         attempt = self._book.enter(launch)
@@ -476,6 +495,8 @@ def _held(attempt: Attempt) -> worker_pb2.HeldAttempt:
         job_uid=attempt.launch.job_uid,
         index=attempt.launch.index,
         number=attempt.launch.number,
+        nonce=attempt.nonce,
+        gpus=attempt.launch.gpus,
     )
 
 

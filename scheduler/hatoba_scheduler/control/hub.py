@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 import structlog
 
-from hatoba.v1 import deployment_pb2, worker_pb2
+from hatoba.v1 import deployment_pb2, runner_pb2, worker_pb2
 from hatoba_plugins.backend import Clock, HostRoom
 from hatoba_plugins.values import (
     CapacitySnapshot,
@@ -34,6 +34,7 @@ from hatoba_plugins.values import (
 from hatoba_scheduler.control.holdings import Holdings
 from hatoba_scheduler.control.host_replicas import HostReplicas
 from hatoba_scheduler.control.ledger import Commit
+from hatoba_scheduler.domain.naming import parse_attempt
 from hatoba_scheduler.domain.records import Attempt, Event, Host, Resources
 from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.errors import FailedPrecondition, NotFound, Reason
@@ -63,6 +64,10 @@ class Known:
     """Something of it is left on the host."""
     session: Session | None = None
     """The stream that last named it; of an older one it must be named again."""
+    gpus: tuple[str, ...] = ()
+    nonce: str = ""
+    outcome: runner_pb2.CommitAttemptRequest | None = None
+    """Of one that its host has forgotten: how it ended."""
 
     def observation(self, name: str) -> Observation:
         """As the backend tells it."""
@@ -130,6 +135,9 @@ class Hub:
         self._replicas = HostReplicas()
         self._tails: dict[int, tuple[Session, asyncio.Future[worker_pb2.ReplicaTail | None]]] = {}
         self._asked = 0
+        self.restored = store.identity.restored
+        """The store came out of a backup and is not adopted: nothing is ended or forgotten."""
+        self._told_all: set[Session] = set()
 
     @property
     def clock(self) -> Clock:
@@ -156,7 +164,9 @@ class Hub:
             former.close()
         session = self._sessions[hello.host] = Session(hello)
         welcome = worker_pb2.WorkerWelcome(
-            cluster_id=self._store.identity.cluster_id, version=self._version
+            cluster_id=self._store.identity.cluster_id,
+            version=self._version,
+            tell_ended=self.restored,
         )
         session.send(worker_pb2.ServerItem(welcome=welcome))
         log.info("host.connected", host=hello.host, incarnation=hello.incarnation)
@@ -177,9 +187,15 @@ class Hub:
                 reason=Reason.CLUSTER_MISMATCH,
             )
 
-    def inventory_complete(self, session: Session) -> None:
-        """The host has named all it holds: it may be sent work, and is observed anew."""
+    def inventory_complete(self, session: Session, *, ended: bool = False) -> None:
+        """The host has named all it holds: it may be sent work, and is observed anew.
+
+        `ended`: it has named also what it holds no more.
+        """
         if self._sessions.get(session.hello.host) is not session:
+            return
+        if ended:
+            self._told_all.add(session)
             return
         session.ready = True
         for name, known in list(self._known.items()):
@@ -191,14 +207,53 @@ class Hub:
         self._replicas.touch(session.hello.host)
 
     def held(self, session: Session, held: worker_pb2.HeldAttempt) -> None:
-        """A host names an attempt that it has."""
+        """A host names an attempt that it has, or had."""
         known = self._known.get(held.attempt)
+        if held.HasField("outcome"):
+            self._held_before(session, held, known)
+            return
         if known is None:
             known = Known(session.hello.host, held.job_uid, held.index, held.number)
             self._known[held.attempt] = known
         known.session = session
+        known.nonce, known.gpus = held.nonce, tuple(held.gpus)
         if known.phase < Phase.RUNNING:
             known.phase = Phase.RUNNING if held.started else known.phase
+
+    def _held_before(
+        self, session: Session, held: worker_pb2.HeldAttempt, known: Known | None
+    ) -> None:
+        named = parse_attempt(held.attempt)
+        if known is not None or named is None or not self.restored:
+            return
+        self._known[held.attempt] = Known(
+            session.hello.host,
+            named.job_uid,
+            named.index,
+            named.number,
+            Phase.ENDED,
+            left=False,
+            session=session,
+            nonce=held.nonce,
+            outcome=held.outcome,
+        )
+
+    def silent_hosts(self) -> list[str]:
+        """Remembered hosts that have not named what ended on them, by name."""
+        told = {session.hello.host for session in self._told_all if not session.closed}
+        return sorted(self._hosts.keys() - told)
+
+    def outcome(self, name: str) -> runner_pb2.CommitAttemptRequest | None:
+        """How an attempt ended that its host has forgotten; None: it does not say so."""
+        known = self._known.get(name)
+        return known.outcome if known is not None else None
+
+    def adopted(self) -> None:
+        """What ran before is attached to its jobs: hosts say again what was not answered."""
+        self.restored = False
+        self._known = {n: known for n, known in self._known.items() if known.outcome is None}
+        for session in list(self._sessions.values()):
+            session.close()
 
     def started(self, name: str) -> None:
         """A host told that the user's code of an attempt began."""
@@ -241,6 +296,7 @@ class Hub:
     async def left(self, session: Session) -> None:
         """A stream ended; its host is remembered."""
         session.close()
+        self._told_all.discard(session)
         if self._sessions.get(session.hello.host) is not session:
             return
         del self._sessions[session.hello.host]
@@ -322,6 +378,9 @@ class Hub:
                 known.number,
                 Handle(1, known.host),
                 known.phase >= Phase.ENDED,
+                known.host,
+                known.gpus,
+                known.nonce,
             )
             for name, known in self._known.items()
         ]

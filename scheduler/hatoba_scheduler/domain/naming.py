@@ -28,6 +28,13 @@ class QueueRef(NamedTuple):
     name: str
 
 
+class ScheduleRef(NamedTuple):
+    """A schedule as somebody named it."""
+
+    project: str
+    name: str
+
+
 def parse_job(text: str) -> JobRef | None:
     """Read a uid, `projects/P/jobs/NAME-N` or `NAME-N`; None when it is none of them."""
     if _UID.fullmatch(text):
@@ -40,6 +47,12 @@ def parse_queue(text: str) -> QueueRef | None:
     """Read `projects/P/queues/Q` or `Q`; None when it is neither."""
     found = _scoped(text, "queues")
     return QueueRef(*found) if found else None
+
+
+def parse_schedule(text: str) -> ScheduleRef | None:
+    """Read `projects/P/schedules/S` or `S`; None when it is neither."""
+    found = _scoped(text, "schedules")
+    return ScheduleRef(*found) if found else None
 
 
 def _scoped(text: str, kind: str) -> tuple[str, str] | None:
@@ -61,6 +74,11 @@ def job_name(project: str, name: str) -> str:
 def queue_name(project: str, name: str) -> str:
     """`projects/P/queues/Q`."""
     return f"projects/{project}/queues/{name}"
+
+
+def schedule_name(project: str, name: str) -> str:
+    """`projects/P/schedules/S`."""
+    return f"projects/{project}/schedules/{name}"
 
 
 def attempt_name(epoch: int, job_uid: str, index: int, number: int) -> str:

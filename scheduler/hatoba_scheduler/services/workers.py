@@ -39,6 +39,8 @@ _EXITS = {
     runner_pb2.EXIT_KIND_STOPPED: ExitKind.STOPPED,
     runner_pb2.EXIT_KIND_LOST: ExitKind.LOST,
 }
+_ANSWERED = frozenset({"claim", "started", "commit", "gone", "heartbeat", "checkpoint", "metrics"})
+"""What a worker says of attempts, and says again on its next stream."""
 log = structlog.get_logger(__name__)
 
 
@@ -56,6 +58,9 @@ class WorkerItems:
     async def take(self, session: Session, item: worker_pb2.WorkerItem) -> None:
         """Carry out one item. What it leads to is answered on the session, in its own time."""
         kind = item.WhichOneof("item")
+        if self._hub.restored and kind in _ANSWERED:
+            # Said again on the stream that follows the adoption, by when it has an answer.
+            return
         if kind == "claim":
             self._reply(session, self._desk.claim(item.claim), lambda r: Item(claimed=r))
         elif kind == "started":
@@ -81,7 +86,7 @@ class WorkerItems:
     def _of_host(self, session: Session, item: worker_pb2.WorkerItem) -> None:
         kind = item.WhichOneof("item")
         if kind == "inventory_complete":
-            self._hub.inventory_complete(session)
+            self._hub.inventory_complete(session, ended=item.inventory_complete.ended)
         elif kind == "replicas":
             self._hub.replicas_told(session, item.replicas)
         elif kind == "tail":
@@ -89,6 +94,8 @@ class WorkerItems:
 
     def _held(self, session: Session, held: worker_pb2.HeldAttempt) -> None:
         self._hub.held(session, held)
+        if self._hub.restored or held.HasField("outcome"):
+            return
         attempt = self._desk.current(held.attempt, held.fence)
         if attempt is None and not self._desk.known(held.attempt):
             drop = worker_pb2.DropAttempt(attempt=held.attempt)

@@ -297,6 +297,9 @@ class HeldAttempt(_message.Message):
     JOB_UID_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
     NUMBER_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    GPUS_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """External name."""
     fence: _builtins.int
@@ -311,6 +314,16 @@ class HeldAttempt(_message.Message):
     """As launched."""
     number: _builtins.int
     """As launched."""
+    nonce: _builtins.str
+    """What its claim was made with, so that a server which knows less of it can go on with it."""
+    @_builtins.property
+    def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """GPUs that it was given."""
+
+    @_builtins.property
+    def outcome(self) -> _runner_pb2.CommitAttemptRequest:
+        """Of one that ended and was forgotten here since: how it ended. Told only when `tell_ended` asks for it."""
+
     def __init__(
         self,
         *,
@@ -321,10 +334,13 @@ class HeldAttempt(_message.Message):
         job_uid: _builtins.str = ...,
         index: _builtins.int = ...,
         number: _builtins.int = ...,
+        nonce: _builtins.str = ...,
+        gpus: _abc.Iterable[_builtins.str] | None = ...,
+        outcome: _runner_pb2.CommitAttemptRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "claimed", b"claimed", "fence", b"fence", "index", b"index", "job_uid", b"job_uid", "number", b"number", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "claimed", b"claimed", "fence", b"fence", "gpus", b"gpus", "index", b"index", "job_uid", b"job_uid", "nonce", b"nonce", "number", b"number", "outcome", b"outcome", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,12 +352,17 @@ class InventoryComplete(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    ENDED_FIELD_NUMBER: _builtins.int
+    ended: _builtins.bool
+    """All that ended in the last seven days was named as well."""
     def __init__(
         self,
+        *,
+        ended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -574,19 +595,25 @@ class WorkerWelcome(_message.Message):
 
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    TELL_ENDED_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.str
     """Identity of this installation."""
     version: _builtins.str
     """Version of the server."""
+    tell_ended: _builtins.bool
+    """The server's store came out of a backup: name also all that ended in the last seven days, with its outcome, and
+    then InventoryComplete with `ended`.
+    """
     def __init__(
         self,
         *,
         cluster_id: _builtins.str = ...,
         version: _builtins.str = ...,
+        tell_ended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "tell_ended", b"tell_ended", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
