@@ -13,19 +13,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from hatoba.errors import HatobaError, InvalidRequest, InvalidSpec
 from hatoba.options import Parcel, default_interpreter, name_for, read_requirements
 from hatoba.plain import enum_prefix
-from hatoba.units import NUMBER, parse_duration, parse_memory
+from hatoba.units import NUMBER, parse_duration, parse_memory, parse_time
 from hatoba.v1 import job_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
     from google.protobuf.message import Message
+
+T = TypeVar("T")
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_DEPTH = 64
@@ -295,8 +297,8 @@ class _Reader:
             self.places[own] = Place.of(value.start_mark)
             if inner.message_type is not None:
                 self._value(value, values[key.value], own)
-            elif (text := self._text(value, own)) is not None:
-                values[key.value] = text
+            elif (read := self._read(value, inner, own)) is not None:
+                values[key.value] = read
 
     def _list(self, node: yaml.Node, target: Message, found: FieldDescriptor, path: str) -> None:
         if not isinstance(node, yaml.SequenceNode) or node.tag != LIST_TAG:
@@ -311,8 +313,8 @@ class _Reader:
                 return
             if found.message_type is not None:
                 self.message(item, values.add(), own)
-            elif (text := self._text(item, own)) is not None:
-                values.append(text)
+            elif (read := self._read(item, found, own)) is not None:
+                values.append(read)
 
     def _single(self, node: yaml.Node, target: Message, found: FieldDescriptor, path: str) -> None:
         kind = found.message_type
@@ -322,6 +324,10 @@ class _Reader:
             seconds = self._parsed(node, path, parse_duration)
             if seconds is not None:
                 getattr(target, found.name).FromTimedelta(timedelta(seconds=seconds))
+        elif kind.full_name == "google.protobuf.Timestamp":
+            time = self._parsed(node, path, parse_time)
+            if time is not None:
+                getattr(target, found.name).FromDatetime(time)
         elif kind.full_name == "google.protobuf.Struct":
             self._struct(node, getattr(target, found.name), path)
         else:
@@ -329,14 +335,14 @@ class _Reader:
             self.message(node, getattr(target, found.name), path)
 
     def _scalar(self, node: yaml.Node, target: Message, found: FieldDescriptor, path: str) -> None:
-        text = self._text(node, path)
-        if text is None:
-            return
-        read = _one_of(found.enum_type) if found.enum_type else SCALARS[found.cpp_type]
-        try:
-            setattr(target, found.name, read(text))
-        except ValueError as error:
-            self.problem(node, path, str(error))
+        value = self._read(node, found, path)
+        if value is not None:
+            setattr(target, found.name, value)
+
+    def _read(self, node: yaml.Node, found: FieldDescriptor, path: str) -> Any:
+        """What a scalar says, by its field's type; None, with the problem noted, when it cannot."""
+        parse = _one_of(found.enum_type) if found.enum_type else SCALARS[found.cpp_type]
+        return self._parsed(node, path, parse)
 
     def _text(self, node: yaml.Node, path: str) -> str | None:
         """What a scalar says, as it is written; None, with the problem noted, for anything else."""
@@ -350,7 +356,7 @@ class _Reader:
             return None
         return str(node.value)
 
-    def _parsed(self, node: yaml.Node, path: str, parse: Callable[[str], float]) -> float | None:
+    def _parsed(self, node: yaml.Node, path: str, parse: Callable[[str], T]) -> T | None:
         text = self._text(node, path)
         if text is None:
             return None
@@ -424,6 +430,12 @@ def _read_memory(reader: _Reader, node: yaml.Node, target: Any, path: str) -> No
         target.memory_bytes = int(amount)
 
 
+def _read_most_memory(reader: _Reader, node: yaml.Node, target: Any, path: str) -> None:
+    amount = reader._parsed(node, path, parse_memory)
+    if amount is not None and amount < 2**63:
+        target.memory_max_bytes = int(amount)
+
+
 def _read_code(reader: _Reader, node: yaml.Node, target: Any, path: str) -> None:
     text = reader._text(node, path)
     if text is not None:
@@ -451,6 +463,10 @@ EXTRA_KEYS: Mapping[str, Mapping[str, _Extra]] = {
     "Resources": {
         "memory": _Extra("memory_bytes", _read_memory),
         "memory_bytes": _Extra("memory_bytes", _read_memory),
+    },
+    "RetryMutation": {
+        "memory_max": _Extra("memory_max_bytes", _read_most_memory),
+        "memory_max_bytes": _Extra("memory_max_bytes", _read_most_memory),
     },
     "JobSpec": {"code": _Extra("code", _read_code)},
     "Input": {"path": _Extra("manifest", _read_input_path)},

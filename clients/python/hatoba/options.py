@@ -7,11 +7,12 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
 from hatoba.errors import InvalidSpec
+from hatoba.terms import set_terms
 from hatoba.units import parse_array, parse_duration, parse_memory
 from hatoba.v1 import job_pb2
 
@@ -39,6 +40,14 @@ class SubmitOptions(TypedDict, total=False):
     (None: nothing); `inputs` are, by name, directories or what the server has (`datasets/faces:3`,
     `models/digits@production`, `jobs/digits-42/outputs`; `:copy` or `:stream` behind it say how it
     is brought in); `secrets` are `NAME` or `NAME=ENVVAR`.
+
+    `replicas` start together or not at all; `gang_policy` is `fail` or `restart`. `require` and
+    `prefer` ask for labels of hosts (`zone=a,b`, `!ssd`), `apart_from` and `near` for labels of
+    jobs that run there (`team=vision`); `strategy` is `spread` or `pack`. `start_after` and
+    `deadline` are times or texts such as `2026-12-01T08:00:00Z` or `2h` (from now);
+    `max_queue_time`, `stop_after`, `lost_after`, `gang_timeout` and `preempt_grace` are durations
+    as `timeout` is. `spot` is `allow`, `only`, `prefer` or `never`. `retry_rules` are texts such as
+    `on=OUT_OF_MEMORY limit=3 memory=2`.
     """
 
     name: str
@@ -65,6 +74,27 @@ class SubmitOptions(TypedDict, total=False):
     code: str | Path | None
     labels: Mapping[str, str]
     hold: bool
+    after_any: Sequence[str]
+    after_end: Sequence[str]
+    replicas: int
+    gang_policy: str
+    gang_timeout: float | str
+    require: Sequence[str]
+    prefer: Sequence[str]
+    strategy: str
+    apart_from: Sequence[str]
+    near: Sequence[str]
+    apart: bool
+    start_after: str | datetime
+    deadline: str | datetime
+    max_queue_time: float | str
+    stop_after: float | str
+    lost_after: float | str
+    never_preempt: bool
+    max_preemptions: int
+    preempt_grace: float | str
+    spot: str
+    retry_rules: Sequence[str]
 
 
 @dataclass
@@ -90,6 +120,7 @@ def build_parcel(command: Sequence[str] | str, options: SubmitOptions) -> Parcel
     _set_place(spec, options)
     _set_values(spec, options)
     _set_limits(spec, options)
+    set_terms(spec, options)
     _set_environment(spec, options)
     code = options.get("code", ".")
     inputs = _set_inputs(spec, options)

@@ -5,6 +5,7 @@ Every function raises ValueError with a sentence that names the value and what i
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import re
 
@@ -34,6 +35,9 @@ MEMORY_HELP = (
     "(powers of 1024), for example 12GB or 4Gi"
 )
 DURATION_HELP = "write numbers with ms, s, m, h or d, for example 90s, 10m or 1h30m"
+TIME_HELP = (
+    "write a time with its zone, for example 2026-12-01T08:00:00Z, or from now on: 90s, 2h or 1d"
+)
 MEMORY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$")
 DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 DURATION = re.compile(r"^(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+$")
@@ -65,6 +69,26 @@ def parse_duration(text: str) -> float:
     return sum(
         float(part[1]) * DURATION_UNITS[part[2]] for part in DURATION_PART.finditer(stripped)
     )
+
+
+def parse_time(text: str) -> dt.datetime:
+    """A point in time: `2026-12-01T08:00:00Z`, or a duration from now, such as `2h`; in UTC."""
+    stripped = text.strip()
+    if DURATION.match(stripped):
+        try:
+            return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=parse_duration(stripped))
+        except OverflowError:
+            raise ValueError(f"{text!r} is too far away: {TIME_HELP}") from None
+    try:
+        time = dt.datetime.fromisoformat(stripped)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a time: {TIME_HELP}") from None
+    if time.tzinfo is None:
+        raise ValueError(f"{text!r} names no time zone: add Z for UTC, or an offset like +02:00")
+    try:
+        return time.astimezone(dt.UTC)
+    except OverflowError:
+        raise ValueError(f"{text!r} is too far away: {TIME_HELP}") from None
 
 
 def parse_array(text: str) -> int:

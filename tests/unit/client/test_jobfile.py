@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,18 @@ BAD = [
     (GOOD + "environment: {requirements_file: none.txt}\n", 3, 34, "cannot be read"),
     (GOOD + "environment: {pyton: '3'}\n", 3, 15, "did you mean 'python'"),
     (GOOD + "backend_options: [1]\n", 3, 18, "is a mapping"),
+    (GOOD + "replicas: two\n", 3, 11, "not a whole number"),
+    (GOOD + "gang: {policy: RETRY}\n", 3, 16, "is none of FAIL, RESTART"),
+    (GOOD + "spot: SOMETIMES\n", 3, 7, "is none of ALLOW"),
+    (GOOD + "start_after: tomorrow\n", 3, 14, "not a time"),
+    (GOOD + "deadline: 2026-12-01T08:00:00\n", 3, 11, "names no time zone"),
+    (GOOD + "deadline: 9999999d\n", 3, 11, "too far away"),
+    (GOOD + "retries: {rules: [{causes: [OOM]}]}\n", 3, 29, "is none of EXIT_CODE"),
+    (GOOD + "retries: {rules: [{exit_codes: [many]}]}\n", 3, 33, "not a whole number"),
+    (GOOD + "retries: {rules: [{mutate: {memory_max: lots}}]}\n", 3, 41, "an amount of memory"),
+    (GOOD + "retries: {rules: [{mutate: {memory_fator: 2}}]}\n", 3, 29, "did you mean 'memory_f"),
+    (GOOD + "placement: {require: [{key: zone, values: a}]}\n", 3, 43, "is a list"),
+    (GOOD + "resources: {named: {license: some}}\n", 3, 30, "not a whole number"),
     (GOOD + "array: 0-9\n", 3, 8, "is a mapping"),
     (GOOD + "queue: !!binary aGk=\n", 3, 8, "tagged"),
     (GOOD + "queue: !mine a\n", 3, 8, "!mine"),
@@ -204,3 +217,69 @@ def test_a_servers_refusal_gets_line_and_column(tmp_path: Path) -> None:
         'job.yaml:6:6: spec.env["A"]: bad',
         "job.yaml:1:1: spec.array.size: odd",
     ]
+
+
+SCHEDULED = """
+name: train
+command: [python, train.py]
+replicas: 4
+gang: {policy: RESTART, start_timeout: 5m}
+resources: {named: {license: 2}}
+placement:
+  require: [{key: zone, operator: IN, values: [a, 'b']}, {key: ssd, operator: EXISTS}]
+  strategy: pack
+  apart_from: [team=vision]
+  apart: true
+after_any: [a-1]
+after_end: [b-2]
+start_after: 2026-12-01T08:00:00+02:00
+deadline: 2026-12-02T00:00:00Z
+max_queue_time: 1h
+disconnect: {stop_after: 10m, lost_after: 11m}
+preemption: {max: 2, grace: 2m}
+spot: PREFER
+retries:
+  infrastructure: 5
+  rules:
+  - causes: [OUT_OF_MEMORY]
+    limit: 3
+    mutate: {memory_factor: 2, memory_max: 64Gi}
+  - exit_codes: [75, 76]
+    action: FAIL
+  - origins: [PREEMPTION]
+    mutate: {on_demand_after: 2, other_host: true}
+"""
+
+
+def test_all_terms_of_a_job_can_be_written() -> None:
+    (document,) = read_jobs(SCHEDULED, source="job.yaml", directory=Path())
+    spec = document.parcel.spec
+    plain = to_plain(spec)
+    assert plain["gang"] == {"policy": "RESTART", "start_timeout": "300s"}
+    assert plain["placement"] == {
+        "require": [
+            {"key": "zone", "operator": "IN", "values": ["a", "b"]},
+            {"key": "ssd", "operator": "EXISTS"},
+        ],
+        "strategy": "PACK",
+        "apart_from": ["team=vision"],
+        "apart": True,
+    }
+    assert (plain["start_after"], plain["deadline"]) == (
+        "2026-12-01T06:00:00Z",
+        "2026-12-02T00:00:00Z",
+    )
+    assert plain["disconnect"] == {"stop_after": "600s", "lost_after": "660s"}
+    assert plain["preemption"] == {"max": 2, "grace": "120s"}
+    first, second, third = plain["retries"]["rules"]
+    assert first["mutate"] == {"memory_factor": 2.0, "memory_max_bytes": str(64 << 30)}
+    assert (second["exit_codes"], second["action"]) == ([75, 76], "FAIL")
+    assert third["origins"] == ["PREEMPTION"]
+    assert spec.resources.named["license"] == 2
+    assert (spec.replicas, plain["spot"], plain["max_queue_time"]) == (4, "PREFER", "3600s")
+
+
+def test_a_time_may_be_said_from_now_on() -> None:
+    (document,) = read_jobs(GOOD + "start_after: 2h\n", source="job.yaml", directory=Path())
+    ahead = document.parcel.spec.start_after.ToDatetime(dt.UTC) - dt.datetime.now(dt.UTC)
+    assert dt.timedelta(minutes=119) < ahead <= dt.timedelta(hours=2)

@@ -15,6 +15,7 @@ from hatoba.units import (
     parse_duration,
     parse_memory,
     parse_pair,
+    parse_time,
     typed_value,
 )
 
@@ -45,6 +46,7 @@ def _pair(what: str) -> Parsed:
 CPUS = Parsed("N", parse_cpus)
 MEMORY = Parsed("AMOUNT", parse_memory)
 DURATION = Parsed("DURATION", parse_duration)
+TIME = Parsed("TIME", parse_time)
 ARRAY = Parsed("0-LAST", parse_array)
 PARAM = _pair("a parameter")
 VARIABLE = _pair("an environment variable")
@@ -149,6 +151,111 @@ JOB_OPTIONS: list[Callable[[Any], Any]] = [
     click.option(
         "--after", multiple=True, metavar="JOB", help="Wait until this job has succeeded."
     ),
+    click.option(
+        "--after-any",
+        multiple=True,
+        metavar="JOB",
+        help="Wait until one of the jobs so named has succeeded.",
+    ),
+    click.option(
+        "--after-end", multiple=True, metavar="JOB", help="Wait until this job has ended, however."
+    ),
+    click.option(
+        "--replicas",
+        type=click.IntRange(1, 4096),
+        metavar="N",
+        help="A gang: so many members that start together or not at all.",
+    ),
+    click.option(
+        "--gang-policy",
+        type=click.Choice(["fail", "restart"]),
+        help="What one member's failure does to its gang. [default: fail]",
+    ),
+    click.option(
+        "--gang-timeout",
+        type=DURATION,
+        metavar="DURATION",
+        help="All members must have started within this. [default: 10m]",
+    ),
+    click.option(
+        "--require",
+        multiple=True,
+        metavar="LABEL",
+        help="Only hosts with this label: zone=a,b, !zone=a, ssd or !ssd.",
+    ),
+    click.option(
+        "--prefer",
+        multiple=True,
+        metavar="LABEL",
+        help="Hosts with this label first; as --require.",
+    ),
+    click.option(
+        "--strategy",
+        type=click.Choice(["spread", "pack"]),
+        help="Of equal hosts the emptiest or the fullest. [default: spread]",
+    ),
+    click.option(
+        "--apart-from",
+        multiple=True,
+        metavar="K=V",
+        help="Never beside a job with this label.",
+    ),
+    click.option("--near", multiple=True, metavar="K=V", help="Only beside a job with this label."),
+    click.option("--apart", is_flag=True, help="Each task on a host of its own."),
+    click.option(
+        "--start-after",
+        type=TIME,
+        metavar="TIME",
+        help="Not before: 2026-12-01T08:00:00Z, or 2h from now.",
+    ),
+    click.option(
+        "--deadline", type=TIME, metavar="TIME", help="Ended then if it has not by itself."
+    ),
+    click.option(
+        "--max-queue-time",
+        type=DURATION,
+        metavar="DURATION",
+        help="Given up when it found no place for so long.",
+    ),
+    click.option(
+        "--stop-after",
+        type=DURATION,
+        metavar="DURATION",
+        help="Stops itself after so long without the server. [default: never]",
+    ),
+    click.option(
+        "--lost-after",
+        type=DURATION,
+        metavar="DURATION",
+        help="Taken for lost after so long out of reach; 30s more than --stop-after. "
+        "[default: never]",
+    ),
+    click.option("--never-preempt", is_flag=True, help="Nobody takes its place."),
+    click.option(
+        "--max-preemptions",
+        type=click.IntRange(0, 1000),
+        metavar="N",
+        help="Others take its place at most so often. [default: 10]",
+    ),
+    click.option(
+        "--preempt-grace",
+        type=DURATION,
+        metavar="DURATION",
+        help="Time to save a checkpoint before its place is taken. [default: --stop-grace]",
+    ),
+    click.option(
+        "--spot",
+        type=click.Choice(["allow", "only", "prefer", "never"]),
+        help="Whether on capacity that may be taken back. [default: allow]",
+    ),
+    click.option(
+        "--retry-rule",
+        "retry_rules",
+        multiple=True,
+        metavar="RULE",
+        help='What to do about an ending: "on=OUT_OF_MEMORY limit=3 memory=2", "on=75,76 fail". '
+        "The first that matches decides.",
+    ),
     click.option("--label", "labels", multiple=True, type=LABEL, metavar="K=V", help="Free label."),
     click.option("--hold", is_flag=True, help="Submit it held, to be released later."),
     click.option(
@@ -177,7 +284,7 @@ def submit_options(said: dict[str, Any]) -> SubmitOptions:
     options = SubmitOptions()
     for name in SubmitOptions.__annotations__:
         value = said.get(name)
-        if value not in (None, (), False, ""):
+        if value is not None and value is not False and value not in ((), ""):
             options[name] = value  # type: ignore[literal-required]
     for name in ("env", "inputs", "labels"):
         if name in options:
