@@ -53,15 +53,19 @@ from hatoba_scheduler.auth.authenticator import Authenticator
 from hatoba_scheduler.auth.files import ensure_token_files
 from hatoba_scheduler.backends import Backends, loop_settings, open_backends
 from hatoba_scheduler.config import Address, Config, ConfigError, LimitsConfig
+from hatoba_scheduler.control.activity import Activity
 from hatoba_scheduler.control.admission import Grounds
 from hatoba_scheduler.control.alias_follower import AliasFollower
 from hatoba_scheduler.control.aliases import Aliases
 from hatoba_scheduler.control.backend_book import BackendBook
 from hatoba_scheduler.control.backend_loop import BackendLoop
+from hatoba_scheduler.control.backups import Backups
+from hatoba_scheduler.control.checking import StoreCheck
 from hatoba_scheduler.control.counts import JobCounts
 from hatoba_scheduler.control.deployables import ServingGrounds
 from hatoba_scheduler.control.deployment_loop import DeploymentLoop
 from hatoba_scheduler.control.deployments import DeploymentBook
+from hatoba_scheduler.control.disk_watch import DiskWatch
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
 from hatoba_scheduler.control.events import EventLog
 from hatoba_scheduler.control.followers import Followers
@@ -86,6 +90,7 @@ from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.control.submit import JobMaker
 from hatoba_scheduler.control.sweep import sweep
 from hatoba_scheduler.control.timers import Timers
+from hatoba_scheduler.control.usage import QueueUsages
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.records import BackendNote
 from hatoba_scheduler.domain.states import Release
@@ -106,15 +111,18 @@ from hatoba_scheduler.services.job_parts import JobParts
 from hatoba_scheduler.services.jobs import JobServicer
 from hatoba_scheduler.services.models import ModelParts, ModelServicer
 from hatoba_scheduler.services.paging import Pager
-from hatoba_scheduler.services.queues import QueueServicer
+from hatoba_scheduler.services.queues import QueueParts, QueueServicer
 from hatoba_scheduler.services.runners import RunnerServicer
+from hatoba_scheduler.services.upkeep import Adopted, Upkeep
 from hatoba_scheduler.services.workers import WorkerItems, WorkerServicer
 from hatoba_scheduler.store.base import Store
 from hatoba_scheduler.store.blob_index import Roots
 from hatoba_scheduler.store.blobs import ChunkStore, StoreLimits
 from hatoba_scheduler.store.buckets import Externals, external_bucket
+from hatoba_scheduler.store.errors import DatabaseDamaged, StorageDamaged
 from hatoba_scheduler.store.places import open_place
 from hatoba_scheduler.store.sqlite import open_store, tune_interpreter
+from hatoba_scheduler.store.sqlite.database import FILE
 from hatoba_scheduler.telemetry.metrics import (
     ServerMetrics,
     metrics_app,
@@ -139,6 +147,10 @@ SERVICES = (
     "hatoba.v1.WorkerService",
     "hatoba.v1.AdminService",
 )
+RESTORED_LOOPS = frozenset(
+    {"ledger", "runner-desk", "metric-writer", "loop-lag", "watchers", "store-watch"}
+)
+"""Loops that run before a restored store is adopted: they start, end and forget nothing."""
 DRAIN_SECONDS = 5.0
 STOP_SECONDS = 2.0
 WORKER_AWAY = 10.0
@@ -169,6 +181,7 @@ class Core:
     admission: Admission
     ledger: Ledger
     counts: JobCounts
+    activity: Activity
     specs: SpecCache
     events: EventLog
     dispatcher: Dispatcher
@@ -188,6 +201,9 @@ class Core:
     registrar: Registrar
     feed: RouteFeed
     deployments: DeploymentBook
+    backups: Backups
+    adopted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once what runs belongs to the store's jobs: at once, unless it came out of a backup."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     started: float = field(default_factory=time.time)
     loops: dict[str, BackendLoop] = field(default_factory=dict)
@@ -221,6 +237,8 @@ async def serve(options: ServeOptions) -> None:
             backends = await _open_backends(core, stack)
             running = _start_loops(core, backends, tasks)
             server = await _serve_grpc(core, backends, tasks, transport)
+            watch = _disk_watch(core, server)
+            running.append(tasks.create_task(watch.run(), name="disk-watch"))
             http = await stack.enter_async_context(_http(core, transport))
             _announce(core, transport, server.port, http)
             if options.embedded_worker:
@@ -287,6 +305,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         admission=Admission(Phase.RECOVERING),
         ledger=ledger,
         counts=JobCounts(store, ledger),
+        activity=Activity(clock),
         specs=specs,
         events=EventLog(store, newest, options.config.limits.watch_behind),
         dispatcher=dispatcher,
@@ -302,13 +321,20 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         queues=QueueBook(store, dispatcher.set_queue),
         chunks=chunks,
         garbage=Garbage(
-            chunks, Roots([store, store.datasets, store.models, store.deployments]), clock
+            chunks,
+            Roots([store, store.datasets, store.models, store.deployments, store.backups]),
+            clock,
         ),
         sources=_sources(store),
         feed=feed,
         deployments=DeploymentBook(store.deployments, feed, clock),
         pager=Pager(hashlib.sha256(store.identity.cluster_id.encode()).digest()),
+        backups=Backups(
+            store, chunks, options.data, lambda: round(clock.time() * 1e6), __version__
+        ),
     )
+    if not store.identity.restored:
+        core.adopted.set()
     await _recover(core)
     return core
 
@@ -336,6 +362,8 @@ async def _recover(core: Core) -> None:
     """Take up everything that was not over when the last process ended."""
     await core.ledger.recover()
     await core.counts.recover()
+    core.activity.recover(core.ledger.all_rows())
+    core.ledger.listen(core.activity.on_commit)
     core.ledger.listen(core.events.on_commit)
     core.ledger.listen(core.logs.on_commit)
     core.ledger.listen(core.desk.on_commit)
@@ -431,7 +459,10 @@ def _start_loops(
         **{f"backend-{name}": loop.run for name, loop in core.loops.items()},
         **{f"deployments-{name}": loop.run for name, loop in core.serving_loops.items()},
     }
-    return [tasks.create_task(_own(run), name=name) for name, run in loops.items()]
+    return [
+        tasks.create_task(_own(run) if name in RESTORED_LOOPS else _adopted(core, run), name=name)
+        for name, run in loops.items()
+    ]
 
 
 def _alias_follower(core: Core) -> AliasFollower:
@@ -444,9 +475,16 @@ async def _own(run: Callable[[], Awaitable[None]]) -> None:
     await run()
 
 
+async def _adopted(core: Core, run: Callable[[], Awaitable[None]]) -> None:
+    await core.adopted.wait()
+    await run()
+
+
 async def _end_with_store(core: Core) -> None:
     """A store that can go on no more ends the server: what is not durable is not done."""
     async for error in core.store.broken():
+        if isinstance(error, StorageDamaged):
+            raise DatabaseDamaged(core.options.data / FILE, error.message) from error
         raise OSError(f"the store failed for good: {error}") from error
 
 
@@ -482,10 +520,20 @@ async def _serve_grpc(
     port = _bind(server, str(config.server.listen), transport)
     warm((job_pb2.SubmitJobRequest, job_pb2.JobSpec))
     await server.start()
-    core.admission.phase = Phase.SERVING
+    core.admission.phase = Phase.SERVING if core.adopted.is_set() else Phase.RESTORED
     for name in ("", *SERVICES):
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     return GrpcServer(server, port, health_servicer)
+
+
+def _disk_watch(core: Core, server: GrpcServer) -> DiskWatch:
+    async def tell(works: bool) -> None:
+        """Health of the services that change something; the server as a whole serves reads."""
+        response = health_pb2.HealthCheckResponse
+        for name in SERVICES:
+            await server.health.set(name, response.SERVING if works else response.NOT_SERVING)
+
+    return DiskWatch(core.store, core.options.data, core.clock, core.admission, tell)
 
 
 def _call_limits(limits: LimitsConfig) -> CallLimits:
@@ -553,9 +601,7 @@ def _add_services(
         core.clock,
     )
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(models), server)
-    queue_pb2_grpc.add_QueueServiceServicer_to_server(
-        QueueServicer(core.queues, core.store, core.ledger, core.pager, core.now), server
-    )
+    queue_pb2_grpc.add_QueueServiceServicer_to_server(QueueServicer(_queue_parts(core)), server)
     artifacts = ArtifactParts(core.chunks, core.garbage, Externals(core.options.config.blobs))
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(ArtifactServicer(artifacts), server)
     datasets = DatasetParts(
@@ -596,8 +642,41 @@ def _add_services(
         lambda: backends.report(core.loops, core.dispatcher.capacity),
         cordon_backend,
         lambda: _status(core),
+        _upkeep(core, backends),
     )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(admin), server)
+
+
+def _upkeep(core: Core, backends: Backends) -> Upkeep:
+    check = StoreCheck(core.store, core.ledger, core.clock)
+
+    async def adopt_all(dry_run: bool) -> Adopted:
+        from hatoba_scheduler.control.adoption import adopt
+
+        report = await adopt(core.ledger, core.store, backends, core.hub, dry_run=dry_run)
+        if not dry_run:
+            await core.store.backups.adopted()
+            core.hub.adopted()
+            core.admission.adopted()
+            core.adopted.set()
+            log.info("store.adopted", adopted=len(report.adopted), left=len(report.reported))
+        return report
+
+    def restored() -> bool:
+        return not core.adopted.is_set()
+
+    return Upkeep(core.backups, check, restored, adopt_all, asyncio.Lock())
+
+
+def _queue_parts(core: Core) -> QueueParts:
+    return QueueParts(core.queues, core.store, core.ledger, _usages(core), core.pager, core.now)
+
+
+def _usages(core: Core) -> QueueUsages:
+    planning = core.dispatcher
+    return QueueUsages(
+        core.queues, core.counts, core.activity, planning.share, planning.total, core.now
+    )
 
 
 def _deployment_parts(
@@ -712,6 +791,7 @@ async def _drain(core: Core, server: GrpcServer) -> None:
     log.info("draining", in_flight=core.admission.in_flight)
     await server.health.enter_graceful_shutdown()
     core.stopping.set()
+    core.backups.stop()
     core.hub.close()
     core.feed.close()
     try:

@@ -76,6 +76,12 @@ class Admission:
                 retry_after=DRAIN_RETRY_SECONDS,
             )
 
+    def adopted(self) -> None:
+        """A restored store is served like any other from now on."""
+        self._resumes = Phase.SERVING
+        if self.phase is Phase.RESTORED:
+            self.phase = Phase.SERVING
+
     def disk_fails(self, trouble: HatobaError) -> None:
         """The store takes no writes: what changes anything is refused with this."""
         self._trouble = trouble

@@ -18,6 +18,7 @@ from hatoba_scheduler.errors import AlreadyExists, InvalidArgument, Reason
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.services.requests import request_key
+from hatoba_scheduler.services.upkeep import Upkeep
 from hatoba_scheduler.store.base import Store
 from hatoba_scheduler.telemetry.trace_store import TraceStore
 
@@ -35,6 +36,7 @@ class AdminParts:
     backends: Callable[[], admin_pb2.ListBackendsResponse]
     cordon_backend: Callable[[admin_pb2.CordonBackendRequest], Awaitable[admin_pb2.BackendInfo]]
     status: Callable[[], admin_pb2.ServerStatus]
+    upkeep: Upkeep
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
@@ -60,6 +62,37 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.ServerStatus:
         """How the server is."""
         return self._parts.status()
+
+    async def CreateBackup(
+        self, request: admin_pb2.CreateBackupRequest, context: Context
+    ) -> admin_pb2.Backup:
+        """Take a backup."""
+        return await self._parts.upkeep.create(request)
+
+    async def ListBackups(
+        self, request: admin_pb2.ListBackupsRequest, context: Context
+    ) -> admin_pb2.ListBackupsResponse:
+        """Backups, newest first."""
+        return await self._parts.upkeep.list()
+
+    async def DeleteBackup(
+        self, request: admin_pb2.DeleteBackupRequest, context: Context
+    ) -> admin_pb2.DeleteBackupResponse:
+        """Let go of a backup; twice is once."""
+        await self._parts.upkeep.delete(request)
+        return admin_pb2.DeleteBackupResponse()
+
+    async def AdoptStore(
+        self, request: admin_pb2.AdoptStoreRequest, context: Context
+    ) -> admin_pb2.AdoptStoreResponse:
+        """After a restore: attach what runs, then serve."""
+        return await self._parts.upkeep.adopt_store(request)
+
+    async def CheckStore(
+        self, request: admin_pb2.CheckStoreRequest, context: Context
+    ) -> admin_pb2.CheckStoreResponse:
+        """What is wrong with the store; mended where that needs no guess."""
+        return await self._parts.upkeep.check_store(request)
 
     async def CreateToken(
         self, request: admin_pb2.CreateTokenRequest, context: Context

@@ -19,7 +19,7 @@ class LetGo(NamedTuple):
     """An ended attempt gives back what it holds, once its backend confirms it."""
 
     job_uid: str
-    index: int
+    task: int
     number: int
 
 

@@ -10,7 +10,7 @@ import json
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from hatoba_scheduler.store.sqlite.database import (
     schema_version,
 )
 from hatoba_scheduler.store.sqlite.readers import Readers, fetch
-from hatoba_scheduler.store.sqlite.statements import execute_rows, of
+from hatoba_scheduler.store.sqlite.statements import Row, execute_rows, of
 from hatoba_scheduler.store.sqlite.unit import Direct
 from hatoba_scheduler.store.sqlite.writer import Writer
 
@@ -56,10 +56,9 @@ class SqliteBackups:
 
     async def keep(self, backup: BackupRecord, roots: Iterable[str]) -> None:
         """See `BackupStore.keep`; what it names first, so that none of it is ever unkept."""
-        rows = [(backup.id, digest) for digest in sorted(roots)]
+        rows: list[Row] = [(backup.id, digest) for digest in sorted(roots)]
         for start in range(0, len(rows), ROOTS_AT_ONCE):
-            some = rows[start : start + ROOTS_AT_ONCE]
-            await self._write(lambda c, some=some: execute_rows(c, "insert_roots", some, PART))
+            await self._write(_insert_roots(rows[start : start + ROOTS_AT_ONCE]))
         await self._write(lambda c: c.execute(of(PART, "insert_backup"), backup))
 
     async def all(self) -> list[BackupRecord]:
@@ -70,9 +69,8 @@ class SqliteBackups:
     async def forget(self, backup_id: str) -> None:
         """See `BackupStore.forget`."""
         await self._write(lambda c: c.execute(of(PART, "delete_backup"), (backup_id,)))
-        left = ROOTS_AT_ONCE
-        while left == ROOTS_AT_ONCE:
-            left = await self._write(lambda c: _drop_roots(c, backup_id))
+        while await self._write(lambda c: _drop_roots(c, backup_id)):
+            pass
 
     async def manifest_roots(self) -> set[str]:
         """See `BackupStore.manifest_roots`."""
@@ -97,6 +95,10 @@ class SqliteBackups:
 
     async def _write(self, work: Callable[[sqlite3.Connection], object]) -> object:
         return await self._writer.call(Direct(work))
+
+
+def _insert_roots(rows: Sequence[Row]) -> Callable[[sqlite3.Connection], object]:
+    return lambda connection: execute_rows(connection, "insert_roots", rows, PART)
 
 
 def _drop_roots(connection: sqlite3.Connection, backup_id: str) -> int:
