@@ -48,7 +48,12 @@ class Script:
         self.statements.append(sql)
         self.before(sql)
         cursor = execute()
-        self.after(sql)
+        try:
+            self.after(sql)
+        except BaseException:
+            # An open statement would keep its connection, and its lock, beyond the close.
+            cursor.close()
+            raise
         return cursor
 
     def fail_at(self, place: int, error: sqlite3.Error, *, after: bool = False) -> None:

@@ -1,0 +1,1 @@
+"""The real planner and state machine on a virtual clock, with a scripted cluster."""
