@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from hatoba_scheduler.domain.planning.lines import Line
 
 FRONTIER = 24
+"""Amounts that are remembered to have found no room."""
+SWEEPS = frozenset(4 << 2 * n for n in range(12))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,18 @@ class Tier:
 class Kind:
     """What needs have in common but for amounts, members and times: where they suit."""
 
-    __slots__ = ("_tiers", "_version", "failed", "hosts", "needs", "open", "picky", "stuck")
+    __slots__ = (
+        "_sites",
+        "_tiers",
+        "_version",
+        "failed",
+        "hosts",
+        "misses",
+        "needs",
+        "open",
+        "picky",
+        "stuck",
+    )
 
     def __init__(self, needs: Needs) -> None:
         self.needs = needs
@@ -37,6 +50,8 @@ class Kind:
         self.open: dict[Shape, None] = {}
         self.failed: list[Vector] = []
         """Amounts that found no room since room last grew: what is no less finds none either."""
+        self.misses = 0
+        """How many found none since then."""
         self.hosts = _named_hosts(needs)
         """Of the pools it names, if it names any."""
         placement = needs.placement
@@ -46,6 +61,7 @@ class Kind:
         """Pools of one bucket are not all the same to it."""
         self._version = -1
         self._tiers: tuple[Tier, ...] = ()
+        self._sites: tuple[Site, ...] = ()
 
     def keys(self) -> Iterator[str]:
         """Labels by which it tells pools apart."""
@@ -55,13 +71,15 @@ class Kind:
     def tiers(self, rooms: Rooms) -> tuple[Tier, ...]:
         """Where it may go, the most welcome first."""
         if self._version != rooms.version:
-            self._tiers = tuple(self._sorted_tiers(rooms))
+            sites = [rooms.site(name) for name in self.needs.backends]
+            self._sites = tuple(sorted(sites, key=lambda site: site.settings.cost_per_hour))
+            self._tiers = tuple(self._sorted_tiers())
             self._version = rooms.version
         return self._tiers
 
-    def _sorted_tiers(self, rooms: Rooms) -> Iterator[Tier]:
+    def _sorted_tiers(self) -> Iterator[Tier]:
         grouped: dict[tuple[int, int, int], list[Profile]] = {}
-        sites = self.sites(rooms)
+        sites = self._sites
         for order, site in enumerate(sites):
             for profile in site.profiles.values():
                 if self.suits(profile):
@@ -70,10 +88,11 @@ class Kind:
         for key in sorted(grouped):
             yield Tier(sites[key[1]], tuple(grouped[key]))
 
-    def sites(self, rooms: Rooms) -> list[Site]:
+    def sites(self, rooms: Rooms) -> tuple[Site, ...]:
         """Its backends, the cheapest first."""
-        sites = [rooms.site(name) for name in self.needs.backends]
-        return sorted(sites, key=lambda site: site.settings.cost_per_hour)
+        if self._version != rooms.version:
+            self.tiers(rooms)
+        return self._sites
 
     def suits(self, profile: Profile | Pool) -> bool:
         """Whether pools like this would do, were there room: all but what is of one pool alone."""
@@ -126,7 +145,17 @@ class Kind:
 
     def hopeless(self, amount: Vector) -> bool:
         """Whether no more than this found no room since room last grew."""
-        return any(within(one, amount) for one in self.failed)
+        cpus, memory, gpus, slots, _ = amount
+        for one in self.failed:
+            if (
+                one[0] <= cpus
+                and one[1] <= memory
+                and one[2] <= gpus
+                and one[3] <= slots
+                and (not one[4] or within(one, amount))
+            ):
+                return True
+        return False
 
     def remember(self, amount: Vector) -> None:
         """So much found no room."""
@@ -210,14 +239,27 @@ class Shapes:
         if not kind.open and not kind.stuck:
             self._kinds.pop(kind.needs, None)
 
-    def stick(self, shape: Shape) -> None:
-        """It found no room."""
-        if not shape.stuck:
-            shape.stuck = True
-            kind = shape.kind
-            kind.open.pop(shape, None)
-            kind.stuck[shape] = None
-            self.opened -= 1
+    def grown(self, kind: Kind) -> None:
+        """There is more room for a kind than there was."""
+        kind.failed = []
+        kind.misses = 0
+
+    def miss(self, shape: Shape) -> None:
+        """It found no room; now and then those that need no less are put aside with it."""
+        self._stick(shape)
+        kind = shape.kind
+        kind.misses += 1
+        if kind.misses in SWEEPS and kind.failed:
+            for other in list(kind.open):
+                if other.members == 1 and kind.hopeless(other.amount):
+                    self._stick(other)
+
+    def _stick(self, shape: Shape) -> None:
+        shape.stuck = True
+        kind = shape.kind
+        del kind.open[shape]
+        kind.stuck[shape] = None
+        self.opened -= 1
 
     def free(self, shape: Shape) -> list[Line]:
         """There may be room for it again; the lines that were put aside for it."""

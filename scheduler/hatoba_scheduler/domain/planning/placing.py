@@ -30,7 +30,8 @@ class Placer:
             pool = self._pool(shape)
             if pool is None and not shape.kind.picky:
                 shape.kind.remember(shape.amount)
-        pool = pool or self._overflow(shape)
+        if pool is None:
+            pool = self._overflow(shape)
         if pool is None:
             return ()
         return (Place(pool.backend, pool.name, pool.free_gpus(shape.amount[2])),)
@@ -128,7 +129,7 @@ class Placer:
     def _overflow(self, shape: Shape) -> Pool | None:
         """A pool of a backend that takes more than it has room for: the one with least on it."""
         for site in shape.kind.sites(self._rooms):
-            if site.open and site.settings.elastic:
+            if site.settings.elastic and site.open:
                 pools = (pool for pool in site.pools.values() if self._could(pool, shape))
                 pool = min(pools, key=lambda one: (len(one.held), one.name), default=None)
                 if pool is not None:

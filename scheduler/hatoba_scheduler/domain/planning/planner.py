@@ -173,7 +173,7 @@ class Planner:
             return
         hold = _hold_of(running)
         self._rooms.hold(running.place.backend, running.place.pool, running.name, hold)
-        self._tree.charge(self._tree.node(running.queue), hold.amount)
+        self._tree.recharge(self._tree.node(running.queue), hold.amount)
         self._running[running.name] = running
 
     def changed(
@@ -197,7 +197,7 @@ class Planner:
         if queue is not None and queue != running.queue:
             amount = vector(running.amount)
             self._let_go(self._tree.discharge(self._tree.node(running.queue), amount))
-            self._tree.charge(self._tree.node(queue), amount)
+            self._tree.recharge(self._tree.node(queue), amount)
             running.queue = queue
 
     def ended(self, name: str) -> None:
@@ -207,6 +207,8 @@ class Planner:
             self._rooms.let_go(running.place.backend, running.place.pool, name)
             node = self._tree.node(running.queue)
             self._let_go(self._tree.discharge(node, vector(running.amount)))
+            if running.start:
+                self._tree.learn((self._tree.now - running.start) / 1e6)
 
     def confirm(self, assignment: Assignment, runnings: Iterable[Running]) -> None:
         """The intents are committed: what was planned is held by the attempts."""
@@ -281,7 +283,7 @@ class Planner:
             if not kind.suits(where):  # type: ignore[arg-type]
                 continue
             if not isinstance(where, Pool):
-                kind.failed = []
+                self._shapes.grown(kind)
             work += 0.2 + len(kind.stuck) / 50
             for shape in _that_fit(kind, free):
                 self._let_go(self._shapes.free(shape))
@@ -290,14 +292,14 @@ class Planner:
     def _try(self, line: Line) -> Assignment | None:
         """Place the head of a line; None: there is no leave or no room, and it is put aside."""
         shape = line.shape
-        for node in line.node.chain():
-            if not node.allows(shape.whole, shape.members):
+        for node in line.node.path:
+            if node.limits and not node.allows(shape.whole, shape.members):
                 line.parked = True
                 node.capped.append(line)
                 return None
         places = self._placer.places(shape)
         if not places:
-            self._shapes.stick(shape)
+            self._shapes.miss(shape)
             return None
         return self._take(line, places)
 
@@ -345,7 +347,7 @@ class Planner:
         shape, node = self._shapes.apart(needs), self._tree.node(queue)
         if never := never_fits(self._rooms, shape):
             return Explained(WaitReason.NEVER_FITS, never)
-        if not all(one.allows(shape.whole, shape.members) for one in node.chain()):
+        if not all(one.allows(shape.whole, shape.members) for one in node.path):
             return Explained(WaitReason.QUOTA, "Its queue uses as much as it may.")
         if not self._placer.places(shape):
             return Explained(WaitReason.NO_ROOM, f"Needs {describe(needs.resources)}; not free.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,20 +33,23 @@ if TYPE_CHECKING:
 HALF_LIFE = 3600.0
 """Seconds after which past use counts half."""
 FRESH = 10_000_000
-"""Microseconds for which an order by past use stays good."""
-_EVENING = 4.0
-_MEMORY = 2.0
+"""Microseconds for which an order by past use stays good, at most."""
+_EVENING = 2.0
+_JOBS = 3.0
+_LEARNING = 0.05
+_SLACK = 64
 Key = tuple[bool, float, float, QueueKey]
 
 
 @dataclass(slots=True)
 class Averages:
-    """Of a queue's share: over time, and over the turns of its siblings."""
+    """Of a queue's share: over the long past, and over a few jobs' time."""
 
+    part: float = 0.0
+    """The share that it has had since `at`."""
     decayed: float = 0.0
     at: Micros = 0
     recent: float = 0.0
-    turn: float = 0.0
 
 
 class Node:
@@ -62,15 +65,17 @@ class Node:
         "heap",
         "last",
         "limit",
+        "limits",
         "lines",
         "order",
         "own",
         "parent",
+        "part",
+        "path",
         "place",
         "queue",
         "running",
         "settings",
-        "turns",
         "used",
         "waiting",
         "weights",
@@ -93,6 +98,10 @@ class Node:
         """Jobs of its own that wait."""
         self.running = 0
         self.used = NOTHING
+        self.part = 0.0
+        """Dominant share of all capacity that it uses."""
+        self.path: tuple[Node, ...] = ()
+        """It and those above it, without the root."""
         self.own = NOTHING
         """What its own jobs use, without those of queues below it."""
         self.granted = 0.0
@@ -103,8 +112,6 @@ class Node:
         """Of its children that do."""
         self.last = 0.0
         """Share of what was placed last."""
-        self.turns = 0.0
-        """Shares that were given out among its children, summed up."""
         self.averages = Averages()
         self.configure(QueueSettings(queue))
 
@@ -112,7 +119,15 @@ class Node:
         """Settings are new; the parent is the tree's affair."""
         self.settings = settings
         self.limit = vector(settings.quota)
-        self.guaranteed = vector(settings.guaranteed)
+        guaranteed = vector(settings.guaranteed)
+        self.guaranteed = NOTHING if guaranteed == NOTHING else guaranteed
+        self.limits = (
+            settings.cordoned
+            or settings.no_borrowing
+            or settings.max_running > 0
+            or self.limit != NOTHING
+        )
+        """Something limits what of it may be placed."""
 
     @property
     def idle(self) -> bool:
@@ -124,15 +139,6 @@ class Node:
         """Nothing of it may be placed, whatever it is."""
         most = self.settings.max_running
         return self.settings.cordoned or bool(most and self.running >= most)
-
-    def chain(self) -> list[Node]:
-        """It and those above it, without the root."""
-        nodes = []
-        node: Node | None = self
-        while node is not None and node.parent is not None:
-            nodes.append(node)
-            node = node.parent
-        return nodes
 
     def allows(self, amount: Vector, members: int) -> bool:
         """Whether its own limits leave room for so much."""
@@ -146,6 +152,14 @@ class Node:
             return False
         return limited(used, self.limit)
 
+    @property
+    def short(self) -> bool:
+        """It uses less than it is guaranteed."""
+        guaranteed = self.guaranteed
+        return guaranteed is not NOTHING and any(
+            have < own for have, own in _stated(guaranteed, self.used)
+        )
+
     def owed(self, amount: Vector) -> bool:
         """Whether so much would be within what it is guaranteed."""
         return covers(self.guaranteed, amount) and limited(plus(self.used, amount), self.guaranteed)
@@ -153,10 +167,23 @@ class Node:
 
 def covers(guarantee: Vector, amount: Vector) -> bool:
     """Whether a guarantee speaks of something that is wanted."""
-    if any(have and want for have, want in zip(guarantee[:4], amount[:4], strict=True)):
-        return True
-    names = {name for name, _ in guarantee[4]}
-    return any(name in names for name, _ in amount[4])
+    return any(wanted for wanted, _ in _stated(guarantee, amount))
+
+
+def _stated(guarantee: Vector, amount: Vector) -> Iterator[tuple[int, int]]:
+    """Of each thing that a guarantee speaks of, the amount and what is guaranteed."""
+    for n in range(4):
+        if guarantee[n]:
+            yield amount[n], guarantee[n]  # type: ignore[misc]
+    have = dict(amount[4])
+    yield from ((have.get(name, 0), own) for name, own in guarantee[4])
+
+
+def _find_paths(node: Node) -> None:
+    above = node.parent.path if node.parent is not None else ()
+    node.path = (node, *above)
+    for child in node.children.values():
+        _find_paths(child)
 
 
 class Tree:
@@ -168,7 +195,11 @@ class Tree:
         self.total = NOTHING
         self.now: Micros = 0
         self._numbers = itertools.count()
+        self.duration = 60.0
+        """How long jobs run, in seconds, as learnt from those that ended."""
         self._sorted_at: Micros = 0
+        self._heard: set[Node] = set()
+        """Queues of which something began or ended since the last round."""
 
     def node(self, key: QueueKey) -> Node:
         """A queue; one that was not told of has ordinary settings."""
@@ -186,9 +217,9 @@ class Tree:
         if parent is not node.parent:
             self._detach(node)
             self._attach(node, parent)
-        lines = [line for above in (node, *node.chain()) for line in above.capped]
-        for above in (node, *node.chain()):
-            above.capped = []
+        lines = [line for one in node.path for line in one.capped]
+        for one in node.path:
+            one.capped = []
         self.wake(node)
         return lines
 
@@ -198,11 +229,12 @@ class Tree:
             return self.root
         parent = self.node(settings.parent)
         node = self.nodes[settings.key]
-        return self.root if node in (parent, *parent.chain()) else parent
+        return self.root if node in parent.path else parent
 
     def _attach(self, node: Node, parent: Node) -> None:
         node.parent = parent
         parent.children[node.queue] = node
+        _find_paths(node)
         self._add_use(parent, node.used, node.running)
         if node.order or node.heap:
             self.wake(node)
@@ -218,8 +250,8 @@ class Tree:
 
     def _add_use(self, node: Node | None, amount: Vector, running: int) -> None:
         while node is not None:
-            self._average(node)
             node.used = plus(node.used, amount)
+            node.part = share(node.used, self.total)
             node.running += running
             node = node.parent
 
@@ -237,37 +269,51 @@ class Tree:
     # -- use --------------------------------------------------------------------------------------
 
     def charge(self, node: Node, amount: Vector, members: int = 1) -> None:
-        """Something of it holds so much from now on."""
+        """Something of it holds so much from now on: it was planned."""
         node.own = plus(node.own, amount)
         part = share(amount, self.total)
-        for one in node.chain():
+        for one in node.path:
             self._average(one)
             one.used = plus(one.used, amount)
+            one.part = share(one.used, self.total)
             one.running += members
             one.last = part
             one.granted += part
-            above = one.parent
-            if above is not None:
-                above.turns += part
-            self._place(one)
-        self.root.used = plus(self.root.used, amount)
+            one.averages.part = one.part
+        self._charge_root(plus(self.root.used, amount))
+        self._place_all(node)
+
+    def recharge(self, node: Node, amount: Vector) -> None:
+        """Something of it holds so much, as is heard now; it counts from the next round on."""
+        self._heard.add(node)
+        node.own = plus(node.own, amount)
+        self._add_use(node, amount, 1)
+        self._place_all(node)
 
     def discharge(self, node: Node, amount: Vector, members: int = 1) -> list[Line]:
-        """It holds so much no more; the lines that may go for that."""
+        """It holds so much no more, as is heard now; the lines that may go for that.
+
+        For the averages it ends with the next round, since only then it is known what time it is.
+        """
+        self._heard.add(node)
         node.own = minus(node.own, amount)
         freed: list[Line] = []
-        for one in node.chain():
-            self._average(one)
+        for one in node.path:
             was_full = one.full
             one.used = minus(one.used, amount)
+            one.part = share(one.used, self.total)
             one.running -= members
             if one.capped:
                 freed += self._uncap(one)
             if was_full and not one.full:
                 self.wake(one)
-            self._place(one)
-        self.root.used = minus(self.root.used, amount)
+        self._charge_root(minus(self.root.used, amount))
+        self._place_all(node)
         return freed
+
+    def _charge_root(self, used: Vector) -> None:
+        self.root.used = used
+        self.root.part = share(used, self.total)
 
     def _uncap(self, node: Node) -> list[Line]:
         allowed = [
@@ -281,28 +327,32 @@ class Tree:
     def _average(self, node: Node) -> None:
         """Bring a queue's averages up to now, before its use changes."""
         averages = node.averages
-        part = share(node.used, self.total)
+        part = averages.part
         if self.now > averages.at:
-            keep = _kept((self.now - averages.at) / 1e6)
+            passed = (self.now - averages.at) / 1e6
+            keep = _kept(passed)
             averages.decayed = averages.decayed * keep + part * (1.0 - keep)
-            averages.at = self.now
-        above = node.parent
-        if above is not None and above.turns > averages.turn:
-            memory = _MEMORY * max(part, share(above.used, self.total), 1e-9)
-            keep = math.exp((averages.turn - above.turns) / memory)
+            keep = math.exp(-passed / (_JOBS * self.duration))
             averages.recent = averages.recent * keep + part * (1.0 - keep)
-            averages.turn = above.turns
+            averages.at = self.now
+        averages.part = node.part
+
+    def learn(self, seconds: float) -> None:
+        """Something ended after so long."""
+        self.duration += _LEARNING * (max(seconds, 1e-3) - self.duration)
 
     def decayed(self, node: Node) -> float:
         """Its share of all capacity, averaged over the past, as of now."""
         averages = node.averages
-        keep = _kept(max(0, self.now - averages.at) / 1e6)
-        return averages.decayed * keep + share(node.used, self.total) * (1.0 - keep)
+        if self.now <= averages.at:
+            return averages.decayed
+        keep = _kept((self.now - averages.at) / 1e6)
+        return averages.decayed * keep + averages.part * (1.0 - keep)
 
     def fair(self, node: Node) -> float:
         """What it may claim by weight now, of all, among queues that want something."""
         part = 1.0
-        for one in node.chain():
+        for one in node.path:
             above = one.parent
             weights = sum(
                 child.settings.weight
@@ -327,45 +377,59 @@ class Tree:
 
     def key(self, node: Node) -> Key:
         """Its place among its siblings, lowest first."""
-        part = share(node.used, self.total)
         weight = node.settings.weight or 1e-9
         above = node.parent
         bias = 0.0
         if above is not None and node.last:
-            fair = share(above.used, self.total) * weight / max(above.weights, weight)
+            fair = above.averages.recent * weight / max(above.weights, weight)
             bias = max(-node.last, min(node.last, _EVENING * (node.averages.recent - fair)))
-        guarded = covers(node.guaranteed, node.guaranteed) and not limited(
-            node.guaranteed, node.used
-        )
-        load = (part + self.decayed(node) + bias) / weight
-        return (not guarded, load, node.granted / weight, node.queue)
+        load = (node.part + self.decayed(node) + bias) / weight
+        return (not node.short, load, node.granted / weight, node.queue)
 
-    def _place(self, node: Node) -> None:
-        if node.place is not None and node.parent is not None:
-            node.place = self.key(node)
-            heapq.heappush(node.parent.heap, (node.place, next(self._numbers), node))
+    def _place_all(self, node: Node) -> None:
+        """Its use is another: it and those above it stand elsewhere."""
+        for one in node.path:
+            if one.place is not None:
+                self._stand(one)
+
+    def _stand(self, node: Node) -> None:
+        above = node.parent
+        if above is None:
+            return
+        node.place = self.key(node)
+        heapq.heappush(above.heap, (node.place, next(self._numbers), node))
+        if len(above.heap) > 4 * len(above.children) + _SLACK:
+            above.heap = [item for item in above.heap if item[2].place is item[0]]
+            heapq.heapify(above.heap)
 
     def wake(self, node: Node) -> None:
         """Something of it may be placed: it stands among its siblings, as do those above it."""
-        for one in node.chain():
+        for one in node.path:
             if one.place is not None or one.full or one.parent is None:
                 continue
             if not one.active:
                 one.active = True
                 one.parent.weights += one.settings.weight
-            self._average(one)
-            one.place = self.key(one)
-            heapq.heappush(one.parent.heap, (one.place, next(self._numbers), one))
+            self._stand(one)
 
     def begin(self, now: Micros, total: Vector) -> None:
         """It is now; orders that are not good any more are made anew."""
         self.now = max(now, self.now)
-        if total != self.total or self.now - self._sorted_at > FRESH:
-            for node in self.nodes.values():
+        heard, self._heard = self._heard, set()
+        for one in {one for node in heard for one in node.path}:
+            self._average(one)
+        self._average(self.root)
+        if total != self.total or self.now - self._sorted_at > self._fresh():
+            for node in (self.root, *self.nodes.values()):
                 self._average(node)
+                node.part = node.averages.part = share(node.used, total)
             self.total = total
             self._sorted_at = self.now
             self._sort(self.root)
+
+    def _fresh(self) -> float:
+        """Microseconds for which orders by past use stay good; longer where it is more to sort."""
+        return max(1e3 * len(self.nodes), min(FRESH, 1e6 * self.duration))
 
     def _sort(self, node: Node) -> bool:
         """Make the order among those below it anew; whether it or one of them wants something."""
@@ -387,8 +451,12 @@ class Tree:
     def enter(self, line: Line) -> None:
         """A line stands in its queue by the rank of its head."""
         if line.rank is not None:
-            heapq.heappush(line.node.order, (line.rank, next(self._numbers), line))
-            self.wake(line.node)
+            node = line.node
+            heapq.heappush(node.order, (line.rank, next(self._numbers), line))
+            if len(node.order) > 4 * len(node.lines) + _SLACK:
+                node.order = [item for item in node.order if item[2].rank is item[0]]
+                heapq.heapify(node.order)
+            self.wake(node)
 
     def pick(self) -> Line | None:
         """The line whose turn it is, of those whose shape is not stuck; None: there is none."""
