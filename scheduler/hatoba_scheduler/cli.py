@@ -1,4 +1,4 @@
-"""`hatoba server`: start, init, check, status, stop."""
+"""`hatoba server`: start, init, check, gc, status, stop; about its store see `cli_store`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import os
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 # Before anything imports grpc: its fork handlers would break the children that we start.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -19,27 +20,19 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 import click
 
-DEFAULT_DATA = "~/.local/share/hatoba"
-EXIT_USAGE = 2
-EXIT_IN_USE = 75
+from hatoba_scheduler import cli_store
+from hatoba_scheduler.cli_common import (
+    EXIT_DAMAGED,
+    EXIT_IN_USE,
+    EXIT_USAGE,
+    data_option,
+    directory_of,
+    fail,
+    running,
+)
+
 STOP_WAIT = 15.0
 GC_SECONDS = 60.0
-
-
-def data_option(function: Any) -> Any:
-    """`--data DIR`, else HATOBA_DATA, else the default directory."""
-    return click.option(
-        "--data",
-        envvar="HATOBA_DATA",
-        default=DEFAULT_DATA,
-        show_default=True,
-        metavar="DIR",
-        help="The server's data directory.",
-    )(function)
-
-
-def _directory(text: str) -> Path:
-    return Path(text).expanduser().absolute()
 
 
 @click.group()
@@ -59,7 +52,7 @@ def start(
     data: str, listen: str | None, http_listen: str | None, ready_file: Path | None, no_worker: bool
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Jobs, worker and served work go on when it ends."""
-    directory = _directory(data)
+    directory = directory_of(data)
     config = _configured(directory, listen, http_listen)
     from hatoba_scheduler.telemetry.logging import configure_logging
 
@@ -68,15 +61,20 @@ def start(
     from hatoba_scheduler.auth.files import InsecureFile
     from hatoba_scheduler.config import ConfigError
     from hatoba_scheduler.errors import HatobaError
-    from hatoba_scheduler.store.errors import AlreadyRunning
+    from hatoba_scheduler.store.errors import AlreadyRunning, DatabaseDamaged, StorageDamaged
+    from hatoba_scheduler.store.sqlite.database import FILE
 
     options = ServeOptions(directory, config, ready_file, not no_worker)
     try:
         asyncio.run(serve(options))
-    except* AlreadyRunning as running:
-        _fail(str(_first(running)), EXIT_IN_USE)
-    except* (HatobaError, ConfigError, InsecureFile, OSError, RuntimeError) as group:
-        _fail(f"the server cannot start: {_first(group)}", 1)
+    except* AlreadyRunning as taken:
+        fail(str(_first(taken)), EXIT_IN_USE)
+    except* DatabaseDamaged as damage:
+        fail(str(_first(damage)), EXIT_DAMAGED)
+    except* StorageDamaged as found:
+        fail(str(DatabaseDamaged(directory / FILE, str(_first(found)))), EXIT_DAMAGED)
+    except* (HatobaError, ConfigError, InsecureFile, OSError, RuntimeError, sqlite3.Error) as group:
+        fail(f"the server cannot start: {_first(group)}", 1)
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
@@ -99,13 +97,8 @@ def _configured(directory: Path, listen: str | None, http_listen: str | None) ->
             address = parse_address(http_listen)
             config = replace(config, server=replace(config.server, http_listen=address))
     except (ConfigError, ValueError) as error:
-        _fail(str(error), EXIT_USAGE)
+        fail(str(error), EXIT_USAGE)
     return config
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    click.echo(f"hatoba server: {message}", err=True)
-    sys.exit(code)
 
 
 @server.command()
@@ -114,13 +107,13 @@ def init(data: str) -> None:
     """Write a commented hatoba.toml into the data directory."""
     from hatoba_scheduler.config import default_config_text
 
-    path = _directory(data) / "hatoba.toml"
+    path = directory_of(data) / "hatoba.toml"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         with path.open("x") as file:
             file.write(default_config_text())
     except FileExistsError:
-        _fail(f"{path} exists; edit it, or remove it first", 1)
+        fail(f"{path} exists; edit it, or remove it first", 1)
     click.echo(path)
 
 
@@ -130,7 +123,7 @@ def check(data: str) -> None:
     """Say whether hatoba.toml is good, backends' options included; nothing is started."""
     from hatoba_scheduler.backends import EMBEDDED
 
-    config = _configured(_directory(data), None, None)
+    config = _configured(directory_of(data), None, None)
     from hatoba_plugins.loader import load
 
     loaded = load()
@@ -147,7 +140,7 @@ def check(data: str) -> None:
         ]
     problems += _bucket_problems(config)
     if problems:
-        _fail("\n".join(problems), EXIT_USAGE)
+        fail("\n".join(problems), EXIT_USAGE)
     click.echo("good")
 
 
@@ -175,16 +168,16 @@ def gc(data: str, dry_run: bool) -> None:
     What is unnamed is marked first and deleted at a later run, once nobody used it for an hour. The
     server does this by itself once an hour.
     """
-    directory = _directory(data)
-    found = _running(directory)
+    directory = directory_of(data)
+    found = running(directory)
     if found is None:
-        _fail(f"no server runs on {directory}; `hatoba server start` starts one", 1)
+        fail(f"no server runs on {directory}; `hatoba server start` starts one", 1)
     from hatoba.errors import HatobaError
 
     try:
         click.echo(asyncio.run(_collect(directory, found, dry_run)))
     except HatobaError as error:
-        _fail(error.message, 1)
+        fail(error.message, 1)
 
 
 async def _collect(directory: Path, ready: dict[str, Any], dry_run: bool) -> str:
@@ -207,21 +200,11 @@ async def _collect(directory: Path, ready: dict[str, Any], dry_run: bool) -> str
 @data_option
 def status(data: str) -> None:
     """Say whether a server runs on the data directory, and where it answers."""
-    found = _running(_directory(data))
+    found = running(directory_of(data))
     if found is None:
-        _fail(f"no server runs on {_directory(data)}; `hatoba server start` starts one", 1)
+        fail(f"no server runs on {directory_of(data)}; `hatoba server start` starts one", 1)
     else:
         click.echo(json.dumps(found))
-
-
-def _running(directory: Path) -> dict[str, Any] | None:
-    """The ready file of a server that lives, else None."""
-    try:
-        found: dict[str, Any] = json.loads((directory / "server.json").read_text())
-        command = Path(f"/proc/{found['pid']}/cmdline").read_bytes()
-    except (OSError, ValueError, KeyError):
-        return None
-    return found if b"server" in command and b"start" in command else None
 
 
 @server.command()
@@ -230,10 +213,10 @@ def _running(directory: Path) -> dict[str, Any] | None:
 @click.option("--grace", default=10.0, show_default=True, help="Seconds jobs get with --all.")
 def stop(data: str, everything: bool, grace: float) -> None:
     """End the server alone: jobs go on. With --all, end everything on its data directory."""
-    directory = _directory(data)
-    found = _running(directory)
+    directory = directory_of(data)
+    found = running(directory)
     if found is None and not everything:
-        _fail(f"no server runs on {directory}", 1)
+        fail(f"no server runs on {directory}", 1)
     if found is not None:
         # First, since it would start keeper and worker again.
         _end(int(found["pid"]))
@@ -256,4 +239,8 @@ def _end(pid: int) -> None:
         return
     if select.select([handle], [], [], STOP_WAIT)[0]:
         return
-    _fail(f"process {pid} did not end in {STOP_WAIT:.0f} s", 1)
+    fail(f"process {pid} did not end in {STOP_WAIT:.0f} s", 1)
+
+
+for _command in cli_store.COMMANDS:
+    server.add_command(_command)

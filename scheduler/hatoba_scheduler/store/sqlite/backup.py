@@ -194,10 +194,11 @@ def verify(file: Path) -> int:
 
 def restore(
     file: Path, directory: Path, now: Micros, *, replace: bool, epoch_above: int = 0
-) -> int:
-    """Put a copy in place as the store of `directory`; its new epoch.
+) -> tuple[str, int, Path | None]:
+    """Put a copy in place as the store of `directory`; its cluster id, its new epoch, and where
+    the store is that was there: it is moved aside and kept.
 
-    The store that was there is moved aside and kept. Raises AlreadyRunning while a server has the
+    Raises AlreadyRunning while a server has the
     directory, StoreExists when there is a store and `replace` is not said, BadBackup, OSError.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -208,7 +209,9 @@ def restore(
         lock.release()
 
 
-def _restore(file: Path, place: Path, now: Micros, replace: bool, epoch: int) -> int:
+def _restore(
+    file: Path, place: Path, now: Micros, replace: bool, epoch: int
+) -> tuple[str, int, Path | None]:
     if place.exists() and not replace:
         raise StoreExists(place)
     fresh = place.with_name(f"{FILE}.new")
@@ -220,13 +223,12 @@ def _restore(file: Path, place: Path, now: Micros, replace: bool, epoch: int) ->
     with closing(connect(fresh, reader=False)) as connection:
         migrate(connection, fresh, migrations(), now)
         connection.execute("UPDATE identity SET store_epoch = ?, restored = 1", (epoch,))
+        (cluster_id,) = connection.execute("SELECT cluster_id FROM identity").fetchone()
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    if place.exists():
-        aside = _move_aside(place)
-        sync_all([aside, aside.parent], anchor=aside)
+    aside = _move_aside(place) if place.exists() else None
     fresh.rename(place)
     sync_all([place, place.parent], anchor=place)
-    return epoch
+    return cluster_id, epoch, aside
 
 
 def _epoch_of(place: Path) -> int:

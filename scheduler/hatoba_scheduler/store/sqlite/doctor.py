@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from hatoba_scheduler.domain.mending import let_go, recounted
@@ -21,7 +22,7 @@ from hatoba_scheduler.domain.transitions import Now, settled
 from hatoba_scheduler.store.base import Applied
 from hatoba_scheduler.store.problems import Execute, LetGo, Recount, StoreProblem
 from hatoba_scheduler.store.sqlite import rows
-from hatoba_scheduler.store.sqlite.database import migrations
+from hatoba_scheduler.store.sqlite.database import connect, migrations
 from hatoba_scheduler.store.sqlite.readers import decoded_row, lenient
 from hatoba_scheduler.store.sqlite.recent_specs import RecentSpecs
 from hatoba_scheduler.store.sqlite.statements import Row, of, read, write
@@ -391,6 +392,26 @@ def _miscounted(job: Job, counts: Counts, text: str) -> StoreProblem:
 
 def _counted(counts: Counts) -> str:
     return ", ".join(f"{count} {_state(state)}" for state, count in enumerate(counts) if count)
+
+
+def visit(file: Path, now: Micros, *, mend: bool) -> list[StoreProblem]:
+    """What is wrong with the file of a store that is not served; mended where that is wanted.
+
+    The caller holds the directory's lock.
+    """
+    try:
+        with closing(connect(file, reader=True)) as connection:
+            found = check(connection, now)
+    except sqlite3.Error as error:
+        return [_damaged(str(error))]
+    if not mend or not any(problem.mend for problem in found):
+        return found
+    with closing(connect(file, reader=False)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        done = repair(connection, found, now)
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return done
 
 
 # -- mending -------------------------------------------------------------------------------------

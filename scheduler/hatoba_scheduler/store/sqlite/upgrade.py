@@ -91,7 +91,7 @@ def _check_pages(connection: sqlite3.Connection, path: Path) -> None:
         return
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
-        raise DatabaseDamaged(path, found)
+        raise DatabaseDamaged(path, " ".join(found.split()))
 
 
 def _copy_beside(path: Path, version: int, now: Micros) -> None:
