@@ -19,8 +19,22 @@ from dataclasses import dataclass
 VARIABLE = "HATOBA_FAILPOINTS"
 
 POINTS: dict[str, str] = {
+    "dispatch.intent.before": "it is decided what goes where, no intent is stored",
+    "dispatch.intent.after": "an intent is stored, its backend does not know",
+    "dispatch.preempt.before": "it is decided who gives way, nothing of it is stored",
+    "adopt.attach.before": "something that runs is about to be attached to its task",
+    "adopt.attach.after": "something that runs belongs to its task again",
+    "adopt.commit.after": "how something ended that a host remembers is stored",
+    "disconnect.lost.before": "what cannot be reached is about to be taken for lost",
+    "disconnect.lost.after": "that it is lost is stored",
+    "list.call.before": "the backend is about to be asked for all that is ours",
+    "list.call.after": "the backend told all that is ours",
+    "reap.call.before": "the backend is about to be told to end what nobody wants",
+    "reap.call.after": "the backend took note that nobody wants something",
     "backend.cordon.before": "a backend is about to be cordoned, or no more",
     "backend.cordon.after": "that a backend is cordoned is stored, and not in force",
+    "queue.cordon.before": "a queue is about to be cordoned, or no more",
+    "queue.cordon.after": "that a queue is cordoned is stored, nothing of it was drained",
     "launch.call.before": "intents are stored, the backend was not asked to launch them",
     "launch.call.after": "the backend answered a launch, nothing of the answer is stored",
     "launch.stored.before": "the answer to a launch is about to be handed to the ledger",
@@ -36,6 +50,14 @@ POINTS: dict[str, str] = {
     "release.call.before": "outcomes are stored, the backend was not asked to let go",
     "release.call.after": "the backend let go, which is not stored",
     "release.stored.after": "a release is stored",
+    "follow.step.before": "jobs ended, some that wait for them were not told",
+    "follow.step.after": "some that waited for ended jobs were told",
+    "timer.end.before": "jobs' time is over, which is not stored",
+    "timer.end.after": "jobs whose time was over were ended",
+    "schedule.intent.before": "a schedule's time has come, nothing of it is stored",
+    "schedule.intent.after": "it is stored that a schedule's job is to be submitted, it was not yet",
+    "schedule.submit.after": "a schedule's job is submitted, the schedule does not know",
+    "schedule.moved.after": "a schedule knows of its new job",
 }
 """All names, and what has happened there. Nothing else may be passed, and each is somewhere."""
 

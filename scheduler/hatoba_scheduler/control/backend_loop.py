@@ -21,6 +21,7 @@ from hatoba_scheduler.control.ending import Ender
 from hatoba_scheduler.control.instance import AGAIN, Instance, LoopContext
 from hatoba_scheduler.control.launching import Launcher
 from hatoba_scheduler.control.ledger import Commit
+from hatoba_scheduler.control.reaping import Reaper
 from hatoba_scheduler.control.supply import Supply
 from hatoba_scheduler.control.watching import Observer
 from hatoba_scheduler.domain.records import Attempt, Event
@@ -56,6 +57,7 @@ class BackendLoop:
         self._launcher = Launcher(self._instance, self.supply)
         self._ender = Ender(self._instance)
         self._observer = Observer(self._instance, self._launcher, self.supply, self._attempts)
+        self._reaper = Reaper(self._instance, self._launcher, settings.reap_after)
         ctx.ledger.listen(self._on_commit)
 
     @property
@@ -123,23 +125,18 @@ class BackendLoop:
     async def run(self) -> None:
         """All loops of this backend; ends by cancellation."""
         async with asyncio.TaskGroup() as group:
-            for loop in (self.supply.tell_forever, self._observer.ask_health_forever):
-                self._start(group, loop)
-            await self._ctx.gate.wait()
             for loop in (
+                self.supply.tell_forever,
+                self._observer.ask_health_forever,
                 self._launcher.launch_forever,
                 self._launcher.look_up_forever,
                 self._observer.watch_forever,
                 self._observer.observe_forever,
                 self._ender.stop_forever,
                 self._ender.release_forever,
+                self._reaper.reap_forever,
             ):
-                self._start(group, loop)
-
-    def _start(
-        self, group: asyncio.TaskGroup, loop: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
-        group.create_task(self._forever(loop), name=f"{self.name}:{loop.__name__}")
+                group.create_task(self._forever(loop), name=f"{self.name}:{loop.__name__}")
 
     async def _forever(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """No failure of a backend ends its loops: they begin again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
@@ -18,6 +18,7 @@ from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.planning.model import BackendSettings
 from hatoba_scheduler.domain.records import Attempt, Change
 from hatoba_scheduler.domain.transitions import Now, Rows
+from hatoba_scheduler.store.base import Store
 
 log = structlog.get_logger(__name__)
 
@@ -29,17 +30,12 @@ Asked = asyncio.Future[Change | None] | None
 DescribePools = Callable[[str, Sequence[PoolRoom]], None]
 
 
-def _open() -> asyncio.Event:
-    event = asyncio.Event()
-    event.set()
-    return event
-
-
 @dataclass(frozen=True, slots=True)
 class LoopContext:
     """What every backend's loops share."""
 
     ledger: Ledger
+    store: Store
     specs: SpecCache
     clock: Clock
     rng: random.Random
@@ -48,8 +44,6 @@ class LoopContext:
     """Takes what a backend tells of its pools."""
     set_backend: Callable[[BackendSettings], None] = lambda _: None
     """Takes whether a backend may be given work now, and how much."""
-    gate: asyncio.Event = field(default_factory=_open)
-    """Set while backends may be touched; not in a store that was restored and not adopted."""
 
 
 class Instance:

@@ -21,6 +21,9 @@ class Todo:
     def __len__(self) -> int:
         return len(self._names) + len(self._due)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._names or name in self._due
+
     def add(self, name: str) -> None:
         """Do something about it now."""
         self._names[name] = None

@@ -90,7 +90,13 @@ class Away:
 async def looping(books: Books, backend: Away) -> AsyncIterator[FakeClock]:
     specs = SpecCache(books.store.as_store())
     ctx = LoopContext(
-        books.ledger, specs, backend.clock, random.Random(1), "cluster", lambda *_: None
+        books.ledger,
+        books.store.as_store(),
+        specs,
+        backend.clock,
+        random.Random(1),
+        "cluster",
+        lambda *_: None,
     )
     loop = BackendLoop("null", cast(Backend, backend), ctx)
     loop.recover()
