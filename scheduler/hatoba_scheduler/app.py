@@ -43,6 +43,7 @@ from hatoba.v1 import (
     model_pb2_grpc,
     queue_pb2_grpc,
     runner_pb2_grpc,
+    schedule_pb2_grpc,
     worker_pb2_grpc,
 )
 from hatoba_plugins.backend import BackendContext
@@ -55,6 +56,7 @@ from hatoba_scheduler.backends import Backends, loop_settings, open_backends
 from hatoba_scheduler.config import Address, Config, ConfigError, LimitsConfig
 from hatoba_scheduler.control.activity import Activity
 from hatoba_scheduler.control.admission import Grounds
+from hatoba_scheduler.control.adoption import Adoption
 from hatoba_scheduler.control.alias_follower import AliasFollower
 from hatoba_scheduler.control.aliases import Aliases
 from hatoba_scheduler.control.backend_book import BackendBook
@@ -65,6 +67,7 @@ from hatoba_scheduler.control.counts import JobCounts
 from hatoba_scheduler.control.deployables import ServingGrounds
 from hatoba_scheduler.control.deployment_loop import DeploymentLoop
 from hatoba_scheduler.control.deployments import DeploymentBook
+from hatoba_scheduler.control.disconnects import Disconnects
 from hatoba_scheduler.control.disk_watch import DiskWatch
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
 from hatoba_scheduler.control.events import EventLog
@@ -84,6 +87,8 @@ from hatoba_scheduler.control.queues import QueueBook
 from hatoba_scheduler.control.registrar import Registrar, RegistrarParts
 from hatoba_scheduler.control.routes import RouteFeed
 from hatoba_scheduler.control.runners import RunnerDesk
+from hatoba_scheduler.control.schedule_book import ScheduleBook
+from hatoba_scheduler.control.schedules import ScheduleParts, Schedules
 from hatoba_scheduler.control.sources import Sources, register_stored
 from hatoba_scheduler.control.spans import AttemptSpans
 from hatoba_scheduler.control.specs import SpecCache
@@ -113,6 +118,7 @@ from hatoba_scheduler.services.models import ModelParts, ModelServicer
 from hatoba_scheduler.services.paging import Pager
 from hatoba_scheduler.services.queues import QueueParts, QueueServicer
 from hatoba_scheduler.services.runners import RunnerServicer
+from hatoba_scheduler.services.schedules import ScheduleServiceParts, ScheduleServicer
 from hatoba_scheduler.services.upkeep import Adopted, Upkeep
 from hatoba_scheduler.services.workers import WorkerItems, WorkerServicer
 from hatoba_scheduler.store.base import Store
@@ -139,6 +145,7 @@ log = structlog.get_logger(__name__)
 SERVICES = (
     "hatoba.v1.JobService",
     "hatoba.v1.QueueService",
+    "hatoba.v1.ScheduleService",
     "hatoba.v1.ArtifactService",
     "hatoba.v1.DatasetService",
     "hatoba.v1.ModelService",
@@ -191,6 +198,8 @@ class Core:
     metric_writer: MetricWriter
     followers: Followers
     timers: Timers
+    schedule_book: ScheduleBook
+    schedules: Schedules
     publisher: Publisher
     queues: QueueBook
     chunks: ChunkStore
@@ -209,8 +218,10 @@ class Core:
     loops: dict[str, BackendLoop] = field(default_factory=dict)
     serving_loops: dict[str, DeploymentLoop] = field(default_factory=dict)
     backend_book: BackendBook = field(init=False)
+    disconnects: Disconnects = field(init=False)
 
     def __post_init__(self) -> None:
+        self.disconnects = Disconnects(self.ledger, self.clock, random.Random())
         self.backend_book = BackendBook(self.store, self.ledger, self.clock, self.loops)
 
     def now(self) -> int:
@@ -289,6 +300,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     ledger = Ledger(store)
     specs = SpecCache(store)
     _, newest = await store.event_bounds()
+    schedule_book = ScheduleBook(store.schedules)
     dispatcher = Dispatcher(ledger, clock, store.identity.store_epoch)
     rng = random.Random()
     feed = RouteFeed(store.deployments, authenticator, clock)
@@ -317,6 +329,8 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         metric_writer=MetricWriter(store),
         followers=Followers(ledger, store, clock),
         timers=Timers(ledger, store, clock),
+        schedule_book=schedule_book,
+        schedules=Schedules(ScheduleParts(store, schedule_book, ledger, clock, tracer.root)),
         publisher=Publisher(ledger, store, specs, chunks, clock),
         queues=QueueBook(store, dispatcher.set_queue),
         chunks=chunks,
@@ -374,6 +388,8 @@ async def _recover(core: Core) -> None:
     core.dispatcher.recover()
     core.followers.recover()
     await core.timers.recover()
+    await core.schedule_book.recover()
+    await core.schedules.recover()
     await core.publisher.recover()
     await core.feed.recover()
     await core.deployments.recover()
@@ -407,9 +423,11 @@ async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
             workers=core.hub,
         )
 
+    core.disconnects.recover()
     backends = await open_backends(core.options.config, context, stack)
     loop_context = LoopContext(
         core.ledger,
+        core.store,
         core.specs,
         core.clock,
         random.Random(),
@@ -448,6 +466,8 @@ def _start_loops(
         "dispatch-timer": core.dispatcher.run_timer,
         "followers": core.followers.run,
         "timers": core.timers.run,
+        "disconnects": core.disconnects.run,
+        "schedules": core.schedules.run,
         "publisher": core.publisher.run,
         "metric-writer": core.metric_writer.run,
         "alias-follower": _alias_follower(core).run,
@@ -591,6 +611,18 @@ def _add_services(
     jobs = JobServicer(parts)
     job_pb2_grpc.add_JobServiceServicer_to_server(jobs, server)
     core.registrar.open(jobs.submitter.submit_for)
+    core.schedules.open(jobs.submitter.submit_for)
+    schedule_parts = ScheduleServiceParts(
+        core.store,
+        core.schedule_book,
+        jobs.submitter,
+        core.pager,
+        UidMaker(core.clock.time),
+        core.now,
+    )
+    schedule_pb2_grpc.add_ScheduleServiceServicer_to_server(
+        ScheduleServicer(schedule_parts), server
+    )
     models = ModelParts(
         core.store,
         core.specs,
@@ -632,14 +664,14 @@ def _add_services(
         note = BackendNote(request.name, request.cordoned, request.reason * request.cordoned)
         actor = current_call().principal
         await core.backend_book.cordon(note, drain=request.drain, actor=actor)
-        return backends.info(note.name, core.loops[note.name], core.dispatcher.capacity)
+        return backends.info(note.name, core.loops[note.name], core.dispatcher.planner)
 
     admin = AdminParts(
         core.store,
         core.authenticator,
         core.traces,
         core.pager,
-        lambda: backends.report(core.loops, core.dispatcher.capacity),
+        lambda: backends.report(core.loops, core.dispatcher.planner),
         cordon_backend,
         lambda: _status(core),
         _upkeep(core, backends),
@@ -649,11 +681,13 @@ def _add_services(
 
 def _upkeep(core: Core, backends: Backends) -> Upkeep:
     check = StoreCheck(core.store, core.ledger, core.clock)
+    instances = {name: opened.backend for name, opened in backends.opened.items()}
+    adoption = Adoption(
+        core.ledger, core.store, core.clock, core.hub, instances, core.desk.commit
+    )
 
     async def adopt_all(dry_run: bool) -> Adopted:
-        from hatoba_scheduler.control.adoption import adopt
-
-        report = await adopt(core.ledger, core.store, backends, core.hub, dry_run=dry_run)
+        report = await adoption.adopt(dry_run=dry_run)
         if not dry_run:
             await core.store.backups.adopted()
             core.hub.adopted()

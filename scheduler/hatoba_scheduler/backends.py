@@ -15,7 +15,8 @@ from hatoba_plugins.values import Capabilities
 from hatoba_scheduler.config import BackendConfig, Config
 from hatoba_scheduler.control.backend_loop import BackendLoop, LoopSettings
 from hatoba_scheduler.control.calls import CallSettings
-from hatoba_scheduler.domain.capacity import Capacity, describe_free
+from hatoba_scheduler.domain.capacity import describe_free
+from hatoba_scheduler.domain.planning.planner import Planner
 
 log = structlog.get_logger(__name__)
 
@@ -44,12 +45,12 @@ class Backends:
     """Those among which jobs that name none may choose, cheapest first; empty: the default."""
 
     def report(
-        self, loops: Mapping[str, BackendLoop], capacity: Capacity
+        self, loops: Mapping[str, BackendLoop], planner: Planner
     ) -> admin_pb2.ListBackendsResponse:
         """What operators are shown."""
         reply = admin_pb2.ListBackendsResponse()
         for name in sorted(self.opened):
-            reply.backends.append(self.info(name, loops.get(name), capacity))
+            reply.backends.append(self.info(name, loops.get(name), planner))
         for failure in self.failures:
             reply.failures.add(
                 name=failure.name,
@@ -60,7 +61,7 @@ class Backends:
         return reply
 
     def info(
-        self, name: str, loop: BackendLoop | None, capacity: Capacity
+        self, name: str, loop: BackendLoop | None, planner: Planner
     ) -> admin_pb2.BackendInfo:
         """What operators are shown of one opened instance."""
         opened = self.opened[name]
@@ -72,7 +73,7 @@ class Backends:
             capabilities=_shown(opened.backend.capabilities()),
             capacity={
                 pool.name: describe_free(pool, pool.total) or "nothing"
-                for pool in capacity.pools(name)
+                for pool in planner.pools(name)
                 if pool.accepting
             },
             distribution=f"{opened.registered.distribution} {opened.registered.version}",

@@ -1,29 +1,54 @@
 """Turns room into launches: feeds the planner from commits and commits its intents.
 
 What the planner knows of waiting jobs follows the ledger; nothing here is remembered that could
-not be rebuilt from it.
+not be rebuilt from it. It plans in slices of at most a millisecond, with everybody else's turn
+between two of them, and does not wait for one slice's commits before it plans the next.
 """
 
 from __future__ import annotations
 
 import asyncio
-import heapq
 import secrets
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import structlog
 
 from hatoba_plugins.backend import Clock
+from hatoba_scheduler.control.alarm import Alarm
 from hatoba_scheduler.control.ledger import Commit, Ledger
-from hatoba_scheduler.domain.capacity import Capacity, Needs, Place, PoolRoom
+from hatoba_scheduler.control.rounds import Rounds, Slice
+from hatoba_scheduler.domain.capacity import PoolRoom
+from hatoba_scheduler.domain.gangs import launch_all
 from hatoba_scheduler.domain.naming import attempt_name
-from hatoba_scheduler.domain.planner import Assignment, Entry, Planner, QueueKey, planned_name
-from hatoba_scheduler.domain.records import Attempt, Change, Event, Job, Queue, Resources
-from hatoba_scheduler.domain.states import Desired, JobState, Release
+from hatoba_scheduler.domain.planning.feed import Feed, job_of, under_way
+from hatoba_scheduler.domain.planning.model import (
+    Assignment,
+    BackendSettings,
+    Explained,
+    Place,
+    Preemption,
+    QueueKey,
+    QueueSettings,
+    QueueShare,
+    Round,
+)
+from hatoba_scheduler.domain.planning.planner import Planner
+from hatoba_scheduler.domain.preempting import give_way, preempted
+from hatoba_scheduler.domain.records import Attempt, Change, Event, Job, Micros, Queue, Resources
+from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.domain.transitions import Intent, Now, Rows, launch
+from hatoba_scheduler.failpoints import hit
+from hatoba_scheduler.store.base import Parked
 
-SLICE = 100
+IN_FLIGHT = 1_000
+"""Assignments whose intents may be on their way into the store."""
 FAILED_PAUSE = 1.0
 """Seconds until intents are tried again after the store did not take some."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,27 +60,36 @@ class Site:
     """Takes over a committed intent; must not block."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Landed:
+    """What became of an assignment's intents; the answer is None where nothing was written."""
+
+    assignment: Assignment
+    answer: Change | BaseException | None
+
+
 class Dispatcher:
-    """The loop from waiting tasks to committed intents. Owns planner and capacity."""
+    """The loop from waiting tasks to committed intents. Owns the planner."""
 
     def __init__(self, ledger: Ledger, clock: Clock, epoch: int) -> None:
         self._ledger = ledger
         self._clock = clock
         self._epoch = epoch
-        self._capacity = Capacity()
-        self._planner = Planner(self._capacity)
+        self.planner = Planner()
+        self.rounds = Rounds()
+        """How long planning took of late."""
+        self._feed = Feed(self.planner, ledger.rows)
         self._sites: dict[str, Site] = {}
+        self._slice = Slice(clock)
         self._wake = asyncio.Event()
-        self._later: list[tuple[float, str]] = []
-        self._timed: set[tuple[float, str]] = set()
-        self._planned: set[tuple[str, int]] = set()
-        self._charged: dict[str, QueueKey] = {}
-        ledger.listen(self.on_commit)
+        self._alarm = Alarm(clock)
+        self._in_flight = 0
+        self._landed: deque[_Landed] = deque()
+        self._unread: list[str] = []
+        """Jobs not in memory that wait again after their launch was not committed."""
+        ledger.listen(self.on_commit, self.on_parked)
 
-    @property
-    def capacity(self) -> Capacity:
-        """Room of all backends, to read."""
-        return self._capacity
+    # -- what it is told --------------------------------------------------------------------------
 
     def add_site(self, backend: str, site: Site) -> None:
         """A backend is open: what waits for it may be launched."""
@@ -64,217 +98,233 @@ class Dispatcher:
 
     def set_queue(self, queue: Queue) -> None:
         """A queue was made or changed."""
-        share = self._planner.share((queue.project, queue.name))
-        share.weight, share.max_running = queue.weight, queue.max_running
-        self._room_changed()
+        self.planner.set_queue(queue_settings(queue))
+        self._wake.set()
+
+    def drop_queue(self, key: QueueKey) -> None:
+        """A queue is gone."""
+        self.planner.drop_queue(key)
+        self._wake.set()
+
+    def set_backend(self, settings: BackendSettings) -> None:
+        """A backend takes work, or none, or so much."""
+        self.planner.set_backend(settings)
+        self._wake.set()
 
     def describe(self, backend: str, pools: Sequence[PoolRoom]) -> None:
         """A backend told of its pools."""
-        self._capacity.describe(backend, pools)
-        self._room_changed()
-
-    def recover(self) -> None:
-        """Take in everything that is in the ledger, at start."""
-        for rows in self._ledger.all_rows():
-            for attempt in rows.attempts.values():
-                if attempt.release is not Release.RELEASED:
-                    self._hold(attempt, _key(rows.job))
-                    self._planner.share(_key(rows.job)).running += 1
-            self._refresh(rows)
+        self.planner.describe(backend, pools)
         self._wake.set()
 
-    def why_waiting(self, job: Job) -> str:
-        """In words, why a job that waits is not running."""
-        share = self._planner.share(_key(job))
-        if share.full:
-            return f"Queue {job.queue!r} runs {share.running} of at most {share.max_running} tasks."
-        return self._capacity.why_not(needs_of(job))
+    def recover(self) -> None:
+        """Take in everything that is in the ledger's memory, at start."""
+        for rows in self._ledger.all_rows():
+            self._feed.recover(rows)
+        self._wake.set()
 
-    # -- following the ledger -------------------------------------------------------------------
+    def on_parked(self, batch: Sequence[Parked]) -> None:
+        """Take in jobs that are not in the ledger's memory, at start."""
+        self._feed.take_parked(job for job in batch if job.state is JobState.QUEUED)
+        self._wake.set()
 
     def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
         """Take in committed changes; a listener of the ledger."""
         del events
+        due = self._feed.next_due
         for commit in commits:
-            for attempt, _ in commit.change.attempts:
-                if attempt.release is Release.RELEASED:
-                    self._let_go(attempt)
-            if _matters(commit):
-                self._refresh(commit.rows)
+            self._feed.take(commit.before, commit.change, commit.rows)
+        if self._feed.next_due != due:
+            self._alarm.ring()
         self._wake.set()
 
-    def _hold(self, attempt: Attempt, queue: QueueKey) -> None:
-        self._charged[attempt.name] = queue
-        self._capacity.hold(
-            attempt.backend,
-            attempt.host,
-            attempt.name,
-            (attempt.reserved, Place(attempt.host, attempt.gpus)),
-        )
+    # -- what it says -----------------------------------------------------------------------------
 
-    def _let_go(self, attempt: Attempt) -> None:
-        queue = self._charged.pop(attempt.name, None)
-        if queue is not None:
-            self._planner.share(queue).running -= 1
-        if self._capacity.let_go(attempt.backend, attempt.host, attempt.name):
-            self._room_changed()
+    def explain(self, job: Job, now: Micros) -> Explained:
+        """Why a job that waits in line is not running."""
+        rows = self._ledger.rows(job.uid) or Rows(job, {}, {})
+        return self.planner.explain(*self._feed.place_of(rows), now)
 
-    def _room_changed(self) -> None:
-        self._planner.room_changed()
-        self._wake.set()
+    def plan_new(self, job: Job, now: Micros) -> Explained:
+        """What would become of a job if it were submitted now."""
+        return self.planner.explain_new(self._feed.entry_of(job), now)
 
-    def _refresh(self, rows: Rows) -> None:
-        """What of a job may start now goes to the planner; what may later, on the timer."""
-        job = rows.job
-        if job.hold or job.desired is not Desired.RUN or job.state.terminal:
-            self._planner.remove(job.uid)
-            return
-        ready, live = self._ready(rows)
-        fresh = job.unstarted_state is JobState.QUEUED and bool(job.unstarted)
-        if not ready and not fresh:
-            self._planner.remove(job.uid)
-            return
-        entry = Entry(job.uid, _key(job), needs_of(job), job.priority, ready)
-        if fresh:
-            entry.fresh = (i for i in job.unstarted if (job.uid, i) not in self._planned)
-        if job.max_parallel:
-            entry.room = job.max_parallel - live - self._planned_of(rows)
-        self._planner.put(entry)
+    def share(self, key: QueueKey) -> QueueShare:
+        """What a queue may claim and uses."""
+        return self.planner.share(key)
 
-    def _planned_of(self, rows: Rows) -> int:
-        """Tasks of a job whose launch is decided and not committed yet."""
-        indices = [index for uid, index in self._planned if uid == rows.job.uid]
-        tasks = [rows.tasks.get(index) for index in indices]
-        return sum(task is None or task.state is JobState.QUEUED for task in tasks)
+    def total(self) -> Resources:
+        """All known capacity; nothing while no backend has told of any."""
+        return self.planner.total()
 
-    def _ready(self, rows: Rows) -> tuple[list[int], int]:
-        """(started tasks that may go again now, tasks under way)."""
-        ready: list[int] = []
-        live = 0
-        now = self._clock.time()
-        for index, task in rows.tasks.items():
-            if task.state is not JobState.QUEUED:
-                live += not task.state.terminal
-                continue
-            attempt = rows.attempts.get(index)
-            if attempt is not None and attempt.release is not Release.RELEASED:
-                continue
-            if task.not_before / 1e6 > now:
-                self._call_back((task.not_before / 1e6, rows.job.uid))
-            elif (rows.job.uid, index) not in self._planned:
-                ready.append(index)
-        heapq.heapify(ready)
-        return ready, live
-
-    def _call_back(self, when: tuple[float, str]) -> None:
-        if when not in self._timed:
-            self._timed.add(when)
-            heapq.heappush(self._later, when)
-
-    # -- the loops ------------------------------------------------------------------------------
+    # -- the loops --------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Plan and commit intents whenever something changed; ends by cancellation."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while assignments := self._planner.plan(SLICE):
-                if not await self._commit(assignments):
-                    await self._clock.sleep(FAILED_PAUSE)
+            try:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._round()
+            except Exception:
+                log.exception("dispatch.failed")
+                await self._clock.sleep(FAILED_PAUSE)
+                self._wake.set()
 
     async def run_timer(self) -> None:
-        """Bring back what waited for a back-off, when its time has come."""
+        """Bring back what waited for a time, when it has come."""
         while True:
-            await self._clock.sleep(0.1 if self._later else 0.5)
-            for uid in self._due():
-                rows = self._ledger.rows(uid)
-                if rows is not None:
-                    self._refresh(rows)
-                    self._wake.set()
+            due = self._feed.next_due
+            if due is not None and due <= self._now():
+                self._feed.pass_to(self._now())
+                self._wake.set()
+                continue
+            await self._alarm.sleep_until(due / 1e6 if due is not None else None)
 
-    def _due(self) -> set[str]:
-        """Jobs with a task whose back-off is over: each once, however many tasks it is."""
-        due: set[str] = set()
-        now = self._clock.time()
-        while self._later and self._later[0][0] <= now:
-            when = heapq.heappop(self._later)
-            self._timed.discard(when)
-            due.add(when[1])
-        return due
+    def _now(self) -> Micros:
+        return round(self._clock.time() * 1e6)
 
-    async def _commit(self, assignments: Sequence[Assignment]) -> bool:
-        """False when the store did not take all of them."""
-        asked = []
-        for assignment in assignments:
-            self._planned.add((assignment.uid, assignment.task))
-            asked.append(self._ledger.ask(assignment.uid, self._decision(assignment)))
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        for assignment, answer in zip(assignments, answers, strict=True):
-            self._planned.discard((assignment.uid, assignment.task))
-            self._capacity.let_go(
-                assignment.needs.backend,
-                assignment.place.pool,
-                planned_name(assignment.uid, assignment.task),
-            )
-            if isinstance(answer, Change):
-                attempt = _new_attempt(answer, assignment.task)
-                self._hold(attempt, assignment.queue)
-                self._sites[attempt.backend].launch(attempt)
-            else:
-                self._undo(assignment, answer)
-        return not any(isinstance(answer, BaseException) for answer in answers)
+    async def _round(self) -> None:
+        """Slice after slice, until nothing more is to be decided now."""
+        took, more = 0.0, True
+        while more:
+            if not self._settle():
+                await self._clock.sleep(FAILED_PAUSE)
+                await self._read_again()
+            if self._in_flight >= IN_FLIGHT:
+                break
+            now = self._now()
+            self._feed.pass_to(now)
+            found, spent = self._slice.plan(self.planner, now)
+            took += spent
+            self._carry_out(found)
+            more = found.more
+            await asyncio.sleep(0)
+        self.rounds.add(took)
+
+    def _carry_out(self, found: Round) -> None:
+        self._feed.planned(found.assignments)
+        if found.assignments:
+            hit("dispatch.intent.before")
+        for assignment in found.assignments:
+            self._in_flight += 1
+            asked = self._ledger.ask(job_of(assignment.uid), self._decision(assignment))
+            asked.add_done_callback(partial(self._answered, assignment))
+        for preemption in found.preemptions:
+            self._preempt(preemption)
+
+    # -- launching --------------------------------------------------------------------------------
 
     def _decision(self, assignment: Assignment) -> Callable[[Rows], Change | None]:
-        site = self._sites.get(assignment.needs.backend)
-        now = Now(round(self._clock.time() * 1e6))
+        now = Now(self._now())
 
         def decide(rows: Rows) -> Change | None:
-            task = rows.tasks.get(assignment.task)
-            number = task.attempt + 1 if task else 1
-            intent = Intent(
-                index=assignment.task,
-                name=attempt_name(self._epoch, rows.job.uid, assignment.task, number),
-                backend=assignment.needs.backend,
-                host=assignment.place.pool,
-                gpus=assignment.place.gpus,
-                reserved=assignment.needs.resources,
-                fenced=site is not None and site.fenced,
-                span_id=secrets.token_hex(8),
-            )
-            return launch(rows, intent, now)
+            job = rows.job
+            if job.max_parallel and under_way(job) >= job.max_parallel:
+                return None
+            intents = [
+                self._intent(rows, task, place, assignment)
+                for task, place in zip(assignment.tasks, assignment.places, strict=True)
+            ]
+            if job.terms.gang:
+                return launch_all(rows, intents, now)
+            return launch(rows, intents[0], now)
 
         return decide
 
-    def _undo(self, assignment: Assignment, answer: object) -> None:
-        self._planner.share(assignment.queue).running -= 1
-        rows = self._ledger.rows(assignment.uid)
-        if rows is not None and isinstance(answer, BaseException):
-            self._refresh(rows)
-        self._planner.room_changed()
+    def _intent(self, rows: Rows, index: int, place: Place, assignment: Assignment) -> Intent:
+        task = rows.tasks.get(index)
+        number = task.attempt + 1 if task else 1
+        site = self._sites.get(place.backend)
+        return Intent(
+            index=index,
+            name=attempt_name(self._epoch, rows.job.uid, index, number),
+            backend=place.backend,
+            host=place.pool,
+            gpus=place.gpus,
+            reserved=assignment.needs.resources,
+            fenced=site is not None and site.fenced,
+            span_id=secrets.token_hex(8),
+        )
+
+    def _answered(self, assignment: Assignment, asked: asyncio.Future[Change | None]) -> None:
+        if asked.cancelled():
+            answer: Change | BaseException | None = asyncio.CancelledError()
+        else:
+            answer = asked.exception() or asked.result()
+        self._landed.append(_Landed(assignment, answer))
+        self._wake.set()
+
+    def _settle(self) -> bool:
+        """Hand committed intents to their backends; False when the store did not take some."""
+        stored = True
+        while self._landed:
+            landed = self._landed.popleft()
+            self._in_flight -= 1
+            if isinstance(landed.answer, Change):
+                self._launch(landed.answer, landed.assignment)
+                continue
+            stored = stored and landed.answer is None
+            if not self._feed.reject(landed.assignment):
+                self._unread.append(job_of(landed.assignment.uid))
+        return stored
+
+    def _launch(self, change: Change, assignment: Assignment) -> None:
+        try:
+            hit("dispatch.intent.after")
+        finally:
+            tasks = set(assignment.tasks)
+            for attempt, _ in change.attempts:
+                if attempt.index in tasks and attempt.backend in self._sites:
+                    self._sites[attempt.backend].launch(attempt)
+
+    async def _read_again(self) -> None:
+        """Put back what waits, is not in memory, and was not launched."""
+        unread, self._unread = self._unread, []
+        try:
+            found = await self._ledger.load_all(unread) if unread else {}
+        except Exception:
+            self._unread += unread
+            raise
+        for rows in found.values():
+            self._feed.recover(rows)
+
+    # -- preempting -------------------------------------------------------------------------------
+
+    def _preempt(self, preemption: Preemption) -> None:
+        """Have attempts give way; what is not stored is found out by the planner's next round."""
+        rows = self._ledger.rows(job_of(preemption.uid))
+        whom = f"{rows.job.project}/{rows.job.name}" if rows else job_of(preemption.uid)
+        cause = preempted(f"Its place was taken for {whom}: {preemption.note}")
+        victims: dict[str, list[int]] = {}
+        for name in preemption.victims:
+            where = self._ledger.find_attempt(name)
+            if where is not None:
+                victims.setdefault(where[0], []).append(where[1])
+        now = Now(self._now())
+        hit("dispatch.preempt.before")
+        for uid, indices in victims.items():
+            decide = partial(give_way, indices=indices, cause=cause, now=now)
+            asked = self._ledger.ask(uid, decide)
+            asked.add_done_callback(partial(self._preempted, preemption.victims))
+
+    def _preempted(self, victims: Sequence[str], asked: asyncio.Future[Change | None]) -> None:
+        if asked.cancelled() or asked.exception() is not None:
+            log.warning("preemption.not_stored", victims=victims)
+            for name in victims:
+                self.planner.changed(name, leaving=False)
+            self._wake.set()
 
 
-def needs_of(job: Job) -> Needs:
-    """The class of a job: what each of its tasks needs of a place."""
-    want = job.resources
-    resources = want if want.stated else Resources(slots=1)
-    return Needs(job.backend, resources, job.embedded_only, job.secrets)
-
-
-def _key(job: Job) -> QueueKey:
-    return (job.project, job.queue)
-
-
-def _matters(commit: Commit) -> bool:
-    """Whether a commit can change what of the job waits."""
-    if (
-        commit.before is None
-        or commit.before.settings_version != commit.change.job.settings_version
-    ):
-        return True
-    return bool(commit.change.events) or any(
-        attempt.release is Release.RELEASED for attempt, _ in commit.change.attempts
+def queue_settings(queue: Queue) -> QueueSettings:
+    """A queue as the planner sees it."""
+    return QueueSettings(
+        key=(queue.project, queue.name),
+        parent=(queue.project, queue.parent) if queue.parent else None,
+        weight=queue.weight,
+        max_running=queue.max_running,
+        quota=queue.quota,
+        guaranteed=queue.guaranteed,
+        no_borrowing=queue.no_borrowing,
+        cordoned=queue.cordoned,
+        cordon_reason=queue.cordon_reason,
     )
-
-
-def _new_attempt(change: Change, index: int) -> Attempt:
-    return next(row for row, _ in change.attempts if row.index == index)

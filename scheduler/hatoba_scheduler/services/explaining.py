@@ -37,7 +37,8 @@ class Explainer:
         """What would happen to a job that was not stored."""
         now = round(self._parts.clock.time() * 1e6)
         names = await self._names(job.upstreams)
-        explained = own_reason(Rows(job, {}, {}), names, now) or self._in_line(job)
+        waits = own_reason(Rows(job, {}, {}), names, now)
+        explained = waits or self._dispatcher.plan_new(job, now)
         message = await self._message(job, explained)
         message.warnings.extend(warnings)
         if explained.reason is WaitReason.NEVER_FITS:
@@ -54,10 +55,7 @@ class Explainer:
 
     def _explained(self, rows: Rows, names: dict[str, str]) -> Explained:
         now = round(self._parts.clock.time() * 1e6)
-        return own_reason(rows, names, now) or self._in_line(rows.job)
-
-    def _in_line(self, job: Job) -> Explained:
-        return Explained(WaitReason.NO_ROOM, self._dispatcher.why_waiting(job))
+        return own_reason(rows, names, now) or self._dispatcher.explain(rows.job, now)
 
     async def _names(self, uids: Sequence[str]) -> dict[str, str]:
         found = await self._store.jobs_by_uid(list(dict.fromkeys(uids))) if uids else {}

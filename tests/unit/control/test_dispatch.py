@@ -22,7 +22,7 @@ from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.dependencies import Upstream, upstream_ended
 from hatoba_scheduler.domain.records import Attempt, Change, Job, Queue, Resources, RetryPolicy
-from hatoba_scheduler.domain.states import AttemptState, JobState
+from hatoba_scheduler.domain.states import AttemptState, JobState, WaitReason
 from hatoba_scheduler.domain.transitions import (
     Outcome,
     Settings,
@@ -69,7 +69,7 @@ class Yard:
         self.dispatcher.set_queue(queue)
 
     def free_slots(self) -> int:
-        (pool,) = self.dispatcher.capacity.pools("null")
+        (pool,) = self.dispatcher.planner.pools("null")
         return pool.free().slots
 
     async def settle(self) -> None:
@@ -86,6 +86,11 @@ class Yard:
     async def tell(self, attempt: Attempt, step: Step) -> Change | None:
         decide = of_attempt(attempt.index, attempt.name, step)
         return await self.ledger.decide(attempt.job_uid, decide)
+
+    def why(self, uid: str) -> WaitReason:
+        """Why a job that waits in line does not run."""
+        now = round(self.clock.time() * 1e6)
+        return self.dispatcher.explain(self.books.rows(uid).job, now).reason
 
     def who(self) -> list[tuple[str, int, int]]:
         return [(one.job_uid, one.index, one.number) for one in self.arrived]
@@ -148,9 +153,7 @@ async def test_what_has_no_room_waits_for_it(yard: Yard) -> None:
     await yard.books.submit(new_job("a"), new_job("b"))
     await yard.settle()
     assert yard.who() == [("a", 0, 1)]
-    assert yard.dispatcher.why_waiting(yard.books.rows("b").job) == (
-        "Needs 1 slot; free now on pool: 0 of 1 slots."
-    )
+    assert yard.why("b") is WaitReason.NO_ROOM
     await yard.say(yard.arrived[0], GOOD)
     assert yard.who() == [("a", 0, 1), ("b", 0, 1)]
 
@@ -228,7 +231,7 @@ async def test_a_job_that_can_not_fit_holds_nobody_up(yard: Yard) -> None:
     )
     await yard.settle()
     assert yard.who() == [("small", 0, 1)]
-    assert "more than any host has" in yard.dispatcher.why_waiting(yard.books.rows("big").job)
+    assert yard.why("big") is WaitReason.NEVER_FITS
 
 
 async def test_a_queue_runs_no_more_than_it_may(yard: Yard) -> None:
@@ -237,9 +240,7 @@ async def test_a_queue_runs_no_more_than_it_may(yard: Yard) -> None:
     await yard.books.submit(new_job("a"), new_job("b"))
     await yard.settle()
     assert yard.who() == [("a", 0, 1)]
-    assert yard.dispatcher.why_waiting(yard.books.rows("b").job) == (
-        "Queue 'default' runs 1 of at most 1 tasks."
-    )
+    assert yard.why("b") is WaitReason.QUOTA
     await yard.say(yard.arrived[0], GOOD)
     assert len(yard.arrived) == 2
     yard.queue(max_running=0)

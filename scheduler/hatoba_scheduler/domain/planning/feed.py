@@ -21,6 +21,7 @@ from hatoba_scheduler.domain.planning.model import (
     QueueKey,
     Running,
 )
+from hatoba_scheduler.domain.planning.planner import Planner
 from hatoba_scheduler.domain.records import (
     AS_ASKED,
     Adapted,
@@ -69,29 +70,6 @@ class _Asking(Protocol):
     def secrets(self) -> tuple[str, ...]: ...
     @property
     def embedded_only(self) -> bool: ...
-
-
-class _Lines(Protocol):
-    """The planner, as far as it is fed."""
-
-    def put(self, entry: Entry) -> None: ...
-    def put_plain(self, uid: str, queue: QueueKey, needs: Needs, priority: int) -> None: ...
-    def remove(self, uid: str) -> None: ...
-    def remove_plain(self, uid: str, queue: QueueKey, needs: Needs, priority: int) -> None: ...
-    def started(self, running: Running) -> None: ...
-    def changed(
-        self,
-        name: str,
-        *,
-        start: Micros | None = None,
-        saved: Micros | None = None,
-        leaving: bool | None = None,
-        priority: int | None = None,
-        queue: QueueKey | None = None,
-    ) -> None: ...
-    def ended(self, name: str) -> None: ...
-    def confirm(self, assignment: Assignment, runnings: Iterable[Running]) -> None: ...
-    def reject(self, assignment: Assignment) -> None: ...
 
 
 # -- what a job is, in the planner's words --------------------------------------------------------
@@ -226,7 +204,7 @@ def job_of(name: str) -> str:
 class Feed:
     """Keeps a planner told. `rows` gives a job's rows, or None when they are not in memory."""
 
-    def __init__(self, planner: _Lines, rows: Callable[[str], Rows | None]) -> None:
+    def __init__(self, planner: Planner, rows: Callable[[str], Rows | None]) -> None:
         self._planner = planner
         self._rows = rows
         self._waiting: dict[str, _Waiting] = {}
@@ -382,6 +360,22 @@ class Feed:
             for name in waiting.names.values():
                 self._planner.remove(name)
 
+    # -- what is asked ----------------------------------------------------------------------------
+
+    def place_of(self, rows: Rows) -> tuple[str, QueueKey, Needs, int]:
+        """(entry's name, queue, needs, priority) under which a job waits, or would."""
+        job, waiting = rows.job, self._waiting.get(rows.job.uid)
+        name, turn = job.uid, _any_turn(rows)
+        if waiting is not None and turn in waiting.names:
+            name = waiting.names[turn]
+        return name, queue_key(job), turn.needs, job.priority
+
+    def entry_of(self, job: Job) -> Entry:
+        """A job that was not submitted, as it would wait."""
+        members = job.size if job.terms.gang else 1
+        needs = needs_of(job, members=members)
+        return Entry(job.uid, queue_key(job), needs, job.priority, list(range(members)))
+
     # -- time -------------------------------------------------------------------------------------
 
     def _is_later(self, date: _Date) -> bool:
@@ -441,18 +435,22 @@ class Feed:
             self._held.update({one.name: _told(one) for one in attempts})
         return bool(confirmed)
 
-    def reject(self, assignment: Assignment) -> None:
-        """It was not committed: its places are free, and what of the job may start waits again."""
+    def reject(self, assignment: Assignment) -> bool:
+        """It was not committed: its places are free, and what of the job may start waits again.
+
+        False when its rows are not in memory; then they are still to be brought (`recover`).
+        """
         uid = job_of(assignment.uid)
         self._unplan(assignment)
         self._planner.reject(assignment)
         rows = self._rows(uid)
         if rows is None:
-            return
+            return False
         if stands_in_line(rows.job):
             self._put_in_line(rows.job)
         else:
             self._look_at(rows, assignment.tasks)
+        return True
 
     def _unplan(self, assignment: Assignment) -> None:
         uid = job_of(assignment.uid)
@@ -461,6 +459,15 @@ class Feed:
             planned.pop(index, None)
         if not planned:
             self._planned.pop(uid, None)
+
+
+def _any_turn(rows: Rows) -> Turn:
+    """The shape of the first of its tasks that waits."""
+    if rows.job.terms.gang:
+        return gang_turn(rows)
+    waiting = (index for index, task in rows.tasks.items() if task.state is JobState.QUEUED)
+    first = min(waiting, default=None)
+    return Turn(needs_of(rows.job)) if first is None else turn_of(rows.job, rows.tasks[first])
 
 
 def turn_of(job: Job, task: Task) -> Turn:

@@ -34,7 +34,7 @@ from hatoba_scheduler.domain.planning.model import (
 from hatoba_scheduler.domain.planning.placing import Placer
 from hatoba_scheduler.domain.planning.rooms import Hold, Pool, Rooms
 from hatoba_scheduler.domain.planning.shares import Tree
-from hatoba_scheduler.domain.records import Micros
+from hatoba_scheduler.domain.records import Micros, Resources
 from hatoba_scheduler.domain.states import WaitReason
 
 SLICE = 150
@@ -79,6 +79,10 @@ class Planner:
     def pools(self, backend: str) -> list[PoolRoom]:
         """A backend's pools by name, with what is held of them now."""
         return [pool.told() for _, pool in sorted(self._rooms.site(backend).pools.items())]
+
+    def total(self) -> Resources:
+        """All that accepting pools have, free or not."""
+        return resources(self._rooms.total)
 
     # -- what waits -------------------------------------------------------------------------------
 
