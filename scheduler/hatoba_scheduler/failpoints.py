@@ -21,6 +21,10 @@ VARIABLE = "HATOBA_FAILPOINTS"
 POINTS: dict[str, str] = {
     "dispatch.intent.before": "it is decided what goes where, no intent is stored",
     "dispatch.intent.after": "an intent is stored, its backend does not know",
+    "drain.before": "it is decided what gives way to a drain, nothing of it is stored",
+    "drain.after": "what gives way to a drain is stored",
+    "host.cordon.before": "a host's cordon is about to be stored",
+    "host.cordon.after": "a host's cordon is stored, nobody was told",
     "dispatch.preempt.before": "it is decided who gives way, nothing of it is stored",
     "adopt.attach.before": "something that runs is about to be attached to its task",
     "adopt.attach.after": "something that runs belongs to its task again",

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hatoba_scheduler.store.deployments import DeploymentStore
     from hatoba_scheduler.store.models import ModelStore
     from hatoba_scheduler.store.publications import PublicationStore
+    from hatoba_scheduler.store.schedules import ScheduleStore
 
 
 class RequestKey(NamedTuple):
@@ -65,6 +66,9 @@ class Submission:
     """Resource names of what it reads by name, for lineage and for whoever would delete them."""
     publishes: bool = False
     """Its outputs are to become a dataset version: see `store.publications`."""
+    like: object = None
+    """Of submissions with the same object here, jobs and events differ in uid, create_time (which
+    is the event's time too) and trace alone, and all else but `request` is the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +204,11 @@ class Store(Protocol):
     @property
     def backups(self) -> BackupStore:
         """Copies of the store, and the store as a whole."""
+        ...
+
+    @property
+    def schedules(self) -> ScheduleStore:
+        """What is submitted by the clock."""
         ...
 
     @property

@@ -263,13 +263,13 @@ async def test_a_restart_finds_the_same_moments(books: Books, clock: FakeClock) 
             task.cancel()
 
 
-async def test_ten_thousand_deadlines_at_once_are_taken_in_steps(
+async def test_many_deadlines_at_once_are_taken_in_steps(
     books: Books, clock: FakeClock, timers: Timers
 ) -> None:
-    await books.submit(*(timed_job(f"job-{n}", deadline=HOUR) for n in range(10_000)))
-    for _ in range(100):
+    await books.submit(*(timed_job(f"job-{n}", deadline=HOUR) for n in range(2_000)))
+    for _ in range(20):
         await clock.advance(HOUR)
-    assert len(states(books)) == 10_000
+    assert len(states(books)) == 2_000
     assert max(books.store.batches) <= 500
 
 

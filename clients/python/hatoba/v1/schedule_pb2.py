@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from hatoba.v1 import job_pb2 as hatoba_dot_v1_dot_job__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18hatoba/v1/schedule.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13hatoba/v1/job.proto\"\xb2\x06\n\x08Schedule\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n\x04\x63ron\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04\x63ron\x12$\n\ttime_zone\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x08timeZone\x12.\n\x04spec\x18\x04 \x01(\x0b\x32\x12.hatoba.v1.JobSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12<\n\x07overlap\x18\x05 \x01(\x0e\x32\x18.hatoba.v1.OverlapPolicyB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x07overlap\x12=\n\x08\x63\x61tch_up\x18\x06 \x01(\x0e\x32\x18.hatoba.v1.CatchUpPolicyB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x07\x63\x61tchUp\x12,\n\x0cmax_catch_up\x18\x07 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\nmaxCatchUp\x12\x16\n\x06paused\x18\x08 \x01(\x08R\x06paused\x12\x35\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12\x12\n\x04\x65tag\x18\n \x01(\tR\x04\x65tag\x12\x1d\n\ncreated_by\x18\x0b \x01(\tR\tcreatedBy\x12;\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x37\n\tnext_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08nextTime\x12\x37\n\tlast_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08lastTime\x12!\n\x0clast_outcome\x18\x0f \x01(\tR\x0blastOutcome\x12\x1f\n\x0brecent_jobs\x18\x10 \x03(\tR\nrecentJobs\x12\x41\n\x06labels\x18\x11 \x03(\x0b\x32\x1f.hatoba.v1.Schedule.LabelsEntryB\x08\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xa1\x02\n\x15\x43reateScheduleRequest\x12H\n\x07project\x18\x01 \x01(\tB.\xbaH+r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$\xd8\x01\x01R\x07project\x12L\n\x0bschedule_id\x18\x02 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$R\nscheduleId\x12\x37\n\x08schedule\x18\x03 \x01(\x0b\x32\x13.hatoba.v1.ScheduleB\x06\xbaH\x03\xc8\x01\x01R\x08schedule\x12\x37\n\nrequest_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"4\n\x12GetScheduleRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\x8b\x01\n\x14ListSchedulesRequest\x12!\n\x07project\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x07project\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"r\n\x15ListSchedulesResponse\x12\x31\n\tschedules\x18\x01 \x03(\x0b\x32\x13.hatoba.v1.ScheduleR\tschedules\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xce\x01\n\x15UpdateScheduleRequest\x12\x37\n\x08schedule\x18\x01 \x01(\x0b\x32\x13.hatoba.v1.ScheduleB\x06\xbaH\x03\xd8\x01\x03R\x08schedule\x12\x43\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01R\nupdateMask\x12\x37\n\nrequest_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"7\n\x15\x44\x65leteScheduleRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\x18\n\x16\x44\x65leteScheduleResponse\"m\n\x12RunScheduleRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\x12\x37\n\nrequest_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId*\x98\x01\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x18\n\x14OVERLAP_POLICY_ALLOW\x10\x02\x12\x1a\n\x16OVERLAP_POLICY_REPLACE\x10\x03\x12\x18\n\x14OVERLAP_POLICY_QUEUE\x10\x04*}\n\rCatchUpPolicy\x12\x1f\n\x1b\x43\x41TCH_UP_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41TCH_UP_POLICY_NONE\x10\x01\x12\x18\n\x14\x43\x41TCH_UP_POLICY_LAST\x10\x02\x12\x17\n\x13\x43\x41TCH_UP_POLICY_ALL\x10\x03\x32\xcf\x03\n\x0fScheduleService\x12G\n\x0e\x43reateSchedule\x12 .hatoba.v1.CreateScheduleRequest\x1a\x13.hatoba.v1.Schedule\x12\x41\n\x0bGetSchedule\x12\x1d.hatoba.v1.GetScheduleRequest\x1a\x13.hatoba.v1.Schedule\x12R\n\rListSchedules\x12\x1f.hatoba.v1.ListSchedulesRequest\x1a .hatoba.v1.ListSchedulesResponse\x12G\n\x0eUpdateSchedule\x12 .hatoba.v1.UpdateScheduleRequest\x1a\x13.hatoba.v1.Schedule\x12U\n\x0e\x44\x65leteSchedule\x12 .hatoba.v1.DeleteScheduleRequest\x1a!.hatoba.v1.DeleteScheduleResponse\x12<\n\x0bRunSchedule\x12\x1d.hatoba.v1.RunScheduleRequest\x1a\x0e.hatoba.v1.Jobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18hatoba/v1/schedule.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13hatoba/v1/job.proto\"\xed\x06\n\x08Schedule\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n\x04\x63ron\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04\x63ron\x12$\n\ttime_zone\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x08timeZone\x12.\n\x04spec\x18\x04 \x01(\x0b\x32\x12.hatoba.v1.JobSpecB\x06\xbaH\x03\xc8\x01\x01R\x04spec\x12<\n\x07overlap\x18\x05 \x01(\x0e\x32\x18.hatoba.v1.OverlapPolicyB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x07overlap\x12=\n\x08\x63\x61tch_up\x18\x06 \x01(\x0e\x32\x18.hatoba.v1.CatchUpPolicyB\x08\xbaH\x05\x82\x01\x02\x10\x01R\x07\x63\x61tchUp\x12,\n\x0cmax_catch_up\x18\x07 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\nmaxCatchUp\x12\x16\n\x06paused\x18\x08 \x01(\x08R\x06paused\x12\x35\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x07\x65ndTime\x12\x12\n\x04\x65tag\x18\n \x01(\tR\x04\x65tag\x12\x1d\n\ncreated_by\x18\x0b \x01(\tR\tcreatedBy\x12;\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12\x37\n\tnext_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08nextTime\x12\x37\n\tlast_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x08lastTime\x12!\n\x0clast_outcome\x18\x0f \x01(\tR\x0blastOutcome\x12\x1f\n\x0brecent_jobs\x18\x10 \x03(\tR\nrecentJobs\x12\x41\n\x06labels\x18\x11 \x03(\x0b\x32\x1f.hatoba.v1.Schedule.LabelsEntryB\x08\xbaH\x05\x9a\x01\x02\x10@R\x06labels\x12\x39\n\nnext_times\x18\x12 \x03(\x0b\x32\x1a.google.protobuf.TimestampR\tnextTimes\x1a\x39\n\x0bLabelsEntry\x12\x10\n\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n\x05value\x18\x02 \x01(\tR\x05value:\x02\x38\x01\"\xa1\x02\n\x15\x43reateScheduleRequest\x12H\n\x07project\x18\x01 \x01(\tB.\xbaH+r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$\xd8\x01\x01R\x07project\x12L\n\x0bschedule_id\x18\x02 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$R\nscheduleId\x12\x37\n\x08schedule\x18\x03 \x01(\x0b\x32\x13.hatoba.v1.ScheduleB\x06\xbaH\x03\xd8\x01\x03R\x08schedule\x12\x37\n\nrequest_id\x18\x04 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"4\n\x12GetScheduleRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\x8b\x01\n\x14ListSchedulesRequest\x12!\n\x07project\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x07project\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"r\n\x15ListSchedulesResponse\x12\x31\n\tschedules\x18\x01 \x03(\x0b\x32\x13.hatoba.v1.ScheduleR\tschedules\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xce\x01\n\x15UpdateScheduleRequest\x12\x37\n\x08schedule\x18\x01 \x01(\x0b\x32\x13.hatoba.v1.ScheduleB\x06\xbaH\x03\xd8\x01\x03R\x08schedule\x12\x43\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01R\nupdateMask\x12\x37\n\nrequest_id\x18\x03 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId\"7\n\x15\x44\x65leteScheduleRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\x18\n\x16\x44\x65leteScheduleResponse\"m\n\x12RunScheduleRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\x12\x37\n\nrequest_id\x18\x02 \x01(\tB\x18\xbaH\x15r\x10\x32\x0e^[!-~]{1,128}$\xd8\x01\x01R\trequestId*\x98\x01\n\rOverlapPolicy\x12\x1e\n\x1aOVERLAP_POLICY_UNSPECIFIED\x10\x00\x12\x17\n\x13OVERLAP_POLICY_SKIP\x10\x01\x12\x18\n\x14OVERLAP_POLICY_ALLOW\x10\x02\x12\x1a\n\x16OVERLAP_POLICY_REPLACE\x10\x03\x12\x18\n\x14OVERLAP_POLICY_QUEUE\x10\x04*}\n\rCatchUpPolicy\x12\x1f\n\x1b\x43\x41TCH_UP_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41TCH_UP_POLICY_NONE\x10\x01\x12\x18\n\x14\x43\x41TCH_UP_POLICY_LAST\x10\x02\x12\x17\n\x13\x43\x41TCH_UP_POLICY_ALL\x10\x03\x32\xcf\x03\n\x0fScheduleService\x12G\n\x0e\x43reateSchedule\x12 .hatoba.v1.CreateScheduleRequest\x1a\x13.hatoba.v1.Schedule\x12\x41\n\x0bGetSchedule\x12\x1d.hatoba.v1.GetScheduleRequest\x1a\x13.hatoba.v1.Schedule\x12R\n\rListSchedules\x12\x1f.hatoba.v1.ListSchedulesRequest\x1a .hatoba.v1.ListSchedulesResponse\x12G\n\x0eUpdateSchedule\x12 .hatoba.v1.UpdateScheduleRequest\x1a\x13.hatoba.v1.Schedule\x12U\n\x0e\x44\x65leteSchedule\x12 .hatoba.v1.DeleteScheduleRequest\x1a!.hatoba.v1.DeleteScheduleResponse\x12<\n\x0bRunSchedule\x12\x1d.hatoba.v1.RunScheduleRequest\x1a\x0e.hatoba.v1.Jobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,7 +56,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESCHEDULEREQUEST'].fields_by_name['schedule_id']._loaded_options = None
   _globals['_CREATESCHEDULEREQUEST'].fields_by_name['schedule_id']._serialized_options = b'\272H(r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$'
   _globals['_CREATESCHEDULEREQUEST'].fields_by_name['schedule']._loaded_options = None
-  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['schedule']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_CREATESCHEDULEREQUEST'].fields_by_name['schedule']._serialized_options = b'\272H\003\330\001\003'
   _globals['_CREATESCHEDULEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CREATESCHEDULEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\025r\0202\016^[!-~]{1,128}$\330\001\001'
   _globals['_GETSCHEDULEREQUEST'].fields_by_name['name']._loaded_options = None
@@ -79,30 +79,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNSCHEDULEREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
   _globals['_RUNSCHEDULEREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_RUNSCHEDULEREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\025r\0202\016^[!-~]{1,128}$\330\001\001'
-  _globals['_OVERLAPPOLICY']._serialized_start=1985
-  _globals['_OVERLAPPOLICY']._serialized_end=2137
-  _globals['_CATCHUPPOLICY']._serialized_start=2139
-  _globals['_CATCHUPPOLICY']._serialized_end=2264
+  _globals['_OVERLAPPOLICY']._serialized_start=2044
+  _globals['_OVERLAPPOLICY']._serialized_end=2196
+  _globals['_CATCHUPPOLICY']._serialized_start=2198
+  _globals['_CATCHUPPOLICY']._serialized_end=2323
   _globals['_SCHEDULE']._serialized_start=157
-  _globals['_SCHEDULE']._serialized_end=975
-  _globals['_SCHEDULE_LABELSENTRY']._serialized_start=918
-  _globals['_SCHEDULE_LABELSENTRY']._serialized_end=975
-  _globals['_CREATESCHEDULEREQUEST']._serialized_start=978
-  _globals['_CREATESCHEDULEREQUEST']._serialized_end=1267
-  _globals['_GETSCHEDULEREQUEST']._serialized_start=1269
-  _globals['_GETSCHEDULEREQUEST']._serialized_end=1321
-  _globals['_LISTSCHEDULESREQUEST']._serialized_start=1324
-  _globals['_LISTSCHEDULESREQUEST']._serialized_end=1463
-  _globals['_LISTSCHEDULESRESPONSE']._serialized_start=1465
-  _globals['_LISTSCHEDULESRESPONSE']._serialized_end=1579
-  _globals['_UPDATESCHEDULEREQUEST']._serialized_start=1582
-  _globals['_UPDATESCHEDULEREQUEST']._serialized_end=1788
-  _globals['_DELETESCHEDULEREQUEST']._serialized_start=1790
-  _globals['_DELETESCHEDULEREQUEST']._serialized_end=1845
-  _globals['_DELETESCHEDULERESPONSE']._serialized_start=1847
-  _globals['_DELETESCHEDULERESPONSE']._serialized_end=1871
-  _globals['_RUNSCHEDULEREQUEST']._serialized_start=1873
-  _globals['_RUNSCHEDULEREQUEST']._serialized_end=1982
-  _globals['_SCHEDULESERVICE']._serialized_start=2267
-  _globals['_SCHEDULESERVICE']._serialized_end=2730
+  _globals['_SCHEDULE']._serialized_end=1034
+  _globals['_SCHEDULE_LABELSENTRY']._serialized_start=977
+  _globals['_SCHEDULE_LABELSENTRY']._serialized_end=1034
+  _globals['_CREATESCHEDULEREQUEST']._serialized_start=1037
+  _globals['_CREATESCHEDULEREQUEST']._serialized_end=1326
+  _globals['_GETSCHEDULEREQUEST']._serialized_start=1328
+  _globals['_GETSCHEDULEREQUEST']._serialized_end=1380
+  _globals['_LISTSCHEDULESREQUEST']._serialized_start=1383
+  _globals['_LISTSCHEDULESREQUEST']._serialized_end=1522
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_start=1524
+  _globals['_LISTSCHEDULESRESPONSE']._serialized_end=1638
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_start=1641
+  _globals['_UPDATESCHEDULEREQUEST']._serialized_end=1847
+  _globals['_DELETESCHEDULEREQUEST']._serialized_start=1849
+  _globals['_DELETESCHEDULEREQUEST']._serialized_end=1904
+  _globals['_DELETESCHEDULERESPONSE']._serialized_start=1906
+  _globals['_DELETESCHEDULERESPONSE']._serialized_end=1930
+  _globals['_RUNSCHEDULEREQUEST']._serialized_start=1932
+  _globals['_RUNSCHEDULEREQUEST']._serialized_end=2041
+  _globals['_SCHEDULESERVICE']._serialized_start=2326
+  _globals['_SCHEDULESERVICE']._serialized_end=2789
 # @@protoc_insertion_point(module_scope)

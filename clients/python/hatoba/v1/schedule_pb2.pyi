@@ -40,7 +40,7 @@ class _OverlapPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Overlap
     """Submit it when the one before has ended; at most one waits."""
 
 class OverlapPolicy(_OverlapPolicy, metaclass=_OverlapPolicyEnumTypeWrapper):
-    """What to do with a time that comes while the run before has not ended."""
+    """What to do with a time that comes while the run before, if it was submitted for a time, has not ended."""
 
 OVERLAP_POLICY_UNSPECIFIED: OverlapPolicy.ValueType  # 0
 """Not set: SKIP."""
@@ -67,10 +67,12 @@ class _CatchUpPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CatchUp
     CATCH_UP_POLICY_LAST: _CatchUpPolicy.ValueType  # 2
     """Run the newest of them."""
     CATCH_UP_POLICY_ALL: _CatchUpPolicy.ValueType  # 3
-    """Run all of them, oldest first, at most `max_catch_up`."""
+    """Run all of them, oldest first, of more than `max_catch_up` the newest. With SKIP and QUEUE one after the
+    other; with REPLACE each cancels the one before.
+    """
 
 class CatchUpPolicy(_CatchUpPolicy, metaclass=_CatchUpPolicyEnumTypeWrapper):
-    """What to do with times that passed while the server was away or the schedule paused by its own error."""
+    """What to do with times that passed more than a minute ago, since the server was away or took no jobs."""
 
 CATCH_UP_POLICY_UNSPECIFIED: CatchUpPolicy.ValueType  # 0
 """Not set: LAST."""
@@ -79,7 +81,9 @@ CATCH_UP_POLICY_NONE: CatchUpPolicy.ValueType  # 1
 CATCH_UP_POLICY_LAST: CatchUpPolicy.ValueType  # 2
 """Run the newest of them."""
 CATCH_UP_POLICY_ALL: CatchUpPolicy.ValueType  # 3
-"""Run all of them, oldest first, at most `max_catch_up`."""
+"""Run all of them, oldest first, of more than `max_catch_up` the newest. With SKIP and QUEUE one after the
+other; with REPLACE each cancels the one before.
+"""
 Global___CatchUpPolicy: _TypeAlias = CatchUpPolicy  # noqa: Y015
 
 @_typing.final
@@ -125,13 +129,15 @@ class Schedule(_message.Message):
     LAST_OUTCOME_FIELD_NUMBER: _builtins.int
     RECENT_JOBS_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    NEXT_TIMES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/PROJECT/schedules/NAME`."""
     cron: _builtins.str
     """Five fields (minute, hour, day, month, weekday), or `@hourly`, `@daily`, `@weekly`, `@monthly`."""
     time_zone: _builtins.str
     """IANA name of the time zone that `cron` is in; empty: UTC. A local time that does not exist (the clock is
-    put forward) runs at the moment of the change; one that comes twice runs once.
+    put forward) runs at the moment of the change; one that comes twice runs once. What runs in every hour
+    (hour field `*`) goes by elapsed time instead: no hour is left out and none is doubled.
     """
     overlap: Global___OverlapPolicy.ValueType
     """See OverlapPolicy."""
@@ -140,7 +146,7 @@ class Schedule(_message.Message):
     max_catch_up: _builtins.int
     """With ALL: at most so many missed times; 0: 100."""
     paused: _builtins.bool
-    """Nothing is submitted while it is paused; times that pass are left out."""
+    """Nothing is submitted while it is paused; times that pass are left out, and what waits is as well."""
     etag: _builtins.str
     """Changes with every update."""
     created_by: _builtins.str
@@ -149,7 +155,7 @@ class Schedule(_message.Message):
     """What became of it, for example `submitted digits-7` or `skipped: digits-6 has not ended`."""
     @_builtins.property
     def spec(self) -> _job_pb2.JobSpec:
-        """What is submitted. The job's name is the schedule's."""
+        """What is submitted. The job's name is the schedule's, whatever `spec.name` says."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
@@ -175,6 +181,10 @@ class Schedule(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels."""
 
+    @_builtins.property
+    def next_times(self) -> _containers.RepeatedCompositeFieldContainer[_timestamp_pb2.Timestamp]:
+        """The next times, at most 5; in what GetSchedule, CreateSchedule and UpdateSchedule return."""
+
     def __init__(
         self,
         *,
@@ -195,10 +205,11 @@ class Schedule(_message.Message):
         last_outcome: _builtins.str = ...,
         recent_jobs: _abc.Iterable[_builtins.str] | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        next_times: _abc.Iterable[_timestamp_pb2.Timestamp] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "last_time", b"last_time", "next_time", b"next_time", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "create_time", b"create_time", "created_by", b"created_by", "cron", b"cron", "end_time", b"end_time", "etag", b"etag", "labels", b"labels", "last_outcome", b"last_outcome", "last_time", b"last_time", "max_catch_up", b"max_catch_up", "name", b"name", "next_time", b"next_time", "overlap", b"overlap", "paused", b"paused", "recent_jobs", b"recent_jobs", "spec", b"spec", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["catch_up", b"catch_up", "create_time", b"create_time", "created_by", b"created_by", "cron", b"cron", "end_time", b"end_time", "etag", b"etag", "labels", b"labels", "last_outcome", b"last_outcome", "last_time", b"last_time", "max_catch_up", b"max_catch_up", "name", b"name", "next_time", b"next_time", "next_times", b"next_times", "overlap", b"overlap", "paused", b"paused", "recent_jobs", b"recent_jobs", "spec", b"spec", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -222,7 +233,7 @@ class CreateScheduleRequest(_message.Message):
     """As in SubmitJobRequest."""
     @_builtins.property
     def schedule(self) -> Global___Schedule:
-        """Its settings; `name` is ignored."""
+        """Its settings; `name` and `spec.name` are ignored."""
 
     def __init__(
         self,

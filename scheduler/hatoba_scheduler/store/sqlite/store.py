@@ -65,6 +65,7 @@ from hatoba_scheduler.store.sqlite.live import (
 from hatoba_scheduler.store.sqlite.models import SqliteModels
 from hatoba_scheduler.store.sqlite.publications import SqlitePublications
 from hatoba_scheduler.store.sqlite.readers import Parameters, Readers, decoded, fetch, keyed, page
+from hatoba_scheduler.store.sqlite.schedules import SqliteSchedules
 from hatoba_scheduler.store.sqlite.statements import Row, read, warm, write
 from hatoba_scheduler.store.sqlite.unit import (
     AddMetrics,
@@ -174,6 +175,11 @@ class SqliteStore:
     def backups(self) -> SqliteBackups:
         """Copies of the store, and the store as a whole."""
         return SqliteBackups(self._writer, self._readers)
+
+    @property
+    def schedules(self) -> SqliteSchedules:
+        """What is submitted by the clock."""
+        return SqliteSchedules(self._writer, self._readers)
 
     @property
     def publications(self) -> SqlitePublications:
