@@ -287,12 +287,15 @@ def queue_to_proto(queue: Queue) -> queue_pb2.Queue:
         created_by=queue.created_by,
         labels=dict(queue.labels),
         parent=queue.parent,
-        quota=resources_to_proto(queue.quota),
-        guaranteed=resources_to_proto(queue.guaranteed),
         no_borrowing=queue.no_borrowing,
         cordoned=queue.cordoned,
         cordon_reason=queue.cordon_reason,
     )
+    # What is not set stays absent, so that nobody takes it for a limit of nothing.
+    if queue.quota != Resources():
+        out.quota.CopyFrom(resources_to_proto(queue.quota))
+    if queue.guaranteed != Resources():
+        out.guaranteed.CopyFrom(resources_to_proto(queue.guaranteed))
     set_time(out.create_time, queue.create_time)
     return out
 
@@ -319,8 +322,12 @@ def host_to_proto(host: Host, connected: bool, used: tuple[Resources, int]) -> w
         labels=dict(host.labels),
         version=host.version,
         embedded=host.embedded,
+        draining=host.draining,
+        named=dict(host.capacity.named),
+        cordon_reason=host.cordon_reason,
     )
     set_time(out.last_seen, host.last_seen)
+    set_time(out.quarantined_until, host.quarantined_until)
     return out
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
 
 from hatoba_scheduler.domain.naming import DEFAULT_QUEUE
 from hatoba_scheduler.domain.records import Queue
-from hatoba_scheduler.errors import Aborted, FailedPrecondition, NotFound, Reason
+from hatoba_scheduler.errors import (
+    Aborted,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    Reason,
+)
 from hatoba_scheduler.store.base import Stale, Store
 from hatoba_scheduler.whole import whole
 
@@ -28,6 +34,8 @@ class QueueBook:
         self._store = store
         self._changed = changed
         self._queues: dict[tuple[str, str], Queue] = {}
+        # Two changes that are each right must not make a cycle together.
+        self._changing = asyncio.Lock()
 
     async def recover(self) -> None:
         """Load all queues."""
@@ -70,23 +78,90 @@ class QueueBook:
         """The project's queues by name."""
         return sorted({DEFAULT_QUEUE, *(n for p, n in self._queues if p == project)})
 
+    def all(self) -> list[Queue]:
+        """Every queue that was made."""
+        return list(self._queues.values())
+
+    def children(self, queue: Queue) -> list[str]:
+        """Names of the queues right below it."""
+        return sorted(
+            one.name
+            for one in self._queues.values()
+            if (one.project, one.parent) == (queue.project, queue.name)
+        )
+
+    def above(self, queue: Queue) -> Iterator[Queue]:
+        """The queues above it, nearest first."""
+        seen = {queue.name}
+        while queue.parent and queue.parent not in seen and self.known(queue.project, queue.parent):
+            seen.add(queue.parent)
+            queue = self.get(queue.project, queue.parent)
+            yield queue
+
+    def cordon(self, queue: Queue) -> Queue | None:
+        """The queue that keeps it back: itself or one above; None: nothing does."""
+        return next((one for one in (queue, *self.above(queue)) if one.cordoned), None)
+
     async def put(self, queue: Queue) -> Queue:
-        """Write a queue over the version before its own. Raises Aborted when that is stale."""
+        """Write a queue over the version before its own.
+
+        Raises Aborted when that is stale, InvalidArgument for a parent that it cannot have.
+        """
         return await whole(self._put(queue))
 
     async def _put(self, queue: Queue) -> Queue:
+        async with self._changing:
+            self._check_parent(queue)
+            return await self._write(queue)
+
+    def _check_parent(self, queue: Queue) -> None:
+        if not queue.parent:
+            return
+        if not self.known(queue.project, queue.parent):
+            raise InvalidArgument.field(
+                "queue.parent",
+                f"there is no such queue in project {queue.project!r}",
+                value=queue.parent,
+                remedy=f"make it first with `hatoba queues create {queue.parent}`",
+            )
+        path = [queue.name, queue.parent, *(one.name for one in self._line(queue))]
+        if queue.name in path[1:]:
+            cycle = path[: path.index(queue.name, 1) + 1]
+            raise InvalidArgument.field(
+                "queue.parent",
+                f"would make a cycle: {' below '.join(cycle)}",
+                value=queue.parent,
+                remedy="name a queue that is not below this one",
+            )
+
+    def _line(self, queue: Queue) -> Iterator[Queue]:
+        """The queues above its parent as it shall be; ends where one comes again."""
+        return self.above(self.get(queue.project, queue.parent))
+
+    async def _write(self, queue: Queue) -> Queue:
         stored = await self._store.put_queue(queue, queue.version - 1)
         if isinstance(stored, Stale):
             raise Aborted(f"queue {queue.name!r} was changed meanwhile; read it again and retry")
         return self._take(stored)
 
     async def delete(self, queue: Queue) -> None:
-        """Remove a queue. Raises FailedPrecondition while it has unfinished jobs."""
+        """Remove a queue. Raises FailedPrecondition while it has unfinished jobs or children."""
         if queue.name == DEFAULT_QUEUE:
             raise FailedPrecondition("queue 'default' stays; every project has it")
         await whole(self._delete(queue))
 
     async def _delete(self, queue: Queue) -> None:
+        async with self._changing:
+            below = self.children(queue)
+            if below:
+                raise FailedPrecondition(
+                    f"queue {queue.name!r} has queues below it: {', '.join(below)}; "
+                    "remove them or move them first",
+                    reason=Reason.NOT_EMPTY,
+                )
+            await self._remove(queue)
+
+    async def _remove(self, queue: Queue) -> None:
         done = await self._store.delete_queue(queue.project, queue.name, queue.version)
         if isinstance(done, Stale):
             raise Aborted(f"queue {queue.name!r} was changed meanwhile; read it again and retry")
@@ -96,4 +171,4 @@ class QueueBook:
                 reason=Reason.NOT_EMPTY,
             )
         self._queues.pop((queue.project, queue.name), None)
-        self._changed(replace(queue, weight=1.0, max_running=0, max_pending=0))
+        self._changed(Queue(queue.project, queue.name, 0, "", 0))

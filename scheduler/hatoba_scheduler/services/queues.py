@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
 
 from hatoba.v1 import queue_pb2, queue_pb2_grpc
-from hatoba_scheduler.control.ledger import Ledger
+from hatoba_scheduler.control.ledger import Decide, Ledger
 from hatoba_scheduler.control.queues import QueueBook
+from hatoba_scheduler.control.usage import QueueUsages, Usage
 from hatoba_scheduler.convert import (
     counts_to_proto,
     pairs,
     queue_etag,
     queue_to_proto,
+    resources_of,
     resources_to_proto,
 )
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, parse_queue, queue_name
-from hatoba_scheduler.domain.records import Micros, Queue, Resources, no_counts
-from hatoba_scheduler.domain.states import JobState, Release
+from hatoba_scheduler.domain.preempting import drained, give_way
+from hatoba_scheduler.domain.records import Micros, Queue, Resources
+from hatoba_scheduler.domain.states import JobState
+from hatoba_scheduler.domain.transitions import Now
 from hatoba_scheduler.errors import Aborted, AlreadyExists, InvalidArgument
+from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.services.requests import remember, request_key, seen_before
@@ -29,20 +35,45 @@ from hatoba_scheduler.store.base import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
 LEAST_WEIGHT = 0.001
-MASKABLE = ("weight", "max_running", "max_pending", "labels")
+MASKABLE = (
+    "weight",
+    "max_running",
+    "max_pending",
+    "labels",
+    "parent",
+    "quota",
+    "guaranteed",
+    "no_borrowing",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueParts:
+    """What the queue service stands on."""
+
+    book: QueueBook
+    store: Store
+    ledger: Ledger
+    usages: QueueUsages
+    pager: Pager
+    now: Callable[[], Micros]
 
 
 class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
     """See proto/hatoba/v1/queue.proto."""
 
-    def __init__(
-        self, book: QueueBook, store: Store, ledger: Ledger, pager: Pager, now: Callable[[], Micros]
-    ) -> None:
-        self._book = book
-        self._store = store
-        self._ledger = ledger
-        self._pager = pager
-        self._now = now
+    def __init__(self, parts: QueueParts) -> None:
+        self._book = parts.book
+        self._store = parts.store
+        self._ledger = parts.ledger
+        self._usages = parts.usages
+        self._pager = parts.pager
+        self._now = parts.now
+
+    def _message(self, queue: Queue) -> queue_pb2.Queue:
+        out = queue_to_proto(queue)
+        out.warnings.extend(self._usages.warnings(queue))
+        return out
 
     async def _named(self, text: str, field: str = "name") -> Queue:
         ref = parse_queue(text)
@@ -59,22 +90,13 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         project = request.project or DEFAULT_PROJECT
         key = request_key(project, "CreateQueue", request.request_id, request)
         if await seen_before(self._store, key) is not None:
-            return queue_to_proto(self._book.get(project, request.queue_id))
+            return self._message(self._book.get(project, request.queue_id))
         _check_weight(request.queue.weight)
-        wanted = Queue(
-            project,
-            request.queue_id,
-            1,
-            current_call().principal,
-            self._now(),
-            request.queue.weight or 1.0,
-            request.queue.max_running,
-            request.queue.max_pending,
-            pairs(request.queue.labels.items()),
-        )
+        plain = Queue(project, request.queue_id, 1, current_call().principal, self._now())
+        wanted = _as_told(plain, request.queue, set(MASKABLE))
         queue = await self._same(wanted) or await self._put_new(wanted)
         await remember(self._store, key, queue.name)
-        return queue_to_proto(queue)
+        return self._message(queue)
 
     async def _put_new(self, wanted: Queue) -> Queue:
         try:
@@ -98,6 +120,8 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
             version=known.version,
             created_by=known.created_by,
             create_time=known.create_time,
+            cordoned=known.cordoned,
+            cordon_reason=known.cordon_reason,
         )
         if alike != known:
             raise AlreadyExists(
@@ -110,7 +134,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         self, request: queue_pb2.GetQueueRequest, context: Context
     ) -> queue_pb2.Queue:
         """One queue."""
-        return queue_to_proto(await self._named(request.name))
+        return self._message(await self._named(request.name))
 
     async def ListQueues(
         self, request: queue_pb2.ListQueuesRequest, context: Context
@@ -122,7 +146,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         size = page_size(request.page_size)
         names = [name for name in self._book.names(project) if name > after]
         reply = queue_pb2.ListQueuesResponse(
-            queues=[queue_to_proto(await self._book.fresh(project, name)) for name in names[:size]]
+            queues=[self._message(await self._book.fresh(project, name)) for name in names[:size]]
         )
         if len(names) > size:
             reply.next_page_token = self._pager.token(scope, names[size - 1])
@@ -131,7 +155,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
     async def UpdateQueue(
         self, request: queue_pb2.UpdateQueueRequest, context: Context
     ) -> queue_pb2.Queue:
-        """Change weight, limits or labels."""
+        """Change weight, limits, place in the tree or labels."""
         paths = set(request.update_mask.paths)
         if not paths or paths - set(MASKABLE):
             raise InvalidArgument.field(
@@ -142,21 +166,13 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         known = await self._named(request.queue.name, "queue.name")
         key = request_key(known.project, "UpdateQueue", request.request_id, request)
         if await seen_before(self._store, key) is not None:
-            return queue_to_proto(known)
+            return self._message(known)
         _check_etag(known, request.queue.etag)
-        told = request.queue
-        _check_weight(told.weight)
-        queue = replace(
-            known,
-            version=known.version + 1,
-            weight=(told.weight or 1.0) if "weight" in paths else known.weight,
-            max_running=told.max_running if "max_running" in paths else known.max_running,
-            max_pending=told.max_pending if "max_pending" in paths else known.max_pending,
-            labels=pairs(told.labels.items()) if "labels" in paths else known.labels,
-        )
-        stored = await self._book.put(queue)
+        _check_weight(request.queue.weight)
+        changed = _as_told(replace(known, version=known.version + 1), request.queue, paths)
+        stored = await self._book.put(changed)
         await remember(self._store, key, stored.name)
-        return queue_to_proto(stored)
+        return self._message(stored)
 
     async def DeleteQueue(
         self, request: queue_pb2.DeleteQueueRequest, context: Context
@@ -172,28 +188,125 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
             await remember(self._store, key, queue.name)
         return queue_pb2.DeleteQueueResponse()
 
+    async def CordonQueue(
+        self, request: queue_pb2.CordonQueueRequest, context: Context
+    ) -> queue_pb2.Queue:
+        """Start nothing more from a queue, or let it go on."""
+        known = await self._named(request.name)
+        key = request_key(known.project, "CordonQueue", request.request_id, request)
+        if await seen_before(self._store, key) is not None:
+            return self._message(known)
+        if request.drain and not request.cordoned:
+            raise InvalidArgument.field(
+                "drain", "goes with cordoned", value=True, remedy="leave it out, or cordon"
+            )
+        queue = replace(
+            known,
+            version=known.version + 1,
+            cordoned=request.cordoned,
+            cordon_reason=request.reason if request.cordoned else "",
+        )
+        hit("queue.cordon.before")
+        stored = await self._book.put(queue)
+        hit("queue.cordon.after")
+        if request.drain:
+            await self._drain(stored, current_call().principal)
+        await remember(self._store, key, stored.name)
+        return self._message(stored)
+
+    async def _drain(self, queue: Queue, actor: str) -> None:
+        """What runs of a queue and those below it gives way, at nobody's charge."""
+        below = {queue.name, *self._below(queue)}
+        cause = drained(f"queue {queue.name!r}", actor, queue.cordon_reason)
+        now = Now(self._now(), actor)
+
+        def decision(indices: tuple[int, ...]) -> Decide:
+            return lambda rows: give_way(rows, indices, cause, now)
+
+        asked = [
+            self._ledger.ask(rows.job.uid, decision(tuple(rows.attempts)))
+            for rows in self._ledger.all_rows()
+            if rows.attempts and rows.job.project == queue.project and rows.job.queue in below
+        ]
+        await asyncio.gather(*asked)
+
+    def _below(self, queue: Queue) -> list[str]:
+        """Names of all queues below it."""
+        return [
+            one.name
+            for one in self._book.all()
+            if one.project == queue.project
+            and queue.name in {up.name for up in self._book.above(one)}
+        ]
+
     async def GetQueueUsage(
         self, request: queue_pb2.GetQueueUsageRequest, context: Context
     ) -> queue_pb2.QueueUsage:
         """What a queue holds and uses now."""
-        queue = await self._named(request.name)
-        counts = no_counts()
-        reserved = Resources()
-        jobs = 0
-        for rows in self._ledger.all_rows():
-            if (rows.job.project, rows.job.queue) != (queue.project, queue.name):
-                continue
-            jobs += not rows.job.state.terminal
-            counts = tuple(a + b for a, b in zip(counts, rows.job.counts, strict=True))
-            for attempt in rows.attempts.values():
-                if attempt.release is not Release.RELEASED:
-                    reserved = reserved.plus(attempt.reserved)
-        return queue_pb2.QueueUsage(
-            queue=queue_name(queue.project, queue.name),
-            tasks=counts_to_proto(counts[: JobState.SUCCEEDED]),
-            jobs=jobs,
-            reserved=resources_to_proto(reserved),
-        )
+        return usage_to_proto(self._usages.of(await self._named(request.name)))
+
+    async def ListQueueUsage(
+        self, request: queue_pb2.ListQueueUsageRequest, context: Context
+    ) -> queue_pb2.ListQueueUsageResponse:
+        """What the queues of a project hold and use, by name."""
+        project = request.project or DEFAULT_PROJECT
+        scope = f"usage:{project}"
+        after = self._pager.position(scope, request.page_token)
+        size = page_size(request.page_size)
+        names = [name for name in self._book.names(project) if name > after]
+        queues = [await self._book.fresh(project, name) for name in names[:size]]
+        usages = [usage_to_proto(self._usages.of(queue)) for queue in queues]
+        reply = queue_pb2.ListQueueUsageResponse(usages=usages)
+        if len(names) > size:
+            reply.next_page_token = self._pager.token(scope, names[size - 1])
+        return reply
+
+
+def usage_to_proto(usage: Usage) -> queue_pb2.QueueUsage:
+    """The message of what a queue uses."""
+    queue, share = usage.queue, usage.share
+    out = queue_pb2.QueueUsage(
+        queue=queue_name(queue.project, queue.name),
+        tasks=counts_to_proto(usage.tasks[: JobState.SUCCEEDED]),
+        jobs=usage.jobs,
+        reserved=resources_to_proto(share.reserved),
+        fair_share=share.fair,
+        used_share=share.used,
+        decayed_share=share.decayed,
+        waiting=share.waiting,
+        start_rate=usage.rates.started,
+        end_rate=usage.rates.ended,
+        parent=queue.parent,
+        weight=queue.weight,
+        cordoned=usage.cordoned,
+    )
+    _put_limits(out, queue)
+    if usage.oldest_wait:
+        out.oldest_wait.FromMilliseconds(round(usage.oldest_wait * 1000))
+    return out
+
+
+def _put_limits(out: queue_pb2.QueueUsage, queue: Queue) -> None:
+    """Limits that are set; what is not set stays absent."""
+    if queue.quota != Resources():
+        out.quota.CopyFrom(resources_to_proto(queue.quota))
+    if queue.guaranteed != Resources():
+        out.guaranteed.CopyFrom(resources_to_proto(queue.guaranteed))
+
+
+def _as_told(queue: Queue, told: queue_pb2.Queue, paths: set[str]) -> Queue:
+    """A queue with the settings that these paths name as they are told."""
+    settings: dict[str, Any] = {
+        "weight": told.weight or 1.0,
+        "max_running": told.max_running,
+        "max_pending": told.max_pending,
+        "labels": pairs(told.labels.items()),
+        "parent": told.parent,
+        "quota": resources_of(told.quota),
+        "guaranteed": resources_of(told.guaranteed),
+        "no_borrowing": told.no_borrowing,
+    }
+    return replace(queue, **{name: settings[name] for name in paths})
 
 
 def _check_weight(weight: float) -> None:
