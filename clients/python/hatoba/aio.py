@@ -168,6 +168,16 @@ class AsyncClient:
         )
         return await self.call(request, job_pb2.Job)
 
+    async def plan(self, parcel: Parcel) -> job_pb2.Explanation:
+        """What would happen to a job if it were submitted now, and why."""
+        request = job_pb2.PlanJobRequest(project=self.project, spec=parcel.spec)
+        return await self.call(request, job_pb2.Explanation)
+
+    async def explain(self, name: str) -> job_pb2.Explanation:
+        """Why a job is where it is."""
+        request = job_pb2.ExplainJobRequest(name=self.job_name(name))
+        return await self.call(request, job_pb2.Explanation)
+
     async def job(self, name: str) -> AsyncJob:
         """A job by name (`digits-42`) or uid."""
         return AsyncJob(self, await self.get(name))
@@ -201,12 +211,32 @@ class AsyncClient:
         return found[0]
 
     async def cancel(
-        self, *jobs: str, filter: str = "", reason: str = ""
+        self, *jobs: str, filter: str = "", queue: str = "", indices: str = "", reason: str = ""
     ) -> list[job_pb2.CancelResult]:
-        """Want jobs ended; each result says whether it is over, was over, or what is waited for."""
-        request = job_pb2.CancelJobsRequest(project=self.project, filter=filter, reason=reason)
+        """Want jobs ended; each result says whether it is over, was over, or what is waited for.
+
+        With no jobs named: all unfinished ones that match. `indices` (`0-4,7`) are tasks of one
+        array, whose others go on.
+        """
+        results: list[job_pb2.CancelResult] = []
+        query = {"filter": filter, "queue": queue, "indices": indices, "reason": reason}
+        async for part in self.cancelled(*jobs, **query):
+            results.extend(part)
+        return results
+
+    async def cancelled(
+        self, *jobs: str, filter: str = "", queue: str = "", indices: str = "", reason: str = ""
+    ) -> AsyncGenerator[Sequence[job_pb2.CancelResult], None]:
+        """As `cancel`, in parts of at most 1,000 results, until no more match."""
+        request = job_pb2.CancelJobsRequest(
+            project=self.project, filter=filter, queue=queue, indices=indices, reason=reason
+        )
         request.jobs.extend(self.job_name(name) for name in jobs)
-        return list((await self.call(request, job_pb2.CancelJobsResponse)).results)
+        more = True
+        while more:
+            reply = await self.call(request, job_pb2.CancelJobsResponse)
+            yield reply.results
+            more = reply.more
 
     def events(
         self,
@@ -368,15 +398,34 @@ class AsyncJob:
         params: Mapping[str, float | bool | str] | None = None,
         env: Mapping[str, str] | None = None,
         from_checkpoint: bool = False,
+        failed_only: bool = False,
+        overrides: job_pb2.JobSpec | None = None,
+        override_fields: Sequence[str] | None = None,
     ) -> AsyncJob:
-        """A new job like this one, with some parameters and variables replaced."""
-        overrides = job_pb2.JobSpec()
+        """A new job like this one, with some parameters and variables replaced.
+
+        Of `overrides` these top-level fields (None: all that are set) replace the old job's. With
+        `failed_only` the tasks of an array that succeeded are taken over as they ended.
+        """
+        changes = job_pb2.JobSpec()
         for name, value in (params or {}).items():
-            set_param(overrides, name, value)
+            set_param(changes, name, value)
         request = job_pb2.RerunJobRequest(
-            job=self.record.name, params=overrides.params, env=env, from_checkpoint=from_checkpoint
+            job=self.record.name,
+            params=changes.params,
+            env=env,
+            from_checkpoint=from_checkpoint,
+            failed_only=failed_only,
+            overrides=overrides,
         )
+        if override_fields is None and overrides is not None:
+            override_fields = [field.name for field, _ in overrides.ListFields()]
+        request.override_mask.paths.extend(override_fields or ())
         return AsyncJob(self.client, await self.client.call(request, job_pb2.Job))
+
+    async def explain(self) -> job_pb2.Explanation:
+        """Why the job is where it is."""
+        return await self.client.explain(self.record.name)
 
 
 def locate_server(choice: Choice, say: Callable[[str], None]) -> Server:

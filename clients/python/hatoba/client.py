@@ -88,6 +88,15 @@ class Client:
         job = self._client.predict_batch(model, dataset, request_id=request_id, **options)
         return Job(self._loop, self._loop.run(job))
 
+    def cancel(
+        self, *jobs: str, filter: str = "", queue: str = "", indices: str = "", reason: str = ""
+    ) -> list[job_pb2.CancelResult]:
+        """See AsyncClient.cancel."""
+        cancel = self._client.cancel(
+            *jobs, filter=filter, queue=queue, indices=indices, reason=reason
+        )
+        return self._loop.run(cancel)
+
     def job(self, name: str) -> Job:
         """A job by name (`digits-42`) or uid."""
         return Job(self._loop, self._loop.run(self._client.job(name)))
@@ -190,10 +199,24 @@ class Job:
         params: Mapping[str, float | bool | str] | None = None,
         env: Mapping[str, str] | None = None,
         from_checkpoint: bool = False,
+        failed_only: bool = False,
+        overrides: job_pb2.JobSpec | None = None,
+        override_fields: Sequence[str] | None = None,
     ) -> Job:
         """See AsyncJob.rerun."""
-        job = self._job.rerun(params=params, env=env, from_checkpoint=from_checkpoint)
+        job = self._job.rerun(
+            params=params,
+            env=env,
+            from_checkpoint=from_checkpoint,
+            failed_only=failed_only,
+            overrides=overrides,
+            override_fields=override_fields,
+        )
         return Job(self._loop, self._loop.run(job))
+
+    def explain(self) -> job_pb2.Explanation:
+        """See AsyncJob.explain."""
+        return self._loop.run(self._job.explain())
 
 
 def submit(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -127,6 +127,53 @@ def read_jobs(text: str, *, source: str, directory: Path) -> list[JobDocument]:
     if not documents:
         raise JobFileError(source, [Problem(Place(1, 1), "", "there is no job in it")])
     return documents
+
+
+def read_overrides(said: Sequence[str], base: job_pb2.JobSpec) -> tuple[job_pb2.JobSpec, list[str]]:
+    """`resources.memory=8Gi` and the like over a job's specification: it, changed, and the names of
+    the top-level fields that were.
+
+    Raises JobFileError, with what was said as its source.
+    """
+    spec = job_pb2.JobSpec()
+    spec.CopyFrom(base)
+    fields: dict[str, None] = {}
+    for text in said:
+        path, equals, value = text.partition("=")
+        parts = path.split(".")
+        if not equals or not all(parts):
+            problem = Problem(Place(1, 1), "", "write FIELD=VALUE, for example queue=night")
+            raise JobFileError(text, [problem])
+        (node, *_) = [*_compose(value, text), _empty()]
+        _clear(spec, parts)
+        for part in reversed(parts):
+            mark = node.start_mark
+            key = yaml.ScalarNode(TAGS + "str", part, mark, mark)
+            node = yaml.MappingNode(MAP_TAG, [(key, node)], mark, mark)
+        reader = _Reader(Path())
+        reader.message(node, spec, "")
+        if reader.problems:
+            raise JobFileError(text, reader.problems)
+        fields[parts[0]] = None
+    return spec, list(fields)
+
+
+def _empty() -> yaml.Node:
+    """What is said by `FIELD=`: an empty text."""
+    mark = yaml.Mark("", 0, 0, 0, None, None)
+    return yaml.ScalarNode(TAGS + "str", "", mark, mark, style="'")
+
+
+def _clear(spec: job_pb2.JobSpec, parts: Sequence[str]) -> None:
+    """A list or mapping that is said anew replaces what was there."""
+    target: Message = spec
+    for part in parts[:-1]:
+        found = target.DESCRIPTOR.fields_by_name.get(part)
+        if found is None or found.message_type is None or found.is_repeated:
+            return
+        target = getattr(target, part)
+    if parts[-1] in target.DESCRIPTOR.fields_by_name:
+        target.ClearField(parts[-1])
 
 
 def _compose(text: str, source: str) -> Iterator[yaml.Node]:

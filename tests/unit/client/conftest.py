@@ -241,6 +241,14 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer):
     def RerunJob(self, request: job_pb2.RerunJobRequest, context: Context) -> job_pb2.Job:
         return self.fake.reply(request, context, job_pb2.Job(name="projects/default/jobs/train-2"))
 
+    def PlanJob(self, request: job_pb2.PlanJobRequest, context: Context) -> job_pb2.Explanation:
+        return self.fake.reply(request, context, job_pb2.Explanation())
+
+    def ExplainJob(
+        self, request: job_pb2.ExplainJobRequest, context: Context
+    ) -> job_pb2.Explanation:
+        return self.fake.reply(request, context, job_pb2.Explanation())
+
     def QueryMetrics(
         self, request: job_pb2.QueryMetricsRequest, context: Context
     ) -> job_pb2.QueryMetricsResponse:

@@ -15,9 +15,16 @@ from hatoba.v1 import common_pb2, job_pb2
 
 Rows = list[tuple[str, str]]
 SHOWN_ATTEMPTS = 5
+SHOWN_NOTES = 10
 
 
-def job_rows(job: job_pb2.Job, attempts: Sequence[job_pb2.Attempt], *, wide: bool = False) -> Rows:
+def job_rows(
+    job: job_pb2.Job,
+    attempts: Sequence[job_pb2.Attempt],
+    history: Sequence[common_pb2.Event] = (),
+    *,
+    wide: bool = False,
+) -> Rows:
     """What the screen of one job says, the most wanted first."""
     rows: Rows = []
     if job.state in WAITING:
@@ -32,8 +39,12 @@ def job_rows(job: job_pb2.Job, attempts: Sequence[job_pb2.Attempt], *, wide: boo
         ("inputs", _inputs(job)),
         ("code", _code(job)),
         ("tasks", _tasks(job)),
+        ("taken over", _inherited(job)),
+        ("gang", _gang(job)),
+        ("may run on", ", ".join(job.backends)),
     ]
-    rows += [("attempts", _attempts(attempts)), ("outputs", _outputs(job)), *published_rows(job)]
+    rows += [("attempts", _attempts(attempts)), ("history", _history(history))]
+    rows += [("outputs", _outputs(job)), *published_rows(job)]
     rows.append(("models", ", ".join(map(short_reference, job.models))))
     rows.append(("submitted", f"{moment(job.create_time)} by {job.created_by or 'somebody'}"))
     return rows + (_wide(job) if wide else [])
@@ -94,6 +105,35 @@ def _tasks(job: job_pb2.Job) -> str:
     return f"{job.counts.total}: {states}"
 
 
+def _inherited(job: job_pb2.Job) -> str:
+    return f"tasks {job.inherited} of {short_name(job.rerun_of)}" if job.inherited else ""
+
+
+def _gang(job: job_pb2.Job) -> str:
+    if job.spec.replicas < 2:
+        return ""
+    begun = f", generation {job.generation}" if job.generation else ", not begun"
+    return f"{job.spec.replicas} members{begun}"
+
+
+def _history(events: Sequence[common_pb2.Event]) -> str:
+    """What was decided about the job and why, the newest last."""
+    lines = [
+        f"{moment(event.time)}  {_about(event)}{event.note}" for event in events[-SHOWN_NOTES:]
+    ]
+    if len(events) > SHOWN_NOTES:
+        lines.insert(0, f"({len(events) - SHOWN_NOTES} more before)")
+    return "\n".join(lines)
+
+
+def _about(event: common_pb2.Event) -> str:
+    """Which attempt it is about: `attempt 2: `, of a task `[7] attempt 2: `."""
+    if not event.attempt:
+        return ""
+    index = f"[{event.index}] " if event.index else ""
+    return f"{index}attempt {event.attempt}: "
+
+
 def _attempts(attempts: Sequence[job_pb2.Attempt]) -> str:
     lines = [attempt_line(attempt) for attempt in attempts[-SHOWN_ATTEMPTS:]]
     if len(attempts) > SHOWN_ATTEMPTS:
@@ -107,6 +147,8 @@ def attempt_line(attempt: job_pb2.Attempt) -> str:
     parts = [f"{attempt.number} {state}"]
     if attempt.index:
         parts[0] = f"[{attempt.index}] {parts[0]}"
+    if attempt.generation:
+        parts[0] += f" of generation {attempt.generation}"
     if attempt.host or attempt.backend:
         parts.append(f"on {short_name(attempt.host) or attempt.backend}")
     parts.append(between(attempt.start_time, attempt.end_time))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import click
@@ -14,18 +15,26 @@ if TYPE_CHECKING:
     from hatoba.v1 import deployment_pb2, job_pb2
 
 SHOWN_COMMIT = 12
+PREDICTION = re.compile(r"(?:.*/)?predictions/.*|[0-9a-f]{32}")
 
 
 @click.command()
-@click.argument("prediction", metavar="predictions/TRACE_ID")
+@click.argument("what", metavar="JOB|predictions/TRACE_ID")
 @output_option
 @server_options()
-def explain(prediction: str, output: str) -> None:
-    """Say which model, job, code and data stand behind a prediction.
+def explain(what: str, output: str) -> None:
+    """Say why a job is where it is, or what stands behind a prediction.
 
-    Its trace id is in the reply's header hatoba-trace-id. Predictions are kept by sampling.
+    Of a job (NAME-N or jobs/NAME-N): the reason that matters most, its place in its queue, what
+    would have to change, and when it may start. Of a prediction: its model, job, code and data; the
+    trace id is in the reply's header hatoba-trace-id. Predictions are kept by sampling.
     """
-    found = with_client(lambda client: client.deployments.explain(prediction))
+    if not PREDICTION.fullmatch(what):
+        from hatoba.cli import plan
+
+        plan.show(with_client(lambda client: client.explain(what.removeprefix("jobs/"))), output)
+        return
+    found = with_client(lambda client: client.deployments.explain(what))
     emit(found, output, lambda: show(found))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -14,7 +15,10 @@ from hatoba.cli.session import server_options, with_client
 
 if TYPE_CHECKING:
     from hatoba.aio import AsyncClient
-    from hatoba.v1 import job_pb2
+    from hatoba.v1 import common_pb2, job_pb2
+
+MOST_EVENTS = 1000
+"""A job with more events than these shows no history: `hatoba jobs watch` does."""
 
 
 @click.group(cls=Group)
@@ -105,43 +109,79 @@ def get(job: str, output: str) -> None:
     """Show one job: why it waits, how it goes, or why it ended."""
     from hatoba.v1 import job_pb2
 
-    async def read(client: AsyncClient) -> tuple[job_pb2.Job, list[job_pb2.Attempt]]:
+    async def read(client: AsyncClient) -> JobScreen:
         record = await client.get(job)
         request = job_pb2.ListAttemptsRequest(job=record.name, page_size=1000)
         if output in {"json", "yaml"}:
-            return record, []
-        return record, list((await client.call(request, job_pb2.ListAttemptsResponse)).attempts)
+            return JobScreen(record, [], [])
+        attempts = list((await client.call(request, job_pb2.ListAttemptsResponse)).attempts)
+        return JobScreen(record, attempts, await _history(client, record, attempts))
 
-    record, attempts = with_client(read)
-    emit(record, output, lambda: show_job(record, attempts, wide=output == "wide"))
+    screen = with_client(read)
+    emit(screen.job, output, lambda: screen.show(wide=output == "wide"))
 
 
-def show_job(job: job_pb2.Job, attempts: Sequence[job_pb2.Attempt], *, wide: bool = False) -> None:
-    """The screen of one job."""
-    from hatoba.cli.details import job_rows
-    from hatoba.cli.words import describe
+class JobScreen(NamedTuple):
+    """What there is to be shown of one job."""
 
-    click.echo(describe(job))
-    pairs(job_rows(job, attempts, wide=wide))
+    job: job_pb2.Job
+    attempts: Sequence[job_pb2.Attempt]
+    history: Sequence[common_pb2.Event]
+
+    def show(self, *, wide: bool) -> None:
+        """Write the screen."""
+        from hatoba.cli.details import job_rows
+        from hatoba.cli.words import describe
+
+        click.echo(describe(self.job))
+        pairs(job_rows(self.job, self.attempts, self.history, wide=wide))
+
+
+async def _history(
+    client: AsyncClient, job: job_pb2.Job, attempts: Sequence[job_pb2.Attempt]
+) -> list[common_pb2.Event]:
+    """Events that say what was decided and why; of a job with very many none are read."""
+    from hatoba.aio import Resync
+
+    ended_badly = any(one.number > 1 or one.HasField("cause") for one in attempts)
+    if not ended_badly or job.version > MOST_EVENTS:
+        return []
+    noted = []
+    async with aclosing(client.events(job.name, cursor="0")) as events:
+        async for event in events:
+            if isinstance(event, Resync):
+                break
+            if event.note:
+                noted.append(event)
+            if event.job_seq >= job.version:
+                break
+    return noted
 
 
 @jobs.command("cancel")
 @click.argument("names", nargs=-1, metavar="JOB...")
-@click.option("--filter", "expression", metavar="EXPR", help="All unfinished jobs that match.")
+@click.option("--filter", "filter", metavar="EXPR", help="All unfinished jobs that match.")
+@click.option("--queue", metavar="QUEUE", help="All unfinished jobs of this queue.")
+@click.option(
+    "--indices", metavar="0-4,7", help="Only these tasks of the one array JOB; the others go on."
+)
 @click.option("--reason", default="", metavar="TEXT", help="Kept with the jobs.")
 @output_option
 @server_options()
-def cancel(names: tuple[str, ...], expression: str | None, reason: str, output: str) -> None:
-    """End jobs: politely, then by force. Asking again does no harm."""
+def cancel(names: tuple[str, ...], output: str, **said: str | None) -> None:
+    """End jobs: politely, then by force. Asking again does no harm. Never taken back."""
     from hatoba.v1 import job_pb2
 
-    if bool(names) == bool(expression):
-        raise click.UsageError("name jobs, or give --filter")
-    results = with_client(
-        lambda client: client.cancel(*names, filter=expression or "", reason=reason)
-    )
-    reply = job_pb2.CancelJobsResponse(results=results)
-    emit(reply, output, lambda: show_cancelled(results))
+    if bool(names) == bool(said["filter"] or said["queue"]):
+        raise click.UsageError("name jobs, or give --filter or --queue")
+    wanted = {name: value or "" for name, value in said.items()}
+
+    async def cancel_all(client: AsyncClient) -> None:
+        async for part in client.cancelled(*names, **wanted):
+            reply = job_pb2.CancelJobsResponse(results=part)
+            emit(reply, output, lambda reply=reply: show_cancelled(reply.results))  # type: ignore[misc]
+
+    with_client(cancel_all)
 
 
 def show_cancelled(results: Sequence[job_pb2.CancelResult]) -> None:
@@ -222,21 +262,34 @@ def watch(ctx: click.Context, /, names: tuple[str, ...], cursor: str, output: st
     "--env", multiple=True, type=VARIABLE, metavar="K=V", help="Variable to set or replace."
 )
 @click.option("--from-checkpoint", is_flag=True, help="Begin from its newest checkpoint.")
+@click.option(
+    "--failed-only",
+    is_flag=True,
+    help="Of an array only the tasks that did not succeed; the others count as they ended.",
+)
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Change a field of the job file: queue=night, resources.memory=8Gi.",
+)
 @output_option
 @server_options()
-def rerun(
-    job: str,
-    params: tuple[tuple[str, str], ...],
-    env: tuple[tuple[str, str], ...],
-    from_checkpoint: bool,
-    output: str,
-) -> None:
+def rerun(job: str, output: str, changes: tuple[str, ...], **said: Any) -> None:
     """Make a new job from an old one; prints its name. The old one stays as it is."""
+    from hatoba.jobfile import read_overrides
 
     async def again(client: AsyncClient) -> job_pb2.Job:
         old = await client.job(job)
+        overrides, fields = read_overrides(changes, old.record.spec)
         new = await old.rerun(
-            params=params_of(params), env=unique(env, "--env"), from_checkpoint=from_checkpoint
+            params=params_of(said["params"]),
+            env=unique(said["env"], "--env"),
+            from_checkpoint=said["from_checkpoint"],
+            failed_only=said["failed_only"],
+            overrides=overrides if fields else None,
+            override_fields=fields,
         )
         return new.record
 

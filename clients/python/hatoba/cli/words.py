@@ -63,7 +63,7 @@ def waiting_rows(job: job_pb2.Job) -> list[tuple[str, str]]:
         ("needs", needs(job.spec.resources)),
     ]
     rows.append(("in", f"queue {job.spec.queue or 'default'}, priority {job.spec.priority}"))
-    next_steps = [f"hatoba jobs watch {name}", f"hatoba jobs cancel {name}"]
+    next_steps = [f"hatoba explain {name}", f"hatoba jobs cancel {name}"]
     if job.state == common_pb2.JOB_STATE_HELD:
         next_steps.insert(0, f"hatoba jobs release {name}")
     elif (
@@ -185,7 +185,7 @@ def event_line(event: common_pb2.Event) -> str:
     about = short_name(event.job)
     if event.HasField("index"):
         about += f"[{event.index}]" + (f" attempt {event.attempt}" if event.attempt else "")
-    why = event.cause.message or event.reason
+    why = " ".join(part for part in (event.cause.message, event.note) if part) or event.reason
     by = "" if event.actor in {"", "system"} else f" by {event.actor}"
     clock = moment(event.time)[-8:]
     before, after = state_name(getattr(event, "from")), state_name(event.to)
@@ -200,6 +200,10 @@ def state_line(event: common_pb2.Event) -> str:
     if event.job_from != event.job_to:
         attempt = f" (attempt {event.attempt})" if event.attempt > 1 else ""
         if event.reason == "retry":
-            attempt = f" for another attempt: {event.cause.message}"
+            attempt = f" for another attempt: {_with_note(event)}"
         return f"{clock}  {name}  {state_name(event.job_to)}{attempt}"
-    return f"{clock}  {name}  attempt {event.attempt} ended: {event.cause.message or event.reason}"
+    return f"{clock}  {name}  attempt {event.attempt} ended: {_with_note(event)}"
+
+
+def _with_note(event: common_pb2.Event) -> str:
+    return " ".join(part for part in (event.cause.message or event.reason, event.note) if part)
