@@ -52,6 +52,18 @@ async def living(pids: Iterable[int]) -> list[str]:
     return await asyncio.to_thread(look)
 
 
+def died(pid: int, patience: float) -> bool:
+    """Whether a process ends by itself within so many seconds."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return not runs(pid) or bool(select.select([handle], [], [], patience)[0])
+    finally:
+        os.close(handle)
+
+
 def kill9(pid: int, patience: float = PATIENCE) -> bool:
     """kill -9, and wait until it is dead; False when there was no such process."""
     try:
@@ -83,6 +95,8 @@ class ColdLauncher:
 
     def __init__(self, python: str | Path = sys.executable) -> None:
         self._python = python
+        self.environ: dict[str, str] = {}
+        """What the next servers have in their environment beside the usual."""
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, arguments: Sequence[str], log: Path) -> int:
@@ -95,7 +109,7 @@ class ColdLauncher:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env=clean_environment(),
+                env={**clean_environment(), **self.environ},
                 start_new_session=True,
                 cwd="/",
             )

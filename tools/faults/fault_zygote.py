@@ -31,12 +31,15 @@ class ZygoteLauncher:
             start_new_session=True,
             cwd="/",
         )
+        self.environ: dict[str, str] = {}
+        """What the next servers have in their environment beside the usual."""
         self._read()
 
     def start(self, arguments: Sequence[str], log: Path) -> int:
         """See Launcher."""
         assert self._zygote.stdin is not None
-        self._zygote.stdin.write(json.dumps([str(log), *arguments]).encode() + b"\n")
+        wanted = [self.environ, str(log), *arguments]
+        self._zygote.stdin.write(json.dumps(wanted).encode() + b"\n")
         self._zygote.stdin.flush()
         return self._read()
 
@@ -68,9 +71,10 @@ def serve() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print(0, flush=True)
     for line in sys.stdin:
-        log, *arguments = json.loads(line)
+        environ, log, *arguments = json.loads(line)
         child = os.fork()
         if not child:
+            os.environ.update(environ)
             _become(log)
             cli.server.main(["start", *arguments], prog_name="hatoba server")
         print(child, flush=True)

@@ -30,6 +30,7 @@ from hatoba_scheduler.domain.records import (
 from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.domain.transitions import Rows
 from hatoba_scheduler.errors import HatobaError, Unavailable
+from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.store.base import (
     Applied,
     Duplicate,
@@ -247,7 +248,9 @@ class Ledger:
         """Store jobs together; when a row of one is refused, each call's for themselves."""
         items = [item for new in group for item in new.items]
         try:
+            hit("ledger.submit.before")
             results = await self._store.submit(items)
+            hit("ledger.submit.after")
         except WriteRefused:
             if len(group) == 1:
                 raise
@@ -402,11 +405,17 @@ class Ledger:
     async def _apply(self, changes: Sequence[Change]) -> Sequence[Applied | Stale]:
         """Write changes together; when a row of one is refused, each for itself."""
         try:
-            return await self._store.apply(changes) if changes else []
+            return await self._write(changes) if changes else []
         except WriteRefused:
             if len(changes) == 1:
                 raise
         return [await self._apply_one(change) for change in changes]
+
+    async def _write(self, changes: Sequence[Change]) -> Sequence[Applied | Stale]:
+        hit("ledger.commit.before")
+        results = await self._store.apply(changes)
+        hit("ledger.commit.after")
+        return results
 
     async def _apply_one(self, change: Change) -> Applied | Stale:
         """A refused change is a bug of ours, and is dropped by deciding anew on what is stored."""

@@ -12,6 +12,7 @@ import structlog
 
 from hatoba.v1 import runner_pb2, worker_pb2, worker_pb2_grpc
 from hatoba_plugins.values import Exit, ExitKind
+from hatoba_scheduler.control.draining import Drainer
 from hatoba_scheduler.control.hub import Hub, Session
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.metrics import MetricWriter
@@ -25,6 +26,7 @@ from hatoba_scheduler.domain.retries import back_off
 from hatoba_scheduler.domain.states import AttemptState, Release
 from hatoba_scheduler.domain.transitions import Now, Outcome, View, released
 from hatoba_scheduler.errors import InvalidArgument
+from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.telemetry.trace_store import TraceStore
@@ -169,6 +171,7 @@ class WorkerItems:
                 # The worker says it again on its next stream.
                 session.close()
                 return
+            hit("worker.answer.before")
             item = answer(done.result())
             if item is not None and not session.send(item):
                 session.close()
@@ -209,6 +212,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._hub = hub
         self._items = items
         self._ledger = ledger
+        self._drainer = Drainer(ledger, hub.clock)
         self._pager = pager
         self._tasks = tasks
 
@@ -279,8 +283,16 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     async def CordonHost(
         self, request: worker_pb2.CordonHostRequest, context: Context
     ) -> worker_pb2.Host:
-        """Keep new work away from a host, or let it come again."""
-        return self._message(await self._hub.cordon(_bare(request.name), request.cordoned))
+        """Keep new work away from a host, or let it come again; have what runs there give way."""
+        drain = request.cordoned and request.drain
+        host = await self._hub.cordon(
+            _bare(request.name), request.cordoned, request.reason, drain=drain
+        )
+        if drain:
+            actor = current_call().principal
+            count = await self._drainer.drain_host(host.name, actor, request.reason)
+            log.info("host.drained", host=host.name, jobs=count, actor=actor)
+        return self._message(host)
 
     async def DeclareHostGone(
         self, request: worker_pb2.DeclareHostGoneRequest, context: Context
