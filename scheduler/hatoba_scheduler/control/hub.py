@@ -34,10 +34,13 @@ from hatoba_plugins.values import (
 from hatoba_scheduler.control.holdings import Holdings
 from hatoba_scheduler.control.host_replicas import HostReplicas
 from hatoba_scheduler.control.ledger import Commit
+from hatoba_scheduler.control.orders import fill_order
 from hatoba_scheduler.domain.naming import parse_attempt
-from hatoba_scheduler.domain.records import Attempt, Event, Host, Resources
+from hatoba_scheduler.domain.preempting import may_save
+from hatoba_scheduler.domain.records import Attempt, Event, Host, Job, Micros, Resources
 from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.errors import FailedPrecondition, NotFound, Reason
+from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.store.base import Store
 
 log = structlog.get_logger(__name__)
@@ -284,10 +287,21 @@ class Hub:
         for commit in commits:
             for attempt, _ in commit.change.attempts:
                 self._holdings.note(attempt)
+                self._ask_to_save(commit.change.job, attempt)
                 if attempt.release is Release.RELEASED:
                     self._known.pop(attempt.name, None)
                     if attempt.host in self._hosts:
                         self._replicas.touch(attempt.host)
+
+    def _ask_to_save(self, job: Job, attempt: Attempt) -> None:
+        """One that is to give way hears at once that it may save a checkpoint first."""
+        session = self._sessions.get(attempt.host)
+        now = round(self._clock.time() * 1e6)
+        if session is None or not session.ready or not may_save(attempt, now):
+            return
+        order = runner_pb2.HeartbeatResponse(attempt=attempt.name)
+        fill_order(order, job.stop_grace, attempt, now)
+        session.send(worker_pb2.ServerItem(order=order))
 
     def is_current(self, session: Session) -> bool:
         """Whether this is the host's newest stream; items of an older one are dropped."""
@@ -431,7 +445,9 @@ class Hub:
         )
 
     def _accepting(self, host: Host) -> bool:
-        return self.reachable(host.name) and not host.cordoned and not host.declared_gone
+        if host.cordoned or host.declared_gone or not self.reachable(host.name):
+            return False
+        return host.quarantined_until <= self._clock.time() * 1e6
 
     # -- replicas -------------------------------------------------------------------------------
 
@@ -531,10 +547,27 @@ class Hub:
             raise NotFound(f"no host {name!r}; `hatoba hosts list` names those there are")
         return found
 
-    async def cordon(self, name: str, cordoned: bool) -> Host:
-        """Keep new work away from a host, or let it come again."""
-        host = replace(self.host(name), cordoned=cordoned)
+    async def cordon(
+        self, name: str, cordoned: bool, reason: str = "", *, drain: bool = False
+    ) -> Host:
+        """Keep new work away from a host, or let it come again, also after a quarantine."""
+        host = replace(
+            self.host(name),
+            cordoned=cordoned,
+            draining=cordoned and drain,
+            cordon_reason=reason if cordoned else "",
+            quarantined_until=self.host(name).quarantined_until if cordoned else 0,
+        )
         return await self._changed(host)
+
+    async def quarantine(self, name: str, until: Micros, reason: str) -> Host:
+        """Keep new work away from a host for a while; `until` in the past ends that now.
+
+        When the time has come, it is to be called once more, with 0.
+        """
+        host = self.host(name)
+        why = host.cordon_reason if host.cordoned else reason
+        return await self._changed(replace(host, quarantined_until=until, cordon_reason=why))
 
     async def declare_gone(self, name: str) -> Host:
         """Evidence that a host is gone for good. Raises FailedPrecondition while connected."""
@@ -544,7 +577,9 @@ class Hub:
         return await self._changed(replace(host, declared_gone=True))
 
     async def _changed(self, host: Host) -> Host:
+        hit("host.cordon.before")
         await self._store.put_host(host)
+        hit("host.cordon.after")
         self._hosts[host.name] = host
         if host.declared_gone:
             self._replicas.lost(host.name)
@@ -564,7 +599,13 @@ def _host(hello: worker_pb2.WorkerHello, known: Host | None, now: int) -> Host:
         name=hello.host,
         boot_id=hello.boot_id,
         keeper=hello.keeper,
-        capacity=Resources(hello.cpus, hello.memory_bytes, len(hello.gpus), hello.slots),
+        capacity=Resources(
+            hello.cpus,
+            hello.memory_bytes,
+            len(hello.gpus),
+            hello.slots,
+            tuple(sorted((name, amount) for name, amount in hello.named.items() if amount > 0)),
+        ),
         gpus=tuple(hello.gpus),
         labels=tuple(sorted(hello.labels.items())),
         secrets=tuple(sorted(hello.secrets)),
@@ -572,4 +613,8 @@ def _host(hello: worker_pb2.WorkerHello, known: Host | None, now: int) -> Host:
         embedded=hello.embedded,
         cordoned=known.cordoned if known else False,
         last_seen=now,
+        address=hello.address,
+        draining=known.draining if known else False,
+        cordon_reason=known.cordon_reason if known else "",
+        quarantined_until=known.quarantined_until if known else 0,
     )

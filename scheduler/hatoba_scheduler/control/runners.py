@@ -16,6 +16,7 @@ from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.ledger import Commit, Ledger
 from hatoba_scheduler.control.logged_models import LoggedModels, ModelRefused
 from hatoba_scheduler.control.observe import Step, of_attempt
+from hatoba_scheduler.control.orders import fill_order
 from hatoba_scheduler.convert import (
     checkpoint_to_proto,
     manifest_of,
@@ -23,7 +24,7 @@ from hatoba_scheduler.convert import (
     progress_of,
     usage_of,
 )
-from hatoba_scheduler.domain import causes, gangs, preempting
+from hatoba_scheduler.domain import causes, gangs
 from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.gangs import ended
@@ -34,7 +35,6 @@ from hatoba_scheduler.domain.records import (
     Change,
     Checkpoint,
     Event,
-    Micros,
     Progress,
 )
 from hatoba_scheduler.domain.retries import back_off
@@ -309,23 +309,6 @@ class RunnerDesk:
             return ended(view, Outcome(AttemptState.LOST, cause, gone=True), now)
 
         return _then(self._ask(told.attempt, step), lambda change: change is not None)
-
-
-def fill_order(
-    order: runner_pb2.HeartbeatResponse, stop_grace: float, attempt: Attempt, now: Micros
-) -> None:
-    """What is wanted of an attempt now, and how long it has for that."""
-    if attempt.state is not AttemptState.STOPPING:
-        order.order = runner_pb2.RUNNER_ORDER_RUN
-    elif preempting.may_save(attempt, now):
-        order.order = runner_pb2.RUNNER_ORDER_CHECKPOINT
-        order.grace.FromMicroseconds(preempting.stop_at(attempt) - now)
-    else:
-        order.order = runner_pb2.RUNNER_ORDER_STOP
-    if order.order != runner_pb2.RUNNER_ORDER_CHECKPOINT:
-        order.grace.FromMilliseconds(round(stop_grace * 1000))
-    if attempt.cause is not None:
-        order.reason = attempt.cause.message
 
 
 def _member_claims(

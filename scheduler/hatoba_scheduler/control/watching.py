@@ -172,4 +172,5 @@ def _room(pool: Pool) -> PoolRoom:
         pool.accepting,
         pool.embedded,
         pool.secrets,
+        pool.labels,
     )
