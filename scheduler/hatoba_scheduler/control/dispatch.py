@@ -19,7 +19,7 @@ import structlog
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.alarm import Alarm
 from hatoba_scheduler.control.ledger import Commit, Ledger
-from hatoba_scheduler.control.rounds import Rounds, Slice
+from hatoba_scheduler.control.rounds import Slice
 from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.gangs import launch_all
 from hatoba_scheduler.domain.naming import attempt_name
@@ -42,6 +42,7 @@ from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.domain.transitions import Intent, Now, Rows, launch
 from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.store.base import Parked
+from hatoba_scheduler.telemetry.timings import Timings
 
 IN_FLIGHT = 1_000
 """Assignments whose intents may be on their way into the store."""
@@ -76,7 +77,7 @@ class Dispatcher:
         self._clock = clock
         self._epoch = epoch
         self.planner = Planner()
-        self.rounds = Rounds()
+        self.rounds = Timings()
         """How long planning took of late."""
         self._feed = Feed(self.planner, ledger.rows)
         self._sites: dict[str, Site] = {}
@@ -147,6 +148,10 @@ class Dispatcher:
     def plan_new(self, job: Job, now: Micros) -> Explained:
         """What would become of a job if it were submitted now."""
         return self.planner.explain_new(self._feed.entry_of(job), now)
+
+    def never_fits(self, job: Job) -> str:
+        """Why no known place could ever hold it, even empty; empty: one could, or none is known."""
+        return self.planner.never_fits(self._feed.entry_of(job).needs)
 
     def share(self, key: QueueKey) -> QueueShare:
         """What a queue may claim and uses."""

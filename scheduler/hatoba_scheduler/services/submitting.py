@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from hatoba.v1 import job_pb2
 from hatoba_scheduler.control.admission import Grounds, problems, willing_backends
+from hatoba_scheduler.control.ledger import SubmitResult
+from hatoba_scheduler.control.recent import Recent
 from hatoba_scheduler.control.room import QueueRoom
 from hatoba_scheduler.control.submit import Caller, Origin
-from hatoba_scheduler.convert import job_to_proto
+from hatoba_scheduler.convert import etag, job_to_proto, set_time
 from hatoba_scheduler.domain.naming import (
     DEFAULT_PROJECT,
-    DEFAULT_QUEUE,
     job_name,
 )
 from hatoba_scheduler.domain.planning.model import QueueKey
-from hatoba_scheduler.domain.records import Job
+from hatoba_scheduler.domain.records import PLAIN, Job
 from hatoba_scheduler.domain.transitions import Now
 from hatoba_scheduler.errors import (
     HatobaError,
@@ -33,6 +37,11 @@ from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Submiss
 from hatoba_scheduler.validation import violations
 
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
+SLICE = 100
+"""Items of a batch between two turns that others get."""
+RECENT_SECONDS = 0.5
+RECENT_BYTES = 4_096
+PLAIN = Origin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,15 @@ class Visit:
     caller: Caller
     grounds: Grounds
     now: Now
+
+
+class Good(NamedTuple):
+    """A specification that was found good, and what all jobs of it have in common."""
+
+    pattern: Submission
+    """As a submit of it would be stored; with a uid that no job has."""
+    message: job_pb2.Job
+    """What callers see of such a job."""
 
 
 class Submitter:
@@ -61,6 +79,17 @@ class Submitter:
         self._dependencies = Dependencies(finder)
         self._message = message
         self._room = QueueRoom(parts.counts)
+        self._recent = Recent[Hashable, Good](parts.clock, RECENT_SECONDS)
+
+    def visit(self, project: str) -> Visit:
+        """Who calls, in this project, now."""
+        project = project or DEFAULT_PROJECT
+        call = current_call()
+        caller = Caller(call.principal, project, call.trace)
+        now = Now(round(self._parts.clock.time() * 1e6), call.principal or "system")
+        return Visit(caller, self._parts.grounds(), now)
+
+    # -- one ------------------------------------------------------------------------------------
 
     async def submit_job(self, request: job_pb2.SubmitJobRequest) -> job_pb2.Job:
         """Accept one job durably."""
@@ -75,9 +104,9 @@ class Submitter:
 
         Fills the spec's defaults in. Raises what SubmitJob refuses with.
         """
-        submission = await self._admitted(spec, visit, Origin(), None)
-        self._room.give_back(_queue_of(submission))
-        return submission.job
+        pattern = await self._checked(spec, visit, Origin())
+        self._room.give_back(self._room.take(self._queue_of(pattern, visit)))
+        return pattern.job
 
     async def submit(
         self, spec: job_pb2.JobSpec, visit: Visit, origin: Origin, key: RequestKey | None
@@ -87,7 +116,8 @@ class Submitter:
         A repeated request gives what it made before. Raises what SubmitJob refuses with.
         """
         try:
-            submission = await self._admitted(spec, visit, origin, key)
+            good = await self._good(spec, visit, origin)
+            place = self._room.take(self._queue_of(good.pattern, visit))
         except HatobaError:
             known = await self._made_before(key)
             if known is None:
@@ -95,9 +125,13 @@ class Submitter:
             mark_deduplicated()
             return await self._message(known)
         try:
-            return await self._store_one(submission, spec)
+            result = await self._store_one(good.pattern, visit, key)
         finally:
-            self._room.give_back(_queue_of(submission))
+            self._room.give_back(place)
+        if isinstance(result, Submitted):
+            return _like(good.message, result.job)
+        mark_deduplicated()
+        return await self._message(await self._finder.by_uid(result.resource))
 
     async def submit_for(self, spec: job_pb2.JobSpec, caller: Caller, key: RequestKey) -> Job:
         """Submit a job for the server's own purposes, on somebody's behalf; once for each key.
@@ -106,17 +140,14 @@ class Submitter:
         """
         now = Now(round(self._parts.clock.time() * 1e6), caller.principal or "system")
         visit = Visit(caller, self._parts.grounds(), now)
-        submission = await self._admitted(spec, visit, Origin(), key)
+        pattern = await self._checked(spec, visit, Origin())
+        place = self._room.take(self._queue_of(pattern, visit))
         try:
-            self._parts.specs.put(submission.job.uid, submission.spec)
-            result = (await self._ledger.submit([submission]))[0]
+            result = await self._store_one(pattern, visit, key)
         finally:
-            self._room.give_back(_queue_of(submission))
+            self._room.give_back(place)
         if isinstance(result, Submitted):
             return result.job
-        self._parts.specs.drop(submission.job.uid)
-        if isinstance(result, Mismatch):
-            raise mismatch(key.request_id, result)
         return await self._finder.by_uid(result.resource)
 
     async def _made_before(self, key: RequestKey | None) -> Job | None:
@@ -124,30 +155,39 @@ class Submitter:
         met = await self._store.recall_request(key) if key else None
         return await self._finder.by_uid(met.resource) if isinstance(met, Duplicate) else None
 
-    async def _store_one(self, submission: Submission, spec: job_pb2.JobSpec) -> job_pb2.Job:
+    async def _store_one(
+        self, pattern: Submission, visit: Visit, key: RequestKey | None
+    ) -> Submitted | Duplicate:
+        submission = self._parts.maker.like(pattern, visit.caller, visit.now, key)
         self._parts.specs.put(submission.job.uid, submission.spec)
         result = (await self._ledger.submit([submission]))[0]
         if isinstance(result, Submitted):
-            return job_to_proto(result.job, spec)
+            return result
         self._parts.specs.drop(submission.job.uid)
         if isinstance(result, Mismatch):
-            assert submission.request is not None
-            raise mismatch(submission.request.request_id, result)
-        mark_deduplicated()
-        return await self._message(await self._finder.by_uid(result.resource))
+            assert key is not None
+            raise mismatch(key.request_id, result)
+        return result
 
-    def visit(self, project: str) -> Visit:
-        """Who calls, in this project, now."""
-        project = project or DEFAULT_PROJECT
-        call = current_call()
-        caller = Caller(call.principal, project, call.trace)
-        now = Now(round(self._parts.clock.time() * 1e6), call.principal or "system")
-        return Visit(caller, self._parts.grounds(), now)
+    # -- checks ---------------------------------------------------------------------------------
 
-    async def _admitted(
-        self, spec: job_pb2.JobSpec, visit: Visit, origin: Origin, key: RequestKey | None
-    ) -> Submission:
-        """The rows of a good job. It holds a place in its queue, which must be given back."""
+    async def _good(self, spec: job_pb2.JobSpec, visit: Visit, origin: Origin) -> Good:
+        """What is made of a spec; equal ones that come within a moment are checked once."""
+        if origin != PLAIN or not _lasting(spec):
+            pattern = await self._checked(spec, visit, origin)
+            return Good(pattern, job_to_proto(pattern.job, spec))
+        text, grounds = spec.SerializeToString(), visit.grounds
+        key = (text, visit.caller[:2], grounds.secrets, grounds.choice)
+        good = self._recent.get(key)
+        if good is None:
+            pattern = await self._checked(spec, visit, origin)
+            good = Good(pattern, job_to_proto(pattern.job, spec))
+            if len(text) <= RECENT_BYTES:
+                self._recent.put(key, good)
+        return good
+
+    async def _checked(self, spec: job_pb2.JobSpec, visit: Visit, origin: Origin) -> Submission:
+        """The rows of a good job; fills the spec's defaults in."""
         found = problems(spec, visit.caller.project, visit.grounds)
         if found:
             raise InvalidArgument.of(found)
@@ -162,9 +202,10 @@ class Submitter:
         if waits(spec):
             upstreams = await self._dependencies.resolve(spec, visit.caller.project)
             origin = replace(origin, upstreams=upstreams)
-        queues = visit.grounds.queues
-        self._room.take(queues.get(visit.caller.project, spec.queue or DEFAULT_QUEUE))
-        return self._parts.maker.submission(spec, visit.caller, origin, visit.now, key)
+        return self._parts.maker.submission(spec, visit.caller, origin, visit.now, None)
+
+    def _queue_of(self, pattern: Submission, visit: Visit) -> Queue:
+        return visit.grounds.queues.get(pattern.job.project, pattern.job.queue)
 
     async def _check_manifests(self, spec: job_pb2.JobSpec, project: str) -> None:
         named = [("spec.code", spec.code)] if spec.HasField("code") else []
@@ -188,76 +229,129 @@ class Submitter:
         if found:
             raise InvalidArgument.of(found)
 
+    # -- many -----------------------------------------------------------------------------------
+
     async def submit_jobs(self, request: job_pb2.SubmitJobsRequest) -> job_pb2.SubmitJobsResponse:
         """Accept many jobs; each item succeeds or fails on its own."""
-        results = [job_pb2.SubmitJobsResult() for _ in request.items]
         visit = self.visit(request.project)
-        admitted: list[tuple[Submission, job_pb2.SubmitJobsResult]] = []
+        results: list[_Result] = []
+        places: Counter[QueueKey] = Counter()
+        checked: dict[bytes, Submission | HatobaError] = {}
         try:
-            for item, result in zip(request.items, results, strict=True):
-                submission = await self._item(item, visit, result)
-                if submission is not None:
-                    admitted.append((submission, result))
-            if admitted:
-                await self._store_all(admitted)
+            for item in request.items:
+                result = await self._item(item, visit, checked)
+                results.append(result)
+                if isinstance(result, Submission):
+                    places[result.job.project, result.job.queue] += 1
+                if len(results) % SLICE == 0:
+                    await asyncio.sleep(0)
+            outcomes = await self._store_all([r for r in results if isinstance(r, Submission)])
         finally:
-            for submission, _ in admitted:
-                self._room.give_back(_queue_of(submission))
-        return job_pb2.SubmitJobsResponse(results=results)
+            for key, count in places.items():
+                self._room.give_back(key, count)
+        return await self._answered(results, iter(outcomes))
 
     async def _item(
-        self, item: job_pb2.SubmitJobsItem, visit: Visit, result: job_pb2.SubmitJobsResult
-    ) -> Submission | None:
-        """One item to be stored; None when its result is known already."""
-        try:
-            found = violations(item.spec, "spec")
-            if found:
-                raise InvalidArgument.of(found)
-            _check_request_id(item.request_id)
-        except HatobaError as error:
-            _put_error(result, error)
-            return None
-        key = request_key(visit.caller.project, "SubmitJobs", item.request_id, item)
-        try:
-            return await self._admitted(item.spec, visit, Origin(), key)
-        except HatobaError as error:
-            known = await self._made_before(key)
-            if known is None:
-                _put_error(result, error)
-            else:
-                _put_duplicate(result, known)
-        return None
+        self,
+        item: job_pb2.SubmitJobsItem,
+        visit: Visit,
+        checked: dict[bytes, Submission | HatobaError],
+    ) -> _Result:
+        """One item to be stored, or its result where that is known already.
 
-    async def _store_all(
-        self, admitted: Sequence[tuple[Submission, job_pb2.SubmitJobsResult]]
-    ) -> None:
-        submissions = [submission for submission, _ in admitted]
+        `checked` has what was found of the specs that came before, by their text.
+        """
+        try:
+            _check_request_id(item.request_id)
+        except InvalidArgument as error:
+            return error
+        text = item.spec.SerializeToString()
+        key = request_key(visit.caller.project, "SubmitJobs", item.request_id, item)
+        found = checked.get(text)
+        if found is None:
+            found = checked[text] = await self._judged(item.spec, visit)
+        if isinstance(found, Submission):
+            try:
+                self._room.take(self._queue_of(found, visit))
+                return self._parts.maker.like(found, visit.caller, visit.now, key)
+            except HatobaError as refused:
+                found = refused
+        return await self._made_before(key) or found
+
+    async def _judged(self, spec: job_pb2.JobSpec, visit: Visit) -> Submission | HatobaError:
+        bad = violations(spec, "spec")
+        if bad:
+            return InvalidArgument.of(bad)
+        try:
+            return await self._checked(spec, visit, Origin())
+        except HatobaError as error:
+            return error
+
+    async def _store_all(self, submissions: Sequence[Submission]) -> Sequence[SubmitResult]:
+        if not submissions:
+            return ()
         for submission in submissions:
             self._parts.specs.put(submission.job.uid, submission.spec)
-        met = await self._ledger.submit(submissions)
-        for (submission, result), outcome in zip(admitted, met, strict=True):
-            if isinstance(outcome, Submitted):
-                result.name = job_name(outcome.job.project, outcome.job.name)
-                result.uid = outcome.job.uid
-                continue
-            self._parts.specs.drop(submission.job.uid)
-            if isinstance(outcome, Duplicate):
-                _put_duplicate(result, await self._finder.by_uid(outcome.resource))
-            elif submission.request is not None:
-                _put_error(result, mismatch(submission.request.request_id, outcome))
+        return await self._ledger.submit(submissions)
+
+    async def _answered(
+        self, results: Sequence[_Result], outcomes: Iterator[SubmitResult]
+    ) -> job_pb2.SubmitJobsResponse:
+        response = job_pb2.SubmitJobsResponse()
+        for place, result in enumerate(results):
+            if isinstance(result, Submission):
+                await self._put(result, next(outcomes), response)
+            elif isinstance(result, Job):
+                _add_duplicate(response, result)
+            else:
+                _add_error(response, result)
+            if place % SLICE == SLICE - 1:
+                await asyncio.sleep(0)
+        return response
+
+    async def _put(
+        self,
+        submission: Submission,
+        outcome: SubmitResult,
+        response: job_pb2.SubmitJobsResponse,
+    ) -> None:
+        if isinstance(outcome, Submitted):
+            job = outcome.job
+            response.results.add(name=job_name(job.project, job.name), uid=job.uid)
+            return
+        self._parts.specs.drop(submission.job.uid)
+        if isinstance(outcome, Duplicate):
+            _add_duplicate(response, await self._finder.by_uid(outcome.resource))
+        elif submission.request is not None:
+            _add_error(response, mismatch(submission.request.request_id, outcome))
 
 
-def _queue_of(submission: Submission) -> QueueKey:
-    return (submission.job.project, submission.job.queue)
+_Result = Submission | Job | HatobaError
+"""Of an item: to be stored; made before; refused."""
 
 
-def _put_error(result: job_pb2.SubmitJobsResult, error: HatobaError) -> None:
-    result.code, result.message = error.grpc_code, error.message
+def _lasting(spec: job_pb2.JobSpec) -> bool:
+    """Whether it names nothing that is looked up anew at each submit."""
+    return not (spec.inputs or spec.HasField("code") or spec.code_version or waits(spec))
 
 
-def _put_duplicate(result: job_pb2.SubmitJobsResult, job: Job) -> None:
-    result.name, result.uid = job_name(job.project, job.name), job.uid
-    result.deduplicated = True
+def _like(message: job_pb2.Job, job: Job) -> job_pb2.Job:
+    """The message of a new job, from that of its pattern."""
+    out = job_pb2.Job()
+    out.CopyFrom(message)
+    out.name, out.uid, out.etag = job_name(job.project, job.name), job.uid, etag(job)
+    out.trace_id = job.trace_id
+    set_time(out.create_time, job.create_time)
+    return out
+
+
+def _add_error(response: job_pb2.SubmitJobsResponse, error: HatobaError) -> None:
+    response.results.add(code=error.grpc_code, message=error.message)
+
+
+def _add_duplicate(response: job_pb2.SubmitJobsResponse, job: Job) -> None:
+    name = job_name(job.project, job.name)
+    response.results.add(name=name, uid=job.uid, deduplicated=True)
 
 
 def _check_request_id(request_id: str) -> None:

@@ -11,8 +11,10 @@ from hatoba_scheduler.domain.planning.rooms import Pool, Rooms, Site
 def never_fits(rooms: Rooms, shape: Shape) -> str:
     """Why no known pool could ever hold it, even empty; empty: some could, or none is known."""
     sites = shape.kind.sites(rooms)
+    if any(_could_ever(site, shape) for site in sites):
+        return ""
     known = [pool for site in sites for pool in site.pools.values() if pool.room.accepting]
-    if not known or any(_could_ever(site, shape) for site in sites):
+    if not known:
         return ""
     want = describe(shape.needs.resources)
     suited = [pool for pool in known if shape.kind.suits(pool)]
