@@ -18,6 +18,7 @@ from hatoba_scheduler.store.base import (
     LiveState,
     Mismatch,
     Parked,
+    RequestKey,
     Stale,
     Store,
     Submission,
@@ -34,6 +35,8 @@ class MemoryStore:
     kept_attempts: dict[str, Attempt] = field(default_factory=dict)
     log: list[Event] = field(default_factory=list)
     kept_specs: dict[str, bytes] = field(default_factory=dict)
+    requests: dict[RequestKey, str] = field(default_factory=dict)
+    """Jobs by the keys of the requests that made them."""
     fail_with: Exception | None = None
     """Raised by the next writes, until it is taken away."""
     fail_reads_with: Exception | None = None
@@ -61,7 +64,12 @@ class MemoryStore:
         self._fail()
         results: list[Submitted | Duplicate | Mismatch] = []
         for item in items:
+            if item.request is not None and item.request in self.requests:
+                results.append(Duplicate(self.requests[item.request]))
+                continue
             job = replace(item.job, name=f"{item.base_name}-{len(self.jobs) + 1}")
+            if item.request is not None:
+                self.requests[item.request] = job.uid
             self.jobs[job.uid] = job
             self.kept_specs[job.uid] = item.spec
             results.append(Submitted(job, self._append(replace(item.event, job_name=job.name))))
@@ -111,6 +119,14 @@ class MemoryStore:
         uids = {job.uid for job in jobs}
         tasks = [t for t in self.kept_tasks.values() if t.job_uid in uids]
         return LiveState(list(jobs), tasks, [a for a in attempts if a.job_uid in uids])
+
+    async def job(self, uid: str) -> Job | None:
+        """One job."""
+        return self.jobs.get(uid)
+
+    async def recall_request(self, key: RequestKey) -> Duplicate | None:
+        """What a request made before."""
+        return Duplicate(self.requests[key]) if key in self.requests else None
 
     async def specs(self, uids: Sequence[str]) -> dict[str, bytes]:
         """Specs of the jobs that exist."""
