@@ -44,6 +44,7 @@ from hatoba.v1 import (
     queue_pb2_grpc,
     runner_pb2_grpc,
     schedule_pb2_grpc,
+    webhook_pb2_grpc,
     worker_pb2_grpc,
 )
 from hatoba_plugins.backend import BackendContext
@@ -96,6 +97,7 @@ from hatoba_scheduler.control.submit import JobMaker
 from hatoba_scheduler.control.sweep import sweep
 from hatoba_scheduler.control.timers import Timers
 from hatoba_scheduler.control.usage import QueueUsages
+from hatoba_scheduler.control.webhooks import Webhooks
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.records import BackendNote
 from hatoba_scheduler.domain.states import Release
@@ -120,6 +122,7 @@ from hatoba_scheduler.services.queues import QueueParts, QueueServicer
 from hatoba_scheduler.services.runners import RunnerServicer
 from hatoba_scheduler.services.schedules import ScheduleServiceParts, ScheduleServicer
 from hatoba_scheduler.services.upkeep import Adopted, Upkeep
+from hatoba_scheduler.services.webhooks import WebhookParts, WebhookServicer
 from hatoba_scheduler.services.workers import WorkerItems, WorkerServicer
 from hatoba_scheduler.store.base import Store
 from hatoba_scheduler.store.blob_index import Roots
@@ -153,6 +156,7 @@ SERVICES = (
     "hatoba.v1.RunnerService",
     "hatoba.v1.WorkerService",
     "hatoba.v1.AdminService",
+    "hatoba.v1.WebhookService",
 )
 RESTORED_LOOPS = frozenset(
     {"ledger", "runner-desk", "metric-writer", "loop-lag", "watchers", "store-watch"}
@@ -211,6 +215,7 @@ class Core:
     feed: RouteFeed
     deployments: DeploymentBook
     backups: Backups
+    webhooks: Webhooks
     adopted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once what runs belongs to the store's jobs: at once, unless it came out of a backup."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
@@ -306,6 +311,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     feed = RouteFeed(store.deployments, authenticator, clock)
     metrics = ServerMetrics()
     metrics.watch("hatoba_spans_dropped", "Spans not kept.", lambda: float(traces.dropped))
+    events = EventLog(store, newest, options.config.limits.watch_behind)
     core = Core(
         options=options,
         store=store,
@@ -319,7 +325,8 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         counts=JobCounts(store, ledger),
         activity=Activity(clock),
         specs=specs,
-        events=EventLog(store, newest, options.config.limits.watch_behind),
+        events=events,
+        webhooks=Webhooks(store, events, clock, options.config.webhooks.allow),
         dispatcher=dispatcher,
         hub=Hub(store, clock, __version__),
         desk=RunnerDesk(ledger, store, clock, rng, LoggedModels(store, specs, chunks.ref)),
@@ -391,6 +398,7 @@ async def _recover(core: Core) -> None:
     await core.schedule_book.recover()
     await core.schedules.recover()
     await core.publisher.recover()
+    await core.webhooks.recover()
     await core.feed.recover()
     await core.deployments.recover()
     await core.ledger.recover_parked()
@@ -475,6 +483,7 @@ def _start_loops(
         "watchers": lambda: core.events.run(core.clock, core.stopping),
         "sweep": lambda: sweep(core.store, core.clock),
         "garbage": core.garbage.run_forever,
+        "webhooks": core.webhooks.run,
         "store-watch": lambda: _end_with_store(core),
         **{f"backend-{name}": loop.run for name, loop in core.loops.items()},
         **{f"deployments-{name}": loop.run for name, loop in core.serving_loops.items()},
@@ -676,7 +685,15 @@ def _add_services(
         lambda: _status(core),
         _upkeep(core, backends),
     )
+    webhook_pb2_grpc.add_WebhookServiceServicer_to_server(
+        WebhookServicer(_webhook_parts(core)), server
+    )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(admin), server)
+
+
+def _webhook_parts(core: Core) -> WebhookParts:
+    allowed = core.options.config.webhooks.allow
+    return WebhookParts(core.webhooks, allowed, core.pager, core.now, UidMaker(core.clock.time))
 
 
 def _upkeep(core: Core, backends: Backends) -> Upkeep:

@@ -145,6 +145,13 @@ class BlobsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WebhooksConfig:
+    """`[webhooks]`: hosts to which events may be posted, as patterns (`*.example.org`)."""
+
+    allow: tuple[str, ...] = ("*",)
+
+
+@dataclass(frozen=True, slots=True)
 class BackendConfig:
     """`[backends.NAME]`: the plug-in's type, and options that it checks itself."""
 
@@ -166,6 +173,7 @@ class Config:
     limits: LimitsConfig = LimitsConfig()
     defaults: DefaultsConfig = DefaultsConfig()
     blobs: BlobsConfig = BlobsConfig()
+    webhooks: WebhooksConfig = WebhooksConfig()
     backends: Mapping[str, BackendConfig] = field(default_factory=dict)
 
 
@@ -225,6 +233,7 @@ class _Reader:
             limits=LimitsConfig(**self._settings("limits", tables, _LIMITS)),
             defaults=DefaultsConfig(**self._settings("defaults", tables, _DEFAULTS)),
             blobs=BlobsConfig(**self._settings("blobs", tables, _BLOBS)),
+            webhooks=WebhooksConfig(**self._settings("webhooks", tables, _WEBHOOKS)),
             backends=self._backends(tables.get("backends", {})),
         )
         self._default_exists(config)
@@ -390,6 +399,12 @@ def _bucket(value: Any) -> str:
     return str(value)
 
 
+def _patterns(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"must be a list of texts, got {_kind(value)}")
+    return tuple(_text(one).lower() for one in value)
+
+
 def _kind(value: Any) -> str:
     names = {bool: "true or false", str: "text", int: "a whole number", float: "a number"}
     names |= {list: "a list", dict: "a table"}
@@ -434,6 +449,7 @@ _BACKEND: dict[str, Callable[[Any], Any]] = {
     "deadline": _number(0.1, 600),
     "reap_after": _number(1, 7 * 24 * 3600),
 }
+_WEBHOOKS: dict[str, Callable[[Any], Any]] = {"allow": _patterns}
 _DEFAULTS: dict[str, Callable[[Any], Any]] = {"train": _text, "serves": _text}
 
 
@@ -543,6 +559,11 @@ _TEMPLATE = """\
 # How long what was sent is kept before anything names it. Longer than the longest pause between
 # sending a tree and submitting what uses it, on the slowest line.
 # lease_seconds = 3600.0
+
+[webhooks]
+# Hosts to which events may be posted; a star stands for any text. Whoever may make webhooks can
+# have this server post to any of them, inside your network too: name yours where that matters.
+# allow = ["*"]
 
 [defaults]
 # Which backend trains when a job names none.

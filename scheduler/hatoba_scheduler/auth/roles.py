@@ -159,6 +159,7 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "CreateWebhook": OPERATE,
         "GetWebhook": READ,
         "ListWebhooks": READ,
+        "UpdateWebhook": OPERATE,
         "DeleteWebhook": OPERATE,
         "TestWebhook": OPERATE,
     },

@@ -55,6 +55,17 @@ def parse_schedule(text: str) -> ScheduleRef | None:
     return ScheduleRef(*found) if found else None
 
 
+def parse_webhook(text: str) -> QueueRef | None:
+    """Read `projects/P/webhooks/W` or `W`; None when it is neither."""
+    found = _scoped(text, "webhooks")
+    return QueueRef(*found) if found else None
+
+
+def webhook_name(project: str, name: str) -> str:
+    """`projects/P/webhooks/W`."""
+    return f"projects/{project}/webhooks/{name}"
+
+
 def _scoped(text: str, kind: str) -> tuple[str, str] | None:
     parts = text.split("/")
     if len(parts) == 1:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from hatoba_scheduler.domain.changing import quick
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
     Attempt,
@@ -31,6 +32,7 @@ from hatoba_scheduler.domain.records import (
 from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.store.blob_index import BlobIndex
 from hatoba_scheduler.store.trouble import Trouble
+from hatoba_scheduler.telemetry.timings import Timings
 
 if TYPE_CHECKING:
     from hatoba_scheduler.store.backups import BackupStore
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from hatoba_scheduler.store.models import ModelStore
     from hatoba_scheduler.store.publications import PublicationStore
     from hatoba_scheduler.store.schedules import ScheduleStore
+    from hatoba_scheduler.store.webhooks import WebhookStore
 
 
 class RequestKey(NamedTuple):
@@ -50,6 +53,7 @@ class RequestKey(NamedTuple):
     body_sha256: bytes
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Submission:
     """A job to be numbered and stored: `base_name` is NAME of NAME-N, `spec` serialised JobSpec.
@@ -71,6 +75,7 @@ class Submission:
     is the event's time too) and trace alone, and all else but `request` is the same."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Submitted:
     """Stored now; the job with its name and the position of its first event."""
@@ -178,6 +183,11 @@ class Store(Protocol):
         ...
 
     @property
+    def commit_times(self) -> Timings:
+        """How long transactions took of late, from begin to commit."""
+        ...
+
+    @property
     def blob_index(self) -> BlobIndex:
         """Leases and marks of stored chunks and manifests."""
         ...
@@ -209,6 +219,11 @@ class Store(Protocol):
     @property
     def schedules(self) -> ScheduleStore:
         """What is submitted by the clock."""
+        ...
+
+    @property
+    def webhooks(self) -> WebhookStore:
+        """Webhooks, and how far they were told."""
         ...
 
     @property

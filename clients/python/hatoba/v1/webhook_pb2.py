@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from hatoba._vendor.buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17hatoba/v1/webhook.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\x03\n\x07Webhook\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n\x03url\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10R\x03url\x12 \n\x06\x66ilter\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\x06\x66ilter\x12\x1b\n\tjobs_only\x18\x04 \x01(\x08R\x08jobsOnly\x12*\n\x07reasons\x18\x05 \x03(\tB\x10\xbaH\r\x92\x01\n\x10@\"\x06r\x04\x10\x01\x18@R\x07reasons\x12\x16\n\x06paused\x18\x06 \x01(\x08R\x06paused\x12\x1d\n\ncreated_by\x18\x07 \x01(\tR\tcreatedBy\x12;\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12#\n\rdelivered_seq\x18\t \x01(\x03R\x0c\x64\x65liveredSeq\x12\x1a\n\x08\x66\x61ilures\x18\n \x01(\x05R\x08\x66\x61ilures\x12\x1d\n\nlast_error\x18\x0b \x01(\tR\tlastError\x12>\n\rnext_try_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0bnextTryTime\x12\x19\n\x08given_up\x18\r \x01(\x03R\x07givenUp\"\xe2\x01\n\x14\x43reateWebhookRequest\x12H\n\x07project\x18\x01 \x01(\tB.\xbaH+r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$\xd8\x01\x01R\x07project\x12J\n\nwebhook_id\x18\x02 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$R\twebhookId\x12\x34\n\x07webhook\x18\x03 \x01(\x0b\x32\x12.hatoba.v1.WebhookB\x06\xbaH\x03\xc8\x01\x01R\x07webhook\"f\n\x15\x43reateWebhookResponse\x12,\n\x07webhook\x18\x01 \x01(\x0b\x32\x12.hatoba.v1.WebhookR\x07webhook\x12\x1f\n\x0bsigning_key\x18\x02 \x01(\tR\nsigningKey\"3\n\x11GetWebhookRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\x8a\x01\n\x13ListWebhooksRequest\x12!\n\x07project\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x07project\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"n\n\x14ListWebhooksResponse\x12.\n\x08webhooks\x18\x01 \x03(\x0b\x32\x12.hatoba.v1.WebhookR\x08webhooks\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"6\n\x14\x44\x65leteWebhookRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\x17\n\x15\x44\x65leteWebhookResponse\"4\n\x12TestWebhookRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"C\n\x13TestWebhookResponse\x12\x16\n\x06status\x18\x01 \x01(\x05R\x06status\x12\x14\n\x05\x65rror\x18\x02 \x01(\tR\x05\x65rror2\x97\x03\n\x0eWebhookService\x12R\n\rCreateWebhook\x12\x1f.hatoba.v1.CreateWebhookRequest\x1a .hatoba.v1.CreateWebhookResponse\x12>\n\nGetWebhook\x12\x1c.hatoba.v1.GetWebhookRequest\x1a\x12.hatoba.v1.Webhook\x12O\n\x0cListWebhooks\x12\x1e.hatoba.v1.ListWebhooksRequest\x1a\x1f.hatoba.v1.ListWebhooksResponse\x12R\n\rDeleteWebhook\x12\x1f.hatoba.v1.DeleteWebhookRequest\x1a .hatoba.v1.DeleteWebhookResponse\x12L\n\x0bTestWebhook\x12\x1d.hatoba.v1.TestWebhookRequest\x1a\x1e.hatoba.v1.TestWebhookResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17hatoba/v1/webhook.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd3\x03\n\x07Webhook\x12\x12\n\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n\x03url\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10R\x03url\x12 \n\x06\x66ilter\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\x06\x66ilter\x12\x1b\n\tjobs_only\x18\x04 \x01(\x08R\x08jobsOnly\x12*\n\x07reasons\x18\x05 \x03(\tB\x10\xbaH\r\x92\x01\n\x10@\"\x06r\x04\x10\x01\x18@R\x07reasons\x12\x16\n\x06paused\x18\x06 \x01(\x08R\x06paused\x12\x1d\n\ncreated_by\x18\x07 \x01(\tR\tcreatedBy\x12;\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\ncreateTime\x12#\n\rdelivered_seq\x18\t \x01(\x03R\x0c\x64\x65liveredSeq\x12\x1a\n\x08\x66\x61ilures\x18\n \x01(\x05R\x08\x66\x61ilures\x12\x1d\n\nlast_error\x18\x0b \x01(\tR\tlastError\x12>\n\rnext_try_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.TimestampR\x0bnextTryTime\x12\x19\n\x08given_up\x18\r \x01(\x03R\x07givenUp\"\xe2\x01\n\x14\x43reateWebhookRequest\x12H\n\x07project\x18\x01 \x01(\tB.\xbaH+r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$\xd8\x01\x01R\x07project\x12J\n\nwebhook_id\x18\x02 \x01(\tB+\xbaH(r&2$^[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?$R\twebhookId\x12\x34\n\x07webhook\x18\x03 \x01(\x0b\x32\x12.hatoba.v1.WebhookB\x06\xbaH\x03\xc8\x01\x01R\x07webhook\"f\n\x15\x43reateWebhookResponse\x12,\n\x07webhook\x18\x01 \x01(\x0b\x32\x12.hatoba.v1.WebhookR\x07webhook\x12\x1f\n\x0bsigning_key\x18\x02 \x01(\tR\nsigningKey\"3\n\x11GetWebhookRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\x8a\x01\n\x13ListWebhooksRequest\x12!\n\x07project\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@R\x07project\x12\'\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xe8\x07(\x00R\x08pageSize\x12\'\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x08R\tpageToken\"n\n\x14ListWebhooksResponse\x12.\n\x08webhooks\x18\x01 \x03(\x0b\x32\x12.hatoba.v1.WebhookR\x08webhooks\x12&\n\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x91\x01\n\x14UpdateWebhookRequest\x12\x34\n\x07webhook\x18\x01 \x01(\x0b\x32\x12.hatoba.v1.WebhookB\x06\xbaH\x03\xc8\x01\x01R\x07webhook\x12\x43\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMaskB\x06\xbaH\x03\xc8\x01\x01R\nupdateMask\"6\n\x14\x44\x65leteWebhookRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"\x17\n\x15\x44\x65leteWebhookResponse\"4\n\x12TestWebhookRequest\x12\x1e\n\x04name\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04name\"C\n\x13TestWebhookResponse\x12\x16\n\x06status\x18\x01 \x01(\x05R\x06status\x12\x14\n\x05\x65rror\x18\x02 \x01(\tR\x05\x65rror2\xdd\x03\n\x0eWebhookService\x12R\n\rCreateWebhook\x12\x1f.hatoba.v1.CreateWebhookRequest\x1a .hatoba.v1.CreateWebhookResponse\x12>\n\nGetWebhook\x12\x1c.hatoba.v1.GetWebhookRequest\x1a\x12.hatoba.v1.Webhook\x12O\n\x0cListWebhooks\x12\x1e.hatoba.v1.ListWebhooksRequest\x1a\x1f.hatoba.v1.ListWebhooksResponse\x12\x44\n\rUpdateWebhook\x12\x1f.hatoba.v1.UpdateWebhookRequest\x1a\x12.hatoba.v1.Webhook\x12R\n\rDeleteWebhook\x12\x1f.hatoba.v1.DeleteWebhookRequest\x1a .hatoba.v1.DeleteWebhookResponse\x12L\n\x0bTestWebhook\x12\x1d.hatoba.v1.TestWebhookRequest\x1a\x1e.hatoba.v1.TestWebhookResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +35,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hatoba.v1.webhook_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WEBHOOK'].fields_by_name['url']._loaded_options = None
-  _globals['_WEBHOOK'].fields_by_name['url']._serialized_options = b'\272H\007r\005\020\001\030\200\020'
+  _globals['_WEBHOOK'].fields_by_name['url']._serialized_options = b'\272H\005r\003\030\200\020'
   _globals['_WEBHOOK'].fields_by_name['filter']._loaded_options = None
   _globals['_WEBHOOK'].fields_by_name['filter']._serialized_options = b'\272H\005r\003\030\200\010'
   _globals['_WEBHOOK'].fields_by_name['reasons']._loaded_options = None
@@ -53,30 +54,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTWEBHOOKSREQUEST'].fields_by_name['page_size']._serialized_options = b'\272H\007\032\005\030\350\007(\000'
   _globals['_LISTWEBHOOKSREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTWEBHOOKSREQUEST'].fields_by_name['page_token']._serialized_options = b'\272H\005r\003\030\200\010'
+  _globals['_UPDATEWEBHOOKREQUEST'].fields_by_name['webhook']._loaded_options = None
+  _globals['_UPDATEWEBHOOKREQUEST'].fields_by_name['webhook']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_UPDATEWEBHOOKREQUEST'].fields_by_name['update_mask']._loaded_options = None
+  _globals['_UPDATEWEBHOOKREQUEST'].fields_by_name['update_mask']._serialized_options = b'\272H\003\310\001\001'
   _globals['_DELETEWEBHOOKREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_DELETEWEBHOOKREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
   _globals['_TESTWEBHOOKREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_TESTWEBHOOKREQUEST'].fields_by_name['name']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
-  _globals['_WEBHOOK']._serialized_start=101
-  _globals['_WEBHOOK']._serialized_end=570
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=573
-  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=799
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=801
-  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=903
-  _globals['_GETWEBHOOKREQUEST']._serialized_start=905
-  _globals['_GETWEBHOOKREQUEST']._serialized_end=956
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=959
-  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1097
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1099
-  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1209
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=1211
-  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=1265
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=1267
-  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=1290
-  _globals['_TESTWEBHOOKREQUEST']._serialized_start=1292
-  _globals['_TESTWEBHOOKREQUEST']._serialized_end=1344
-  _globals['_TESTWEBHOOKRESPONSE']._serialized_start=1346
-  _globals['_TESTWEBHOOKRESPONSE']._serialized_end=1413
-  _globals['_WEBHOOKSERVICE']._serialized_start=1416
-  _globals['_WEBHOOKSERVICE']._serialized_end=1823
+  _globals['_WEBHOOK']._serialized_start=135
+  _globals['_WEBHOOK']._serialized_end=602
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_start=605
+  _globals['_CREATEWEBHOOKREQUEST']._serialized_end=831
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_start=833
+  _globals['_CREATEWEBHOOKRESPONSE']._serialized_end=935
+  _globals['_GETWEBHOOKREQUEST']._serialized_start=937
+  _globals['_GETWEBHOOKREQUEST']._serialized_end=988
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_start=991
+  _globals['_LISTWEBHOOKSREQUEST']._serialized_end=1129
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_start=1131
+  _globals['_LISTWEBHOOKSRESPONSE']._serialized_end=1241
+  _globals['_UPDATEWEBHOOKREQUEST']._serialized_start=1244
+  _globals['_UPDATEWEBHOOKREQUEST']._serialized_end=1389
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_start=1391
+  _globals['_DELETEWEBHOOKREQUEST']._serialized_end=1445
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_start=1447
+  _globals['_DELETEWEBHOOKRESPONSE']._serialized_end=1470
+  _globals['_TESTWEBHOOKREQUEST']._serialized_start=1472
+  _globals['_TESTWEBHOOKREQUEST']._serialized_end=1524
+  _globals['_TESTWEBHOOKRESPONSE']._serialized_start=1526
+  _globals['_TESTWEBHOOKRESPONSE']._serialized_end=1593
+  _globals['_WEBHOOKSERVICE']._serialized_start=1596
+  _globals['_WEBHOOKSERVICE']._serialized_end=2073
 # @@protoc_insertion_point(module_scope)

@@ -27,7 +27,10 @@ if _version_not_supported:
 
 class WebhookServiceStub(object):
     """Keeps webhooks. Each chosen event is posted at least once, in order per webhook, signed, and repeated
-    with growing pauses until the receiver answers 2xx or the event is a week old.
+    with growing pauses until the receiver answers 2xx or the event is a week old. The body is JSON:
+    `{"delivery": ID, "webhook": NAME, "event": Event, "job": Job without its spec}`, with field names as here
+    and values of enums without their prefix. ID is also the header `hatoba-delivery`, and the same each time an
+    event is posted. Redirects are not followed.
     """
 
     def __init__(self, channel):
@@ -51,6 +54,11 @@ class WebhookServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_webhook__pb2.ListWebhooksRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_webhook__pb2.ListWebhooksResponse.FromString,
                 _registered_method=True)
+        self.UpdateWebhook = channel.unary_unary(
+                '/hatoba.v1.WebhookService/UpdateWebhook',
+                request_serializer=hatoba_dot_v1_dot_webhook__pb2.UpdateWebhookRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_webhook__pb2.Webhook.FromString,
+                _registered_method=True)
         self.DeleteWebhook = channel.unary_unary(
                 '/hatoba.v1.WebhookService/DeleteWebhook',
                 request_serializer=hatoba_dot_v1_dot_webhook__pb2.DeleteWebhookRequest.SerializeToString,
@@ -65,7 +73,10 @@ class WebhookServiceStub(object):
 
 class WebhookServiceServicer(object):
     """Keeps webhooks. Each chosen event is posted at least once, in order per webhook, signed, and repeated
-    with growing pauses until the receiver answers 2xx or the event is a week old.
+    with growing pauses until the receiver answers 2xx or the event is a week old. The body is JSON:
+    `{"delivery": ID, "webhook": NAME, "event": Event, "job": Job without its spec}`, with field names as here
+    and values of enums without their prefix. ID is also the header `hatoba-delivery`, and the same each time an
+    event is posted. Redirects are not followed.
     """
 
     def CreateWebhook(self, request, context):
@@ -84,6 +95,14 @@ class WebhookServiceServicer(object):
 
     def ListWebhooks(self, request, context):
         """Lists the webhooks of a project by name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateWebhook(self, request, context):
+        """Changes settings of a webhook; what is being posted now is not affected. Pausing it keeps its place in
+        the event log, and letting it go on tries at once what waited.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,6 +140,11 @@ def add_WebhookServiceServicer_to_server(servicer, server):
                     request_deserializer=hatoba_dot_v1_dot_webhook__pb2.ListWebhooksRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_webhook__pb2.ListWebhooksResponse.SerializeToString,
             ),
+            'UpdateWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateWebhook,
+                    request_deserializer=hatoba_dot_v1_dot_webhook__pb2.UpdateWebhookRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_webhook__pb2.Webhook.SerializeToString,
+            ),
             'DeleteWebhook': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteWebhook,
                     request_deserializer=hatoba_dot_v1_dot_webhook__pb2.DeleteWebhookRequest.FromString,
@@ -141,7 +165,10 @@ def add_WebhookServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class WebhookService(object):
     """Keeps webhooks. Each chosen event is posted at least once, in order per webhook, signed, and repeated
-    with growing pauses until the receiver answers 2xx or the event is a week old.
+    with growing pauses until the receiver answers 2xx or the event is a week old. The body is JSON:
+    `{"delivery": ID, "webhook": NAME, "event": Event, "job": Job without its spec}`, with field names as here
+    and values of enums without their prefix. ID is also the header `hatoba-delivery`, and the same each time an
+    event is posted. Redirects are not followed.
     """
 
     @staticmethod
@@ -215,6 +242,33 @@ class WebhookService(object):
             '/hatoba.v1.WebhookService/ListWebhooks',
             hatoba_dot_v1_dot_webhook__pb2.ListWebhooksRequest.SerializeToString,
             hatoba_dot_v1_dot_webhook__pb2.ListWebhooksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.WebhookService/UpdateWebhook',
+            hatoba_dot_v1_dot_webhook__pb2.UpdateWebhookRequest.SerializeToString,
+            hatoba_dot_v1_dot_webhook__pb2.Webhook.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,10 @@ GRPC_VERSION: str
 
 class WebhookServiceStub:
     """Keeps webhooks. Each chosen event is posted at least once, in order per webhook, signed, and repeated
-    with growing pauses until the receiver answers 2xx or the event is a week old.
+    with growing pauses until the receiver answers 2xx or the event is a week old. The body is JSON:
+    `{"delivery": ID, "webhook": NAME, "event": Event, "job": Job without its spec}`, with field names as here
+    and values of enums without their prefix. ID is also the header `hatoba-delivery`, and the same each time an
+    event is posted. Redirects are not followed.
     """
 
     @_typing.overload
@@ -41,6 +44,10 @@ class WebhookServiceStub:
     """Returns one webhook, with how its deliveries go."""
     ListWebhooks: _grpc.UnaryUnaryMultiCallable[_webhook_pb2.ListWebhooksRequest, _webhook_pb2.ListWebhooksResponse]
     """Lists the webhooks of a project by name."""
+    UpdateWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_pb2.UpdateWebhookRequest, _webhook_pb2.Webhook]
+    """Changes settings of a webhook; what is being posted now is not affected. Pausing it keeps its place in
+    the event log, and letting it go on tries at once what waited.
+    """
     DeleteWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_pb2.DeleteWebhookRequest, _webhook_pb2.DeleteWebhookResponse]
     """Ends a webhook; what was not delivered is not. Twice is once."""
     TestWebhook: _grpc.UnaryUnaryMultiCallable[_webhook_pb2.TestWebhookRequest, _webhook_pb2.TestWebhookResponse]
@@ -49,7 +56,10 @@ class WebhookServiceStub:
 @_typing.type_check_only
 class WebhookServiceAsyncStub(WebhookServiceStub):
     """Keeps webhooks. Each chosen event is posted at least once, in order per webhook, signed, and repeated
-    with growing pauses until the receiver answers 2xx or the event is a week old.
+    with growing pauses until the receiver answers 2xx or the event is a week old. The body is JSON:
+    `{"delivery": ID, "webhook": NAME, "event": Event, "job": Job without its spec}`, with field names as here
+    and values of enums without their prefix. ID is also the header `hatoba-delivery`, and the same each time an
+    event is posted. Redirects are not followed.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -59,6 +69,10 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
     """Returns one webhook, with how its deliveries go."""
     ListWebhooks: _aio.UnaryUnaryMultiCallable[_webhook_pb2.ListWebhooksRequest, _webhook_pb2.ListWebhooksResponse]  # type: ignore[assignment]
     """Lists the webhooks of a project by name."""
+    UpdateWebhook: _aio.UnaryUnaryMultiCallable[_webhook_pb2.UpdateWebhookRequest, _webhook_pb2.Webhook]  # type: ignore[assignment]
+    """Changes settings of a webhook; what is being posted now is not affected. Pausing it keeps its place in
+    the event log, and letting it go on tries at once what waited.
+    """
     DeleteWebhook: _aio.UnaryUnaryMultiCallable[_webhook_pb2.DeleteWebhookRequest, _webhook_pb2.DeleteWebhookResponse]  # type: ignore[assignment]
     """Ends a webhook; what was not delivered is not. Twice is once."""
     TestWebhook: _aio.UnaryUnaryMultiCallable[_webhook_pb2.TestWebhookRequest, _webhook_pb2.TestWebhookResponse]  # type: ignore[assignment]
@@ -66,7 +80,10 @@ class WebhookServiceAsyncStub(WebhookServiceStub):
 
 class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps webhooks. Each chosen event is posted at least once, in order per webhook, signed, and repeated
-    with growing pauses until the receiver answers 2xx or the event is a week old.
+    with growing pauses until the receiver answers 2xx or the event is a week old. The body is JSON:
+    `{"delivery": ID, "webhook": NAME, "event": Event, "job": Job without its spec}`, with field names as here
+    and values of enums without their prefix. ID is also the header `hatoba-delivery`, and the same each time an
+    event is posted. Redirects are not followed.
     """
 
     @_abc_1.abstractmethod
@@ -92,6 +109,16 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_webhook_pb2.ListWebhooksResponse, _abc.Awaitable[_webhook_pb2.ListWebhooksResponse]]:
         """Lists the webhooks of a project by name."""
+
+    @_abc_1.abstractmethod
+    def UpdateWebhook(
+        self,
+        request: _webhook_pb2.UpdateWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_webhook_pb2.Webhook, _abc.Awaitable[_webhook_pb2.Webhook]]:
+        """Changes settings of a webhook; what is being posted now is not affected. Pausing it keeps its place in
+        the event log, and letting it go on tries at once what waited.
+        """
 
     @_abc_1.abstractmethod
     def DeleteWebhook(

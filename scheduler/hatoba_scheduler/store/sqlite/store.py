@@ -76,8 +76,10 @@ from hatoba_scheduler.store.sqlite.unit import (
     compare_request,
 )
 from hatoba_scheduler.store.sqlite.upgrade import open_upgraded
+from hatoba_scheduler.store.sqlite.webhooks import SqliteWebhooks
 from hatoba_scheduler.store.sqlite.writer import Writer
 from hatoba_scheduler.store.trouble import Trouble
+from hatoba_scheduler.telemetry.timings import Timings
 
 T = TypeVar("T")
 
@@ -148,6 +150,11 @@ class SqliteStore:
         return self._identity
 
     @property
+    def commit_times(self) -> Timings:
+        """How long transactions took of late, from begin to commit."""
+        return self._writer.commits
+
+    @property
     def blob_index(self) -> SqliteBlobIndex:
         """Leases and marks of stored chunks and manifests."""
         return self._blob_index
@@ -180,6 +187,11 @@ class SqliteStore:
     def schedules(self) -> SqliteSchedules:
         """What is submitted by the clock."""
         return SqliteSchedules(self._writer, self._readers)
+
+    @property
+    def webhooks(self) -> SqliteWebhooks:
+        """Webhooks, and how far they were told."""
+        return SqliteWebhooks(self._writer, self._readers)
 
     @property
     def publications(self) -> SqlitePublications:

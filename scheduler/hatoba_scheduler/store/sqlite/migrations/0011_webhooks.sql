@@ -1,9 +1,9 @@
--- Webhooks: what they want, and how far they were told. `cursor` is the newest event of which no
--- more has to be posted; `epoch` the store's when that was said: another store's positions mean nothing.
+-- Webhooks: what they want, and how far they were told. `cursor` is the newest event of which nothing
+-- has to be posted any more. The signing key is kept as it is: it is needed for each signature.
 CREATE TABLE webhooks (
+    uid TEXT PRIMARY KEY,
     project TEXT NOT NULL,
     name TEXT NOT NULL,
-    uid TEXT NOT NULL,
     url TEXT NOT NULL,
     filter TEXT NOT NULL,
     jobs_only INTEGER NOT NULL,
@@ -12,11 +12,11 @@ CREATE TABLE webhooks (
     signing_key TEXT NOT NULL,
     created_by TEXT NOT NULL,
     create_time INTEGER NOT NULL,
-    epoch INTEGER NOT NULL,
     cursor INTEGER NOT NULL,
     failures INTEGER NOT NULL,
     last_error TEXT NOT NULL,
     next_try INTEGER NOT NULL,
-    given_up INTEGER NOT NULL,
-    PRIMARY KEY (project, name)
+    given_up INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+
+CREATE UNIQUE INDEX webhooks_by_name ON webhooks (project, name);
