@@ -1,43 +1,16 @@
-"""How long planning takes: slices are sized by it, and operators are shown it."""
+"""Planning in slices that are sized by how long the ones before took."""
 
 from __future__ import annotations
-
-from collections import deque
 
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.domain.planning.model import Round
 from hatoba_scheduler.domain.planning.planner import Planner
 from hatoba_scheduler.domain.records import Micros
 
-KEPT = 100
 LONGEST = 0.0008
 """Seconds that a slice shall take at most; it is stopped between two units of its work."""
 _FEWEST, _MOST = 10, 2_000
 _FIRST = 100
-
-
-class Rounds:
-    """The last 100 rounds of planning."""
-
-    def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=KEPT)
-        self.count = 0
-        """Rounds since the start."""
-
-    def add(self, seconds: float) -> None:
-        """A round took so long, its slices together."""
-        self._seconds.append(seconds)
-        self.count += 1
-
-    @property
-    def longest(self) -> float:
-        """Seconds of the longest of them; 0 before the first."""
-        return max(self._seconds, default=0.0)
-
-    @property
-    def mean(self) -> float:
-        """Seconds of one of them on average; 0 before the first."""
-        return sum(self._seconds) / len(self._seconds) if self._seconds else 0.0
 
 
 class Slice:

@@ -32,6 +32,7 @@ from hatoba_scheduler.store.sqlite.recent_specs import RecentSpecs
 from hatoba_scheduler.store.sqlite.statements import write as statement
 from hatoba_scheduler.store.sqlite.unit import Direct, Write, carry_out
 from hatoba_scheduler.store.trouble import Trouble
+from hatoba_scheduler.telemetry.timings import Timings
 
 log = structlog.get_logger(__name__)
 
@@ -90,6 +91,8 @@ class Writer:
         self._room = asyncio.Semaphore(QUEUE)
         self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
         self._connection: sqlite3.Connection | None = None
+        self.commits = Timings()
+        """From a transaction's begin to its commit."""
         self._position = 0
         self._specs = RecentSpecs()
         self._last_batch = 0
@@ -206,6 +209,7 @@ class Writer:
         it alone is to blame; either way nothing is written.
         """
         connection = self._usable()
+        began = time.monotonic()
         try:
             before = connection.total_changes
             connection.execute("BEGIN IMMEDIATE")
@@ -214,6 +218,7 @@ class Writer:
         except Exception as error:
             self._roll_back(connection, error)
             raise
+        self.commits.add(time.monotonic() - began)
         self._position = position
         self._pages += 12 + (connection.total_changes - before) // 8
         return list(zip(batch, answers, strict=True))
