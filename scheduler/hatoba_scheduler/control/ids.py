@@ -24,6 +24,6 @@ class UidMaker:
         """A new uid."""
         stamp = max(int(self._clock() * 1000) << 12, self._last + 1)
         self._last = stamp
-        millis, count = stamp >> 12, stamp & 0xFFF
-        variant, node = 0x8000 | self._bits(14), self._bits(48)
-        return f"{millis >> 16:08x}-{millis & 0xFFFF:04x}-7{count:03x}-{variant:04x}-{node:012x}"
+        high = (stamp >> 12) << 16 | 0x7000 | stamp & 0xFFF
+        text = f"{high:016x}{0x8000_0000_0000_0000 | self._bits(62):016x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -49,6 +49,8 @@ SubmitResult = Submitted | Duplicate | Mismatch
 BATCH = 500
 QUEUE = 20_000
 KEEP = 20_000
+SLICE = 100
+"""New jobs that listeners hear of at a time."""
 
 log = structlog.get_logger(__name__)
 
@@ -257,7 +259,10 @@ class Ledger:
             for new in group:
                 await self._submit([new])
             return
-        self._take_in(items, results)
+        for start in range(0, len(items), SLICE):
+            if start:
+                await asyncio.sleep(0)
+            self._take_in(items[start : start + SLICE], results[start : start + SLICE])
         start = 0
         for new in group:
             end = start + len(new.items)

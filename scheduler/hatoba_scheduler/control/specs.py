@@ -9,10 +9,12 @@ from hatoba.v1 import job_pb2
 from hatoba_scheduler.store.base import Store
 
 LIMIT_BYTES = 32 * 1024 * 1024
+MOST = 20_000
+"""Equal specs share their bytes, and each job its place here."""
 
 
 class SpecCache:
-    """Serialised specs by job uid, bounded in bytes; what falls out is read again."""
+    """Serialised specs by job uid, bounded in bytes and number; what falls out is read again."""
 
     def __init__(self, store: Store, limit: int = LIMIT_BYTES) -> None:
         self._store = store
@@ -26,7 +28,7 @@ class SpecCache:
             return
         self._kept[uid] = spec
         self._size += len(spec)
-        while self._size > self._limit and len(self._kept) > 1:
+        while len(self._kept) > MOST or (self._size > self._limit and len(self._kept) > 1):
             _, dropped = self._kept.popitem(last=False)
             self._size -= len(dropped)
 

@@ -10,6 +10,7 @@ from hatoba.v1 import job_pb2
 from hatoba_scheduler.control.lineage import reads_of
 from hatoba_scheduler.control.terms import POLICY, retry_policy, seconds, task_count, terms_of
 from hatoba_scheduler.convert import pairs, resources_of
+from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, DEFAULT_QUEUE
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import Checkpoint, Job
@@ -89,6 +90,31 @@ class JobMaker:
         reads = reads_of(spec, job.project) if spec.inputs or spec.code_version else ()
         event, publishes = submitted(job, now), spec.HasField("publish")
         return Submission(job, spec.name, text, event, request, reads, publishes)
+
+    def like(
+        self, pattern: Submission, caller: Caller, now: Now, request: RequestKey | None
+    ) -> Submission:
+        """The rows of one more job of the same caller's same spec."""
+        uid, trace = self._uid(), caller.trace
+        job = changed(
+            pattern.job,
+            uid=uid,
+            create_time=now.time,
+            trace_id=trace.trace_id,
+            span_id=trace.span_id,
+            sampled=trace.sampled,
+        )
+        event = changed(pattern.event, job_uid=uid, time=now.time, trace_id=trace.trace_id)
+        return Submission(
+            job,
+            pattern.base_name,
+            pattern.spec,
+            event,
+            request,
+            pattern.reads,
+            pattern.publishes,
+            pattern,
+        )
 
     def _job(self, spec: job_pb2.JobSpec, caller: Caller, origin: Origin, now: Now) -> Job:
         size = task_count(spec)

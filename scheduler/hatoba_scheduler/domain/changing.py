@@ -1,12 +1,17 @@
-"""`changed(record, field=value)`: a record with other values, at a third of `replace`'s cost."""
+"""Records at a fraction of their usual cost: `quick` makes them, `changed` copies them.
+
+A frozen dataclass sets each field by a call. Here a record is filled as a plain class with the very
+same slots, whose fields Python sets at full speed, and given its own class when it is complete.
+"""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     # Type checkers know what fields `replace` may be given.
@@ -15,30 +20,56 @@ else:
 
     def changed(record: Any, /, **values: Any) -> Any:
         """A copy of a frozen, slotted record with these fields replaced. KeyError: no such."""
-        shape = _shape(type(record))
-        copied = [*shape.get(record)]
-        for name, value in values.items():
-            copied[shape.places[name]] = value
-        new = object.__new__(type(record))
-        for put, value in zip(shape.puts, copied, strict=True):
-            put(new, value)
-        return new
-
-
-class _Shape(NamedTuple):
-    """How to read and fill the fields of one kind of record."""
-
-    get: Callable[[object], tuple[object, ...]]
-    places: dict[str, int]
-    puts: list[Callable[[object, object], None]]
+        return _copier(type(record), tuple(values))(record, *values.values())
 
 
 @cache
-def _shape(kind: type[Any]) -> _Shape:
-    names = [field.name for field in fields(kind)]
-    puts = [getattr(kind, name).__set__ for name in names]
-    places = {name: place for place, name in enumerate(names)}
-    return _Shape(operator.attrgetter(*names), places, puts)
+def _copier(kind: type[Any], names: tuple[str, ...]) -> Callable[..., Any]:
+    """Copies records of a kind with other values for these fields: every assignment written out."""
+    slots = [field.name for field in fields(kind)]
+    unknown = [name for name in names if name not in slots]
+    if unknown:
+        raise KeyError(unknown[0])
+    lines = [f"    new.{name} = {'' if name in names else 'old.'}{name}" for name in slots]
+    text = "\n".join(
+        [
+            f"def copy(old, {', '.join(names)}):",
+            "    new = make(plain)",
+            *lines,
+            "    new.__class__ = kind",
+            "    return new",
+        ]
+    )
+    return _compiled("copy", text, kind, {"make": object.__new__})
 
 
-__all__ = ["changed"]
+def quick(kind: type[T]) -> type[T]:
+    """Give a frozen, slotted dataclass without default factories a quicker `__init__`."""
+    own = fields(kind)  # type: ignore[arg-type]
+    defaults = {f"d_{one.name}": one.default for one in own if one.default is not MISSING}
+    given = [f"{one.name}=d_{one.name}" if f"d_{one.name}" in defaults else one.name for one in own]
+    text = "\n".join(
+        [
+            f"def __init__(self, {', '.join(given)}):",
+            "    put(self, '__class__', plain)",
+            *(f"    self.{one.name} = {one.name}" for one in own),
+            "    self.__class__ = kind",
+        ]
+    )
+    scope = {"put": object.__setattr__, **defaults}
+    kind.__init__ = _compiled("__init__", text, kind, scope)  # type: ignore[method-assign, misc]
+    return kind
+
+
+def _compiled(
+    name: str, text: str, kind: type[Any], scope: Mapping[str, object]
+) -> Callable[..., Any]:
+    slots = tuple(field.name for field in fields(kind))
+    plain = type(kind.__name__, (), {"__slots__": slots})
+    known: dict[str, Any] = {**scope, "kind": kind, "plain": plain}
+    exec(text, known)
+    made: Callable[..., Any] = known[name]
+    return made
+
+
+__all__ = ["changed", "quick"]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from hatoba_scheduler.domain.changing import quick
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.states import (
     STATE_COUNT,
@@ -265,6 +266,7 @@ class Adapted:
 AS_ASKED = Adapted()
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Job:
     """A job's row. `unstarted` tasks have no row of their own and share `unstarted_state`."""
@@ -334,6 +336,7 @@ class Job:
         return self
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Task:
     """A started task's row."""
@@ -355,6 +358,7 @@ class Task:
     adapted: Adapted = AS_ASKED
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """One placement's row. `name` is its external name, the same wherever it appears."""
@@ -393,6 +397,7 @@ class Attempt:
     """Of a gang's member: where the others reach it, as it said in its claim."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Event:
     """One change of state. `seq` is given by the store; `index` None means the job as a whole."""
@@ -537,6 +542,7 @@ class AttemptWrite(NamedTuple):
     expected: int
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Change:
     """What is decided about one job: rows as they shall be, and the events that tell of it.

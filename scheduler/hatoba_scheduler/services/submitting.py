@@ -21,7 +21,8 @@ from hatoba_scheduler.domain.naming import (
     job_name,
 )
 from hatoba_scheduler.domain.planning.model import QueueKey
-from hatoba_scheduler.domain.records import PLAIN, Job
+from hatoba_scheduler.domain.records import PLAIN, Job, Queue
+from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.domain.transitions import Now
 from hatoba_scheduler.errors import (
     HatobaError,
@@ -41,7 +42,7 @@ SLICE = 100
 """Items of a batch between two turns that others get."""
 RECENT_SECONDS = 0.5
 RECENT_BYTES = 4_096
-PLAIN = Origin()
+_ALONE = Origin()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,18 +174,25 @@ class Submitter:
 
     async def _good(self, spec: job_pb2.JobSpec, visit: Visit, origin: Origin) -> Good:
         """What is made of a spec; equal ones that come within a moment are checked once."""
-        if origin != PLAIN or not _lasting(spec):
+        if origin != _ALONE or not _lasting(spec):
             pattern = await self._checked(spec, visit, origin)
-            return Good(pattern, job_to_proto(pattern.job, spec))
+            return Good(pattern, self._shown(pattern.job, spec))
         text, grounds = spec.SerializeToString(), visit.grounds
         key = (text, visit.caller[:2], grounds.secrets, grounds.choice)
         good = self._recent.get(key)
         if good is None:
             pattern = await self._checked(spec, visit, origin)
-            good = Good(pattern, job_to_proto(pattern.job, spec))
+            good = Good(pattern, self._shown(pattern.job, spec))
             if len(text) <= RECENT_BYTES:
                 self._recent.put(key, good)
         return good
+
+    def _shown(self, job: Job, spec: job_pb2.JobSpec) -> job_pb2.Job:
+        """What callers see of a new job, which says when nothing known could ever hold it."""
+        message = job_to_proto(job, spec)
+        if job.state is JobState.QUEUED and (job.resources.stated or job.terms is not PLAIN):
+            message.waiting_reason = self._parts.dispatcher.never_fits(job)
+        return message
 
     async def _checked(self, spec: job_pb2.JobSpec, visit: Visit, origin: Origin) -> Submission:
         """The rows of a good job; fills the spec's defaults in."""

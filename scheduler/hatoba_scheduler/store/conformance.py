@@ -208,6 +208,19 @@ def whole_job() -> Job:
     )
 
 
+def _another(job: Job, number: int) -> Job:
+    """A new job that is like this one."""
+    return replace(
+        job,
+        uid=new_job().uid,
+        name="",
+        create_time=1_000 + number,
+        trace_id=f"{number:032x}",
+        span_id=f"{number:016x}",
+        sampled=number % 2 == 0,
+    )
+
+
 def whole_task(job: Job) -> Task:
     """A task of which no field has its default."""
     return Task(
@@ -822,6 +835,33 @@ class StoreConformance:
             ("default", "fast", JobState.QUEUED, 1),
             ("lab", "default", JobState.QUEUED, 1),
         ]
+
+    async def test_jobs_that_are_alike_are_stored_as_any_others(self, store: Store) -> None:
+        """Among others, with a request that was there before, and all of each one's own."""
+        whole = replace(whole_job(), state=JobState.QUEUED, counts=new_job().counts)
+        mark = object()
+        items = [
+            replace(submission(_another(whole, number), "same"), like=mark)
+            for number in range(1, 24)
+        ]
+        items[9] = replace(items[9], request=items[2].request)
+        items[15] = submission()
+        results = await store.submit(items)
+        assert results[9] == Duplicate(items[2].job.uid)
+        made = [found.job for found in results if isinstance(found, Submitted)]
+        assert await store.jobs_by_uid([job.uid for job in made]) == {job.uid: job for job in made}
+        names = [job.name for job in made]
+        assert names == [*(f"same-{n}" for n in range(1, 15)), "train-1"] + [
+            f"same-{n}" for n in range(15, 22)
+        ]
+        events = await all_events(store)
+        told = [item.event for place, item in enumerate(items) if place != 9]
+        assert events == [
+            replace(event, seq=seq, job_name=name)
+            for seq, (event, name) in enumerate(zip(told, names, strict=True), 1)
+        ]
+        specs = await store.specs([job.uid for job in made])
+        assert set(specs.values()) == {items[0].spec}
 
     async def test_equal_specs_are_each_job_s_own(self, store: Store) -> None:
         """However they are kept."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, dataclass, replace
 
 import pytest
 from domain_rows import new_job
 
-from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.changing import changed, quick
 
 
 def test_other_values_where_told_and_the_same_elsewhere() -> None:
@@ -25,3 +25,26 @@ def test_it_is_as_frozen_as_before() -> None:
 def test_a_field_that_is_none_is_refused() -> None:
     with pytest.raises(KeyError):
         changed(new_job(), colour="red")  # type: ignore[call-arg]
+
+
+def test_a_record_made_quickly_is_as_one_made_by_its_dataclass() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Plain:
+        one: int
+        two: str = "b"
+
+    @quick
+    @dataclass(frozen=True, slots=True)
+    class Quick:
+        one: int
+        two: str = "b"
+
+    assert repr(Quick(1)).split(".")[-1] == repr(Plain(1)).split(".")[-1].replace("Plain", "Quick")
+    assert Quick(1) == Quick(one=1, two="b") != Quick(1, "c")
+    assert hash(Quick(1)) == hash(Plain(1))
+    with pytest.raises(FrozenInstanceError):
+        Quick(1).one = 2  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        Quick()  # type: ignore[call-arg]
+    with pytest.raises(TypeError):
+        Quick(1, three=3)  # type: ignore[call-arg]

@@ -6,6 +6,7 @@ Only the writer's thread writes, so what is loaded inside its transaction holds 
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -23,6 +24,14 @@ from hatoba_scheduler.store.base import (
     Submitted,
 )
 from hatoba_scheduler.store.sqlite import rows
+from hatoba_scheduler.store.sqlite.alike import (
+    LEAST,
+    Kind,
+    Run,
+    insert_runs,
+    kind_of,
+    own_values,
+)
 from hatoba_scheduler.store.sqlite.recent_specs import RecentSpecs
 from hatoba_scheduler.store.sqlite.statements import Row, execute_rows
 
@@ -69,6 +78,7 @@ class Rows:
     requests: list[Row] = field(default_factory=list)
     names: dict[NameKey, int] = field(default_factory=dict)
     new_jobs: list[Row] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
     specs: list[Row] = field(default_factory=list)
     labels: list[Row] = field(default_factory=list)
     jobs: dict[JobKey, Row] = field(default_factory=dict)
@@ -104,80 +114,100 @@ class Write(Protocol):
 
 
 class _NewJob(NamedTuple):
-    job: Job
-    base_name: str
+    item: Submission
+    kind: Kind | None
+    """Of those that have others like them; the rows are for the rest."""
     row: Row
-    spec: bytes
     event: Row
-    request: RequestKey | None
-    reads: tuple[str, ...]
-    publishes: bool
 
 
 class Submit:
     """Jobs to number and store."""
 
     def __init__(self, items: Sequence[Submission], now: Micros) -> None:
-        self._items = [_new_job(item) for item in items]
+        self._items = _new_jobs(items)
         self._now = now
         self.weight = 6 * len(items)
 
     def need(self, needs: Needs) -> None:
         """Their request keys and name counters."""
-        for item in self._items:
+        for item, *_ in self._items:
             needs.names[item.job.project, item.base_name] = 0
             if item.request is not None:
                 needs.requests[item.request[:3]] = None
 
     def decide(self, known: Known, out: Rows) -> list[Submitted | Duplicate | Mismatch]:
         """Per item what became of it."""
-        return [self._decide_one(item, known, out) for item in self._items]
+        return [self._decide_one(new, known, out) for new in self._items]
 
     def _decide_one(
-        self, item: _NewJob, known: Known, out: Rows
+        self, new: _NewJob, known: Known, out: Rows
     ) -> Submitted | Duplicate | Mismatch:
-        if item.request is not None:
-            met = _met(item.request, known)
+        request = new.item.request
+        if request is not None:
+            met = _met(request, known)
             if met is not None:
                 return met
-            _remember(item.request, item.job.uid, self._now, known, out)
-        return self._store(item, known, out)
-
-    def _store(self, item: _NewJob, known: Known, out: Rows) -> Submitted:
-        job = item.job
-        key = (job.project, item.base_name)
-        number = known.names[key] = out.names[key] = known.names.get(key, 0) + 1
-        out.position += 1
-        position = out.position
-        name = f"{item.base_name}-{number}"
-        if job.project not in out.queues:
-            out.queues[job.project] = _default_queue(job)
-        stored = out.recent.known(item.spec, position)
-        if not stored:
-            out.specs.append((position, item.spec))
-        out.new_jobs.append((position, number, *item.row, stored))
-        if job.labels:
-            out.labels += [(label, value, position) for label, value in job.labels]
-        out.events.append((position, name, *item.event))
-        if item.reads:
-            out.inputs += [(resource, job.uid) for resource in item.reads]
-        if item.publishes:
-            out.publications.append((job.uid, 0, "", ""))
-        known.jobs[job.uid] = job.version
-        return Submitted(job.completed(name), position)
+            _remember(request, new.item.job.uid, self._now, known, out)
+        return _store(new, known, out)
 
 
-def _new_job(item: Submission) -> _NewJob:
-    return _NewJob(
-        item.job,
-        item.base_name,
-        rows.new_job_row(item.job, item.base_name),
-        item.spec,
-        rows.event_row(item.event),
-        item.request,
-        item.reads,
-        item.publishes,
-    )
+def _new_jobs(items: Sequence[Submission]) -> list[_NewJob]:
+    """Items with their rows, or with what they have in common with others of the call."""
+    alike = Counter(id(item.like) for item in items if item.like is not None)
+    kinds: dict[int, Kind] = {}
+    found = []
+    for item in items:
+        key = id(item.like)
+        if alike.get(key, 0) < LEAST:
+            job_row = rows.new_job_row(item.job, item.base_name)
+            found.append(_NewJob(item, None, job_row, rows.event_row(item.event)))
+            continue
+        kind = kinds.get(key)
+        if kind is None:
+            kind = kinds[key] = kind_of(item.job, item.base_name, item.event)
+        found.append(_NewJob(item, kind, own_values(item.job), ()))
+    return found
+
+
+def _store(new: _NewJob, known: Known, out: Rows) -> Submitted:
+    item = new.item
+    job, base_name = item.job, item.base_name
+    key = (job.project, base_name)
+    number = known.names[key] = out.names[key] = known.names.get(key, 0) + 1
+    out.position += 1
+    position = out.position
+    name = f"{base_name}-{number}"
+    if job.project not in out.queues:
+        out.queues[job.project] = _default_queue(job)
+    stored = out.recent.known(item.spec, position)
+    if not stored:
+        out.specs.append((position, item.spec))
+    if new.kind is None:
+        out.new_jobs.append((position, number, *new.row, stored))
+        out.events.append((position, name, *new.event))
+    else:
+        _run_of(new.kind, stored, position, out).own.append((position, number, *new.row))
+    if job.labels:
+        out.labels += [(label, value, position) for label, value in job.labels]
+    if item.reads:
+        out.inputs += [(resource, job.uid) for resource in item.reads]
+    if item.publishes:
+        out.publications.append((job.uid, 0, "", ""))
+    known.jobs[job.uid] = job.version
+    return Submitted(job.completed(name), position)
+
+
+def _run_of(kind: Kind, spec: int, position: int, out: Rows) -> Run:
+    """The run that a job of this kind goes on with, or begins."""
+    if out.runs:
+        last = out.runs[-1]
+        follows = last.first + len(last.own) == position
+        if follows and last.kind is kind and last.spec == spec:
+            return last
+    run = Run(kind, position, spec)
+    out.runs.append(run)
+    return run
 
 
 def _default_queue(job: Job) -> Row:
@@ -423,6 +453,7 @@ def _load(connection: sqlite3.Connection, writes: Iterable[Write]) -> Known:
 
 
 def _flush(connection: sqlite3.Connection, out: Rows) -> None:
+    insert_runs(connection, out.runs)
     names = [(*key, last) for key, last in out.names.items()]
     for name, found in (
         ("add_default_queues", list(out.queues.values())),

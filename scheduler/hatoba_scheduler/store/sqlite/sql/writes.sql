@@ -9,6 +9,32 @@ INSERT INTO jobs (
     terms, blocked_any, blocked_end, generation, spec
 ) VALUES /*rows 42*/;
 
+-- name: insert_alike_jobs
+-- As insert_jobs; what they have in common comes first, once, in the order of the columns.
+INSERT INTO jobs (
+    id, number, base_name, uid, project, queue, backend, priority, size, max_parallel, fail_fast,
+    resources, retries, state, desired, version, settings_version, unstarted, unstarted_state,
+    counts, hold, blocked_on, created_by, create_time, start_time, end_time, cause, trace_id,
+    span_id, sampled, rerun_of, stop_grace, labels, secrets, embedded_only, outputs, restore,
+    terms, blocked_any, blocked_end, generation, spec
+)
+SELECT
+    column1, column2, ?, column3, ?, ?, ?, ?, ?, ?, ?,
+    ?, ?, ?, ?, ?, ?, ?, ?,
+    ?, ?, ?, ?, column4, ?, ?, ?, column5,
+    column6, column7, ?, ?, ?, ?, ?, ?, ?,
+    ?, ?, ?, ?, ?
+FROM (VALUES /*rows 7*/);
+
+-- name: insert_alike_events
+INSERT INTO events (
+    seq, job_name, job_uid, job_seq, time, idx, attempt, from_state, to_state, job_from, job_to,
+    cause, actor, reason, project, trace_id, note, queue
+)
+SELECT id, base_name || '-' || number, uid, ?, create_time, ?, ?, ?, ?, ?, ?,
+    ?, ?, ?, ?, trace_id, ?, ?
+FROM jobs WHERE id BETWEEN ? AND ?;
+
 -- name: update_jobs
 -- What may change of a job; the rest was fixed when it was submitted.
 UPDATE jobs SET
