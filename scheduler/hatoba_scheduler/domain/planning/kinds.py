@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hatoba_scheduler.domain.planning.amounts import Vector, times, vector, within
 from hatoba_scheduler.domain.planning.model import Needs
-from hatoba_scheduler.domain.planning.rooms import HOST, Pool, Profile, Rooms, Site
+from hatoba_scheduler.domain.planning.rooms import HOST, Hold, Pool, Profile, Rooms, Site
 from hatoba_scheduler.domain.records import LabelRequirement, Resources
 from hatoba_scheduler.domain.states import Operator, Spot
 
@@ -116,31 +116,35 @@ class Kind:
 
     def admits(self, pool: Pool) -> bool:
         """Whether this very pool would do, of those that suit; without what is to be avoided."""
-        owner = self.needs.owner
+        return not self.picky or self.admits_without(pool, ())
+
+    def admits_without(self, pool: Pool, gone: Collection[str]) -> bool:
+        """The same when these that hold something of it are gone."""
         if not self.names(pool):
             return False
-        if owner and any(hold.uid == owner for hold in pool.held.values()):
+        there = [hold for name, hold in pool.held.items() if name not in gone]
+        owner = self.needs.owner
+        if owner and any(hold.uid == owner for hold in there):
             return False
-        return self._clear_of(pool) and self._close_to(pool)
+        return self._clear_of(there) and self._close_to(there)
 
     def names(self, pool: Pool) -> bool:
         """Whether it would do by its name."""
         require = self.needs.placement.require
         return all(holds(one, pool.name) for one in require if one.key == HOST)
 
-    def _clear_of(self, pool: Pool) -> bool:
+    def _clear_of(self, there: Iterable[Hold]) -> bool:
         """Nothing there that it keeps apart from; what is only planned there might be that."""
         apart = self.needs.placement.apart_from
         return not apart or not any(
-            hold.labels is None or any(pair in hold.labels for pair in apart)
-            for hold in pool.held.values()
+            hold.labels is None or any(pair in hold.labels for pair in apart) for hold in there
         )
 
-    def _close_to(self, pool: Pool) -> bool:
+    def _close_to(self, there: Iterable[Hold]) -> bool:
         near = self.needs.placement.near
         if not near:
             return True
-        live = {pair for hold in pool.held.values() for pair in hold.labels or ()}
+        live = {pair for hold in there for pair in hold.labels or ()}
         return live.issuperset(near)
 
     def hopeless(self, amount: Vector) -> bool:
@@ -207,6 +211,8 @@ class Shapes:
         if kind is None:
             kind = self._kinds[key] = Kind(key)
             self._rooms.tell_apart(kind.keys())
+            if key.placement.apart_from or key.placement.near:
+                self._rooms.social = True
         return Shape(needs, kind)
 
     def kinds(self) -> list[Kind]:
@@ -244,14 +250,20 @@ class Shapes:
         kind.failed = []
         kind.misses = 0
 
-    def miss(self, shape: Shape) -> None:
-        """It found no room; now and then those that need no less are put aside with it."""
+    def miss(self, shape: Shape, kept: Iterable[Pool]) -> None:
+        """It found no room; now and then those that need no less are put aside with it.
+
+        But for those that might go where room is kept for another.
+        """
         self._stick(shape)
         kind = shape.kind
         kind.misses += 1
         if kind.misses in SWEEPS and kind.failed:
+            rooms = [pool.free for pool in kept]
             for other in list(kind.open):
-                if other.members == 1 and kind.hopeless(other.amount):
+                amount = other.amount
+                aside = not any(within(amount, room) for room in rooms)
+                if aside and other.members == 1 and kind.hopeless(amount):
                     self._stick(other)
 
     def _stick(self, shape: Shape) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from hatoba_scheduler.domain.planning.amounts import Vector, count_in, within
 from hatoba_scheduler.domain.planning.kinds import Kind, Shape, Tier
 from hatoba_scheduler.domain.planning.model import Place
+from hatoba_scheduler.domain.planning.reservations import places_on
 from hatoba_scheduler.domain.planning.rooms import Bucket, Free, Group, Pool, Profile, Rooms, Site
 from hatoba_scheduler.domain.states import Strategy
 
@@ -230,11 +231,4 @@ def _dealt(room: list[tuple[Pool, int]], shape: Shape) -> tuple[Place, ...]:
         more = min(most - counts[pool], missing if _packs(shape) else 1)
         counts[pool] += more
         missing -= more
-    return tuple(place for pool, count in counts.items() for place in _places(pool, count, shape))
-
-
-def _places(pool: Pool, count: int, shape: Shape) -> Iterator[Place]:
-    each = shape.amount[2]
-    ids = pool.free_gpus(each * count)
-    for n in range(count):
-        yield Place(pool.backend, pool.name, ids[n * each : (n + 1) * each])
+    return tuple(place for pool, count in counts.items() for place in places_on(pool, count, shape))

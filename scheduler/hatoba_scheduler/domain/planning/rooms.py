@@ -209,6 +209,8 @@ class Rooms:
         """The same of pools that are reserved."""
         self.version = 0
         """Grows when a profile comes, goes or changes its meaning."""
+        self.social = False
+        """Something asks who else is on a pool: then a start there is a chance, too."""
         self._keys: set[str] = set()
         self._number = 0
 
@@ -287,7 +289,8 @@ class Rooms:
         for gpu in hold.gpus:
             pool.taken[gpu] = pool.taken.get(gpu, 0) + 1
         pool.used = plus(pool.used, hold.amount)
-        self._refile(pool, grown=pool.bucket in self.grown)
+        social = self.social and hold.labels is not None
+        self._refile(pool, grown=social or pool.bucket in self.grown)
 
     def let_go(self, backend: str, name: str, holder: str) -> None:
         """Give back what somebody held; nothing when nothing was."""
@@ -304,8 +307,9 @@ class Rooms:
         if not pool.held and not pool.room.accepting and pool.total == NOTHING and not pool.kept:
             del self.sites[backend].pools[name]
 
-    def rename(self, backend: str, name: str, old: str, new: str, hold: Hold) -> bool:
-        """What was held under one name is held under another; False: it was not."""
+    def rename(self, backend: str, name: str, names: tuple[str, str], hold: Hold) -> bool:
+        """What was held under the first name is held under the second; False: it was not."""
+        old, new = names
         pool = self.pool(backend, name)
         if pool is None or old not in pool.held or pool.held[old].amount != hold.amount:
             return False
@@ -313,6 +317,8 @@ class Rooms:
             return False
         del pool.held[old]
         pool.held[new] = hold
+        if pool.bucket is not None and self.social:
+            self.grown[pool.bucket] = None
         return True
 
     def keep(self, pool: Pool) -> None:

@@ -62,6 +62,7 @@ class Node:
         "children",
         "granted",
         "guaranteed",
+        "head",
         "heap",
         "last",
         "limit",
@@ -108,6 +109,8 @@ class Node:
         """Shares that were given to it, summed up."""
         self.active = False
         """It wants something, or did not long ago."""
+        self.head: tuple[Line, str] | None = None
+        """The first of its lines that found no room, and the job at its head."""
         self.weights = 0.0
         """Of its children that do."""
         self.last = 0.0
@@ -158,6 +161,16 @@ class Node:
         guaranteed = self.guaranteed
         return guaranteed is not NOTHING and any(
             have < own for have, own in _stated(guaranteed, self.used)
+        )
+
+    def spares(self, amount: Vector) -> bool:
+        """Whether it keeps what it is guaranteed when it gives away so much."""
+        if self.guaranteed is NOTHING:
+            return True
+        has = (used for used, _ in _stated(self.guaranteed, self.used))
+        gives = _stated(self.guaranteed, amount)
+        return all(
+            not given or used - given >= own for used, (given, own) in zip(has, gives, strict=True)
         )
 
     def owed(self, amount: Vector) -> bool:

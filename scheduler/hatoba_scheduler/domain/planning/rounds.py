@@ -1,0 +1,269 @@
+"""One slice of planning: opens what may fit, places heads in turn, reserves and makes room."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+
+from hatoba_scheduler.domain.capacity import describe
+from hatoba_scheduler.domain.planning.amounts import Vector, resources, total_of
+from hatoba_scheduler.domain.planning.kinds import Kind, Shape, Shapes
+from hatoba_scheduler.domain.planning.lines import Line, Rank, born
+from hatoba_scheduler.domain.planning.model import (
+    Assignment,
+    Entry,
+    Place,
+    PlannerRules,
+    Preemption,
+    Round,
+)
+from hatoba_scheduler.domain.planning.placing import Placer
+from hatoba_scheduler.domain.planning.preemption import Preempting, Sacrifice
+from hatoba_scheduler.domain.planning.reservations import Reservation, Reservations
+from hatoba_scheduler.domain.planning.rooms import Hold, Pool, Profile, Rooms
+from hatoba_scheduler.domain.planning.runs import Runs, hold_of
+from hatoba_scheduler.domain.planning.shares import Node, Tree
+from hatoba_scheduler.domain.planning.waiting import Waiting
+from hatoba_scheduler.domain.records import Micros
+
+DAY = 86_400_000_000
+
+
+class Parts:
+    """Everything that is known, as the parts of the planner share it."""
+
+    def __init__(self, rules: PlannerRules) -> None:
+        self.rules = rules
+        self.rooms = Rooms()
+        self.shapes = Shapes(self.rooms)
+        self.tree = Tree()
+        self.runs = Runs()
+        self.waiting = Waiting(self.tree, self.shapes, round(rules.ageing * 1000))
+        self.placer = Placer(self.rooms)
+        self.reservations = Reservations(self.rooms, self.runs)
+        self.preempting = Preempting(rules, self.rooms, self.tree, self.runs)
+
+
+class Rounds:
+    """Decides. What it decides is held from then on."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._impatient: list[tuple[Micros, int, Line, str]] = []
+        """Heads that found no room, and when some is reserved for them."""
+        self._numbers = itertools.count()
+        self._preemptions: list[Preemption] = []
+
+    def plan(self, now: Micros, work: float) -> Round:
+        """What is to be done next, for about so many units of work."""
+        parts = self._parts
+        parts.tree.begin(now, parts.rooms.total)
+        parts.reservations.tidy(now)
+        self._preemptions = []
+        assignments: list[Assignment] = []
+        left = work - self._reserve_for_impatient(now)
+        more = True
+        while left > 0:
+            if parts.rooms.grown or parts.rooms.grown_kept:
+                left -= self.look_again()
+                continue
+            line = parts.tree.pick() if parts.shapes.opened else None
+            if line is None:
+                more = False
+                break
+            before = parts.placer.looked
+            assignment = self._try(line, now)
+            if assignment is not None:
+                assignments.append(assignment)
+            left -= 3 + (parts.placer.looked - before) / 8
+        return Round(tuple(assignments), tuple(self._preemptions), more)
+
+    # -- opening ----------------------------------------------------------------------------------
+
+    def look_again(self) -> float:
+        """Open the shapes that something that became free would do for; the work it was."""
+        rooms = self._parts.rooms
+        if not rooms.grown:
+            pool, _ = rooms.grown_kept.popitem()
+            return self._open(pool.free, pool)
+        bucket, _ = rooms.grown.popitem()
+        if not bucket.pools:
+            return 0.1
+        return self._open(bucket.free, bucket.profile)
+
+    def _open(self, free: Vector, where: Profile | Pool) -> float:
+        shapes, waiting = self._parts.shapes, self._parts.waiting
+        work = 1.0
+        for kind in shapes.kinds():
+            if where.backend not in kind.needs.backends or not kind.suits(where):
+                continue
+            if isinstance(where, Profile):
+                shapes.grown(kind)
+            work += 0.2 + len(kind.stuck) / 50
+            for shape in _that_fit(kind, free):
+                waiting.let_go(shapes.free(shape))
+        return work
+
+    # -- placing ----------------------------------------------------------------------------------
+
+    def _try(self, line: Line, now: Micros) -> Assignment | None:
+        """Place the head of a line; None: there is no leave or no room, and it is put aside."""
+        parts, shape = self._parts, line.shape
+        barred = bar(line)
+        if barred is not None:
+            line.parked = True
+            barred.capped.append(line)
+            self._make_room(line, now)
+            return None
+        places = self.places(line, now)
+        if places:
+            return self._take(line, places)
+        parts.shapes.miss(shape, parts.reservations.pools())
+        if not self._make_room(line, now):
+            self._note_head(line, now)
+        return None
+
+    def places(self, line: Line, now: Micros) -> tuple[Place, ...]:
+        """Where the head of a line would go now; empty: nowhere."""
+        parts = self._parts
+        places = parts.reservations.places(line) or parts.placer.places(line.shape)
+        if not places and line.shape.members == 1:
+            pool = parts.reservations.beside(line.shape, now)
+            if pool is not None:
+                gpus = pool.free_gpus(line.shape.amount[2])
+                return (Place(pool.backend, pool.name, gpus),)
+        return places
+
+    def _take(self, line: Line, places: tuple[Place, ...]) -> Assignment:
+        parts, shape, node = self._parts, line.shape, line.node
+        parts.reservations.drop(line)
+        uid, tasks = parts.waiting.take(line)
+        for task, place in zip(tasks, places, strict=True):
+            hold = Hold(shape.amount, place.gpus, uid)
+            parts.rooms.hold(place.backend, place.pool, planned_name(uid, task), hold)
+            parts.rooms.site(place.backend).slots -= 1
+        parts.tree.charge(node, shape.whole, shape.members)
+        return Assignment(uid, tasks, places, node.queue, shape.needs)
+
+    # -- keeping room for a head ------------------------------------------------------------------
+
+    def _note_head(self, line: Line, now: Micros) -> None:
+        """A line found no room: when it is the first of its queue, some is reserved for it soon."""
+        node, rank = line.node, line.rank
+        known = node.head
+        if rank is None or self._parts.reservations.of(line) is not None:
+            return
+        if known is not None and _goes_before(known, line, rank):
+            return
+        node.head = (line, rank.uid)
+        self._call_back(now + round(self._parts.rules.reserve_after * 1e6), line, rank.uid)
+
+    def _call_back(self, when: Micros, line: Line, uid: str) -> None:
+        heapq.heappush(self._impatient, (when, next(self._numbers), line, uid))
+
+    def _reserve_for_impatient(self, now: Micros) -> float:
+        """Reserve for heads that found no room for long enough; the work it was."""
+        work = 0.0
+        while self._impatient and self._impatient[0][0] <= now:
+            _, _, line, uid = heapq.heappop(self._impatient)
+            if line.node.head != (line, uid) or line.rank is None or line.rank.uid != uid:
+                continue
+            if not line.shape.stuck or self._parts.reservations.of(line) is not None:
+                line.node.head = None
+                continue
+            work += 20.0
+            self._reserve(line, uid, now)
+        return work
+
+    def _reserve(self, line: Line, uid: str, now: Micros) -> None:
+        parts = self._parts
+        rules, reservations = parts.rules, parts.reservations
+        if len(reservations) >= rules.reservations or bar(line) is not None:
+            self._call_back(now + 1_000_000, line, uid)
+            return
+        found = reservations.earliest(line.shape, now)
+        if found is not None:
+            reservations.add(Reservation(line, found[1], found[0]))
+            return
+        ripe = born(uid) * 1000 + round(rules.patience * 1e6)
+        if now < ripe:
+            self._call_back(min(ripe, now + DAY), line, uid)
+            return
+        counts = reservations.drained(line.shape)
+        if counts is not None:
+            reservations.add(Reservation(line, counts, None))
+
+    # -- making room ------------------------------------------------------------------------------
+
+    def _make_room(self, line: Line, now: Micros) -> bool:
+        """Have others give way for the head of a line, if it may; whether any did or do."""
+        parts = self._parts
+        known = parts.reservations.of(line)
+        if known is not None and known.until is not None:
+            return True
+        head = line.head()
+        returned = isinstance(head, Entry) and head.first
+        if returned or len(self._preemptions) >= parts.rules.preemptions:
+            return False
+        found = parts.preempting.find(line, now)
+        if found is None or line.rank is None:
+            return False
+        for one in itertools.chain.from_iterable(found.units):
+            parts.runs.unfile(one)
+            one.leaving = True
+        until = now + round(parts.rules.hold * 1e6)
+        parts.reservations.add(Reservation(line, found.counts, None, until))
+        victims = tuple(sorted(one.name for unit in found.units for one in unit))
+        note = sacrifice_note(found, line, parts.rules)
+        self._preemptions.append(Preemption(victims, line.rank.uid, note))
+        return True
+
+
+def bar(line: Line) -> Node | None:
+    """The queue, of its own and those above, whose limits leave its head no room."""
+    shape = line.shape
+    for node in line.node.path:
+        if node.limits and not node.allows(shape.whole, shape.members):
+            return node
+    return None
+
+
+def _goes_before(known: tuple[Line, str], line: Line, rank: Rank) -> bool:
+    """Whether the known head of a queue still is, beside the head of this line."""
+    other, uid = known
+    if not other.live or other.rank is None:
+        return False
+    return other.rank < rank or (other is line and uid == rank.uid)
+
+
+def sacrifice_note(found: Sacrifice, line: Line, rules: PlannerRules) -> str:
+    """In words, whose place is taken and why."""
+    names = [one for unit in found.units for one in unit]
+    freed = describe(resources(total_of(hold_of(one).amount for one in names)))
+    pools = ", ".join(sorted({one.place.pool for one in names}))
+    many = f"{len(names)} attempt{'s' if len(names) > 1 else ''}"
+    what = f"{many} of priority {found.cost[0]} at most, {found.cost[1]:.0f} s of work not saved"
+    why = (
+        f"queue {line.node.queue[1]!r} takes back what it is guaranteed"
+        if found.reclaim
+        else f"it has priority {line.priority}"
+    )
+    return f"Takes the place of {what}: {why}; frees {freed} on {pools}."
+
+
+def planned_name(uid: str, index: int) -> str:
+    """Under what a place is held from its planning until the attempt has a name."""
+    return f"plan:{uid}:{index}"
+
+
+def _that_fit(kind: Kind, free: Vector) -> list[Shape]:
+    """Stuck shapes that so much would do for; what they name beside is looked at later."""
+    cpus, memory, gpus, slots, _ = free
+    return [
+        shape
+        for shape in kind.stuck
+        if (amount := shape.amount)[0] <= cpus
+        and amount[1] <= memory
+        and amount[2] <= gpus
+        and amount[3] <= slots
+    ]
