@@ -72,6 +72,7 @@ from hatoba_scheduler.control.disconnects import Disconnects
 from hatoba_scheduler.control.disk_watch import DiskWatch
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
 from hatoba_scheduler.control.events import EventLog
+from hatoba_scheduler.control.figures import Figures
 from hatoba_scheduler.control.followers import Followers
 from hatoba_scheduler.control.garbage import Garbage
 from hatoba_scheduler.control.hub import Hub
@@ -82,6 +83,7 @@ from hatoba_scheduler.control.logged_models import LoggedModels
 from hatoba_scheduler.control.logs import LogStore
 from hatoba_scheduler.control.metrics import MetricWriter
 from hatoba_scheduler.control.model_versions import register_models
+from hatoba_scheduler.control.overview import Overviewer, OverviewParts
 from hatoba_scheduler.control.predictions import Append, PredictionDesk
 from hatoba_scheduler.control.publisher import Publisher
 from hatoba_scheduler.control.queues import QueueBook
@@ -114,6 +116,7 @@ from hatoba_scheduler.services.admin import AdminParts, AdminServicer
 from hatoba_scheduler.services.artifacts import ArtifactParts, ArtifactServicer
 from hatoba_scheduler.services.datasets import DatasetParts, DatasetServicer
 from hatoba_scheduler.services.deployments import DeploymentParts, DeploymentServicer
+from hatoba_scheduler.services.explaining import Explainer
 from hatoba_scheduler.services.job_parts import JobParts
 from hatoba_scheduler.services.jobs import JobServicer
 from hatoba_scheduler.services.models import ModelParts, ModelServicer
@@ -675,6 +678,17 @@ def _add_services(
         await core.backend_book.cordon(note, drain=request.drain, actor=actor)
         return backends.info(note.name, core.loops[note.name], core.dispatcher.planner)
 
+    overview = OverviewParts(
+        core.store,
+        _usages(core),
+        core.activity,
+        core.hub,
+        lambda: _status(core),
+        lambda: backends.report(core.loops, core.dispatcher.planner),
+        Explainer(parts).waiting,
+        lambda: core.metrics.last_lag,
+        core.dispatcher.rounds,
+    )
     admin = AdminParts(
         core.store,
         core.authenticator,
@@ -684,6 +698,7 @@ def _add_services(
         cordon_backend,
         lambda: _status(core),
         _upkeep(core, backends),
+        Overviewer(overview),
     )
     webhook_pb2_grpc.add_WebhookServiceServicer_to_server(
         WebhookServicer(_webhook_parts(core)), server
@@ -699,9 +714,7 @@ def _webhook_parts(core: Core) -> WebhookParts:
 def _upkeep(core: Core, backends: Backends) -> Upkeep:
     check = StoreCheck(core.store, core.ledger, core.clock)
     instances = {name: opened.backend for name, opened in backends.opened.items()}
-    adoption = Adoption(
-        core.ledger, core.store, core.clock, core.hub, instances, core.desk.commit
-    )
+    adoption = Adoption(core.ledger, core.store, core.clock, core.hub, instances, core.desk.commit)
 
     async def adopt_all(dry_run: bool) -> Adopted:
         report = await adoption.adopt(dry_run=dry_run)
@@ -717,6 +730,20 @@ def _upkeep(core: Core, backends: Backends) -> Upkeep:
         return not core.adopted.is_set()
 
     return Upkeep(core.backups, check, restored, adopt_all, asyncio.Lock())
+
+
+def _show_figures(core: Core) -> None:
+    """The operators' numbers, on the metrics page."""
+    core.dispatcher.rounds.observe = core.metrics.planner_rounds.observe
+    core.store.commit_times.observe = core.metrics.commits.observe
+    figures = Figures(
+        _usages(core),
+        core.activity,
+        core.loops,
+        lambda: core.events.watchers,
+        lambda: core.webhooks.failing,
+    )
+    core.metrics.show(figures.read)
 
 
 def _queue_parts(core: Core) -> QueueParts:
@@ -769,6 +796,7 @@ def _status(core: Core) -> admin_pb2.ServerStatus:
 
 
 def _http(core: Core, transport: Transport) -> Any:
+    _show_figures(core)
     listen = core.options.config.server.http_listen
     authorize = None if listen.loopback else core.authenticator.may_read
     app = metrics_app(core.metrics, authorize)

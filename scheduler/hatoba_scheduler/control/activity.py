@@ -14,7 +14,7 @@ from hatoba_scheduler.control.counts import OwnerKey
 from hatoba_scheduler.control.ledger import Commit
 from hatoba_scheduler.domain.planning.model import QueueKey
 from hatoba_scheduler.domain.records import Attempt, Event, Job
-from hatoba_scheduler.domain.states import JobState, Release
+from hatoba_scheduler.domain.states import AttemptState, JobState, Release
 from hatoba_scheduler.domain.transitions import Rows
 
 SPAN_SECONDS = 10.0
@@ -55,12 +55,18 @@ class Activity:
         self._clock = clock
         self._began = clock.monotonic()
         self._spans: deque[_Span] = deque([_Span(self._began)], maxlen=SPANS)
+        self.submitted: Counter[QueueKey] = Counter()
+        """Jobs since the start, by queue; likewise tasks started and ended."""
+        self.started: Counter[QueueKey] = Counter()
+        self.ended: Counter[QueueKey] = Counter()
         self.transitions: Counter[Transition] = Counter()
         self.retries: Counter[str] = Counter()
         """Further attempts, by the cause of the one before."""
         self.preemptions = 0
         self.running: Counter[OwnerKey] = Counter()
         """Jobs that are under way, by whose they are."""
+        self.live: dict[str, AttemptState] = {}
+        """Attempts that have not ended, by name."""
         self.unknown: dict[str, Attempt] = {}
         """Attempts that cannot be reached, by name."""
         self.releasing: dict[str, Attempt] = {}
@@ -119,6 +125,7 @@ class Activity:
         cause = event.cause.code.name if event.cause is not None else ""
         if event.reason == "submit":
             span.submitted[key] += 1
+            self.submitted[key] += 1
             return
         if before is after:
             return
@@ -127,8 +134,10 @@ class Activity:
             return
         if after is JobState.RUNNING:
             span.started[key] += 1
+            self.started[key] += 1
         elif after.terminal:
             span.ended[key] += 1
+            self.ended[key] += 1
         elif after is JobState.QUEUED and event.attempt:
             self.retries[cause or "NONE"] += 1
         self.preemptions += event.reason == "preempt"
@@ -151,6 +160,10 @@ class Activity:
 
     def _note_attempt(self, attempt: Attempt) -> None:
         over = attempt.state.terminal
+        if over:
+            self.live.pop(attempt.name, None)
+        else:
+            self.live[attempt.name] = attempt.state
         _keep(self.unknown, attempt, bool(attempt.unknown_since) and not over)
         _keep(self.releasing, attempt, over and attempt.release is not Release.RELEASED)
 

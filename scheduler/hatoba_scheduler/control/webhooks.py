@@ -112,6 +112,11 @@ class Webhooks:
         """One webhook, with how its deliveries go. Raises NotFound."""
         return self._hook(project, name).row
 
+    @property
+    def failing(self) -> int:
+        """How many were not taken the last time."""
+        return sum(hook.row.failures > 0 for hook in self._hooks.values())
+
     def of(self, project: str) -> list[Webhook]:
         """Those of a project, by name."""
         return [hook.row for key, hook in sorted(self._hooks.items()) if key[0] == project]

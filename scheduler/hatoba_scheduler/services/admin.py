@@ -11,6 +11,7 @@ import grpc
 from hatoba.v1 import admin_pb2, admin_pb2_grpc
 from hatoba_scheduler.auth.authenticator import Authenticator
 from hatoba_scheduler.auth.roles import Role
+from hatoba_scheduler.control.overview import Overviewer
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain import references
 from hatoba_scheduler.domain.records import TokenRecord
@@ -37,6 +38,7 @@ class AdminParts:
     cordon_backend: Callable[[admin_pb2.CordonBackendRequest], Awaitable[admin_pb2.BackendInfo]]
     status: Callable[[], admin_pb2.ServerStatus]
     upkeep: Upkeep
+    overviewer: Overviewer
 
 
 class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
@@ -62,6 +64,12 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.ServerStatus:
         """How the server is."""
         return self._parts.status()
+
+    async def GetOverview(
+        self, request: admin_pb2.GetOverviewRequest, context: Context
+    ) -> admin_pb2.Overview:
+        """What an operator must know first."""
+        return await self._parts.overviewer.overview()
 
     async def CreateBackup(
         self, request: admin_pb2.CreateBackupRequest, context: Context

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 import structlog
@@ -19,8 +19,11 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 # The buckets that the RPC conventions ask for, in seconds.
+SHORT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 LAG_INTERVAL_SECONDS = 1.0
 LAG_WARNING_SECONDS = 0.1
@@ -57,6 +60,20 @@ class ServerMetrics:
             "Calls that ended with INTERNAL.",
             registry=self.registry,
         )
+        self.planner_rounds = Histogram(
+            "hatoba_planner_round_seconds",
+            "Time that a round of planning took, its slices together.",
+            buckets=SHORT_BUCKETS,
+            registry=self.registry,
+        )
+        self.commits = Histogram(
+            "hatoba_store_commit_seconds",
+            "Time from a transaction's begin to its commit.",
+            buckets=SHORT_BUCKETS,
+            registry=self.registry,
+        )
+        self.last_lag = 0.0
+        self._snapshots: list[_Snapshot] = []
         self._observers: dict[tuple[str, str], Callable[[float], None]] = {}
         self._gauges: dict[str, Gauge] = {}
 
@@ -83,6 +100,36 @@ class ServerMetrics:
         """Show a figure that somebody else counts; `read` is called from another thread."""
         Gauge(name, description, registry=self.registry).set_function(read)
 
+    def show(self, read: Callable[[], Iterable[Metric]]) -> None:
+        """Show what `read` finds; it is called on the loop, before each page is written."""
+        snapshot = _Snapshot(read)
+        self._snapshots.append(snapshot)
+        self.registry.register(snapshot)
+
+    def refresh(self) -> None:
+        """Read anew what is shown; on the loop."""
+        for snapshot in self._snapshots:
+            snapshot.refresh()
+
+    def lagged(self, seconds: float) -> None:
+        """The loop woke up so late."""
+        self.last_lag = seconds
+        self.loop_lag.set(seconds)
+
+
+class _Snapshot(Collector):
+    """What was read on the loop, to be written by another thread."""
+
+    def __init__(self, read: Callable[[], Iterable[Metric]]) -> None:
+        self._read = read
+        self._found: Sequence[Metric] = ()
+
+    def refresh(self) -> None:
+        self._found = list(self._read())
+
+    def collect(self) -> Iterable[Metric]:
+        return self._found
+
 
 async def watch_loop_lag(
     metrics: ServerMetrics,
@@ -94,7 +141,7 @@ async def watch_loop_lag(
         before = monotonic()
         await sleep(LAG_INTERVAL_SECONDS)
         lag = max(0.0, monotonic() - before - LAG_INTERVAL_SECONDS)
-        metrics.loop_lag.set(lag)
+        metrics.lagged(lag)
         if lag >= LAG_WARNING_SECONDS:
             _log.warning("event loop late", lag_seconds=round(lag, 3))
 
@@ -110,6 +157,7 @@ def metrics_app(
     async def show(request: web.Request) -> web.Response:
         if authorize is not None and not authorize(request.headers.get("Authorization")):
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
+        metrics.refresh()
         # The process collector reads /proc.
         body = await asyncio.to_thread(generate_latest, metrics.registry)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
