@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from hatoba.v1 import job_pb2, runner_pb2, worker_pb2
 from hatoba_worker.keeper.journal import Journal
@@ -17,7 +17,7 @@ from hatoba_worker.keeper.messages import Exit, LimitBy
 from hatoba_worker.tombstones import Tombstones
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-Why = Literal["stop", "timeout"]
+Why = Literal["stop", "timeout", "away"]
 Record = dict[str, Any]
 
 
@@ -79,6 +79,14 @@ class Reports:
         self.ends = {each: end for each, end in self.ends.items() if each > number}
 
 
+class GangPlace(NamedTuple):
+    """A member's place in its gang: `addresses` are `host:port` of all members, by rank."""
+
+    rank: int
+    generation: int
+    addresses: tuple[str, ...]
+
+
 @dataclass(slots=True, eq=False)
 class Attempt:
     """One attempt from its launch until it is forgotten.
@@ -93,6 +101,7 @@ class Attempt:
     home: str
     launched_ns: int
     granted: bool = False
+    gang: GangPlace | None = None
     begun: Start | None = None
     exit: Exit | None = None
     lost: bool = False

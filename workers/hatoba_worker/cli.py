@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from pathlib import Path
 
@@ -24,6 +25,22 @@ def _labels(
             raise click.BadParameter(f"{text!r} is no label: write KEY=VALUE")
         labels[key] = value
     return labels
+
+
+def _named(
+    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, int]:
+    named: dict[str, int] = {}
+    for text in given:
+        name, _, amount = text.partition("=")
+        if not re.fullmatch(r"[a-z]([a-z0-9._-]{0,46}[a-z0-9])?", name) or not amount.isdecimal():
+            raise click.BadParameter(
+                f"{text!r} is no resource: write NAME=N, the name in small letters, digits and .-_"
+            )
+        if not 1 <= int(amount) <= 1_000_000:
+            raise click.BadParameter(f"{text!r}: so many of it must be 1 to 1,000,000")
+        named[name] = int(amount)
+    return named
 
 
 def _memory(_context: click.Context, _option: click.Parameter, given: str | None) -> int:
@@ -55,6 +72,20 @@ def _memory(_context: click.Context, _option: click.Parameter, given: str | None
 @click.option("--gpus", type=click.IntRange(min=0), default=0, help="GPUs to give away.")
 @click.option("--slots", type=click.IntRange(min=1), default=None, help="Tasks that state no need.")
 @click.option(
+    "--resource",
+    "named",
+    multiple=True,
+    callback=_named,
+    metavar="NAME=N",
+    help="So many things of any name to give away, e.g. license=2. Repeatable.",
+)
+@click.option(
+    "--address",
+    default="",
+    metavar="ADDRESS",
+    help="Where other hosts reach this one, for gangs; the machine's name when not given.",
+)
+@click.option(
     "--serve-address",
     default="127.0.0.1",
     show_default=True,
@@ -74,6 +105,8 @@ def start(
     memory: int,
     gpus: int,
     slots: int | None,
+    named: dict[str, int],
+    address: str,
     serve_address: str,
     labels: dict[str, str],
 ) -> None:
@@ -102,6 +135,8 @@ def start(
         gpus=gpus,
         slots=-1 if slots is None else slots,
         labels=labels,
+        named=named,
+        address=address,
         serve_address=serve_address,
     )
     config.save()

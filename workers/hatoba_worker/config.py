@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ class Config:
     """One worker's settings; sizes in bytes, -1: what the machine has.
 
     An empty `server` means the embedded one, found by `server.json` of the data directory. Replicas
-    listen on `serve_address`, under which routers have to reach them.
+    listen on `serve_address`, under which routers have to reach them. Members of gangs reach those
+    here at `address`; empty: 127.0.0.1 when embedded, else the machine's name.
     """
 
     data: Path
@@ -34,7 +36,9 @@ class Config:
     gpus: int = 0
     slots: int = -1
     labels: dict[str, str] = field(default_factory=dict)
+    named: dict[str, int] = field(default_factory=dict)
     embedded: bool = False
+    address: str = ""
     serve_address: str = "127.0.0.1"
     log_limit_bytes: int = logs.LIMIT
     cache_limit_bytes: int = trees.LIMIT
@@ -43,6 +47,11 @@ class Config:
     def token_path(self) -> Path:
         """Where the token stands."""
         return Path(self.token_file).expanduser() if self.token_file else self.data / "worker.token"
+
+    @property
+    def reached_at(self) -> str:
+        """Where other hosts reach this one."""
+        return self.address or ("127.0.0.1" if self.embedded else socket.gethostname())
 
     def resolved(self) -> tuple[float, int, int]:
         """Cores, bytes of memory and slots to give away."""

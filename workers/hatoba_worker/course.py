@@ -16,6 +16,7 @@ import structlog
 
 from hatoba.v1 import common_pb2, job_pb2, runner_pb2, worker_pb2
 from hatoba_worker import exits, logged, tinyfiles
+from hatoba_worker.absence import Absence
 from hatoba_worker.attempts import Attempt, Book, Start, Why
 from hatoba_worker.burials import Burials
 from hatoba_worker.executors import Executor
@@ -26,7 +27,7 @@ from hatoba_worker.logs import FILES, LogShipper
 from hatoba_worker.reports import Reporter, heartbeat
 from hatoba_worker.session import Session
 from hatoba_worker.spans import Spans
-from hatoba_worker.staging import STOP_FILE, Stager
+from hatoba_worker.staging import SAVE_FILE, STOP_FILE, Stager
 from hatoba_worker.streams_in import InputStreams
 from hatoba_worker.tails import last_lines
 from hatoba_worker.timeouts import Timeouts
@@ -50,6 +51,7 @@ class Parts:
     transfers: Transfers
     spans: Spans
     timeouts: Timeouts
+    absence: Absence
     burials: Burials
     streams: InputStreams
 
@@ -80,11 +82,13 @@ class Course:
         parts = self._parts
         parts.shipper.follow(attempt, ("stdout", "stderr"))
         parts.timeouts.watch(attempt, self.stop)
+        parts.absence.watch(attempt, self.stop)
         parts.streams.begin(attempt)
         if attempt.why:
             self._end(attempt)
         await attempt.ended.wait()
         parts.timeouts.forget(attempt.name)
+        parts.absence.forget(attempt.name)
         failure = await parts.streams.end(attempt.name)
         if attempt.lost:
             await attempt.is_gone.wait()
@@ -121,6 +125,16 @@ class Course:
             self._end(attempt)
         elif attempt.interrupt is not None:
             attempt.interrupt()
+
+    def ask_to_save(self, attempt: Attempt, seconds: float) -> None:
+        """The attempt may save a checkpoint; it is stopped after so long."""
+        path = attempt.path(SAVE_FILE)
+        if not attempt.running or attempt.why or tinyfiles.exists(path):
+            return
+        try:
+            tinyfiles.swap(path, f"{time.time() + seconds:.3f}".encode())
+        except OSError as error:
+            log.warning("save.file", attempt=attempt.name, error=str(error))
 
     def drop(self, attempt: Attempt) -> bool:
         """The server wants nothing more of it; False when nothing but `discard` is left to do."""
@@ -260,6 +274,7 @@ class Course:
         self._parts.shipper.drop(name)
         self._parts.reporter.forget(name)
         self._parts.timeouts.forget(name)
+        self._parts.absence.forget(name)
         self._parts.burials.add(attempt, outcome)
 
     async def discard(self, attempt: Attempt) -> None:

@@ -19,6 +19,7 @@ OUT_OF_MEMORY = runner_pb2.EXIT_KIND_OUT_OF_MEMORY
 RUN_TIMEOUT = runner_pb2.EXIT_KIND_RUN_TIMEOUT
 STOPPED = runner_pb2.EXIT_KIND_STOPPED
 LOST = runner_pb2.EXIT_KIND_LOST
+DISCONNECTED = runner_pb2.EXIT_KIND_DISCONNECTED
 OUTPUT_FAILED = runner_pb2.EXIT_KIND_OUTPUT_FAILED
 STAGING_FAILED = runner_pb2.EXIT_KIND_STAGING_FAILED
 
@@ -91,5 +92,8 @@ def _stopped(attempt: Attempt, found: Exit) -> Ending:
         limit = attempt.launch.timeout.ToTimedelta().total_seconds()
         message = f"{limit:g} s"
         return Ending(RUN_TIMEOUT, exit_code=code, signal=signal, message=message)
+    if attempt.why == "away":
+        limit = attempt.launch.stop_after.ToTimedelta().total_seconds()
+        return Ending(DISCONNECTED, exit_code=code, signal=signal, message=f"{limit:g} s")
     message = "" if attempt.why else "its host was shut down"
     return Ending(STOPPED, exit_code=code, signal=signal, message=message)

@@ -15,7 +15,7 @@ from google.protobuf import json_format
 
 from hatoba.v1 import common_pb2, job_pb2, worker_pb2
 from hatoba_worker import spool, streams_in, tinyfiles
-from hatoba_worker.attempts import Attempt
+from hatoba_worker.attempts import Attempt, GangPlace
 from hatoba_worker.environments import Environments, Interpreter, Tenant
 from hatoba_worker.failures import input_changed, staging_failed
 from hatoba_worker.homes import Homes
@@ -28,6 +28,8 @@ from hatoba_worker.trees import TreeCache
 
 PARAMS = "params.json"
 STOP_FILE = "stop"
+SAVE_FILE = "save"
+"""Stands in an attempt's directory once it was asked to save a checkpoint."""
 RESTORE = "restore"
 # What a job may import, and what a model's server needs, where an environment has no such thing.
 _LIBRARY = ("hatoba", "hatoba_worker", "h11")
@@ -182,7 +184,26 @@ class Stager:
             "HATOBA_OUTPUTS": attempt.path("outputs"),
             "HATOBA_CHECKPOINTS": attempt.path("checkpoints"),
         }
-        return env
+        return env | gang_environment(attempt.gang)
+
+
+def gang_environment(place: GangPlace | None) -> dict[str, str]:
+    """What a gang's member is told of the others, also by the names that `torchrun` uses."""
+    if place is None:
+        return {}
+    host, _, port = place.addresses[0].rpartition(":")
+    rank, size = str(place.rank), str(len(place.addresses))
+    return {
+        "RANK": rank,
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": host.strip("[]"),
+        "MASTER_PORT": port,
+        "HATOBA_GANG_RANK": rank,
+        "HATOBA_GANG_SIZE": size,
+        "HATOBA_GANG_GENERATION": str(place.generation),
+        "HATOBA_GANG_ADDRESSES": ",".join(place.addresses),
+    }
 
 
 def base_environment(environ: Mapping[str, str]) -> dict[str, str]:

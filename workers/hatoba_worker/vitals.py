@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from hatoba.v1 import worker_pb2
 from hatoba_worker import host
+from hatoba_worker.absence import Absence
 from hatoba_worker.attempts import Attempt, Book
 from hatoba_worker.executors import Executor
 from hatoba_worker.reports import heartbeat
@@ -26,19 +27,24 @@ class Vitals:
         executor: Executor,
         session: Session,
         spans: Spans,
+        absence: Absence,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._book = book
         self._executor = executor
         self._session = session
         self._spans = spans
+        self._absence = absence
         self._sleep = sleep
 
     async def beat(self) -> None:
-        """Every 10 s: measure what runs, and say that it lives; until cancelled."""
+        """Measure what runs, and say that it lives, until cancelled.
+
+        Every 10 s, or more often for who may not be without the server for long.
+        """
         while True:
             before = self._session.sent
-            await self._sleep(BEAT)
+            await self._sleep(min(BEAT, self._absence.beat or BEAT))
             await self.measure()
             for attempt in self._book.live.values():
                 if _beats(attempt):

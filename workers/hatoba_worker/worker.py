@@ -16,13 +16,15 @@ import structlog
 
 from hatoba.v1 import runner_pb2, worker_pb2
 from hatoba_worker import host, trees
-from hatoba_worker.attempts import Attempt, Book, Start
+from hatoba_worker.absence import Absence
+from hatoba_worker.attempts import Attempt, Book, GangPlace, Start
 from hatoba_worker.burials import Burials
 from hatoba_worker.config import Config
 from hatoba_worker.course import Course, Parts, Way, gone_item, started_item
 from hatoba_worker.dial import Connection, Locator
 from hatoba_worker.environments import Environments
 from hatoba_worker.executors.process import ProcessExecutor
+from hatoba_worker.gang_ports import GangPorts
 from hatoba_worker.homes import Homes
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
@@ -48,6 +50,7 @@ SECRETS_EVERY = 2.0
 PROTOCOL = 1
 _SAVE_AGAIN = 1.0
 _GRANTED = runner_pb2.CLAIM_VERDICT_GRANTED
+_WAIT = runner_pb2.CLAIM_VERDICT_WAIT
 
 
 class AlreadyRuns(Exception):
@@ -88,6 +91,8 @@ class Worker:
         self._courses: dict[str, asyncio.Task[None]] = {}
         self._resaving = False
         self._secret_names: list[str] = []
+        self._ports = GangPorts(config.reached_at)
+        self._absence = Absence(config.data, self._boot)
 
     async def run(self) -> None:
         """Work until cancelled; what runs goes on without us."""
@@ -129,7 +134,7 @@ class Worker:
         self._shipper = LogShipper(self._book, limit=config.log_limit_bytes)
         self._reporter = Reporter(self._book, self._session, transfers, tasks)
         spans = Spans()
-        self._vitals = Vitals(self._book, self._executor, self._session, spans)
+        self._vitals = Vitals(self._book, self._executor, self._session, spans, self._absence)
         burials = Burials(
             self._book, self._homes, self._executor, self._environments, tasks, self._save
         )
@@ -144,6 +149,7 @@ class Worker:
                 transfers=transfers,
                 spans=spans,
                 timeouts=Timeouts(),
+                absence=self._absence,
                 burials=burials,
                 streams=InputStreams(transfers, tasks),
             )
@@ -168,6 +174,7 @@ class Worker:
         for directory in (homes, data / "cache" / "trees"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._rebooted = self._book.load()
+        self._absence.load()
         trees.tidy(data / "cache" / "trees")
         self._stager.prepare()
         self._environments.tidy()
@@ -298,6 +305,8 @@ class Worker:
             labels=self._config.labels,
             secrets=self._secret_names,
             embedded=self._config.embedded,
+            named=self._config.named,
+            address=self._config.reached_at,
         )
 
     async def serve(self, link: Connection) -> None:
@@ -306,6 +315,7 @@ class Worker:
 
     def heard(self, items: Items) -> None:
         """What the server said, in order."""
+        self._absence.heard()
         for item in items:
             match item.WhichOneof("item"):
                 case "launch":
@@ -377,6 +387,8 @@ class Worker:
         claim = runner_pb2.ClaimAttemptRequest(
             attempt=attempt.name, fence=attempt.fence, nonce=attempt.nonce
         )
+        if attempt.launch.gang_size:
+            claim.address = self._ports.address_of(attempt.name)
         attempt.unanswered["claim"] = worker_pb2.WorkerItem(claim=claim)
         self._session.send(attempt.unanswered["claim"])
 
@@ -384,13 +396,27 @@ class Worker:
         attempt = self._book.live.get(answer.attempt)
         if attempt is None or attempt.unanswered.pop("claim", None) is None:
             return
+        if answer.verdict == _WAIT:
+            wait = answer.retry_after.ToTimedelta().total_seconds()
+            asyncio.get_running_loop().call_later(wait, self._claim_again, attempt)
+            return
+        self._ports.free(attempt.name)
         if answer.verdict != _GRANTED:
             self._session.send(gone_item(attempt.name, attempt.fence))
             self._course.forget(attempt, runner_pb2.ClaimVerdict.Name(answer.verdict))
             return
         attempt.granted = True
+        if answer.members:
+            addresses = tuple(member.address for member in answer.members)
+            attempt.gang = GangPlace(attempt.launch.index, answer.generation, addresses)
         restore = answer.checkpoint if answer.HasField("checkpoint") else None
         self._go(attempt, lambda one: self._course.begin(one, restore))
+
+    def _claim_again(self, attempt: Attempt) -> None:
+        """The others of its gang may have claimed by now."""
+        live = self._book.live.get(attempt.name) is attempt
+        if live and not attempt.granted and not attempt.dropped:
+            self._claim(attempt)
 
     def _committed(self, answer: runner_pb2.CommitAttemptResponse) -> None:
         attempt = self._book.live.get(answer.attempt)
@@ -420,8 +446,11 @@ class Worker:
 
     def _ordered(self, order: runner_pb2.HeartbeatResponse) -> None:
         attempt = self._book.live.get(order.attempt)
+        grace = order.grace.ToTimedelta().total_seconds()
         if attempt is not None and order.order == runner_pb2.RUNNER_ORDER_STOP:
-            self._course.stop(attempt, "stop", order.grace.ToTimedelta().total_seconds())
+            self._course.stop(attempt, "stop", grace)
+        elif attempt is not None and order.order == runner_pb2.RUNNER_ORDER_CHECKPOINT:
+            self._course.ask_to_save(attempt, grace)
 
     def _drop(self, name: str) -> None:
         attempt = self._book.live.get(name)
@@ -432,6 +461,7 @@ class Worker:
             attempt.committed.set()
             return
         self._book.dropped(attempt)
+        self._ports.free(name)
         if self._course.drop(attempt):
             return
         course = self._courses.pop(name, None)

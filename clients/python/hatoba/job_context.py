@@ -28,12 +28,31 @@ MAX_LINE_BYTES = 64 * 1024
 STEP_DIRECTORY = re.compile(r"^step-(\d+)$")
 LOCAL_CHECKPOINTS = Path(".hatoba") / "checkpoints"
 LOCAL_OUTPUTS = Path("outputs")
+GAVE_WAY = 75
+"""Exit code of a job that ends because it was asked to (EX_TEMPFAIL)."""
 
 
 @lru_cache(maxsize=1)
 def current_job() -> JobContext:
     """The job this process belongs to; outside Hatoba one that stands on the current directory."""
     return JobContext.from_environment(os.environ)
+
+
+@dataclass(frozen=True)
+class GangPlace:
+    """This process among the members that run together: `addresses` are `host:port` of all, by
+    rank; at each a port was kept free. `generation` counts how often the whole gang began.
+    """
+
+    rank: int
+    size: int
+    generation: int
+    addresses: tuple[str, ...]
+
+    @property
+    def leader(self) -> str:
+        """`host:port` of rank 0, where the others meet it."""
+        return self.addresses[0]
 
 
 @dataclass
@@ -55,6 +74,8 @@ class JobContext:
     outputs_dir: Path = LOCAL_OUTPUTS
     checkpoints_dir: Path = LOCAL_CHECKPOINTS
     restore: Path | None = None
+    gang: GangPlace | None = None
+    """Its place among the members, when the job has replicas."""
     _warned: set[str] = field(default_factory=set, repr=False)
 
     @classmethod
@@ -75,6 +96,7 @@ class JobContext:
             outputs_dir=Path(environ.get("HATOBA_OUTPUTS", directory / "outputs")),
             checkpoints_dir=Path(environ.get("HATOBA_CHECKPOINTS", directory / "checkpoints")),
             restore=_path(environ, "HATOBA_RESTORE"),
+            gang=_gang(environ),
         )
 
     @property
@@ -140,6 +162,34 @@ class JobContext:
     def should_stop(self) -> bool:
         """True once the job was asked to stop; save what matters and return within the grace."""
         return self.directory is not None and (self.directory / "stop").exists()
+
+    @property
+    def checkpoint_requested(self) -> bool:
+        """True once the job is to give way to others: save a checkpoint now, and call `give_way`.
+
+        Looks at one file, so it may be asked in every step. Whoever does not look is stopped after
+        a while, as ever, and goes on from its newest checkpoint.
+        """
+        return self.directory is not None and (self.directory / "save").exists()
+
+    @property
+    def seconds_to_save(self) -> float:
+        """Until the stop, once `checkpoint_requested`; infinite before."""
+        if self.directory is None:
+            return math.inf
+        try:
+            return max(0.0, float((self.directory / "save").read_text()) - time.time())
+        except (OSError, ValueError):
+            return math.inf
+
+    def give_way(self) -> None:
+        """End this process, to go on later from the newest checkpoint; does nothing unless asked.
+
+        It raises SystemExit with code 75. A job that exits with 0 has succeeded, whatever it was
+        asked for.
+        """
+        if self.checkpoint_requested or self.should_stop:
+            raise SystemExit(GAVE_WAY)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
         """Record values at a step of your own counting (epochs, batches). NaN and infinities are
@@ -350,6 +400,17 @@ def _number(text: str | None, default: int) -> int:
         return int(text or default)
     except ValueError:
         return default
+
+
+def _gang(environ: Mapping[str, str]) -> GangPlace | None:
+    if "HATOBA_GANG_SIZE" not in environ:
+        return None
+    return GangPlace(
+        _number(environ.get("HATOBA_GANG_RANK"), 0),
+        _number(environ.get("HATOBA_GANG_SIZE"), 1),
+        _number(environ.get("HATOBA_GANG_GENERATION"), 1),
+        tuple(environ.get("HATOBA_GANG_ADDRESSES", "").split(",")),
+    )
 
 
 def _path(environ: Mapping[str, str], name: str) -> Path | None:

@@ -103,6 +103,12 @@ class RunnerDesk:
             return None
         return attempt
 
+    def stops_without_server(self, name: str) -> bool:
+        """Whether the attempt's runner ends it when it is without the server for too long."""
+        where = self._ledger.find_attempt(name)
+        rows = self._ledger.rows(where[0]) if where else None
+        return rows is not None and rows.job.terms.stop_after > 0
+
     def progress(self, job_uid: str, index: int) -> Progress | None:
         """The newest progress that a task told of; lost with a restart, told again soon."""
         return self._progress.get((job_uid, index))

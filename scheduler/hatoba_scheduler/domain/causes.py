@@ -32,6 +32,7 @@ class ExitKind(Enum):
     INPUT_CHANGED = 13
     PREEMPTED = 14
     BACKEND_FAILED = 15
+    DISCONNECTED = 16
 
 
 class Ending(NamedTuple):
@@ -121,6 +122,13 @@ _VERDICTS: dict[ExitKind, _Verdict] = {
         AttemptState.PREEMPTED,
         True,
         "The provider took its capacity back.",
+    ),
+    ExitKind.DISCONNECTED: _Verdict(
+        CauseCode.DISCONNECTED,
+        _INFRA,
+        _FAILED,
+        True,
+        "Its runner ended it, which was without the server for too long.",
     ),
     ExitKind.BACKEND_FAILED: _Verdict(
         CauseCode.BACKEND_FAILED, _INFRA, _FAILED, True, "The backend could not run it."

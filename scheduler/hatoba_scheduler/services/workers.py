@@ -139,7 +139,9 @@ class WorkerItems:
     def _heartbeat(self, session: Session, request: runner_pb2.HeartbeatRequest) -> None:
         def answer(reply: runner_pb2.HeartbeatResponse) -> Item | None:
             plain = reply.order == runner_pb2.RUNNER_ORDER_RUN
-            return None if plain else Item(order=reply)
+            # Who may not be without the server for long counts from what it heard.
+            listens = self._desk.stops_without_server(request.attempt)
+            return Item(order=reply) if listens or not plain else None
 
         self._reply(session, self._desk.heartbeat(request), answer)
 

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from blockbuster import BlockBuster
 
 from hatoba.v1 import worker_pb2
 from hatoba_worker import host
+from hatoba_worker.absence import Absence
 from hatoba_worker.attempts import Attempt, Start
 from hatoba_worker.keeper.messages import Sample
 from hatoba_worker.timeouts import Timeouts
@@ -73,10 +75,25 @@ def running(name: str, gpus: Sequence[str] = ()) -> Attempt:
     return attempt
 
 
-async def test_peaks_are_kept_and_told_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tiny_files(no_blocking_call_on_the_loop: BlockBuster) -> None:
+    """The worker writes small files on the loop, on purpose."""
+    for function in no_blocking_call_on_the_loop.functions.values():
+        function.can_block_in("hatoba_worker/tinyfiles.py", {"write", "swap"})
+
+
+@pytest.fixture
+def absence(tmp_path: Path, tiny_files: None) -> Absence:
+    del tiny_files
+    return Absence(tmp_path, "boot-1")
+
+
+async def test_peaks_are_kept_and_told_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, absence: Absence
+) -> None:
     one, clock, outbox, scales = running("a-1", ["1"]), Clock(), Outbox(), Scales()
     monkeypatch.setattr(host, "gpu_use", lambda: {"0": 0.9, "1": 0.25})
-    vitals = Vitals(Live(one), scales, outbox, None, clock.sleep)  # type: ignore[arg-type]
+    vitals = Vitals(Live(one), scales, outbox, None, absence, clock.sleep)  # type: ignore[arg-type]
     async with asyncio.TaskGroup() as tasks:
         beating = tasks.create_task(vitals.beat())
         for rss in (500, 300):
@@ -89,14 +106,67 @@ async def test_peaks_are_kept_and_told_every_ten_seconds(monkeypatch: pytest.Mon
     assert clock.asked == [10.0] * 3
 
 
-async def test_a_host_with_nothing_to_say_says_that_it_lives() -> None:
+async def test_a_host_with_nothing_to_say_says_that_it_lives(absence: Absence) -> None:
     clock, outbox = Clock(), Outbox()
-    vitals = Vitals(Live(), Scales(), outbox, None, clock.sleep)  # type: ignore[arg-type]
+    vitals = Vitals(Live(), Scales(), outbox, None, absence, clock.sleep)  # type: ignore[arg-type]
     async with asyncio.TaskGroup() as tasks:
         beating = tasks.create_task(vitals.beat())
         await clock.turn()
         beating.cancel()
     assert [item.WhichOneof("item") for item in outbox.items] == ["alive"]
+
+
+def without_server(name: str, seconds: float) -> Attempt:
+    attempt = running(name)
+    attempt.launch.stop_after.FromMicroseconds(round(seconds * 1e6))
+    attempt.launch.stop_grace.FromSeconds(2)
+    return attempt
+
+
+async def test_who_may_not_be_without_the_server_long_beats_more_often(absence: Absence) -> None:
+    clock, outbox = Clock(), Outbox()
+    absence.watch(without_server("a-1", 6.0), lambda *_: None)
+    vitals = Vitals(Live(), Scales(), outbox, None, absence, clock.sleep)  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as tasks:
+        beating = tasks.create_task(vitals.beat())
+        await clock.turn()
+        beating.cancel()
+    assert clock.asked[0] == 2.0
+    absence.forget("a-1")
+    assert absence.beat is None
+
+
+async def test_without_the_server_for_too_long_it_is_stopped_also_by_the_next_worker(
+    tmp_path: Path, tiny_files: None
+) -> None:
+    del tiny_files
+    now = 100.0
+    stopped: list[tuple[str, str, float]] = []
+
+    def stop(attempt: Attempt, why: str, grace: float) -> None:
+        stopped.append((attempt.name, why, grace))
+
+    one = without_server("a-1", 60.0)
+    first = Absence(tmp_path, "boot-1", lambda: now)
+    first.watch(one, stop)
+    first.heard()
+    first.forget("a-1")
+    now = 150.0
+    second = Absence(tmp_path, "boot-1", lambda: now)
+    await asyncio.to_thread(second.load)
+    second.watch(one, stop)
+    assert stopped == []
+    second.forget("a-1")
+    now = 160.0
+    third = Absence(tmp_path, "boot-1", lambda: now)
+    await asyncio.to_thread(third.load)
+    third.watch(one, stop)
+    assert stopped == [("a-1", "away", 2.0)]
+    fourth = Absence(tmp_path, "boot-2", lambda: now)
+    await asyncio.to_thread(fourth.load)
+    fourth.watch(one, stop)
+    assert len(stopped) == 1
+    fourth.forget("a-1")
 
 
 async def test_time_is_counted_from_the_start_in_the_kernels_table() -> None:

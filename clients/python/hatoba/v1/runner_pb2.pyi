@@ -126,6 +126,8 @@ class _ExitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitKind.Val
     """It is proven gone, and nobody saw how it ended."""
     EXIT_KIND_INPUT_CHANGED: _ExitKind.ValueType  # 13
     """An input that is recorded by reference is not the same any more."""
+    EXIT_KIND_DISCONNECTED: _ExitKind.ValueType  # 16
+    """Its runner ended it after the time that it may be without the server."""
 
 class ExitKind(_ExitKind, metaclass=_ExitKindEnumTypeWrapper):
     """How a command ended, as its runner saw it."""
@@ -158,6 +160,8 @@ EXIT_KIND_LOST: ExitKind.ValueType  # 12
 """It is proven gone, and nobody saw how it ended."""
 EXIT_KIND_INPUT_CHANGED: ExitKind.ValueType  # 13
 """An input that is recorded by reference is not the same any more."""
+EXIT_KIND_DISCONNECTED: ExitKind.ValueType  # 16
+"""Its runner ended it after the time that it may be without the server."""
 Global___ExitKind: _TypeAlias = ExitKind  # noqa: Y015
 
 @_typing.final

@@ -83,7 +83,7 @@ class RunnerServiceServicer(object):
 
     def Heartbeat(self, request, context):
         """Says that the attempt lives, and learns what is wanted of it. Between claim and commit, about
-        every 10 s; repeats are harmless.
+        every 10 s, and thrice in `stop_after` where that is less; repeats are harmless.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

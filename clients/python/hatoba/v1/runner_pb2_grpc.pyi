@@ -41,7 +41,7 @@ class RunnerServiceStub:
     """
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_runner_pb2.HeartbeatRequest, _runner_pb2.HeartbeatResponse]
     """Says that the attempt lives, and learns what is wanted of it. Between claim and commit, about
-    every 10 s; repeats are harmless.
+    every 10 s, and thrice in `stop_after` where that is less; repeats are harmless.
     """
     PushLogs: _grpc.StreamStreamMultiCallable[_runner_pb2.PushLogsRequest, _runner_pb2.PushLogsResponse]
     """Ships what the command writes. Bytes below the acknowledged offset are ignored, bytes above it
@@ -69,7 +69,7 @@ class RunnerServiceAsyncStub(RunnerServiceStub):
     """
     Heartbeat: _aio.UnaryUnaryMultiCallable[_runner_pb2.HeartbeatRequest, _runner_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Says that the attempt lives, and learns what is wanted of it. Between claim and commit, about
-    every 10 s; repeats are harmless.
+    every 10 s, and thrice in `stop_after` where that is less; repeats are harmless.
     """
     PushLogs: _aio.StreamStreamMultiCallable[_runner_pb2.PushLogsRequest, _runner_pb2.PushLogsResponse]  # type: ignore[assignment]
     """Ships what the command writes. Bytes below the acknowledged offset are ignored, bytes above it
@@ -106,7 +106,7 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_runner_pb2.HeartbeatResponse, _abc.Awaitable[_runner_pb2.HeartbeatResponse]]:
         """Says that the attempt lives, and learns what is wanted of it. Between claim and commit, about
-        every 10 s; repeats are harmless.
+        every 10 s, and thrice in `stop_after` where that is less; repeats are harmless.
         """
 
     @_abc_1.abstractmethod

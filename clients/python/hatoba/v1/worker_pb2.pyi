@@ -531,7 +531,7 @@ class ServerItem(_message.Message):
 
     @_builtins.property
     def order(self) -> _runner_pb2.HeartbeatResponse:
-        """Answer to a heartbeat, when it is not plain RUN."""
+        """Answer to a heartbeat, when it is not plain RUN, or the attempt has a `stop_after`."""
 
     @_builtins.property
     def metrics_stored(self) -> _runner_pb2.ReportMetricsResponse:
