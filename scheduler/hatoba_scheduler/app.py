@@ -71,9 +71,11 @@ from hatoba_scheduler.control.deployments import DeploymentBook
 from hatoba_scheduler.control.disconnects import Disconnects
 from hatoba_scheduler.control.disk_watch import DiskWatch
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
+from hatoba_scheduler.control.draining import Drainer
 from hatoba_scheduler.control.events import EventLog
 from hatoba_scheduler.control.figures import Figures
 from hatoba_scheduler.control.followers import Followers
+from hatoba_scheduler.control.gang_clock import GangClock
 from hatoba_scheduler.control.garbage import Garbage
 from hatoba_scheduler.control.hub import Hub
 from hatoba_scheduler.control.ids import UidMaker
@@ -86,12 +88,14 @@ from hatoba_scheduler.control.model_versions import register_models
 from hatoba_scheduler.control.overview import Overviewer, OverviewParts
 from hatoba_scheduler.control.predictions import Append, PredictionDesk
 from hatoba_scheduler.control.publisher import Publisher
+from hatoba_scheduler.control.quarantine import Quarantine
 from hatoba_scheduler.control.queues import QueueBook
 from hatoba_scheduler.control.registrar import Registrar, RegistrarParts
 from hatoba_scheduler.control.routes import RouteFeed
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.control.schedule_book import ScheduleBook
 from hatoba_scheduler.control.schedules import ScheduleParts, Schedules
+from hatoba_scheduler.control.shares import ShareKeeper
 from hatoba_scheduler.control.sources import Sources, register_stored
 from hatoba_scheduler.control.spans import AttemptSpans
 from hatoba_scheduler.control.specs import SpecCache
@@ -101,6 +105,7 @@ from hatoba_scheduler.control.timers import Timers
 from hatoba_scheduler.control.usage import QueueUsages
 from hatoba_scheduler.control.webhooks import Webhooks
 from hatoba_scheduler.convert import set_time
+from hatoba_scheduler.domain.blame import Blame
 from hatoba_scheduler.domain.records import BackendNote
 from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.interceptors import (
@@ -205,6 +210,8 @@ class Core:
     metric_writer: MetricWriter
     followers: Followers
     timers: Timers
+    gang_clock: GangClock
+    share_keeper: ShareKeeper
     schedule_book: ScheduleBook
     schedules: Schedules
     publisher: Publisher
@@ -227,9 +234,11 @@ class Core:
     serving_loops: dict[str, DeploymentLoop] = field(default_factory=dict)
     backend_book: BackendBook = field(init=False)
     disconnects: Disconnects = field(init=False)
+    quarantine: Quarantine = field(init=False)
 
     def __post_init__(self) -> None:
         self.disconnects = Disconnects(self.ledger, self.clock, random.Random())
+        self.quarantine = Quarantine(self.ledger, self.hub, self.clock, Blame())
         self.backend_book = BackendBook(self.store, self.ledger, self.clock, self.loops)
 
     def now(self) -> int:
@@ -339,10 +348,12 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         metric_writer=MetricWriter(store),
         followers=Followers(ledger, store, clock),
         timers=Timers(ledger, store, clock),
+        gang_clock=GangClock(ledger, clock),
+        share_keeper=ShareKeeper(dispatcher.planner, store, clock),
         schedule_book=schedule_book,
         schedules=Schedules(ScheduleParts(store, schedule_book, ledger, clock, tracer.root)),
         publisher=Publisher(ledger, store, specs, chunks, clock),
-        queues=QueueBook(store, dispatcher.set_queue),
+        queues=QueueBook(store, dispatcher.set_queue, dispatcher.drop_queue),
         chunks=chunks,
         garbage=Garbage(
             chunks,
@@ -398,6 +409,8 @@ async def _recover(core: Core) -> None:
     core.dispatcher.recover()
     core.followers.recover()
     await core.timers.recover()
+    core.gang_clock.recover()
+    await core.share_keeper.recover()
     await core.schedule_book.recover()
     await core.schedules.recover()
     await core.publisher.recover()
@@ -477,6 +490,9 @@ def _start_loops(
         "dispatch-timer": core.dispatcher.run_timer,
         "followers": core.followers.run,
         "timers": core.timers.run,
+        "quarantine": core.quarantine.run,
+        "gang-clock": core.gang_clock.run,
+        "shares": core.share_keeper.run,
         "disconnects": core.disconnects.run,
         "schedules": core.schedules.run,
         "publisher": core.publisher.run,
@@ -747,7 +763,8 @@ def _show_figures(core: Core) -> None:
 
 
 def _queue_parts(core: Core) -> QueueParts:
-    return QueueParts(core.queues, core.store, core.ledger, _usages(core), core.pager, core.now)
+    drainer = Drainer(core.ledger, core.clock)
+    return QueueParts(core.queues, core.store, drainer, _usages(core), core.pager, core.now)
 
 
 def _usages(core: Core) -> QueueUsages:

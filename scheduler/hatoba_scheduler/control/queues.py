@@ -20,6 +20,7 @@ from hatoba_scheduler.whole import whole
 
 PAGE = 1_000
 Changed = Callable[[Queue], None]
+Dropped = Callable[[tuple[str, str]], None]
 
 
 @functools.lru_cache(maxsize=1_000)
@@ -30,9 +31,10 @@ def _unseen_default(project: str) -> Queue:
 class QueueBook:
     """Every queue by (project, name); changes are stored first, then told to dispatch."""
 
-    def __init__(self, store: Store, changed: Changed) -> None:
+    def __init__(self, store: Store, changed: Changed, dropped: Dropped) -> None:
         self._store = store
         self._changed = changed
+        self._dropped = dropped
         self._queues: dict[tuple[str, str], Queue] = {}
         # Two changes that are each right must not make a cycle together.
         self._changing = asyncio.Lock()
@@ -171,4 +173,4 @@ class QueueBook:
                 reason=Reason.NOT_EMPTY,
             )
         self._queues.pop((queue.project, queue.name), None)
-        self._changed(Queue(queue.project, queue.name, 0, "", 0))
+        self._dropped((queue.project, queue.name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import grpc
 
 from hatoba.v1 import queue_pb2, queue_pb2_grpc
-from hatoba_scheduler.control.ledger import Decide, Ledger
+from hatoba_scheduler.control.draining import Drainer
 from hatoba_scheduler.control.queues import QueueBook
 from hatoba_scheduler.control.usage import QueueUsages, Usage
 from hatoba_scheduler.convert import (
@@ -22,10 +21,8 @@ from hatoba_scheduler.convert import (
     resources_to_proto,
 )
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, parse_queue, queue_name
-from hatoba_scheduler.domain.preempting import drained, give_way
-from hatoba_scheduler.domain.records import Micros, Queue, Resources
+from hatoba_scheduler.domain.records import Attempt, Job, Micros, Queue, Resources
 from hatoba_scheduler.domain.states import JobState
-from hatoba_scheduler.domain.transitions import Now
 from hatoba_scheduler.errors import Aborted, AlreadyExists, InvalidArgument
 from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.interceptors.context import current_call
@@ -53,7 +50,7 @@ class QueueParts:
 
     book: QueueBook
     store: Store
-    ledger: Ledger
+    drainer: Drainer
     usages: QueueUsages
     pager: Pager
     now: Callable[[], Micros]
@@ -65,7 +62,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
     def __init__(self, parts: QueueParts) -> None:
         self._book = parts.book
         self._store = parts.store
-        self._ledger = parts.ledger
+        self._drainer = parts.drainer
         self._usages = parts.usages
         self._pager = parts.pager
         self._now = parts.now
@@ -217,18 +214,12 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
     async def _drain(self, queue: Queue, actor: str) -> None:
         """What runs of a queue and those below it gives way, at nobody's charge."""
         below = {queue.name, *self._below(queue)}
-        cause = drained(f"queue {queue.name!r}", actor, queue.cordon_reason)
-        now = Now(self._now(), actor)
 
-        def decision(indices: tuple[int, ...]) -> Decide:
-            return lambda rows: give_way(rows, indices, cause, now)
+        def within(job: Job, attempt: Attempt) -> bool:
+            del attempt
+            return job.project == queue.project and job.queue in below
 
-        asked = [
-            self._ledger.ask(rows.job.uid, decision(tuple(rows.attempts)))
-            for rows in self._ledger.all_rows()
-            if rows.attempts and rows.job.project == queue.project and rows.job.queue in below
-        ]
-        await asyncio.gather(*asked)
+        await self._drainer.drain(within, f"Queue {queue.name!r}", actor, queue.cordon_reason)
 
     def _below(self, queue: Queue) -> list[str]:
         """Names of all queues below it."""

@@ -26,7 +26,7 @@ def usages(oldest: str = "", total: Resources = TOTAL) -> QueueUsages:
     store = MemoryStore().as_store()
     ledger = Ledger(store)
     return QueueUsages(
-        QueueBook(store, lambda _: None),
+        QueueBook(store, lambda _: None, lambda _: None),
         JobCounts(store, ledger),
         Activity(SystemClock()),
         lambda key: QueueShare(0.5, 0.25, 0.125, Resources(2.0), 7, oldest),
