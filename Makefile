@@ -8,7 +8,7 @@ BIN := .venv/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 # One kill-and-fault loop: which backend, how many kills, which seed (printed when not given).
-BACKEND ?= hosts
+BACKEND ?= both
 N ?= 200
 SEED ?=
 
@@ -41,7 +41,7 @@ check: venv ## the quick part: lint, format, types, arrows, unit tests
 bench: venv venv-emulators ## figures with their floors, into build/bench.json
 	@$(BIN)/python tools/bench/bench.py
 
-faults: venv ## kill and fault loops: BACKEND=hosts N=200 SEED=
+faults: venv ## kill -9 at every failpoint while jobs run: N=200 BACKEND=both SEED=
 	@$(BIN)/python tools/faults/faults.py --backend $(BACKEND) --count $(N) $(if $(SEED),--seed $(SEED))
 
 long: venv venv-emulators ## the tests that take minutes, in full rounds

@@ -12,12 +12,12 @@ from faults import show
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("backend", "kills"), [("hosts", 40), ("mock", 15), ("null", 15)])
+@pytest.mark.parametrize(("backend", "kills"), [("hosts", 30), ("mock", 30), ("null", 15)])
 async def test_nothing_is_lost_doubled_or_left_behind(
     backend: str, kills: int, tmp_path: Path, full_round: bool
 ) -> None:
-    if backend == "hosts" and not full_round:
-        pytest.skip("make test runs these 40 kills as a step of its own, `make faults` 200")
+    if backend != "null" and not full_round:
+        pytest.skip("make test runs these kills as a step of its own, 30 on each backend")
     count = kills * (5 if full_round else 1)
     plan = Plan(backend, count, 10 * count, random.SystemRandom().randrange(1 << 32))
     print(f"seed {plan.seed}")

@@ -52,7 +52,7 @@ SUITES = {
     "test": [
         Step("contract", program("python", "tools/build/contract.py", "check")),
         *STATIC,
-        Step("faults", program("python", "tools/faults/faults.py", "--count", "40")),
+        Step("faults", program("python", "tools/faults/faults.py", "--count", "60")),
         Step("tests", program("pytest", "-n", "2", "--dist", "loadfile"), runner=True),
     ],
 }

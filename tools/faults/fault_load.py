@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Workload:
         """Mostly one that succeeds; some fail, leave children behind, or are cancelled."""
         dice = random.Random(f"{self._seed}-{number}")
         fails = dice.random() < 0.05
+        late = dice.random() < 0.03
         milliseconds = int(dice.choice([0, dice.uniform(0, 200), dice.uniform(0, 1500)]))
         cancelled = dice.random() < 0.03
         spec = job_pb2.JobSpec(name="fault", backend=self._backend)
@@ -58,6 +60,9 @@ class Workload:
         spec.retries.max_backoff.FromMilliseconds(200)
         spec.stop_grace.FromMilliseconds(500)
         ends = (FAILED if fails else SUCCEEDED) | ({"CANCELLED"} if cancelled else set())
+        if late:
+            spec.deadline.FromNanoseconds(time.time_ns() + int(dice.uniform(0.2, 2.0) * 1e9))
+            ends |= {"TIMED_OUT"}
         return Wish(Ask(number, ends), spec, dice.uniform(0, 1.0) if cancelled else None)
 
     def _fill(
@@ -129,12 +134,20 @@ class Submitter:
     async def submit(self, first: int, count: int) -> None:
         """Submit jobs `first` to `first + count - 1`; returns when all are acknowledged."""
         wishes = [self._workload.wish(number) for number in range(first, first + count)]
+        self._chain(wishes)
         self._progress.asked.update({wish.ask.number: wish.ask for wish in wishes})
         if self._dice.random() < 0.5:
             await self._one_by_one(wishes)
         else:
             await self._together(wishes)
         self._waiting += [wish for wish in wishes if wish.cancel_after is not None]
+
+    def _chain(self, wishes: list[Wish]) -> None:
+        """Some wait for the end of another, which may be over already."""
+        known = list(self._progress.acknowledged.values())
+        for wish in wishes:
+            if known and self._dice.random() < 0.06:
+                wish.spec.after_end.append(self._dice.choice(known[-50:]))
 
     async def _one_by_one(self, wishes: list[Wish]) -> None:
         for wish in wishes:

@@ -1,4 +1,4 @@
-"""One round: a server, a load, kill -9 at random, then a verdict."""
+"""One round: a server, a load, kill -9 at failpoints and at random, then a verdict."""
 
 from __future__ import annotations
 
@@ -21,14 +21,22 @@ from fault_load import (
     wait_for,
     with_attempts,
 )
+from fault_operator import Operator
 from fault_oracle import Evidence, Line, read_lines, violations
+from fault_points import Points
 from fault_zygote import ZygoteLauncher
-from server_process import ColdLauncher, HatobaServer, Unready, kill9, until
+from server_process import ColdLauncher, HatobaServer, Unready, died, kill9, until
 from wire import Wire
 
 from hatoba.v1 import admin_pb2
+from hatoba_scheduler.store.sqlite.doctor import visit
 
 COLD_EVERY = 20
+DOCTOR_EVERY = 10
+REAP_AFTER = 5.0
+"""Seconds after which what nobody wants is ended."""
+DYING = 1.2
+"""Seconds for a server to come by its failpoint, at most."""
 LULL_SECONDS = 1.0
 SETTLE_SECONDS = 90.0
 REST_SECONDS = 20.0
@@ -53,6 +61,10 @@ class Verdict:
     plan: Plan
     seconds: float
     kills: Counter[str]
+    points: Counter[str]
+    """Failpoints that servers died at."""
+    never: list[str]
+    """Failpoints that none died at."""
     violations: list[str]
     figures: dict[str, int] = field(default_factory=dict)
 
@@ -67,12 +79,15 @@ class Round:
         self._dice = random.Random(plan.seed)
         self._zygote = ZygoteLauncher()
         self._cold = ColdLauncher()
+        self._points = Points(self._dice)
         hosts = plan.backend == "hosts"
         self._server = HatobaServer(work / "data", hosts, (), self._cold)
-        self._targets = ["server", "worker", "keeper"] if hosts else ["server"]
+        self._targets = ["server"] * 4 + ["worker", "keeper"] if hosts else ["server"]
         self._kills: Counter[str] = Counter()
         self._progress = Progress()
         self._trouble: list[str] = []
+        self._unwell: list[str] = []
+        self._visits = 0
         self._starts = 0
 
     async def run(self) -> Verdict:
@@ -94,18 +109,25 @@ class Round:
         witnessed = self._plan.backend == "hosts"
         found = self._trouble + violations(evidence, witnessed=witnessed)
         found += [f"left after `stop --all`: {each}" for each in left]
-        seconds = time.monotonic() - began
-        return Verdict(self._plan, seconds, self._kills, found, self._figures(evidence, attempts))
+        found += self._unwell + await self._doctor("at the end")
+        return Verdict(
+            plan=self._plan,
+            seconds=time.monotonic() - began,
+            kills=self._kills,
+            points=self._points.hits,
+            never=self._points.never,
+            violations=found,
+            figures=self._figures(evidence, attempts),
+        )
 
     def _configure(self) -> None:
         data = self._server.data
         data.mkdir(mode=0o700)
-        if self._plan.backend == "hosts":
-            return
         options = f'ledger = "{data}/mock.ledger"' if self._plan.backend == "mock" else ""
         name = self._plan.backend
         text = f'[defaults]\ntrain = "{name}"\n[backends.{name}]\ntype = "{name}"\n'
-        (data / "hatoba.toml").write_text(f"{text}[backends.{name}.options]\n{options}\n")
+        text += f"reap_after = {REAP_AFTER}\n[backends.{name}.options]\n{options}\n"
+        (data / "hatoba.toml").write_text(text)
 
     # -- the load and the kills -------------------------------------------------------------------
 
@@ -113,9 +135,13 @@ class Round:
         # A wire of its own: who dials anew cancels what others still read on the old channel.
         async with Wire(self._server) as watching, asyncio.TaskGroup() as group:
             following = group.create_task(follow(watching, self._progress), name="follow")
+            operator = Operator(wire, self._plan.backend, self._plan.seed)
+            operating = group.create_task(operator.work(), name="operator")
             async with asyncio.TaskGroup() as work:
                 work.create_task(self._submit(wire), name="submit")
                 work.create_task(self._kill(), name="kill")
+            operating.cancel()
+            await operator.take_all_back()
             self._say(f"{sum(self._kills.values())} kills done; waiting for the last jobs")
             everything = len(self._progress.acknowledged)
             await wait_for(
@@ -148,8 +174,9 @@ class Round:
 
     async def _kill(self) -> None:
         while (done := sum(self._kills.values())) < self._plan.kills:
-            await self._pause()
             target = self._dice.choice(self._targets)
+            if target != "server":
+                await self._pause()
             await self._kill_one(target)
             self._progress.moved.set()
             now = sum(self._kills.values())
@@ -177,22 +204,38 @@ class Round:
             self._kills[target] += 1
 
     async def _kill_server(self) -> None:
-        """Kill it, now and then while it is still starting, and start another a moment later."""
-        if await asyncio.to_thread(kill9, self._server.pid):
+        """Have it die at its failpoint; where the load does not come by that, kill it as it is."""
+        reached = await asyncio.to_thread(died, self._server.pid, self._dice.uniform(0.3, DYING))
+        self._points.told(reached=reached)
+        if reached or await asyncio.to_thread(kill9, self._server.pid):
             self._kills["server"] += 1
-        await asyncio.sleep(self._dice.choice([0.0, self._dice.uniform(0, 0.5)]))
-        self._starts += 1
-        cold = self._starts % COLD_EVERY == 0
-        self._server.launcher = self._cold if cold else self._zygote
-        await asyncio.to_thread(self._server.launch)
-        if self._dice.random() < 0.9:
+        if self._kills["server"] % DOCTOR_EVERY == 0:
+            self._unwell += await self._doctor(f"after {sum(self._kills.values())} kills")
+        await asyncio.sleep(self._dice.choice([0.0, self._dice.uniform(0, 0.2)]))
+        await self._launch(self._points.next())
+        with contextlib.suppress(Unready):
+            # One that dies while it starts is an ordinary kill.
             await self._server.until_ready()
 
+    async def _launch(self, environ: dict[str, str]) -> None:
+        self._starts += 1
+        launcher = self._cold if self._starts % COLD_EVERY == 0 else self._zygote
+        launcher.environ = environ
+        self._server.launcher = launcher
+        await asyncio.to_thread(self._server.launch)
+
+    async def _doctor(self, when: str) -> list[str]:
+        """What is not as it must be in the store's file, which no server has open."""
+        self._visits += 1
+        file = self._server.data / "hatoba.db"
+        problems = await asyncio.to_thread(visit, file, 0, mend=False)
+        return [f"doctor {when}: {problem.text()}" for problem in problems]
+
     async def _revive(self) -> None:
-        with contextlib.suppress(Unready):
-            await self._server.until_ready()
-            return
-        await self._server.start()
+        """Whatever server there is, one comes that dies by nothing."""
+        await asyncio.to_thread(kill9, self._server.pid)
+        await self._launch({})
+        await self._server.until_ready()
 
     # -- the verdict ------------------------------------------------------------------------------
 
@@ -246,6 +289,7 @@ class Round:
             **{state.lower(): count for state, count in sorted(states.items())},
             "attempts": attempts,
             "starts recorded": starts,
+            "visits of the doctor": self._visits,
             "cancels": self._progress.cancels,
             "repeated submits recognised": self._progress.repeated,
         }

@@ -1,4 +1,4 @@
-"""kill -9 of server, worker and keeper at random while jobs go through; then a verdict.
+"""kill -9 at every failpoint, and of worker and keeper, while jobs go through; then a verdict.
 
 Exit code 0: nothing was lost, doubled, or left behind; 1: something was, with the evidence.
 The same seed gives the same jobs and the same choices; when they fall is up to the machine.
@@ -25,8 +25,12 @@ SHOWN = 40
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one round as the command line says; the exit code."""
-    plan = planned(arguments)
+    """Run the rounds that the command line asks for; the exit code."""
+    return max(run(plan) for plan in planned(arguments))
+
+
+def run(plan: Plan) -> int:
+    """Run one round; the exit code."""
     work = Path(tempfile.mkdtemp(prefix="hatoba-faults-"))
     began = time.monotonic()
 
@@ -43,17 +47,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def planned(arguments: list[str] | None) -> Plan:
-    """The command line as a plan."""
+def planned(arguments: list[str] | None) -> list[Plan]:
+    """The command line as plans, one for each backend."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--backend", choices=["hosts", "mock", "null"], default="hosts")
+    known = ["both", "hosts", "mock", "null"]
+    parser.add_argument("--backend", choices=known, default="both", help="both: half of it each")
     parser.add_argument("--count", type=int, default=200, help="kills")
     parser.add_argument("--jobs", type=int, help="jobs; ten a kill if not said")
     parser.add_argument("--seed", type=int, help="of an earlier round")
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
-    jobs = options.count * JOBS_A_KILL if options.jobs is None else options.jobs
-    return Plan(options.backend, options.count, jobs, seed)
+    backends = ["mock", "hosts"] if options.backend == "both" else [options.backend]
+    kills = max(1, options.count // len(backends))
+    jobs = kills * JOBS_A_KILL if options.jobs is None else options.jobs // len(backends)
+    return [Plan(backend, kills, jobs, seed) for backend in backends]
 
 
 def show(verdict: Verdict) -> None:
@@ -61,6 +68,9 @@ def show(verdict: Verdict) -> None:
     kills = ", ".join(f"{count} of the {name}" for name, count in sorted(verdict.kills.items()))
     print(f"seed {verdict.plan.seed}: {sum(verdict.kills.values())} kills ({kills})")
     print(", ".join(f"{name} {count}" for name, count in verdict.figures.items()))
+    at = ", ".join(f"{name} {count}" for name, count in sorted(verdict.points.items()))
+    print(f"died at failpoints {sum(verdict.points.values())} times: {at or 'none'}")
+    print(f"the load came by none of: {', '.join(verdict.never) or 'nothing is missing'}")
     for violation in verdict.violations[:SHOWN]:
         print(f"VIOLATION: {violation}")
     if len(verdict.violations) > SHOWN:
