@@ -283,7 +283,7 @@ class Webhooks:
             last_error=answer.words[:SHOWN_ERROR],
             given_up=hook.row.given_up + 1,
         )
-        log.error("webhook.given_up", webhook=hook.row.name, event=event.seq, error=answer.words)
+        log.error("webhook.given_up", webhook=hook.row.name, seq=event.seq, error=answer.words)
 
     async def _wait(self, hook: _Hook) -> bool:
         """Sleep until its next try; False when its settings changed meanwhile."""

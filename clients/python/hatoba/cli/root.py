@@ -35,6 +35,7 @@ COMMANDS = {
     "backends": ("hatoba.cli.backends:backends", "What runs the jobs, and what failed to load."),
     "hosts": ("hatoba.cli.hosts:hosts", "Machines that run our worker."),
     "events": ("hatoba.cli.events:events", "Every change of every job, as it happens."),
+    "webhooks": ("hatoba.cli.webhooks:webhooks", "Events that are posted to other systems."),
     "tokens": ("hatoba.cli.tokens:tokens", "Who may come in."),
     "context": ("hatoba.cli.contexts:context", "Which server is talked to."),
     "login": ("hatoba.cli.contexts:login", "Remember a server and a token for it."),
