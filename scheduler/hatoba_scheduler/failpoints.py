@@ -21,6 +21,7 @@ VARIABLE = "HATOBA_FAILPOINTS"
 POINTS: dict[str, str] = {
     "dispatch.intent.before": "it is decided what goes where, no intent is stored",
     "dispatch.intent.after": "an intent is stored, its backend does not know",
+    "gang.let_go.before": "a gang's time to claim is over, nothing of it is stored",
     "drain.before": "it is decided what gives way to a drain, nothing of it is stored",
     "drain.after": "what gives way to a drain is stored",
     "host.cordon.before": "a host's cordon is about to be stored",

@@ -7,7 +7,7 @@ calls that overlap, writes are applied in the order in which the calls were made
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -374,6 +374,15 @@ class Store(Protocol):
 
     async def backends(self) -> list[BackendNote]:
         """All that operators said of backends, by name."""
+        ...
+
+    async def put_queue_usage(self, usage: Mapping[tuple[str, str], tuple[float, Micros]]) -> None:
+        """Write what queues, by (project, name), used on average as of a time, in place of all
+        that was known of these."""
+        ...
+
+    async def queue_usage(self) -> dict[tuple[str, str], tuple[float, Micros]]:
+        """What queues used on average, as it was written last."""
         ...
 
     async def put_token(self, token: TokenRecord) -> None:

@@ -1108,6 +1108,12 @@ class StoreConformance:
         await store.put_backend(BackendNote("spot", False))
         assert await store.backends() == [BackendNote("gpu", True), BackendNote("spot", False)]
 
+    async def test_what_queues_used_is_kept(self, store: Store) -> None:
+        """By queue; the last write stays, of each queue alone."""
+        await store.put_queue_usage({("p", "a"): (0.25, 7), ("p", "b"): (1 / 3, 7)})
+        await store.put_queue_usage({("p", "a"): (0.5, 9)})
+        assert await store.queue_usage() == {("p", "a"): (0.5, 9), ("p", "b"): (1 / 3, 7)}
+
     async def test_tokens_are_kept(self, store: Store) -> None:
         """By id; the last write stays."""
         token = TokenRecord("b", "ff" * 32, "user:ada", 2, 5, 6, False, "admin")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TypeVar
@@ -454,6 +454,22 @@ class SqliteStore:
         """All that operators said of backends, by name."""
         found = await self._rows(read("backends"), ())
         return [BackendNote(name, bool(cordoned), reason) for name, cordoned, reason in found]
+
+    async def put_queue_usage(self, usage: Mapping[tuple[str, str], tuple[float, Micros]]) -> None:
+        """Write what queues used on average."""
+        sql = write("put_queue_usage")
+        found = [(*key, repr(share), time) for key, (share, time) in usage.items()]
+
+        def work(connection: sqlite3.Connection) -> None:
+            for row in found:
+                connection.execute(sql, row)
+
+        await self._writer.call(Direct(work))
+
+    async def queue_usage(self) -> dict[tuple[str, str], tuple[float, Micros]]:
+        """What queues used on average, as it was written last."""
+        found = await self._rows(read("queue_usage"), ())
+        return {(project, name): (float(share), time) for project, name, share, time in found}
 
     async def put_token(self, token: TokenRecord) -> None:
         """Write a token's row."""

@@ -83,6 +83,9 @@ FROM hosts ORDER BY name;
 -- name: backends
 SELECT name, cordoned, cordon_reason FROM backend_settings ORDER BY name;
 
+-- name: queue_usage
+SELECT project, name, usage, time FROM queue_usage;
+
 -- name: tokens
 SELECT id, sha256, principal, role, create_time, expire_time, revoked, created_by, deployment
 FROM tokens ORDER BY id;

@@ -178,6 +178,9 @@ INSERT OR REPLACE INTO hosts (
     declared_gone, last_seen, address, draining, cordon_reason, quarantined_until
 ) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
+-- name: put_queue_usage
+INSERT OR REPLACE INTO queue_usage (project, name, usage, time) VALUES (?, ?, ?, ?);
+
 -- name: put_backend
 INSERT OR REPLACE INTO backend_settings (name, cordoned, cordon_reason) VALUES (?, ?, ?);
 
