@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 FRONTIER = 24
 """Amounts that are remembered to have found no room."""
-SWEEPS = frozenset(4 << 2 * n for n in range(12))
+SWEEPS = frozenset((3, *(1 << n for n in range(24))))
+"""At which misses those that need no less are put aside, too."""
+TRIED = 16
+"""So many shapes for each miss are tried then as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +199,8 @@ class Shapes:
         self._kinds: dict[Needs, Kind] = {}
         self.opened = 0
         """Shapes that wait and are not stuck."""
+        self.begun = 0
+        """How often a shape began to wait."""
 
     def shape(self, needs: Needs) -> Shape:
         """The shape of these needs."""
@@ -215,6 +220,16 @@ class Shapes:
                 self._rooms.social = True
         return Shape(needs, kind)
 
+    def rivals(self, shape: Shape) -> bool:
+        """Whether something waits that may find room where a shape does not."""
+        backends = set(shape.needs.backends)
+        return any(
+            not within(shape.amount, other.amount)
+            for kind in self._kinds.values()
+            if not backends.isdisjoint(kind.needs.backends)
+            for other in (*kind.open, *kind.stuck)
+        )
+
     def kinds(self) -> list[Kind]:
         """All kinds of which something found no room."""
         return [kind for kind in self._kinds.values() if kind.stuck or kind.failed]
@@ -222,6 +237,7 @@ class Shapes:
     def begin(self, shape: Shape) -> None:
         """A line of it has come to have something that waits."""
         shape.waiting += 1
+        self.begun += shape.waiting == 1
         if shape.waiting == 1 and not shape.stuck:
             shape.kind.open[shape] = None
             self.opened += 1
@@ -250,20 +266,28 @@ class Shapes:
         kind.failed = []
         kind.misses = 0
 
-    def miss(self, shape: Shape, kept: Iterable[Pool]) -> None:
-        """It found no room; now and then those that need no less are put aside with it.
+    def miss(self, shape: Shape, kept: Iterable[Pool], fits: Callable[[Shape], object]) -> None:
+        """It found no room; now and then others that find none are put aside with it.
 
         But for those that might go where room is kept for another.
         """
         self._stick(shape)
         kind = shape.kind
         kind.misses += 1
-        if kind.misses in SWEEPS and kind.failed:
-            rooms = [pool.free for pool in kept]
-            for other in list(kind.open):
-                amount = other.amount
-                aside = not any(within(amount, room) for room in rooms)
-                if aside and other.members == 1 and kind.hopeless(amount):
+        if kind.misses not in SWEEPS or not kind.failed:
+            return
+        rooms = [pool.free for pool in kept]
+        single = [
+            other
+            for other in kind.open
+            if other.members == 1
+            and not (rooms and any(within(other.amount, room) for room in rooms))
+        ]
+        for other in [other for other in single if kind.hopeless(other.amount)]:
+            self._stick(other)
+        if len(kind.open) <= TRIED * kind.misses:
+            for other in single:
+                if not other.stuck and not fits(other):
                     self._stick(other)
 
     def _stick(self, shape: Shape) -> None:

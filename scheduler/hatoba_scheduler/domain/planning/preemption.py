@@ -21,9 +21,9 @@ from hatoba_scheduler.domain.planning.amounts import (
 from hatoba_scheduler.domain.planning.kinds import Shape
 from hatoba_scheduler.domain.planning.lines import Line
 from hatoba_scheduler.domain.planning.model import PlannerRules
-from hatoba_scheduler.domain.planning.reservations import chosen
-from hatoba_scheduler.domain.planning.rooms import Pool, Rooms, Site
-from hatoba_scheduler.domain.planning.runs import Runs, Unit, hold_of, lost
+from hatoba_scheduler.domain.planning.reservations import Reservations, chosen
+from hatoba_scheduler.domain.planning.rooms import Pool, Site
+from hatoba_scheduler.domain.planning.runs import Unit, hold_of, lost
 from hatoba_scheduler.domain.planning.shares import Node, Tree
 from hatoba_scheduler.domain.records import Micros
 
@@ -46,11 +46,12 @@ class Sacrifice:
 class Preempting:
     """Looks for victims. Changes nothing itself."""
 
-    def __init__(self, rules: PlannerRules, rooms: Rooms, tree: Tree, runs: Runs) -> None:
+    def __init__(self, rules: PlannerRules, reservations: Reservations, tree: Tree) -> None:
         self._rules = rules
-        self._rooms = rooms
+        self._reservations = reservations
+        self._rooms = reservations.rooms
+        self._runs = reservations.runs
         self._tree = tree
-        self._runs = runs
 
     def find(self, line: Line, now: Micros) -> Sacrifice | None:
         """Whose place the head of a line may take; None: nobody's."""
@@ -91,10 +92,13 @@ class Preempting:
         """The queue of what gives way."""
         return self._tree.node(unit[0].queue)
 
-    def pool(self, backend: str, name: str) -> Pool | None:
-        """A pool that nobody else has a claim to."""
+    def pool(self, line: Line, backend: str, name: str) -> Pool | None:
+        """A pool to which nobody else has a better claim."""
         pool = self._rooms.pool(backend, name)
-        return pool if pool is not None and pool.room.accepting and not pool.kept else None
+        if pool is None or not pool.room.accepting:
+            return None
+        kept = self._reservations.on(pool)
+        return pool if kept is None or kept.line is line or kept.yields_to(line) else None
 
     def roomy(self, site: Site, shape: Shape) -> Iterator[Pool]:
         """Pools of a backend that have room for a member already."""
@@ -135,7 +139,7 @@ class _Search:
             for one in unit
             if one.place.backend == site.settings.name
         )
-        told = (self._on.pool(site.settings.name, name) for name in names)
+        told = (self._on.pool(self._line, site.settings.name, name) for name in names)
         pools = [pool for pool in told if pool is not None and self._would_do(pool)]
         wanted = self._shape.members if self._shape.members > 1 or not self._allowed(()) else 0
         roomy = (pool for pool in self._on.roomy(site, self._shape) if self._would_do(pool))

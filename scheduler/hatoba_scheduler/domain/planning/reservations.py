@@ -24,6 +24,7 @@ from hatoba_scheduler.domain.planning.lines import Line
 from hatoba_scheduler.domain.planning.model import Place
 from hatoba_scheduler.domain.planning.rooms import Bucket, Pool, Rooms, Site
 from hatoba_scheduler.domain.planning.runs import Runs
+from hatoba_scheduler.domain.planning.shares import Node
 from hatoba_scheduler.domain.records import Micros
 
 POOLS = 64
@@ -52,6 +53,13 @@ class Reservation:
         """What is kept of a pool."""
         return times(self.shape.amount, self.counts[pool])
 
+    def yields_to(self, line: Line) -> bool:
+        """Whether that line goes before: in its own queue by rank, else by priority."""
+        mine = self.line
+        if line.node is mine.node:
+            return line.rank is not None and mine.rank is not None and line.rank < mine.rank
+        return line.priority > mine.priority
+
     def valid(self, now: Micros) -> bool:
         """Whether it is still of use."""
         if not self.line.live or (self.until is not None and now >= self.until):
@@ -63,8 +71,8 @@ class Reservations:
     """All that is kept, at most one for each line and pool."""
 
     def __init__(self, rooms: Rooms, runs: Runs) -> None:
-        self._rooms = rooms
-        self._runs = runs
+        self.rooms = rooms
+        self.runs = runs
         self._lines: dict[Line, Reservation] = {}
         self._pools: dict[Pool, Reservation] = {}
 
@@ -84,12 +92,15 @@ class Reservations:
         return self._pools.keys()
 
     def add(self, reservation: Reservation) -> None:
-        """Keep it, instead of what was kept for the same line."""
+        """Keep it, instead of what was kept for the same line or on the same pools."""
         self.drop(reservation.line)
+        for pool in reservation.counts:
+            if pool in self._pools:
+                self.drop(self._pools[pool].line)
         self._lines[reservation.line] = reservation
         for pool in reservation.counts:
             self._pools[pool] = reservation
-            self._rooms.keep(pool)
+            self.rooms.keep(pool)
 
     def drop(self, line: Line) -> None:
         """Nothing is kept for a line any more."""
@@ -97,7 +108,23 @@ class Reservations:
         if reservation is not None:
             for pool in reservation.counts:
                 del self._pools[pool]
-                self._rooms.unkeep(pool)
+                self.rooms.unkeep(pool)
+
+    def of_queue(self, node: Node) -> list[Reservation]:
+        """What is kept for heads of a queue that found no room."""
+        reservations = self._lines.values()
+        return [one for one in reservations if one.line.node is node and one.until is None]
+
+    def nodes(self) -> set[Node]:
+        """All queues for which something is kept, and those above them."""
+        return {node for line in self._lines for node in line.node.path}
+
+    def yield_to(self, line: Line, place: Place) -> None:
+        """The head of a line goes there: what was kept there for one that it goes before is not."""
+        pool = self.rooms.pool(place.backend, place.pool)
+        reservation = self._pools.get(pool) if pool else None
+        if reservation is not None and reservation.yields_to(line):
+            self.drop(reservation.line)
 
     def tidy(self, now: Micros) -> None:
         """Drop what is of no use any more."""
@@ -119,15 +146,18 @@ class Reservations:
         found: list[Place] = []
         for pool, count in reservation.counts.items():
             free = within(times(shape.amount, count), pool.free) and shape.kind.admits(pool)
-            if not free or not self._rooms.site(pool.backend).open:
+            if not free or not self.rooms.site(pool.backend).open:
                 return ()
             found += places_on(pool, count, shape)
         return tuple(found)
 
-    def beside(self, shape: Shape, now: Micros) -> Pool | None:
-        """A pool that is kept for another and would do all the same."""
+    def beside(self, line: Line, now: Micros) -> Pool | None:
+        """A pool that is kept for another and would do for a line's head all the same."""
+        shape = line.shape
         for pool in sorted(self._pools, key=lambda one: (one.backend, one.name)):
-            if self._would_do(pool, shape) and self.unharmed(pool, shape, now):
+            if self._would_do(pool, shape) and (
+                self._pools[pool].yields_to(line) or self.unharmed(pool, shape, now)
+            ):
                 return pool
         return None
 
@@ -144,7 +174,7 @@ class Reservations:
             and pool.room.accepting
             and pool.name not in shape.needs.avoid
             and within(shape.amount, pool.free)
-            and self._rooms.site(pool.backend).open
+            and self.rooms.site(pool.backend).open
             and shape.kind.suits(pool)
             and shape.kind.admits(pool)
         )
@@ -160,7 +190,7 @@ class Reservations:
     def _free_at(self, pool: Pool, at: Micros | None, now: Micros) -> Vector:
         """What will be free of a pool then, if nothing starts meanwhile."""
         bound = now if at is None else max(at, now)
-        ending = (amount for end, amount in self._runs.ends(pool, now) if end <= bound)
+        ending = (amount for end, amount in self.runs.ends(pool, now) if end <= bound)
         return plus(pool.free, total_of(ending))
 
     # -- making one -------------------------------------------------------------------------------
@@ -169,7 +199,7 @@ class Reservations:
         """When and where a shape can start at the latest, by the time limits of what runs."""
         found = [
             one
-            for site in shape.kind.sites(self._rooms)
+            for site in shape.kind.sites(self.rooms)
             if site.open and (one := self._earliest_in(site, shape, now)) is not None
         ]
         return min(found, key=lambda one: one[0], default=None)
@@ -182,7 +212,7 @@ class Reservations:
         ends = [
             (end, n, pool, amount)
             for n, pool in enumerate(free)
-            for end, amount in self._runs.ends(pool, now)
+            for end, amount in self.runs.ends(pool, now)
         ]
         found, at = sum(counts.values()), now
         for end, _, pool, amount in sorted(ends, key=lambda one: one[:2]):
@@ -197,7 +227,7 @@ class Reservations:
 
     def drained(self, shape: Shape) -> dict[Pool, int] | None:
         """Pools to keep where it is not known when something ends: those with most free."""
-        for site in shape.kind.sites(self._rooms):
+        for site in shape.kind.sites(self.rooms):
             if site.open:
                 pools = self._candidates(site, shape)
                 counts = {pool: _count(shape, pool.total) for pool in pools}
@@ -210,7 +240,7 @@ class Reservations:
         """Pools that could hold it and are kept for nobody else, those with most room first."""
         buckets: list[Bucket] = [
             bucket
-            for tier in shape.kind.tiers(self._rooms)
+            for tier in shape.kind.tiers(self.rooms)
             if tier.site is site
             for profile in tier.profiles
             for bucket in profile.buckets()

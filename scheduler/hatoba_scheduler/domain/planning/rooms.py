@@ -325,6 +325,7 @@ class Rooms:
         """Take a pool out of the index: it is reserved."""
         self._unfile(pool)
         pool.kept = True
+        self.grown_kept[pool] = None
 
     def unkeep(self, pool: Pool) -> None:
         """Everybody may use it again."""

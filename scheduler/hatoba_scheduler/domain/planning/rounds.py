@@ -27,6 +27,7 @@ from hatoba_scheduler.domain.planning.waiting import Waiting
 from hatoba_scheduler.domain.records import Micros
 
 DAY = 86_400_000_000
+LATER = 1_000_000
 
 
 class Parts:
@@ -41,7 +42,7 @@ class Parts:
         self.waiting = Waiting(self.tree, self.shapes, round(rules.ageing * 1000))
         self.placer = Placer(self.rooms)
         self.reservations = Reservations(self.rooms, self.runs)
-        self.preempting = Preempting(rules, self.rooms, self.tree, self.runs)
+        self.preempting = Preempting(rules, self.reservations, self.tree)
 
 
 class Rounds:
@@ -51,6 +52,9 @@ class Rounds:
         self._parts = parts
         self._impatient: list[tuple[Micros, int, Line, str]] = []
         """Heads that found no room, and when some is reserved for them."""
+        self._unrivalled: list[tuple[Line, str]] = []
+        """Heads for which nothing need be reserved while no other shape waits."""
+        self._begun = 0
         self._numbers = itertools.count()
         self._preemptions: list[Preemption] = []
 
@@ -65,7 +69,7 @@ class Rounds:
         more = True
         while left > 0:
             if parts.rooms.grown or parts.rooms.grown_kept:
-                left -= self.look_again()
+                left -= self._look_again(assignments)
                 continue
             line = parts.tree.pick() if parts.shapes.opened else None
             if line is None:
@@ -80,12 +84,20 @@ class Rounds:
 
     # -- opening ----------------------------------------------------------------------------------
 
-    def look_again(self) -> float:
-        """Open the shapes that something that became free would do for; the work it was."""
+    def _look_again(self, assignments: list[Assignment]) -> float:
+        """Open the shapes that something that became free would do for; the work it was.
+
+        What is kept goes to whom it is kept for, as soon as all of it is free.
+        """
         rooms = self._parts.rooms
         if not rooms.grown:
             pool, _ = rooms.grown_kept.popitem()
-            return self._open(pool.free, pool)
+            kept = self._parts.reservations.on(pool)
+            places = self._parts.reservations.free_places(kept) if kept else ()
+            if kept is None or not places or bar(kept.line) is not None:
+                return self._open(pool.free, pool)
+            assignments.append(self._take(kept.line, places))
+            return 3.0
         bucket, _ = rooms.grown.popitem()
         if not bucket.pools:
             return 0.1
@@ -118,7 +130,7 @@ class Rounds:
         places = self.places(line, now)
         if places:
             return self._take(line, places)
-        parts.shapes.miss(shape, parts.reservations.pools())
+        parts.shapes.miss(shape, parts.reservations.pools(), parts.placer.places)
         if not self._make_room(line, now):
             self._note_head(line, now)
         return None
@@ -128,7 +140,7 @@ class Rounds:
         parts = self._parts
         places = parts.reservations.places(line) or parts.placer.places(line.shape)
         if not places and line.shape.members == 1:
-            pool = parts.reservations.beside(line.shape, now)
+            pool = parts.reservations.beside(line, now)
             if pool is not None:
                 gpus = pool.free_gpus(line.shape.amount[2])
                 return (Place(pool.backend, pool.name, gpus),)
@@ -137,6 +149,8 @@ class Rounds:
     def _take(self, line: Line, places: tuple[Place, ...]) -> Assignment:
         parts, shape, node = self._parts, line.shape, line.node
         parts.reservations.drop(line)
+        for place in places:
+            parts.reservations.yield_to(line, place)
         uid, tasks = parts.waiting.take(line)
         for task, place in zip(tasks, places, strict=True):
             hold = Hold(shape.amount, place.gpus, uid)
@@ -163,6 +177,11 @@ class Rounds:
 
     def _reserve_for_impatient(self, now: Micros) -> float:
         """Reserve for heads that found no room for long enough; the work it was."""
+        if self._begun != self._parts.shapes.begun:
+            self._begun = self._parts.shapes.begun
+            for line, uid in self._unrivalled:
+                self._call_back(now, line, uid)
+            self._unrivalled.clear()
         work = 0.0
         while self._impatient and self._impatient[0][0] <= now:
             _, _, line, uid = heapq.heappop(self._impatient)
@@ -178,8 +197,14 @@ class Rounds:
     def _reserve(self, line: Line, uid: str, now: Micros) -> None:
         parts = self._parts
         rules, reservations = parts.rules, parts.reservations
-        if len(reservations) >= rules.reservations or bar(line) is not None:
-            self._call_back(now + 1_000_000, line, uid)
+        for other in reservations.of_queue(line.node):
+            reservations.drop(other.line)
+        full = len(reservations) >= rules.reservations or bar(line) is not None
+        if full or not parts.tree.next_but(line.node, reservations.nodes()):
+            self._call_back(now + LATER, line, uid)
+            return
+        if not parts.shapes.rivals(line.shape):
+            self._unrivalled.append((line, uid))
             return
         found = reservations.earliest(line.shape, now)
         if found is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -488,6 +488,21 @@ class Tree:
                 return line
             child.place = None
 
+    def next_but(self, node: Node, others: Collection[Node]) -> bool:
+        """Whether it is the turn of a queue, when these others do not count."""
+        for one in node.path:
+            above = one.parent
+            if above is None:
+                return False
+            mine = self.key(one)
+            siblings = (child for child in above.children.values() if child is not one)
+            if any(
+                child not in others and _waits(child) and self.key(child) < mine
+                for child in siblings
+            ):
+                return False
+        return True
+
     def _first_child(self, node: Node) -> Node | None:
         heap = node.heap
         while heap:
@@ -506,6 +521,12 @@ class Tree:
 
 def _wants(node: Node) -> bool:
     return bool(node.lines or node.running) or any(map(_wants, node.children.values()))
+
+
+def _waits(node: Node) -> bool:
+    if node.full:
+        return False
+    return bool(node.lines) or any(map(_waits, node.children.values()))
 
 
 def _first_line(node: Node) -> Line | None:
