@@ -357,7 +357,16 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         chunks=chunks,
         garbage=Garbage(
             chunks,
-            Roots([store, store.datasets, store.models, store.deployments, store.backups]),
+            Roots(
+                [
+                    store,
+                    store.datasets,
+                    store.models,
+                    store.deployments,
+                    store.backups,
+                    schedule_book,
+                ]
+            ),
             clock,
         ),
         sources=_sources(store),

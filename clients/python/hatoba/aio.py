@@ -32,6 +32,7 @@ from hatoba.following import (
 from hatoba.frames import Metrics
 from hatoba.models import AsyncModels
 from hatoba.options import Parcel, SubmitOptions, build_parcel, set_param
+from hatoba.schedules import AsyncSchedules
 from hatoba.settings import Choice, Server
 from hatoba.tracing import Tracer
 from hatoba.transport import CALL_SECONDS, R, Timing, Transport
@@ -107,6 +108,11 @@ class AsyncClient:
     def deployments(self) -> AsyncDeployments:
         """Deployments of the project."""
         return AsyncDeployments(self)
+
+    @property
+    def schedules(self) -> AsyncSchedules:
+        """Jobs of the project that are submitted by the clock."""
+        return AsyncSchedules(self)
 
     @property
     def models(self) -> AsyncModels:

@@ -24,6 +24,7 @@ from hatoba.following import LogPiece, Resync, silent
 from hatoba.frames import Metrics, table
 from hatoba.models import Models
 from hatoba.options import SubmitOptions
+from hatoba.schedules import Schedules
 from hatoba.v1 import common_pb2, job_pb2
 
 T = TypeVar("T")
@@ -115,6 +116,11 @@ class Client:
     def deployments(self) -> Deployments:
         """Deployments of the project."""
         return Deployments(self._loop, self._client.deployments)
+
+    @property
+    def schedules(self) -> Schedules:
+        """Jobs of the project that are submitted by the clock."""
+        return Schedules(self._loop, self._client.schedules)
 
     @property
     def models(self) -> Models:

@@ -47,7 +47,7 @@ def set_terms(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:
     _set_times(spec, options)
     _set_leaving(spec, options)
     if "spot" in options:
-        spec.spot = _word("spot", options["spot"], SPOT)
+        spec.spot = word_of("spot", options["spot"], SPOT)
     for text in options.get("retry_rules", ()):
         spec.retries.rules.append(parse_rule(text))
 
@@ -55,7 +55,7 @@ def set_terms(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:
 def _set_gang(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:
     spec.replicas = options.get("replicas", 0)
     if "gang_policy" in options:
-        spec.gang.policy = _word("gang_policy", options["gang_policy"], GANG_POLICY)
+        spec.gang.policy = word_of("gang_policy", options["gang_policy"], GANG_POLICY)
     _set_duration(options, "gang_timeout", lambda: spec.gang.start_timeout)
 
 
@@ -65,7 +65,7 @@ def _set_placement(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:
     spec.placement.apart_from.extend(options.get("apart_from", ()))
     spec.placement.near.extend(options.get("near", ()))
     if "strategy" in options:
-        spec.placement.strategy = _word("strategy", options["strategy"], STRATEGY)
+        spec.placement.strategy = word_of("strategy", options["strategy"], STRATEGY)
     if options.get("apart"):
         spec.placement.apart = True
     if spec.placement == job_pb2.Placement():
@@ -73,22 +73,20 @@ def _set_placement(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:
 
 
 def _set_times(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:
-    for name, stamp in (
-        ("start_after", lambda: spec.start_after),
-        ("deadline", lambda: spec.deadline),
-    ):
-        if name in options:
-            told = options[name]  # type: ignore[literal-required]
-            time = _read(name, parse_time, told) if isinstance(told, str) else _aware(told)
-            stamp().FromDatetime(time)
+    if "start_after" in options:
+        spec.start_after.FromDatetime(_time("start_after", options["start_after"]))
+    if "deadline" in options:
+        spec.deadline.FromDatetime(_time("deadline", options["deadline"]))
     _set_duration(options, "max_queue_time", lambda: spec.max_queue_time)
     _set_duration(options, "stop_after", lambda: spec.disconnect.stop_after)
     _set_duration(options, "lost_after", lambda: spec.disconnect.lost_after)
 
 
-def _aware(time: dt.datetime) -> dt.datetime:
-    """A time without a zone is this machine's."""
-    return time.astimezone(dt.UTC)
+def _time(name: str, told: str | dt.datetime) -> dt.datetime:
+    """A time as said; one of Python's without a zone is this machine's."""
+    if isinstance(told, str):
+        return _read(name, parse_time, told)
+    return told.astimezone(dt.UTC)
 
 
 def _set_leaving(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:
@@ -113,7 +111,8 @@ def _read(name: str, parse: Callable[[str], T], text: str) -> T:
         raise InvalidSpec(f"{name}: {error}") from None
 
 
-def _word(name: str, text: str, known: Mapping[str, Any]) -> Any:
+def word_of(name: str, text: str, known: Mapping[str, Any]) -> Any:
+    """What a word stands for; case does not matter. Raises InvalidSpec."""
     if text.lower() not in known:
         raise InvalidSpec(f"{name}: {text!r} is none of {', '.join(known)}")
     return known[text.lower()]
