@@ -65,7 +65,7 @@ def _of_rules(rules: Iterable[common_pb2.RetryRule]) -> Iterator[FieldViolation]
 def _of_failing(path: str, rule: common_pb2.RetryRule) -> Iterator[FieldViolation]:
     """What a rule that retries nothing cannot have."""
     for name in ("limit", "mutate"):
-        if rule.HasField(name):  # type: ignore[arg-type]
+        if rule.HasField(name):
             yield _violation(
                 f"{path}.{name}",
                 "is for rules that retry; this one fails",

@@ -141,7 +141,7 @@ async def _history(
     client: AsyncClient, job: job_pb2.Job, attempts: Sequence[job_pb2.Attempt]
 ) -> list[common_pb2.Event]:
     """Events that say what was decided and why; of a job with very many none are read."""
-    from hatoba.aio import Resync
+    from hatoba.following import Resync
 
     ended_badly = any(one.number > 1 or one.HasField("cause") for one in attempts)
     if not ended_badly or job.version > MOST_EVENTS:
