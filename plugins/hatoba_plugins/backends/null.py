@@ -76,6 +76,9 @@ POOL = "null"
 _MARKS = 100_000
 """Names of released and of stopped attempts that are remembered, to refuse a late launch."""
 
+_ENDED = 10_000
+"""Ended attempts that are kept when nobody asks to release them: they hold nothing."""
+
 _FITS_ALL = Share(cpus=2.0**40, memory=2**60, gpus=0, slots=0)
 """Nothing is used, so any number of cores and bytes fits."""
 
@@ -140,7 +143,7 @@ class _Object(NamedTuple):
 
     def observation(self) -> Observation:
         """What is seen of it."""
-        return Observation(self.name, self.phase, True, self.exit if self.ended else None)
+        return Observation(self.name, self.phase, not self.ended, self.exit if self.ended else None)
 
 
 @dataclass
@@ -168,9 +171,23 @@ class NullWorld:
     """Where the objects of an instance are; it outlives closing and opening the backend."""
 
     objects: dict[str, _Object] = field(default_factory=dict)
+    ended: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    """Names of those objects that have ended, the oldest end first."""
     marks: OrderedDict[str, str] = field(default_factory=OrderedDict)
     kept: dict[str, _Kept] = field(default_factory=dict)
     """Deployments by uid."""
+
+    def keep_ended(self, name: str) -> None:
+        """Of those that ended so many are kept; of older ones only that their name is used up."""
+        self.ended[name] = None
+        if len(self.ended) > _ENDED:
+            self.drop(next(iter(self.ended)), "over")
+
+    def drop(self, name: str, why: str) -> None:
+        """Forget an object; that its name is used up is remembered."""
+        self.ended.pop(name, None)
+        self.objects.pop(name, None)
+        self.mark(name, why)
 
     def mark(self, name: str, why: str) -> None:
         """Remember that a name is used up; the oldest marks are forgotten."""
@@ -186,6 +203,8 @@ class NullWorld:
         recalled = _from_handle(ref.name, ref.handle, now)
         if ref.name not in self.marks:
             self.objects[ref.name] = recalled
+            if recalled.ended:
+                self.keep_ended(ref.name)
         return recalled
 
 
@@ -243,6 +262,7 @@ class NullJobs:
         self._world.objects[request.name] = created
         if created.ended:
             ended.append(created)
+            self._world.keep_ended(created.name)
         self._begin(created)
         return created
 
@@ -303,13 +323,13 @@ class NullJobs:
         if known and not known.ended:
             return NotYet(ref.name, after=max(0.0, known.ends_at - self._clock.time()))
         if known:
-            self._world.objects.pop(ref.name, None)
-            self._world.mark(ref.name, "released")
+            self._world.drop(ref.name, "released")
         return Released(ref.name)
 
     def _end(self, known: _Object) -> None:
         ended = known._replace(ends_at=0.0)
         self._world.objects[known.name] = ended
+        self._world.keep_ended(known.name)
         self._feed.publish([ended.observation()])
 
     async def _end_later(self, known: _Object) -> None:

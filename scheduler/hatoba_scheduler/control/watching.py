@@ -54,7 +54,6 @@ class Observer:
         self._launcher = launcher
         self._supply = supply
         self._held = held
-        self._news: list[Observation] = []
         self.health = Health(HealthStatus.DEGRADED, "not asked yet")
 
     # -- the watch ------------------------------------------------------------------------------
@@ -79,17 +78,10 @@ class Observer:
             assert isinstance(item, Synced)
 
     def _take_note(self, seen: Observation) -> None:
-        """Decide on all news together that come in one turn of the loop."""
-        self._news.append(seen)
-        if len(self._news) == 1:
-            asyncio.get_running_loop().call_soon(self._decide)
-
-    def _decide(self) -> None:
-        news, self._news = self._news, []
-        for seen in news:
-            asked = self._seen(seen)
-            if asked is not None:
-                asked.add_done_callback(self._note_failure)
+        """Have it decided; not waited for, so that the decisions on all that comes go together."""
+        asked = self._seen(seen)
+        if asked is not None:
+            asked.add_done_callback(self._note_failure)
 
     def _note_failure(self, asked: asyncio.Future[Change | None]) -> None:
         """What was seen and not stored is asked after again by `observe_forever`."""
