@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import ChainMap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import structlog
 
 from hatoba_scheduler.control.gather import Gatherer
+from hatoba_scheduler.domain.changing import quick
 from hatoba_scheduler.domain.parking import is_plain
 from hatoba_scheduler.domain.records import (
     Attempt,
@@ -50,11 +51,14 @@ BATCH = 500
 QUEUE = 20_000
 KEEP = 20_000
 SLICE = 100
-"""New jobs that listeners hear of at a time."""
+"""Jobs that are decided on, or that listeners hear of, between two turns that others get."""
+FEW = 8
+"""Started tasks in memory up to which a batch works on copies of a job's rows."""
 
 log = structlog.get_logger(__name__)
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Commit:
     """One job's committed change, for listeners: `before` is None for a new job."""
@@ -104,9 +108,11 @@ class _Work:
 
     live: _Live
     job: Job
-    tasks: ChainMap[int, Task]
-    attempts: ChainMap[int, Attempt]
+    tasks: MutableMapping[int, Task]
+    attempts: MutableMapping[int, Attempt]
     changes: list[Change] = field(default_factory=list)
+    touched: set[int] = field(default_factory=set)
+    """Tasks that changed, or whose attempt did."""
 
     def rows(self) -> Rows:
         return Rows(self.job, self.tasks, self.attempts)
@@ -117,10 +123,19 @@ class _Work:
         self.job = change.job
         for task, _ in change.tasks:
             self.tasks[task.index] = task
+            self.touched.add(task.index)
         for attempt, _ in change.attempts:
             if attempt.number >= self.tasks[attempt.index].attempt:
                 self.attempts[attempt.index] = attempt
+                self.touched.add(attempt.index)
         self.changes.append(change)
+
+
+def _over(live: _Live) -> _Work:
+    """Work on a job: on copies of its rows, or over them where there are many."""
+    if len(live.tasks) <= FEW:
+        return _Work(live, live.job, dict(live.tasks), dict(live.attempts))
+    return _Work(live, live.job, ChainMap({}, live.tasks), ChainMap({}, live.attempts))
 
 
 class Ledger:
@@ -205,7 +220,7 @@ class Ledger:
             self._live[attempt.job_uid].attempts[attempt.index] = attempt
             self._names[attempt.name] = (attempt.job_uid, attempt.index)
         for live in list(self._live.values()):
-            self._shrink(live)
+            self._shrink(live, list(live.tasks))
             self._place(live)
         return state
 
@@ -355,9 +370,14 @@ class Ledger:
         if self._coming:
             self._early += [ask for ask in batch if ask.uid in self._coming]
             batch = [ask for ask in batch if ask.uid not in self._coming]
-        loaded = await self._load_for(batch) if self._parked else ()
+        loaded: Sequence[_Live] = ()
         try:
+            loaded = await self._load_for(batch) if self._parked else ()
             await self._carry_out(batch)
+        except asyncio.CancelledError:
+            for ask in batch:
+                _fail(ask.answer, _stopping())
+            raise
         finally:
             for live in loaded:
                 if self._live.get(live.job.uid) is live:
@@ -370,10 +390,6 @@ class Ledger:
             return ()
         try:
             jobs = await self._read_parked(list(missing))
-        except asyncio.CancelledError:
-            for ask in batch:
-                _fail(ask.answer, _stopping())
-            raise
         except HatobaError as error:
             for ask in batch:
                 if ask.uid in missing:
@@ -385,15 +401,11 @@ class Ledger:
         return loaded
 
     async def _carry_out(self, batch: Sequence[_Ask]) -> None:
-        works, answers = self._decide_all(batch)
+        works, answers = await self._decide_all(batch)
         changed = [work for work in works.values() if work.changes]
         changes = [combined(work.changes) for work in changed]
         try:
             results = await self._apply(changes)
-        except asyncio.CancelledError:
-            for ask in batch:
-                _fail(ask.answer, _stopping())
-            raise
         except Exception as error:  # noqa: BLE001 - told to everybody who asked
             log.error("commit.failed", error=str(error), asks=len(batch))
             for ask in batch:
@@ -430,19 +442,21 @@ class Ledger:
             log.error("change.refused", job=change.job.name, error=error.message)
             return Stale.STALE
 
-    def _decide_all(self, batch: Sequence[_Ask]) -> tuple[dict[str, _Work], list[Change | None]]:
+    async def _decide_all(
+        self, batch: Sequence[_Ask]
+    ) -> tuple[dict[str, _Work], list[Change | None]]:
         works: dict[str, _Work] = {}
         answers: list[Change | None] = []
-        for ask in batch:
+        for place, ask in enumerate(batch, 1):
+            if place % SLICE == 0:
+                await asyncio.sleep(0)
             live = self._live.get(ask.uid)
             if live is None:
                 answers.append(None)
                 continue
             work = works.get(ask.uid)
             if work is None:
-                work = works[ask.uid] = _Work(
-                    live, live.job, ChainMap({}, live.tasks), ChainMap({}, live.attempts)
-                )
+                work = works[ask.uid] = _over(live)
             answers.append(self._decide_one(ask, work))
         return works, answers
 
@@ -466,6 +480,18 @@ class Ledger:
         changes: Sequence[Change],
         results: Sequence[Applied | Stale],
     ) -> None:
+        for start in range(0, len(works), SLICE):
+            if start:
+                await asyncio.sleep(0)
+            some = slice(start, start + SLICE)
+            await self._settle_some(works[some], changes[some], results[some])
+
+    async def _settle_some(
+        self,
+        works: Sequence[_Work],
+        changes: Sequence[Change],
+        results: Sequence[Applied | Stale],
+    ) -> None:
         commits: list[Commit] = []
         events: list[Event] = []
         for work, change, result in zip(works, changes, results, strict=True):
@@ -476,12 +502,10 @@ class Ledger:
                 events.append(event.completed(seq, work.job.name))
             before = work.live.job
             self._take_over(work)
-            rows = Rows(work.job, work.tasks, work.attempts)
-            commits.append(Commit(before, change, rows))
-        events.sort(key=lambda event: event.seq)
+            commits.append(Commit(before, change, work.rows()))
         self._tell(commits, events)
         for work in works:
-            self._shrink(work.live)
+            self._shrink(work.live, work.touched)
             self._plain.discard(work.job.uid)
             if work.job.uid in self._live:
                 self._place(work.live)
@@ -489,18 +513,27 @@ class Ledger:
     def _take_over(self, work: _Work) -> None:
         live = work.live
         live.job = work.job
-        live.tasks.update(work.tasks.maps[0])
-        for index, attempt in work.attempts.maps[0].items():
-            former = live.attempts.get(index)
-            if former is not None and former.name != attempt.name:
-                self._names.pop(former.name, None)
-            live.attempts[index] = attempt
-            self._names[attempt.name] = (attempt.job_uid, index)
+        for index in work.touched:
+            task = work.tasks.get(index)
+            if task is not None:
+                live.tasks[index] = task
+            attempt = work.attempts.get(index)
+            if attempt is not None:
+                self._take_over_attempt(live, attempt)
 
-    def _shrink(self, live: _Live) -> None:
+    def _take_over_attempt(self, live: _Live, attempt: Attempt) -> None:
+        former = live.attempts.get(attempt.index)
+        if former is not None and former.name != attempt.name:
+            self._names.pop(former.name, None)
+        live.attempts[attempt.index] = attempt
+        self._names[attempt.name] = (attempt.job_uid, attempt.index)
+
+    def _shrink(self, live: _Live, touched: Iterable[int]) -> None:
         """Forget tasks that are over and hold nothing, and the job with the last of them."""
-        for index in [i for i, task in live.tasks.items() if task.state.terminal]:
-            attempt = live.attempts.get(index)
+        for index in touched:
+            task, attempt = live.tasks.get(index), live.attempts.get(index)
+            if task is None or not task.state.terminal:
+                continue
             if attempt is None or attempt.release is Release.RELEASED:
                 del live.tasks[index]
                 live.attempts.pop(index, None)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hatoba_scheduler.domain import causes
-from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.changing import changed, quick
 from hatoba_scheduler.domain.models import ModelVersion
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
@@ -87,6 +87,7 @@ class Now:
     actor: str = SYSTEM
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class View:
     """The rows that a decision about one task is made on; `rows` are all of its job, if known."""
@@ -97,6 +98,7 @@ class View:
     rows: Rows | None = None
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Rows:
     """A job's rows as far as they are kept in memory: tasks under way and their newest attempts."""
@@ -184,6 +186,7 @@ def submitted(job: Job, now: Now) -> Event:
 # -- moving one task --------------------------------------------------------------------------
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Move:
     """One task's step: its row before (None: it has none yet) and after, and what to tell of it."""
@@ -293,6 +296,7 @@ def noted(view: View, attempt: Attempt, task: Task | None = None) -> Change:
 # -- launching --------------------------------------------------------------------------------
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Intent:
     """What is decided about a launch: the new attempt's name, place and identity."""
