@@ -91,6 +91,17 @@ def parse_time(text: str) -> dt.datetime:
         raise ValueError(f"{text!r} is too far away: {TIME_HELP}") from None
 
 
+def parse_past(text: str) -> dt.datetime:
+    """A point in time: as in `parse_time`, but a duration is from now back; in UTC."""
+    if not DURATION.match(text.strip()):
+        return parse_time(text)
+    now = dt.datetime.now(dt.UTC)
+    try:
+        return now - dt.timedelta(seconds=parse_duration(text))
+    except OverflowError:
+        raise ValueError(f"{text!r} is too far away: {TIME_HELP}") from None
+
+
 def parse_array(text: str) -> int:
     """Number of tasks in `0-9` (here 10). Indices begin at 0."""
     match = ARRAY.match(text.strip())

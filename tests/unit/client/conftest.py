@@ -347,6 +347,24 @@ class FakeQueues(queue_pb2_grpc.QueueServiceServicer):
     ) -> queue_pb2.DeleteQueueResponse:
         return self.fake.reply(request, context, queue_pb2.DeleteQueueResponse())
 
+    def CordonQueue(
+        self, request: queue_pb2.CordonQueueRequest, context: Context
+    ) -> queue_pb2.Queue:
+        queue = queue_pb2.Queue(
+            name=request.name, cordoned=request.cordoned, cordon_reason=request.reason
+        )
+        return self.fake.reply(request, context, queue)
+
+    def ListQueueUsage(
+        self, request: queue_pb2.ListQueueUsageRequest, context: Context
+    ) -> queue_pb2.ListQueueUsageResponse:
+        one = queue_pb2.QueueUsage(
+            queue="projects/default/queues/gpu", used_share=0.5, fair_share=0.75, waiting=4
+        )
+        one.oldest_wait.FromSeconds(90)
+        reply = queue_pb2.ListQueueUsageResponse(usages=[one])
+        return self.fake.reply(request, context, reply)
+
     def GetQueueUsage(
         self, request: queue_pb2.GetQueueUsageRequest, context: Context
     ) -> queue_pb2.QueueUsage:
@@ -370,16 +388,35 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
         )
         return self.fake.reply(request, context, status)
 
+    def GetOverview(
+        self, request: admin_pb2.GetOverviewRequest, context: Context
+    ) -> admin_pb2.Overview:
+        backends = self._backends()
+        late = admin_pb2.NotableJob(job="projects/default/jobs/late-1", message="past its deadline")
+        overview = admin_pb2.Overview(
+            server=admin_pb2.ServerStatus(version="0.1.0", phase="serving", active_jobs=1),
+            backends=backends.backends,
+            failures=backends.failures,
+            owners=[admin_pb2.OwnedInQueue(queue="gpu", created_by="ann", waiting=7, running=2)],
+            overdue=[late] * 7,
+            hosts=["here: not connected"],
+            queues=["gpu: cordoned (new cards)"],
+            planner_max=0.012,
+        )
+        return self.fake.reply(request, context, overview)
+
     def ListBackends(
         self, request: admin_pb2.ListBackendsRequest, context: Context
     ) -> admin_pb2.ListBackendsResponse:
+        return self.fake.reply(request, context, self._backends())
+
+    def _backends(self) -> admin_pb2.ListBackendsResponse:
         hosts = admin_pb2.BackendInfo(name="hosts", type="hosts", health="healthy", is_default=True)
         hosts.capacity["cpus"] = "3 of 4 free"
         broken = admin_pb2.BackendFailure(
             name="k8s", reason="No module named 'kubernetes'", remedy="pip install 'hatoba[k8s]'"
         )
-        reply = admin_pb2.ListBackendsResponse(backends=[hosts], failures=[broken])
-        return self.fake.reply(request, context, reply)
+        return admin_pb2.ListBackendsResponse(backends=[hosts], failures=[broken])
 
     def CreateToken(
         self, request: admin_pb2.CreateTokenRequest, context: Context

@@ -24,7 +24,7 @@ from hatoba.cli.exits import Exit
 from hatoba.cli.main import main
 from hatoba.errors import Unavailable
 from hatoba.settings import Server
-from hatoba.v1 import admin_pb2, job_pb2
+from hatoba.v1 import admin_pb2, job_pb2, queue_pb2
 
 if TYPE_CHECKING:
     from tests.unit.client.conftest import FakeServer
@@ -40,6 +40,13 @@ def test_status_shows_server_backends_and_my_unfinished_jobs(fake: FakeServer, c
     assert "hosts (default)" in text
     assert "pip install 'hatoba[k8s]'" in text
     assert "train-1 waits: for 4 GPUs; 1 is free" in text
+    assert "planning 12.0 ms" in text
+    assert ["gpu", "ann", "7", "2"] in [line.split() for line in text.splitlines()]
+    assert text.count("past its deadline") == 5
+    assert "and 2 more" in text
+    assert "here: not connected" in text
+    assert "gpu: cordoned (new cards)" in text
+    assert json.loads(cli("status", "-o", "json").stdout)["owners"][0]["running"] == "2"
     assert fake.requests("ListJobsRequest")[0].filter == "active = true"
 
 
@@ -83,6 +90,64 @@ def test_queues(fake: FakeServer, cli: Cli) -> None:
     update = fake.requests("UpdateQueueRequest")[0]
     assert list(update.update_mask.paths) == ["max_running"]
     assert update.queue.name == "projects/default/queues/gpu"
+
+
+def test_queues_have_a_place_in_a_tree_and_limits(fake: FakeServer, cli: Cli) -> None:
+    said = ["--parent", "lab", "--quota", "cpus=8,memory=64GiB,gpus=2,licence=3", "--no-borrowing"]
+    assert cli("queues", "create", "gpu", *said).exit_code == 0
+    queue = fake.requests("CreateQueueRequest")[0].queue
+    assert (queue.parent, queue.quota.cpus, queue.quota.memory_bytes) == ("lab", 8, 64 << 30)
+    assert (queue.quota.gpus, dict(queue.quota.named)) == (2, {"licence": 3})
+    assert queue.no_borrowing
+    assert cli("queues", "update", "gpu", "--quota", "none", "--borrowing").exit_code == 0
+    update = fake.requests("UpdateQueueRequest")[0]
+    assert list(update.update_mask.paths) == ["quota", "no_borrowing"]
+    assert update.queue.quota.ByteSize() == 0
+    for bad in ("cpus", "cpus=x", "gpus=1.5", "=3", "memory=much"):
+        assert cli("queues", "create", "q", "--quota", bad).exit_code == 2
+
+
+def test_queues_are_listed_as_a_tree(fake: FakeServer, cli: Cli) -> None:
+    def queue(name: str, parent: str = "") -> queue_pb2.Queue:
+        return queue_pb2.Queue(name=f"projects/default/queues/{name}", parent=parent, weight=1)
+
+    made = [queue("a", "z"), queue("b", "a"), queue("z"), queue("lost", "gone")]
+    made[0].warnings.append("quota (9 gpus) is above all known capacity (8 gpus)")
+    fake.replies["ListQueuesRequest"] = queue_pb2.ListQueuesResponse(queues=made)
+    result = cli("queues", "list")
+    names = [line.partition("open")[0].rstrip() for line in result.stdout.splitlines()[1:]]
+    assert names == ["lost", "z", "  a", "    b"]
+    assert "a: quota (9 gpus) is above" in result.stderr
+
+
+def test_usage_of_all_queues_is_drawn(fake: FakeServer, cli: Cli) -> None:
+    line = cli("queues", "usage").stdout.splitlines()[1]
+    assert line.split()[:2] == ["gpu", "open"]
+    assert "##########.....|...." in line
+    assert "50.0%  75.0%" in line
+    assert "1m30s" in line
+
+
+def test_queues_are_cordoned_with_a_reason(fake: FakeServer, cli: Cli) -> None:
+    assert "cordoned" in cli("queues", "cordon", "gpu", "--drain", "--reason", "moving").stdout
+    assert "open" in cli("queues", "uncordon", "gpu").stdout
+    first, second = fake.requests("CordonQueueRequest")
+    assert (first.cordoned, first.drain, first.reason) == (True, True, "moving")
+    assert (second.cordoned, second.name) == (False, "projects/default/queues/gpu")
+
+
+def test_events_are_chosen_by_the_server(fake: FakeServer, cli: Cli) -> None:
+    assert cli("events", "-f", "--filter", "queue = gpu", "--reason", "retry").exit_code == 0
+    request = fake.requests("WatchJobsRequest")[0]
+    assert (request.filter, list(request.reasons)) == ("queue = gpu", ["retry"])
+    assert cli("events", "train-1", "--filter", "queue = gpu").exit_code == 2
+    assert cli("events", "--since", "yesterday").exit_code == 2
+    assert cli("events", "--since", "1h", "--cursor", "0").exit_code == 2
+
+
+def test_a_reader_is_told_of_events_that_were_passed_over(fake: FakeServer, cli: Cli) -> None:
+    fake.oldest = 5
+    assert "events were passed over" in cli("events", "-f", "--cursor", "1").stderr
 
 
 def test_a_tokens_text_is_alone_on_stdout(fake: FakeServer, cli: Cli) -> None:

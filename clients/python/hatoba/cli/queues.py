@@ -7,14 +7,46 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hatoba.cli.options import LABEL, unique
+from hatoba.cli.options import LABEL, Parsed, unique
 from hatoba.cli.output import emit, output_option, table
 from hatoba.cli.root import Group
 from hatoba.cli.session import server_options, with_client
+from hatoba.units import parse_cpus, parse_memory, say_bytes, say_seconds
 
 if TYPE_CHECKING:
     from hatoba.aio import AsyncClient
-    from hatoba.v1 import queue_pb2
+    from hatoba.v1 import common_pb2, queue_pb2
+
+
+BAR_WIDTH = 20
+FULL, FAIR, NONE = "#", "|", "."
+
+
+def _amounts(text: str) -> common_pb2.Resources:
+    """`cpus=8,memory=64GiB,gpus=2,licence=3`; `none` takes the limit away. Raises ValueError."""
+    from hatoba.v1 import common_pb2
+
+    found = common_pb2.Resources()
+    if text == "none":
+        return found
+    for part in text.split(","):
+        name, equals, amount = part.strip().partition("=")
+        if not equals or not name or not amount:
+            raise ValueError(f"{part!r} is not NAME=AMOUNT, such as cpus=8 or memory=64GiB")
+        if name == "cpus":
+            found.cpus = parse_cpus(amount)
+        elif name == "memory":
+            found.memory_bytes = parse_memory(amount)
+        elif not amount.isdecimal():
+            raise ValueError(f"{amount!r} is not a number of {name}")
+        elif name == "gpus":
+            found.gpus = int(amount)
+        else:
+            found.named[name] = int(amount)
+    return found
+
+
+AMOUNTS = Parsed("cpus=N,memory=AMOUNT,gpus=N,NAME=N", _amounts)
 
 
 @click.group(cls=Group)
@@ -38,6 +70,19 @@ SETTINGS = [
         metavar="N",
         help="Unfinished jobs at most; 0: no limit.",
     ),
+    click.option("--parent", metavar="QUEUE", help='The queue above it; "": none.'),
+    click.option(
+        "--quota", type=AMOUNTS, help="Never more in use by it and those below it; none: no limit."
+    ),
+    click.option(
+        "--guaranteed", type=AMOUNTS, help="Its own, taken back from borrowers; none: nothing."
+    ),
+    click.option(
+        "--no-borrowing/--borrowing",
+        "no_borrowing",
+        default=None,
+        help="Never more than what is guaranteed, even when it is free.",
+    ),
     click.option("--label", "labels", multiple=True, type=LABEL, metavar="K=V", help="Free label."),
 ]
 
@@ -54,21 +99,60 @@ def _said(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(found: Sequence[queue_pb2.Queue]) -> None:
-    """A table of queues."""
+    """Queues as a tree: each below the one above it, what is not set as a dash."""
     from hatoba.aio import short_name
 
     rows = []
-    for queue in found:
+    for depth, queue in _tree(found):
         limits = [str(limit or "-") for limit in (queue.max_running, queue.max_pending)]
-        rows.append([short_name(queue.name), f"{queue.weight or 1:g}", *limits, queue.created_by])
-    table(["QUEUE", "WEIGHT", "MAX RUNNING", "MAX PENDING", "BY"], rows, empty="no queues")
+        amounts = [amount(queue.quota), _guaranteed(queue)]
+        name = "  " * depth + short_name(queue.name)
+        state = "cordoned" if queue.cordoned else "open"
+        rows.append([name, state, f"{queue.weight or 1:g}", *limits, *amounts, queue.created_by])
+    heads = ["QUEUE", "STATE", "WEIGHT", "MAX RUNNING", "MAX PENDING", "QUOTA", "GUARANTEED", "BY"]
+    table(heads, rows, empty="no queues")
+    for queue in found:
+        for warning in queue.warnings:
+            click.echo(f"hatoba: {short_name(queue.name)}: {warning}", err=True)
+
+
+def _tree(found: Sequence[queue_pb2.Queue]) -> list[tuple[int, queue_pb2.Queue]]:
+    """Queues with their depths, children after their parents, siblings by name."""
+    from hatoba.aio import short_name
+
+    names = {short_name(queue.name) for queue in found}
+    below: dict[str, list[queue_pb2.Queue]] = {}
+    for queue in sorted(found, key=lambda one: one.name):
+        below.setdefault(queue.parent if queue.parent in names else "", []).append(queue)
+    out: list[tuple[int, queue_pb2.Queue]] = []
+
+    def visit(name: str, depth: int) -> None:
+        for queue in below.get(name, ()):
+            out.append((depth, queue))
+            visit(short_name(queue.name), depth + 1)
+
+    visit("", 0)
+    return out
+
+
+def amount(told: common_pb2.Resources) -> str:
+    """`8 cpus, 64 GiB, 2 GPUs, 3 licence`; a dash for nothing."""
+    parts = [f"{told.cpus:g} cpus"] if told.cpus else []
+    parts += [say_bytes(told.memory_bytes)] if told.memory_bytes else []
+    parts += [f"{told.gpus} GPU{'' if told.gpus == 1 else 's'}"] if told.gpus else []
+    parts += [f"{count} {name}" for name, count in sorted(told.named.items())]
+    return ", ".join(parts) or "-"
+
+
+def _guaranteed(queue: queue_pb2.Queue) -> str:
+    return amount(queue.guaranteed) + (" at most" if queue.no_borrowing else "")
 
 
 @queues.command("list")
 @output_option
 @server_options()
 def list_queues(output: str) -> None:
-    """List queues by name."""
+    """List queues as a tree: each below the one above it."""
     from hatoba.v1 import queue_pb2
 
     async def read(client: AsyncClient) -> list[queue_pb2.Queue]:
@@ -141,7 +225,8 @@ def update(name: str, etag: str, output: str, **said: Any) -> None:
     changes = _said(said)
     if not changes:
         raise click.UsageError(
-            "nothing to change: say --weight, --max-running, --max-pending or --label"
+            "nothing to change: say --weight, --max-running, --max-pending, --parent, --quota, "
+            "--guaranteed, --no-borrowing or --label"
         )
 
     async def change(client: AsyncClient) -> queue_pb2.Queue:
@@ -171,29 +256,129 @@ def delete(name: str, etag: str) -> None:
     click.echo(f"removed queue {name}", err=True)
 
 
-@queues.command("usage")
-@click.argument("name", default="default")
+@queues.command("cordon")
+@click.argument("name")
+@click.option("--drain", is_flag=True, help="Also have what runs of it give way and wait.")
+@click.option("--reason", default="", metavar="TEXT", help="Kept and shown.")
 @output_option
 @server_options()
-def usage(name: str, output: str) -> None:
-    """Say what a queue holds and uses now."""
+def cordon(name: str, drain: bool, reason: str, output: str) -> None:
+    """Start nothing more from a queue and those below it. Jobs are still accepted."""
+    _cordon(name, output, cordoned=True, drain=drain, reason=reason)
+
+
+@queues.command("uncordon")
+@click.argument("name")
+@output_option
+@server_options()
+def uncordon(name: str, output: str) -> None:
+    """Let a queue go on."""
+    _cordon(name, output, cordoned=False)
+
+
+def _cordon(name: str, output: str, **said: Any) -> None:
     from hatoba.v1 import queue_pb2
+
+    async def change(client: AsyncClient) -> queue_pb2.Queue:
+        request = queue_pb2.CordonQueueRequest(name=queue_name(client, name), **said)
+        return await client.call(request, queue_pb2.Queue)
+
+    queue = with_client(change)
+    emit(queue, output, lambda: show([queue]))
+
+
+@queues.command("usage")
+@click.argument("name", required=False)
+@output_option
+@server_options()
+def usage(name: str | None, output: str) -> None:
+    """What queues use against their shares, and what waits; of one or of all."""
+    from hatoba.v1 import queue_pb2
+
+    if name is None:
+        found = with_client(_all_usages)
+        reply = queue_pb2.ListQueueUsageResponse(usages=found)
+        emit(reply, output, lambda: show_usages(found))
+        return
 
     async def read(client: AsyncClient) -> queue_pb2.QueueUsage:
         request = queue_pb2.GetQueueUsageRequest(name=queue_name(client, name))
         return await client.call(request, queue_pb2.QueueUsage)
 
-    found = with_client(read)
-    emit(found, output, lambda: show_usage(found))
+    one = with_client(read)
+    emit(one, output, lambda: show_usage(one))
+
+
+async def _all_usages(client: AsyncClient) -> list[queue_pb2.QueueUsage]:
+    from hatoba.v1 import queue_pb2
+
+    request = queue_pb2.ListQueueUsageRequest(project=client.project, page_size=1000)
+    found: list[queue_pb2.QueueUsage] = []
+    while True:
+        page = await client.call(request, queue_pb2.ListQueueUsageResponse)
+        found.extend(page.usages)
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            return found
+
+
+def bar(used: float, fair: float, width: int = BAR_WIDTH) -> str:
+    """What is used of all capacity, and a mark where the fair share ends: `####|...`."""
+    filled = min(round(used * width), width)
+    cells = [FULL] * filled + [NONE] * (width - filled)
+    if 0 < fair <= 1:
+        cells[min(round(fair * width), width - 1)] = FAIR
+    return "".join(cells)
+
+
+def show_usages(found: Sequence[queue_pb2.QueueUsage]) -> None:
+    """A line for each queue: its bar, used and fair share, what waits and since when."""
+    from hatoba.aio import short_name
+
+    rows = []
+    for one in found:
+        shares = [bar(one.used_share, one.fair_share), *map(_percent, _shares(one))]
+        waits = [str(one.waiting), _waited(one)]
+        rates = [f"{one.start_rate:.1f}", f"{one.end_rate:.1f}"]
+        state = "cordoned" if one.cordoned else "open"
+        rows.append([short_name(one.queue), state, *shares, *waits, str(one.jobs), *rates])
+    heads = ["QUEUE", "STATE", f"USED {FAIR} FAIR", "USED", "FAIR", "PAST", "WAITING", "OLDEST"]
+    table([*heads, "JOBS", "STARTED/MIN", "ENDED/MIN"], rows, empty="no queues")
+
+
+def _shares(one: queue_pb2.QueueUsage) -> tuple[float, float, float]:
+    return one.used_share, one.fair_share, one.decayed_share
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def _waited(one: queue_pb2.QueueUsage) -> str:
+    return say_seconds(one.oldest_wait.ToSeconds()) if one.HasField("oldest_wait") else "-"
 
 
 def show_usage(found: queue_pb2.QueueUsage) -> None:
-    """What a queue holds, in words."""
+    """What a queue holds and uses, in words."""
     from hatoba.aio import short_name
     from hatoba.cli.output import pairs
-    from hatoba.cli.words import needs
 
     states = ", ".join(f"{count} {state}" for state, count in sorted(found.tasks.by_state.items()))
-    held = needs(found.reserved) if found.reserved.ByteSize() else "nothing"
-    click.echo(short_name(found.queue))
-    pairs([("jobs", str(found.jobs)), ("tasks", states or "none"), ("holds", held)])
+    used, fair, past = map(_percent, _shares(found))
+    waits = found.HasField("oldest_wait")
+    click.echo(short_name(found.queue) + ("  cordoned" if found.cordoned else ""))
+    pairs(
+        [
+            ("below", found.parent),
+            ("jobs", str(found.jobs)),
+            ("tasks", states or "none"),
+            ("holds", "nothing" if amount(found.reserved) == "-" else amount(found.reserved)),
+            ("share", f"{bar(found.used_share, found.fair_share)}  {used} used, {fair} fair"),
+            ("past", f"{past} used on average, the last hour counting half"),
+            ("waiting", f"{found.waiting}, the oldest for {_waited(found)}" if waits else "none"),
+            ("rates", f"{found.start_rate:.1f} started, {found.end_rate:.1f} ended a minute"),
+            ("weight", f"{found.weight or 1:g}"),
+            ("quota", amount(found.quota) if found.HasField("quota") else "no limit"),
+            ("guaranteed", amount(found.guaranteed) if found.HasField("guaranteed") else "nothing"),
+        ]
+    )

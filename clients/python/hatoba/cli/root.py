@@ -18,7 +18,7 @@ ENTRY_POINTS = "hatoba.cli"
 COMMANDS = {
     "run": ("hatoba.cli.run:run", "Run a command as a job and follow it."),
     "logs": ("hatoba.cli.logs:logs", "Show what a job wrote (no name: my latest)."),
-    "status": ("hatoba.cli.status:status", "Server, backends and my unfinished jobs."),
+    "status": ("hatoba.cli.status:status", "Server, queues, what waits or is unclear, and mine."),
     "jobs": ("hatoba.cli.jobs:jobs", "Submit, list, look at, cancel and compare jobs."),
     "datasets": ("hatoba.cli.datasets:datasets", "Folders of examples, by name and number."),
     "models": ("hatoba.cli.models:models", "Models, their versions and aliases, and lineage."),
@@ -31,6 +31,10 @@ COMMANDS = {
     ),
     "plan": ("hatoba.cli.plan:plan", "What would happen to a job if it were submitted now."),
     "explain": ("hatoba.cli.explain:explain", "Why a job waits; what stands behind a prediction."),
+    "schedules": (
+        "hatoba.cli.schedules:schedules",
+        "Jobs that are submitted again and again, by the clock.",
+    ),
     "queues": ("hatoba.cli.queues:queues", "Where jobs wait, and how much may run."),
     "backends": ("hatoba.cli.backends:backends", "What runs the jobs, and what failed to load."),
     "hosts": ("hatoba.cli.hosts:hosts", "Machines that run our worker."),
