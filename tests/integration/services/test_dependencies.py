@@ -19,10 +19,10 @@ from .conftest import cancel, events_of, eventually, held, refused, spec, state,
 FAILING: dict[str, Any] = {"exit_code": 3}
 
 
-def after(name: str = "after", **waits: Sequence[str]) -> job_pb2.JobSpec:
+def after(job_name: str = "after", **waits: Any) -> job_pb2.JobSpec:
     """A job that waits for others."""
-    wanted = spec(name)
-    wanted.MergeFrom(job_pb2.JobSpec(**waits))  # type: ignore[arg-type]
+    wanted = spec(job_name)
+    wanted.MergeFrom(job_pb2.JobSpec(**waits))
     return wanted
 
 
