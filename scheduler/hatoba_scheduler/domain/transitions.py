@@ -621,7 +621,8 @@ def cancel_tasks(rows: Rows, indices: Ranges, cause: Cause, now: Now) -> Change 
     started = {i: task for i, task in rows.tasks.items() if i in indices and goes_on(rows, i)}
     if not fresh and not started:
         return None
-    change = job_moved(job, _dropped(job, fresh), "cancel", now, cause, f"Of tasks {indices}.")
+    note = f"Tasks {indices} are cancelled; the others go on."
+    change = job_moved(job, _dropped(job, fresh), "cancel_tasks", now, cause, note)
     return cancel_started(Rows(job, started, rows.attempts), change, cause, now)
 
 

@@ -78,8 +78,9 @@ async def test_tasks_that_wait_are_cancelled_alone(wire: Wire, project: str) -> 
     assert dict(ended.counts.by_state) == {"CANCELLED": 5, "SUCCEEDED": 5}
     assert state(ended) == "CANCELLED"
     assert len(await wire.attempts(job.name)) == 5
-    notes = [event.note for event in await wire.events(job.name) if event.reason == "cancel"]
-    assert notes == ["Of tasks 0-3,7."]
+    events = await wire.events(job.name)
+    notes = [event.note for event in events if event.reason == "cancel_tasks"]
+    assert notes == ["Tasks 0-3,7 are cancelled; the others go on."]
 
 
 async def test_tasks_that_run_are_stopped_and_the_others_go_on(wire: Wire, project: str) -> None:

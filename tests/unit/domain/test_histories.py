@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.dependencies import Upstream, upstream_ended
+from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
     Change,
     Checkpoint,
@@ -39,6 +40,7 @@ from hatoba_scheduler.domain.transitions import (
     Settings,
     View,
     cancel,
+    cancel_tasks,
     checkpointed,
     claimed,
     ended,
@@ -132,6 +134,7 @@ class Histories(RuleBasedStateMachine):
         self.events: list[Event] = []
         self.former: list[View] = []
         self.paid: Counter[tuple[int, Origin]] = Counter()
+        self.unwanted: set[int] = set()
         self.time = 10
 
     @initialize(job=JOBS)
@@ -139,6 +142,7 @@ class Histories(RuleBasedStateMachine):
         self.rows = self.base = rows_of(job)
         self.pending, self.former = [], []
         self.paid.clear()
+        self.unwanted = set()
         self.events = [submitted(job, self.now())]
 
     @precondition(lambda self: self.rows.job.state.terminal)
@@ -313,6 +317,17 @@ class Histories(RuleBasedStateMachine):
         self.take(WISHES[wish](self.rows, self.now()))
         assert WISHES[wish](self.rows, self.now()) is None, "twice is once"
 
+    @precondition(lambda self: not self.rows.job.state.terminal and self.rows.job.size > 1)
+    @rule(wanted=st.sets(INDEX, min_size=1))
+    def cancel_some(self, wanted: set[int]) -> None:
+        """An owner wants some tasks of an array ended."""
+        indices = Ranges.of((index, index + 1) for index in wanted)
+        change = cancel_tasks(self.rows, indices, CANCEL, self.now())
+        self.take(change)
+        if change is not None:
+            self.unwanted |= wanted
+        assert cancel_tasks(self.rows, indices, CANCEL, self.now()) is None, "twice is once"
+
     @precondition(lambda self: not self.rows.job.state.terminal and self.rows.tasks)
     @rule()
     def fail_fast(self) -> None:
@@ -341,9 +356,12 @@ class Histories(RuleBasedStateMachine):
         job = self.rows.job
         found = Counter(task.state for task in self.rows.tasks.values())
         found[job.unstarted_state] += len(job.unstarted)
+        found[JobState.CANCELLED] += len(job.dropped)
         assert job.counts == (0, *(found[state] for state in JobState))
         assert sum(job.counts) == job.size
-        assert set(job.unstarted) == set(range(job.size)) - set(self.rows.tasks)
+        without_rows = set(range(job.size)) - set(self.rows.tasks)
+        assert set(job.unstarted) | set(job.dropped) == without_rows
+        assert not set(job.unstarted) & set(job.dropped)
 
     @invariant()
     def job_has_the_state_of_its_tasks(self) -> None:
@@ -380,6 +398,14 @@ class Histories(RuleBasedStateMachine):
         assert not {"launch", "retry"} & self.reasons_since("cancel")
         live = [task.state for task in self.rows.tasks.values() if not task.state.terminal]
         assert all(state is JobState.STOPPING for state in live)
+
+    @invariant()
+    def tasks_that_nobody_wants_begin_nothing(self) -> None:
+        for index in self.unwanted:
+            assert index not in self.rows.job.unstarted or self.rows.job.unstarted_state.terminal
+            if index in self.rows.tasks:
+                state = self.rows.tasks[index].state
+                assert state is JobState.STOPPING or state.terminal
 
     @invariant()
     def nothing_begins_after_a_fast_failure(self) -> None:
