@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf import duration_pb2, field_mask_pb2, struct_pb2
+from google.protobuf import duration_pb2, field_mask_pb2, struct_pb2, timestamp_pb2
 from google.protobuf.message import Message
 
 from hatoba.v1 import (
@@ -91,6 +91,33 @@ def with_params(**kinds: Any) -> job_pb2.JobSpec:
 def mask(*paths: str) -> field_mask_pb2.FieldMask:
     """A field mask."""
     return field_mask_pb2.FieldMask(paths=paths)
+
+
+RESTARTS = job_pb2.Gang(policy=job_pb2.GANG_POLICY_RESTART)
+RULE = common_pb2.RetryRule(limit=1)
+
+
+def placed(**requirement: Any) -> job_pb2.Placement:
+    """A placement with one requirement."""
+    return job_pb2.Placement(require=[job_pb2.LabelRequirement(**requirement)])
+
+
+def moment(second: int) -> timestamp_pb2.Timestamp:
+    """A point in time."""
+    return timestamp_pb2.Timestamp(seconds=second)
+
+
+def away(stop: int, lost: int) -> job_pb2.Disconnect:
+    """What becomes of a job that is cut off; 0 leaves the stop out."""
+    made = job_pb2.Disconnect(lost_after=seconds(lost))
+    if stop:
+        made.stop_after.seconds = stop
+    return made
+
+
+def ruled(**rule: Any) -> common_pb2.RetryPolicy:
+    """A policy of one rule."""
+    return common_pb2.RetryPolicy(rules=[common_pb2.RetryRule(**rule)])
 
 
 SPECS: Mapping[str, Case] = {
@@ -182,6 +209,78 @@ SPECS: Mapping[str, Case] = {
     "image and python": submit(
         "environment", "not both", environment=job_pb2.Environment(image="a", python="3.11")
     ),
+    "replicas of an array": submit(
+        "replicas", "array of 3", replicas=2, array=job_pb2.ArraySpec(size=3)
+    ),
+    "too many replicas": submit("replicas", "4097", replicas=4097),
+    "gang of one": submit("gang", "replicas 0", "set replicas", gang=RESTARTS),
+    "gang that never starts": submit(
+        "gang.start_timeout", replicas=2, gang=job_pb2.Gang(start_timeout=seconds(0))
+    ),
+    "label that is asked for nothing": submit(
+        "placement.require[0].values", "EXISTS", placement=placed(key="zone")
+    ),
+    "label that is there with values": submit(
+        "placement.require[0].values", "'a'", placement=placed(key="z", operator=3, values=["a"])
+    ),
+    "label of no name": submit("placement.require[0].key", placement=placed(key="-a", operator=3)),
+    "neighbour that is no label": submit(
+        "placement.near[0]",
+        "KEY=VALUE",
+        "team=vision",
+        placement=job_pb2.Placement(near=["vision"]),
+    ),
+    "near what it keeps apart from": submit(
+        "placement.near",
+        "apart_from",
+        placement=job_pb2.Placement(near=["a=b"], apart_from=["c=d", "a=b"]),
+    ),
+    "deadline that is past": submit("deadline", "is past", "1970-01-12", deadline=moment(10**6)),
+    "deadline before its start": submit(
+        "deadline", "start_after", start_after=moment(4 * 10**9), deadline=moment(3 * 10**9)
+    ),
+    "deadline before time": submit("deadline", "1970 and 9999", deadline=moment(-5)),
+    "start after time": submit("start_after", "1970 and 9999", start_after=moment(10**12)),
+    "queue time of nothing": submit("max_queue_time", "0s", max_queue_time=seconds(0)),
+    "lost before it stops": submit(
+        "disconnect.lost_after", "30 s more than stop_after, 60 s", "90 s", disconnect=away(60, 89)
+    ),
+    "lost without a stop": submit("disconnect.lost_after", "stop_after", disconnect=away(0, 90)),
+    "never and sometimes preempted": submit(
+        "preemption.max", "never", preemption=job_pb2.Preemption(never=True, max=2)
+    ),
+    "negative preemptions": submit("preemption.max", "-1", preemption=job_pb2.Preemption(max=-1)),
+    "spot of no kind": submit("spot", spot=9),
+    "rule on no cause": submit("retries.rules[0].causes", retries=ruled(causes=[0])),
+    "rule on an exit code of 256": submit(
+        "retries.rules[0].exit_codes", "256", retries=ruled(exit_codes=[256])
+    ),
+    "rule whose conditions exclude each other": submit(
+        "retries.rules[0].exit_codes",
+        "LOST",
+        "EXIT_CODE",
+        retries=ruled(exit_codes=[3], causes=[13]),
+    ),
+    "rule that fails with a limit": submit(
+        "retries.rules[0].limit", "fails", retries=ruled(action=2, limit=3)
+    ),
+    "rule that fails and changes": submit(
+        "retries.rules[0].mutate",
+        "fails",
+        retries=ruled(action=2, mutate=common_pb2.RetryMutation(other_host=True)),
+    ),
+    "rule with less memory": submit(
+        "retries.rules[0].mutate.memory_factor",
+        "0.5",
+        retries=ruled(mutate=common_pb2.RetryMutation(memory_factor=0.5)),
+    ),
+    "rule with NaN memory": submit(
+        "retries.rules[0].mutate.memory_factor",
+        "nan",
+        retries=ruled(mutate=common_pb2.RetryMutation(memory_factor=math.nan)),
+    ),
+    "rule with a negative limit": submit("retries.rules[0].limit", "-1", retries=ruled(limit=-1)),
+    "33 rules": submit("retries.rules", "32", retries=common_pb2.RetryPolicy(rules=[RULE] * 33)),
     "specification too large": submit("", "262144", env={f"V{n}": "x" * 30_000 for n in range(10)}),
 }
 
@@ -249,6 +348,43 @@ REQUESTS: Mapping[str, Case] = {
         job_pb2.CountJobsRequest(filter='name = "dig'), "", "filter", "expected"
     ),
     "cancel of nothing": request(job_pb2.CancelJobsRequest(), "jobs", "at least one"),
+    "cancel of tasks of nothing": request(
+        job_pb2.CancelJobsRequest(filter="state = HELD", indices="0"), "indices", "exactly one job"
+    ),
+    "cancel of some jobs and a queue": request(
+        job_pb2.CancelJobsRequest(jobs=["held-1"], queue="q"), "queue", "'q'", "together"
+    ),
+    "cancel of a task of no array": request(
+        job_pb2.CancelJobsRequest(jobs=["held-1"], indices="0"),
+        "",
+        "no array",
+        code="FAILED_PRECONDITION",
+    ),
+    "plan of nothing": request(job_pb2.PlanJobRequest(), "spec", "set it"),
+    "plan of what would be refused": request(
+        job_pb2.PlanJobRequest(spec=spec(queue="defualt")), "spec.queue", "did you mean 'default'"
+    ),
+    "explanation of what is not there": request(
+        job_pb2.ExplainJobRequest(name="gone-7"), "", "'gone-7'", code="NOT_FOUND"
+    ),
+    "explanation of no name": request(job_pb2.ExplainJobRequest(name="a/b"), "name", "NAME-N"),
+    "rerun of what failed of one task": Case(
+        lambda g: job_pb2.RerunJobRequest(job=g.cancelled.name, failed_only=True),
+        field="failed_only",
+        words=("arrays",),
+    ),
+    "rerun under another name": Case(
+        lambda g: job_pb2.RerunJobRequest(job=g.cancelled.name, override_mask=mask("name")),
+        field="override_mask",
+        words=("'name'", "submit a new job"),
+    ),
+    "rerun with half a field": Case(
+        lambda g: job_pb2.RerunJobRequest(
+            job=g.cancelled.name, override_mask=mask("resources.cpus")
+        ),
+        field="override_mask",
+        words=("'resources'", "whole"),
+    ),
     "cancel of one that is not there": Case(
         lambda g: job_pb2.CancelJobsRequest(jobs=[g.held.name, "gone-7"]),
         "NOT_FOUND",
