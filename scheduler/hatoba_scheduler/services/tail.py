@@ -14,6 +14,9 @@ from hatoba_scheduler.store.base import Store
 
 Response = job_pb2.TailLogsResponse
 LOOK_AGAIN = 1.0
+SILENT_LOOKS = 60
+"""An ended attempt of which nothing came for so many looks in a row sends no more: what had it is
+gone. What is missing is named as a gap, and the stream ends."""
 
 
 class LogTail:
@@ -76,11 +79,17 @@ class LogTail:
         if request.tail_lines:
             for stream in streams:
                 at[stream] = await self._logs.tail_offset(attempt, stream, request.tail_lines)
+        silent = 0
         while True:
             grown = self._logs.growth(attempt.name)
             attempt = await self._store.attempt(attempt.name) or attempt
+            before = sum(at.values())
             for stream in streams:
                 async for response in self._read(attempt, stream, at):
+                    yield response
+            silent = silent + 1 if attempt.state.terminal and sum(at.values()) == before else 0
+            if request.follow and silent > SILENT_LOOKS:
+                for response in self._missing(attempt, at):
                     yield response
             if attempt.state.terminal and self._complete(attempt, at):
                 yield Response(attempt=attempt.number, end=True)
@@ -90,6 +99,20 @@ class LogTail:
             if self._stopping.is_set():
                 return
             await _wait(grown)
+
+    def _missing(self, attempt: Attempt, at: dict[str, int]) -> list[Response]:
+        """What never came of an ended attempt, named as gaps up to its recorded end."""
+        found = []
+        for stream, size in attempt.log_sizes:
+            if stream in at and at[stream] < size:
+                gap = size - at[stream]
+                found.append(
+                    Response(
+                        attempt=attempt.number, stream=stream, offset=at[stream], gap_bytes=gap
+                    )
+                )
+                at[stream] = size
+        return found
 
     def _complete(self, attempt: Attempt, at: dict[str, int]) -> bool:
         final = dict(attempt.log_sizes)
