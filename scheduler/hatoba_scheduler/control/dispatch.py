@@ -46,6 +46,8 @@ from hatoba_scheduler.telemetry.timings import Timings
 
 IN_FLIGHT = 1_000
 """Assignments whose intents may be on their way into the store."""
+TICK = 1.0
+"""Seconds after which it is planned anew while anything waits: time alone may decide something."""
 FAILED_PAUSE = 1.0
 """Seconds until intents are tried again after the store did not take some."""
 
@@ -84,6 +86,7 @@ class Dispatcher:
         self._slice = Slice(clock)
         self._wake = asyncio.Event()
         self._alarm = Alarm(clock)
+        self._ticks = False
         self._in_flight = 0
         self._landed: deque[_Landed] = deque()
         self._unread: list[str] = []
@@ -153,6 +156,12 @@ class Dispatcher:
         """Why no known place could ever hold it, even empty; empty: one could, or none is known."""
         return self.planner.never_fits(self._feed.entry_of(job).needs)
 
+    def most_memory(self, job: Job) -> int:
+        """Bytes of the largest place where a job may go; 0: none is known."""
+        backends = job.terms.backends or (job.backend,)
+        rooms = (room for name in backends for room in self.planner.pools(name))
+        return max((room.total.memory for room in rooms if _suits(room, job)), default=0)
+
     def share(self, key: QueueKey) -> QueueShare:
         """What a queue may claim and uses."""
         return self.planner.share(key)
@@ -176,14 +185,15 @@ class Dispatcher:
                 self._wake.set()
 
     async def run_timer(self) -> None:
-        """Bring back what waited for a time, when it has come."""
+        """Have it planned when a time has come that something waited for, and now and then while
+        anything waits in line."""
         while True:
-            due = self._feed.next_due
-            if due is not None and due <= self._now():
-                self._feed.pass_to(self._now())
-                self._wake.set()
-                continue
-            await self._alarm.sleep_until(due / 1e6 if due is not None else None)
+            moments = [self._clock.time() + TICK] if self.planner.waits else []
+            if self._feed.next_due is not None:
+                moments.append(self._feed.next_due / 1e6)
+            self._ticks = self.planner.waits
+            await self._alarm.sleep_until(min(moments, default=None))
+            self._wake.set()
 
     def _now(self) -> Micros:
         return round(self._clock.time() * 1e6)
@@ -205,6 +215,8 @@ class Dispatcher:
             more = found.more
             await asyncio.sleep(0)
         self.rounds.add(took)
+        if self.planner.waits and not self._ticks:
+            self._alarm.ring()
 
     def _carry_out(self, found: Round) -> None:
         self._feed.planned(found.assignments)
@@ -318,6 +330,12 @@ class Dispatcher:
             for name in victims:
                 self.planner.changed(name, leaving=False)
             self._wake.set()
+
+
+def _suits(room: PoolRoom, job: Job) -> bool:
+    """Whether tasks of a job could be there now, had it room."""
+    mine = room.embedded or not job.embedded_only
+    return room.accepting and mine and set(job.secrets) <= room.secrets
 
 
 def queue_settings(queue: Queue) -> QueueSettings:

@@ -247,6 +247,9 @@ class Shapes:
         shape.waiting -= 1
         if shape.waiting:
             return
+        for line in shape.parked:
+            line.parked = False
+        shape.parked = []
         if shape.stuck:
             del shape.kind.stuck[shape]
             shape.stuck = False

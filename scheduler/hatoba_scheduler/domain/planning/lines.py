@@ -38,6 +38,12 @@ def born(uid: str) -> int:
         return 0
 
 
+def youngest(micros: int) -> str:
+    """A text of the form of a UUIDv7 that goes after all that were made by then."""
+    digits = f"{micros // 1000:012x}"
+    return f"{digits[:8]}-{digits[8:]}-7fff-bfff-ffffffffffff"
+
+
 class Line:
     """What waits of one queue with one shape and priority."""
 

@@ -157,6 +157,10 @@ class Placer:
                     return _dealt(room, shape)
         return ()
 
+    def members_in(self, site: Site, shape: Shape) -> int:
+        """How many members of a gang would find room on a backend now, at most all."""
+        return min(shape.members, sum(count for _, count in self._room_for(site, shape)))
+
     def _room_for(self, site: Site, shape: Shape) -> list[tuple[Pool, int]]:
         """Pools of a backend and how many members each holds, until it is enough for all."""
         found: list[tuple[Pool, int]] = []

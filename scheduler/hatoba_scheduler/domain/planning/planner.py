@@ -8,10 +8,13 @@ the tree of queues; where a task goes, the placer.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
-from hatoba_scheduler.domain.capacity import PoolRoom, describe
+from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.planning.amounts import resources, vector
-from hatoba_scheduler.domain.planning.explaining import never_fits
+from hatoba_scheduler.domain.planning.candidates import never_fits
+from hatoba_scheduler.domain.planning.explaining import Case, Explaining
+from hatoba_scheduler.domain.planning.lines import born, youngest
 from hatoba_scheduler.domain.planning.model import (
     Assignment,
     BackendSettings,
@@ -29,7 +32,6 @@ from hatoba_scheduler.domain.planning.model import (
 from hatoba_scheduler.domain.planning.rounds import Parts, Rounds, planned_name
 from hatoba_scheduler.domain.planning.runs import hold_of
 from hatoba_scheduler.domain.records import Micros, Resources
-from hatoba_scheduler.domain.states import WaitReason
 
 SLICE = 150
 """Units of work in about a millisecond."""
@@ -41,6 +43,7 @@ class Planner:
     def __init__(self, rules: PlannerRules | None = None) -> None:
         self._parts = Parts(rules or PlannerRules())
         self._rounds = Rounds(self._parts)
+        self._explaining = Explaining(self._parts, self._rounds)
 
     # -- settings and room ------------------------------------------------------------------------
 
@@ -87,6 +90,11 @@ class Planner:
         """Forget a job of which there was an entry."""
         self._parts.waiting.remove(uid)
 
+    @property
+    def waits(self) -> bool:
+        """Whether any job waits in line: then time alone may decide something."""
+        return bool(self._parts.waiting)
+
     # -- what runs --------------------------------------------------------------------------------
 
     def started(self, running: Running) -> None:
@@ -108,6 +116,7 @@ class Planner:
         leaving: bool | None = None,
         priority: int | None = None,
         queue: QueueKey | None = None,
+        preemptible: bool | None = None,
     ) -> None:
         """Something of an attempt that holds something is another; None leaves it."""
         running = self._parts.runs.get(name)
@@ -118,6 +127,7 @@ class Planner:
         running.saved = running.saved if saved is None else saved
         running.leaving = running.leaving if leaving is None else leaving
         running.priority = running.priority if priority is None else priority
+        running.preemptible = running.preemptible if preemptible is None else preemptible
         self._parts.runs.file(running)
         if queue is not None and queue != running.queue:
             self._move(running, queue)
@@ -185,23 +195,32 @@ class Planner:
         return never_fits(self._parts.rooms, self._parts.shapes.apart(needs))
 
     def explain(
-        self, uid: str, queue: QueueKey, needs: Needs, priority: int, now: Micros
+        self,
+        uid: str,
+        queue: QueueKey,
+        needs: Needs,
+        priority: int,
+        now: Micros,
+        *,
+        brief: bool = False,
     ) -> Explained:
-        """Why a job waits that was put, by the rules that `plan` goes by."""
-        del uid, priority, now
-        parts = self._parts
-        shape, node = parts.shapes.apart(needs), parts.tree.node(queue)
-        if never := never_fits(parts.rooms, shape):
-            return Explained(WaitReason.NEVER_FITS, never)
-        if not all(one.allows(shape.whole, shape.members) for one in node.path):
-            return Explained(WaitReason.QUOTA, "Its queue uses as much as it may.")
-        if not parts.placer.places(shape):
-            return Explained(WaitReason.NO_ROOM, f"Needs {describe(needs.resources)}; not free.")
-        return Explained(WaitReason.NEXT, "The planner is about to place it.")
+        """Why a job waits that was put, by the rules that `plan` goes by.
+
+        Brief: the reason and its words alone, cheap enough for every job of a page.
+        """
+        case = Case(uid, queue, needs, priority, now)
+        return self._explaining.explain(case, brief=brief)
 
     def explain_new(self, entry: Entry, now: Micros) -> Explained:
         """What would become of a job if it were put now."""
-        return self.explain(entry.uid, entry.queue, entry.needs, entry.priority, now)
+        known = born(entry.uid) and self._parts.waiting.entry(entry.uid) is None
+        uid = entry.uid if known else youngest(now)
+        self.put(replace(entry, uid=uid, ready=list(entry.ready)))
+        case = Case(uid, entry.queue, entry.needs, entry.priority, now, new=True)
+        try:
+            return self._explaining.explain(case, brief=False)
+        finally:
+            self.remove(uid)
 
     # -- what is shown ----------------------------------------------------------------------------
 

@@ -79,6 +79,10 @@ class Reservations:
     def __len__(self) -> int:
         return sum(one.until is None for one in self._lines.values())
 
+    def all(self) -> list[Reservation]:
+        """All that is kept."""
+        return list(self._lines.values())
+
     def of(self, line: Line) -> Reservation | None:
         """What is kept for a line's head."""
         return self._lines.get(line)
@@ -207,7 +211,7 @@ class Reservations:
     def _earliest_in(
         self, site: Site, shape: Shape, now: Micros
     ) -> tuple[Micros, dict[Pool, int]] | None:
-        free = {pool: pool.free for pool in self._candidates(site, shape)}
+        free = {pool: pool.free for pool in self.candidates(site, shape)}
         counts = {pool: _count(shape, room) for pool, room in free.items()}
         ends = [
             (end, n, pool, amount)
@@ -229,14 +233,14 @@ class Reservations:
         """Pools to keep where it is not known when something ends: those with most free."""
         for site in shape.kind.sites(self.rooms):
             if site.open:
-                pools = self._candidates(site, shape)
+                pools = self.candidates(site, shape)
                 counts = {pool: _count(shape, pool.total) for pool in pools}
                 if sum(counts.values()) >= shape.members:
-                    order = sorted(counts, key=lambda one: (-_part(shape, one), one.name))
+                    order = sorted(counts, key=lambda one: (-free_part(shape, one), one.name))
                     return _taken(((pool, counts[pool]) for pool in order), shape.members)
         return None
 
-    def _candidates(self, site: Site, shape: Shape) -> list[Pool]:
+    def candidates(self, site: Site, shape: Shape) -> list[Pool]:
         """Pools that could hold it and are kept for nobody else, those with most room first."""
         buckets: list[Bucket] = [
             bucket
@@ -282,7 +286,7 @@ def _taken(room: Iterable[tuple[Pool, int]], members: int) -> dict[Pool, int]:
     return taken
 
 
-def _part(shape: Shape, pool: Pool) -> float:
+def free_part(shape: Shape, pool: Pool) -> float:
     """How much of what a member needs is free, by what is scarcest."""
     pairs = zip(shape.amount[:4], pool.free[:4], strict=True)
     return min((min(1.0, free / want) for want, free in pairs if want), default=1.0)

@@ -241,6 +241,14 @@ class Rooms:
             self.grown.update(dict.fromkeys(profile.buckets()))
         self.grown_kept.update((pool, None) for pool in site.pools.values() if pool.kept)
 
+    def add_slot(self, backend: str) -> None:
+        """One launch more, which was not made."""
+        site = self.site(backend)
+        was_open = site.open
+        site.slots += 1
+        if site.open and not was_open:
+            self._all_grown(site)
+
     def describe(self, backend: str, rooms: Iterable[PoolRoom]) -> None:
         """Take over what a backend tells of its pools; what is held stays held."""
         site = self.site(backend)

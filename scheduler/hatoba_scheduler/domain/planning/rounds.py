@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from typing import NamedTuple
 
 from hatoba_scheduler.domain.capacity import describe
 from hatoba_scheduler.domain.planning.amounts import Vector, resources, total_of
@@ -22,12 +23,14 @@ from hatoba_scheduler.domain.planning.preemption import Preempting, Sacrifice
 from hatoba_scheduler.domain.planning.reservations import Reservation, Reservations
 from hatoba_scheduler.domain.planning.rooms import Hold, Pool, Profile, Rooms
 from hatoba_scheduler.domain.planning.runs import Runs, hold_of
-from hatoba_scheduler.domain.planning.shares import Node, Tree
+from hatoba_scheduler.domain.planning.shares import Memory, Node, Tree
 from hatoba_scheduler.domain.planning.waiting import Waiting
 from hatoba_scheduler.domain.records import Micros
 
 DAY = 86_400_000_000
 LATER = 1_000_000
+REHEARSED = 200
+"""So many placements are looked ahead to tell whether a job is among them."""
 
 
 class Parts:
@@ -45,6 +48,15 @@ class Parts:
         self.preempting = Preempting(rules, self.reservations, self.tree)
 
 
+class Taken(NamedTuple):
+    """What was placed, and what is needed to undo it."""
+
+    line: Line
+    entry: Entry | None
+    memory: Memory
+    assignment: Assignment
+
+
 class Rounds:
     """Decides. What it decides is held from then on."""
 
@@ -57,6 +69,8 @@ class Rounds:
         self._begun = 0
         self._numbers = itertools.count()
         self._preemptions: list[Preemption] = []
+        self._journal: list[Taken] | None = None
+        """What was placed in a rehearsal; None: it is none."""
 
     def plan(self, now: Micros, work: float) -> Round:
         """What is to be done next, for about so many units of work."""
@@ -66,21 +80,59 @@ class Rounds:
         self._preemptions = []
         assignments: list[Assignment] = []
         left = work - self._reserve_for_impatient(now)
-        more = True
         while left > 0:
-            if parts.rooms.grown or parts.rooms.grown_kept:
-                left -= self._look_again(assignments)
-                continue
-            line = parts.tree.pick() if parts.shapes.opened else None
-            if line is None:
-                more = False
+            done = self._step(assignments, now)
+            if not done:
+                return Round(tuple(assignments), tuple(self._preemptions), more=False)
+            left -= done
+        return Round(tuple(assignments), tuple(self._preemptions), more=True)
+
+    def _step(self, assignments: list[Assignment], now: Micros) -> float:
+        """Do the next thing; the work it was, 0 when nothing is left to do."""
+        parts = self._parts
+        if parts.rooms.grown or parts.rooms.grown_kept:
+            return self._look_again(assignments)
+        line = parts.tree.pick() if parts.shapes.opened else None
+        if line is None:
+            return 0.0
+        before = parts.placer.looked
+        assignment = self._try(line, now)
+        if assignment is not None:
+            assignments.append(assignment)
+        return 3 + (parts.placer.looked - before) / 8
+
+    def rehearse(self, uid: str, now: Micros) -> Assignment | None:
+        """What the next round would do with a job; everything is as it was afterwards.
+
+        None: it would not place it, or not among the first that it places.
+        """
+        kept = self._parts.reservations.all()
+        journal: list[Taken] = []
+        self._journal = journal
+        self._parts.waiting.begin_rehearsal()
+        placed: list[Assignment] = []
+        while len(placed) < REHEARSED and not (placed and placed[-1].uid == uid):
+            if not self._step(placed, now):
                 break
-            before = parts.placer.looked
-            assignment = self._try(line, now)
-            if assignment is not None:
-                assignments.append(assignment)
-            left -= 3 + (parts.placer.looked - before) / 8
-        return Round(tuple(assignments), tuple(self._preemptions), more)
+        self._journal = None
+        for taken in reversed(journal):
+            self._undo(taken)
+        self._parts.waiting.end_rehearsal()
+        for one in kept:
+            if self._parts.reservations.of(one.line) is not one:
+                self._parts.reservations.add(one)
+        return placed[-1] if placed and placed[-1].uid == uid else None
+
+    def _undo(self, taken: Taken) -> None:
+        parts, assignment = self._parts, taken.assignment
+        for task, place in zip(assignment.tasks, assignment.places, strict=True):
+            parts.rooms.let_go(place.backend, place.pool, planned_name(assignment.uid, task))
+            parts.rooms.add_slot(place.backend)
+        shape, node = taken.line.shape, taken.line.node
+        freed = parts.tree.discharge(node, shape.whole, shape.members)
+        parts.tree.recall(taken.memory)
+        parts.waiting.let_go(freed)
+        parts.waiting.put_back(taken.line, taken.entry, assignment.uid, assignment.tasks)
 
     # -- opening ----------------------------------------------------------------------------------
 
@@ -125,13 +177,14 @@ class Rounds:
         if barred is not None:
             line.parked = True
             barred.capped.append(line)
-            self._make_room(line, now)
+            if self._journal is None:
+                self._make_room(line, now)
             return None
         places = self.places(line, now)
         if places:
             return self._take(line, places)
         parts.shapes.miss(shape, parts.reservations.pools(), parts.placer.places)
-        if not self._make_room(line, now):
+        if self._journal is None and not self._make_room(line, now):
             self._note_head(line, now)
         return None
 
@@ -148,6 +201,7 @@ class Rounds:
 
     def _take(self, line: Line, places: tuple[Place, ...]) -> Assignment:
         parts, shape, node = self._parts, line.shape, line.node
+        head, memory = line.head(), parts.tree.memory(node)
         parts.reservations.drop(line)
         for place in places:
             parts.reservations.yield_to(line, place)
@@ -157,7 +211,11 @@ class Rounds:
             parts.rooms.hold(place.backend, place.pool, planned_name(uid, task), hold)
             parts.rooms.site(place.backend).slots -= 1
         parts.tree.charge(node, shape.whole, shape.members)
-        return Assignment(uid, tasks, places, node.queue, shape.needs)
+        assignment = Assignment(uid, tasks, places, node.queue, shape.needs)
+        if self._journal is not None:
+            entry = head if isinstance(head, Entry) else None
+            self._journal.append(Taken(line, entry, memory, assignment))
+        return assignment
 
     # -- keeping room for a head ------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hatoba_scheduler.domain.planning.amounts import (
@@ -38,6 +38,7 @@ _EVENING = 2.0
 _JOBS = 3.0
 _LEARNING = 0.05
 _SLACK = 64
+Memory = tuple[tuple["Node", float, float, "Averages"], ...]
 Key = tuple[bool, float, float, QueueKey]
 
 
@@ -324,6 +325,21 @@ class Tree:
         self._place_all(node)
         return freed
 
+    def memory(self, node: Node) -> Memory:
+        """What a charge changes beside the use, of a queue and those above it."""
+        return tuple(
+            (one, one.last, one.granted, replace(one.averages)) for one in (*node.path, self.root)
+        )
+
+    def recall(self, memory: Memory) -> None:
+        """Be as before a charge that was taken back."""
+        for node, last, granted, averages in memory:
+            node.last, node.granted, node.averages = last, granted, averages
+        for node, *_ in memory:
+            self._heard.discard(node)
+            if node.place is not None:
+                self._stand(node)
+
     def _charge_root(self, used: Vector) -> None:
         self.root.used = used
         self.root.part = share(used, self.total)
@@ -497,7 +513,7 @@ class Tree:
             mine = self.key(one)
             siblings = (child for child in above.children.values() if child is not one)
             if any(
-                child not in others and _waits(child) and self.key(child) < mine
+                child not in others and waits(child) and self.key(child) < mine
                 for child in siblings
             ):
                 return False
@@ -523,10 +539,11 @@ def _wants(node: Node) -> bool:
     return bool(node.lines or node.running) or any(map(_wants, node.children.values()))
 
 
-def _waits(node: Node) -> bool:
+def waits(node: Node) -> bool:
+    """Whether something waits in a queue or below it that its limits do not bar."""
     if node.full:
         return False
-    return bool(node.lines) or any(map(_waits, node.children.values()))
+    return bool(node.lines) or any(map(waits, node.children.values()))
 
 
 def _first_line(node: Node) -> Line | None:

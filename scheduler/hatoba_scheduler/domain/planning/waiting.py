@@ -18,12 +18,17 @@ class Waiting:
     def __init__(self, tree: Tree, shapes: Shapes, step: int) -> None:
         self._tree = tree
         self._shapes = shapes
-        self._step = step
+        self.step = step
         self._lines: dict[tuple[QueueKey, Needs, int], Line] = {}
         self._entries: dict[str, tuple[Line, int, Entry]] = {}
         self._limited: dict[str, Entry] = {}
         """Entries of which as many run as may."""
         self._numbers = itertools.count()
+        self._emptied: list[Line] | None = None
+        """Lines that became empty in a rehearsal; None: it is none."""
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
 
     def put_plain(self, uid: str, queue: QueueKey, needs: Needs, priority: int) -> None:
         """A job of one task that never started waits; twice is once."""
@@ -87,7 +92,7 @@ class Waiting:
         line = self._lines.get(key)
         if line is None:
             node, shape = self._tree.node(queue), self._shapes.shape(needs)
-            line = self._lines[key] = Line(node, shape, priority, self._step)
+            line = self._lines[key] = Line(node, shape, priority, self.step)
             node.lines[needs, priority] = line
         return line
 
@@ -109,10 +114,38 @@ class Waiting:
         if line.live:
             line.live = False
             self._shapes.end(shape)
+        if self._emptied is not None:
+            self._emptied.append(line)
+            return
         if not shape.waiting:
             self._shapes.forget(shape)
         del self._lines[line.node.queue, shape.needs, line.priority]
         del line.node.lines[shape.needs, line.priority]
+
+    # -- rehearsals -------------------------------------------------------------------------------
+
+    def begin_rehearsal(self) -> None:
+        """What is taken from now on is put back: lines that become empty stay."""
+        self._emptied = []
+
+    def end_rehearsal(self) -> None:
+        """All is back."""
+        emptied, self._emptied = self._emptied or [], None
+        for line in emptied:
+            if not line.live:
+                self._end(line)
+
+    def put_back(self, line: Line, entry: Entry | None, uid: str, tasks: tuple[int, ...]) -> None:
+        """A job, or tasks of it, was taken out in a rehearsal."""
+        if entry is None:
+            self.put_plain(uid, line.node.queue, line.shape.needs, line.priority)
+            return
+        for task in tasks:
+            heapq.heappush(entry.ready, task)
+        entry.room += len(tasks)
+        if uid not in self._entries:
+            self._limited.pop(uid, None)
+            self.put(entry)
 
     def let_go(self, lines: Iterable[Line]) -> None:
         """Lines that were put aside may be placed again."""
