@@ -265,6 +265,8 @@ async def serve(options: ServeOptions) -> None:
             backends = await _open_backends(core, stack)
             running = _start_loops(core, backends, tasks)
             server = await _serve_grpc(core, backends, tasks, transport)
+            # After a failure that ends everything; what was drained is stopped already.
+            stack.push_async_callback(server.server.stop, None)
             watch = _disk_watch(core, server)
             running.append(tasks.create_task(watch.run(), name="disk-watch"))
             http = await stack.enter_async_context(_http(core, transport))
@@ -341,7 +343,14 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         webhooks=Webhooks(store, events, clock, options.config.webhooks.allow),
         dispatcher=dispatcher,
         hub=Hub(store, clock, __version__),
-        desk=RunnerDesk(ledger, store, clock, rng, LoggedModels(store, specs, chunks.ref)),
+        desk=RunnerDesk(
+            ledger,
+            store,
+            clock,
+            rng,
+            LoggedModels(store, specs, chunks.ref),
+            dispatcher.most_memory,
+        ),
         aliases=Aliases(store),
         registrar=Registrar(RegistrarParts(store, ledger, chunks, tracer, clock)),
         logs=LogStore(options.data / "logs"),
@@ -466,7 +475,8 @@ async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
         random.Random(),
         core.store.identity.cluster_id,
         core.dispatcher.describe,
-        getattr(core.dispatcher, "set_backend", lambda _: None),
+        core.dispatcher.set_backend,
+        core.dispatcher.most_memory,
     )
     for name, opened in backends.opened.items():
         shares[name].declare(opened.backend.capabilities().limits)

@@ -16,7 +16,7 @@ from hatoba_scheduler.control.observe import Step, of_attempt
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.planning.model import BackendSettings
-from hatoba_scheduler.domain.records import Attempt, Change
+from hatoba_scheduler.domain.records import Attempt, Change, Job
 from hatoba_scheduler.domain.transitions import Now, Rows
 from hatoba_scheduler.store.base import Store
 
@@ -44,6 +44,8 @@ class LoopContext:
     """Takes what a backend tells of its pools."""
     set_backend: Callable[[BackendSettings], None] = lambda _: None
     """Takes whether a backend may be given work now, and how much."""
+    most_memory: Callable[[Job], int] = lambda _: 0
+    """Bytes of the largest place where a job may go."""
 
 
 class Instance:

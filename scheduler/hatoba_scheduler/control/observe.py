@@ -13,7 +13,7 @@ from hatoba_scheduler.control.launches import encode_handle
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.gangs import ended
-from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Cause, Change
+from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Cause, Change, Job
 from hatoba_scheduler.domain.retries import back_off
 from hatoba_scheduler.domain.states import AttemptState, CauseCode, Origin
 from hatoba_scheduler.domain.transitions import (
@@ -101,8 +101,16 @@ def refused_step(error: errors.BackendError, now: Now) -> Step:
     return lambda view: ended(view, outcome, now)
 
 
-def observation_step(seen: Observation, now: Now, rng: random.Random) -> Step:
-    """What the backend sees of an attempt. What is older than what is known changes nothing."""
+def observation_step(
+    seen: Observation,
+    now: Now,
+    rng: random.Random,
+    most_memory: Callable[[Job], int] = lambda _: 0,
+) -> Step:
+    """What the backend sees of an attempt. What is older than what is known changes nothing.
+
+    `most_memory`: bytes of the largest place where a job may go.
+    """
 
     def step(view: View) -> Change | None:
         if not seen.reachable:
@@ -112,7 +120,8 @@ def observation_step(seen: Observation, now: Now, rng: random.Random) -> Step:
         if view.attempt.fenced and seen.exit is not None and seen.exit.code == CLAIM_REFUSED:
             return None
         if seen.phase >= Phase.ENDED:
-            return _ended(view, seen, now, rng)
+            most = most_memory(view.job) if view.job.retries.rules else 0
+            return _ended(view, seen, now, back_off(view.job, view.task, rng), most)
         return _advanced(view, seen, now) or reachability(view, reachable=True, now=now)
 
     return step
@@ -128,9 +137,9 @@ def _advanced(view: View, seen: Observation, now: Now) -> Change | None:
     return running(view, now.time, "", now)
 
 
-def _ended(view: View, seen: Observation, now: Now, rng: random.Random) -> Change | None:
+def _ended(view: View, seen: Observation, now: Now, wait: float, most: int) -> Change | None:
     state, cause = _verdict(view.attempt, seen)
-    outcome = Outcome(state, cause, wait=back_off(view.job, view.task, rng), gone=not seen.exists)
+    outcome = Outcome(state, cause, wait=wait, gone=not seen.exists, most_memory=most)
     return ended(view, outcome, now)
 
 

@@ -19,6 +19,7 @@ import structlog
 from hatoba.artifacts.manifest import FILE
 from hatoba.v1 import artifact_pb2, common_pb2, job_pb2
 from hatoba_plugins.backend import Clock
+from hatoba_scheduler.control.inherited import tasks_of
 from hatoba_scheduler.control.items import Content, ItemReader, ItemWriter
 from hatoba_scheduler.control.ledger import Commit, Ledger
 from hatoba_scheduler.control.sources import dataset_versions_of, named_inputs
@@ -217,10 +218,10 @@ class Publisher:
 
     async def _tasks(self, job: Job) -> AsyncIterator[Task]:
         after = -1
-        while some := await self._store.tasks(job.uid, after, _TASKS_AT_ONCE):
-            for task in some:
+        while some := await tasks_of(self._store, job, after, _TASKS_AT_ONCE):
+            for _, task in some:
                 yield task
-            after = some[-1].index
+            after = some[-1].task.index
 
     async def _outputs(self, task: Task, folder: str) -> _Outputs:
         items, summary = None, None

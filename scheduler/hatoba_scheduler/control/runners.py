@@ -35,6 +35,7 @@ from hatoba_scheduler.domain.records import (
     Change,
     Checkpoint,
     Event,
+    Job,
     Progress,
 )
 from hatoba_scheduler.domain.retries import back_off
@@ -74,8 +75,11 @@ class RunnerDesk:
         clock: Clock,
         rng: random.Random,
         models: LoggedModels,
+        most_memory: Callable[[Job], int] = lambda _: 0,
     ) -> None:
+        """`most_memory`: bytes of the largest place where a job may go."""
         self._models = models
+        self._most_memory = most_memory
         self._commits = asyncio.TaskGroup()
         self._ledger = ledger
         self._store = store
@@ -300,6 +304,7 @@ class RunnerDesk:
             outputs=manifest_of(request.outputs) if request.outputs.digest else None,
             log_sizes=tuple(sorted(request.log_sizes.items())),
             gone=request.gone,
+            most_memory=self._most_memory(view.job) if view.job.retries.rules else 0,
         )
 
     def gone(self, told: worker_pb2.AttemptGone) -> asyncio.Future[bool]:

@@ -96,7 +96,8 @@ class Observer:
                 return None
             if told_before(attempt, seen):
                 return None
-        step = observation_step(seen, self._instance.now(), self._instance.ctx.rng)
+        ctx = self._instance.ctx
+        step = observation_step(seen, self._instance.now(), ctx.rng, ctx.most_memory)
         return self._instance.ask(seen.name, step)
 
     # -- questions ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hatoba.v1 import job_pb2
+from hatoba_scheduler.control.inherited import tasks_of
 from hatoba_scheduler.convert import (
     attempt_to_proto,
     task_to_proto,
@@ -34,6 +35,7 @@ class JobReader:
 
     def __init__(self, parts: JobParts, finder: JobFinder, messages: JobMessages) -> None:
         self._store = parts.store
+        self._counts = parts.counts
         self._pager = parts.pager
         self._desk = parts.desk
         self._finder = finder
@@ -54,7 +56,10 @@ class JobReader:
 
     async def count_jobs(self, request: job_pb2.CountJobsRequest) -> job_pb2.CountJobsResponse:
         """Jobs per state."""
-        counts = await self._store.count_jobs(job_query(request.project, request.filter))
+        query = job_query(request.project, request.filter)
+        counts = self._counts.answer(query)
+        if counts is None:
+            counts = await self._store.count_jobs(query)
         return job_pb2.CountJobsResponse(
             by_state={state.name: count for state, count in counts.items() if count},
             total=sum(counts.values()),
@@ -75,14 +80,11 @@ class JobReader:
         return reply
 
     async def _told(self, job: Job, indices: range) -> Mapping[int, job_pb2.Task]:
-        """What is stored of tasks; of those taken over what is stored of the job they were of."""
-        told: dict[int, job_pb2.Task] = {}
-        if job.terms.inherited and job.rerun_of and len(indices):
-            former = await self._finder.find(job.rerun_of)
-            theirs = await self._told(former, indices)
-            told = {i: task for i, task in theirs.items() if i in job.terms.inherited}
-        stored = await self._store.tasks(job.uid, indices.start - 1, len(indices))
-        return told | {task.index: self._task(job, task) for task in stored}
+        """What is stored of tasks, also of those that were taken over."""
+        if not indices:
+            return {}
+        found = await tasks_of(self._store, job, indices.start - 1, len(indices))
+        return {task.index: self._task(owner, task) for owner, task in found}
 
     def _task(self, job: Job, task: Task) -> job_pb2.Task:
         return task_to_proto(job, task, self._desk.progress(job.uid, task.index))

@@ -453,3 +453,18 @@ async def test_each_decision_to_try_again_is_an_event_with_its_reason(
         "Retry 2 of 2 by rule 1 in 0.0 s; memory 2 GiB -> 4 GiB by rule 1.",
         "No retry: the budget of 0 for user errors is spent.",
     ]
+
+
+async def test_no_retry_asks_for_more_than_any_host_has(wire: Wire) -> None:
+    name = fresh("h")
+    wanted = job_on(name)
+    wanted.resources.memory_bytes = GIB
+    rule = wanted.retries.rules.add(causes=[common_pb2.CAUSE_CODE_OUT_OF_MEMORY], limit=1)
+    rule.mutate.memory_factor = 16
+    async with connected(wire, name, secrets=[name], memory_bytes=3 * GIB) as host:
+        job = await submit(wire, wanted)
+        launch = await host.launched()
+        await host.started(launch)
+        await host.commit(launch, kind=runner_pb2.EXIT_KIND_OUT_OF_MEMORY)
+        assert (await host.launched()).resources.memory_bytes == 3 * GIB
+        await cancel(wire, job.name)
