@@ -13,6 +13,7 @@ from hatoba_scheduler.domain.records import Micros
 AHEAD = 1000
 """So many jobs before it are played through at most."""
 
+_NO_LIMIT = "unknown: something that runs where it could go has no time limit"
 Estimate = tuple[Micros | None, str]
 
 
@@ -30,7 +31,7 @@ def estimate(reservations: Reservations, shape: Shape, ahead: int, now: Micros) 
 def _alone(reservations: Reservations, shape: Shape, now: Micros) -> Estimate:
     found = reservations.earliest(shape, now)
     if found is None:
-        return None, "unknown: what runs where it could go has no time limit"
+        return None, _NO_LIMIT
     names = ", ".join(sorted(pool.name for pool in found[1]))
     return found[0], f"the time limits of what runs on {names}"
 
@@ -55,7 +56,7 @@ def _after(reservations: Reservations, shape: Shape, ahead: int, now: Micros) ->
         pool = _fitting(free, shape)
         while pool is None:
             if not ends:
-                return None, "unknown: what runs where it could go has no time limit"
+                return None, _NO_LIMIT
             at, n, amount = heapq.heappop(ends)
             free[pools[n]] = plus(free[pools[n]], amount)
             pool = pools[n] if within(shape.amount, free[pools[n]]) else None
