@@ -13,8 +13,9 @@ from hatoba_scheduler.control.ledger import Commit, Ledger
 from hatoba_scheduler.domain.planning.model import QueueKey
 from hatoba_scheduler.domain.records import Counts, Event, Job
 from hatoba_scheduler.domain.states import STATE_COUNT, JobState
-from hatoba_scheduler.store.base import Parked, Store
+from hatoba_scheduler.store.base import JobQuery, Parked, Store
 
+_COUNTED = frozenset({"queue", "state", "active"})
 _NOTHING: Counts = (0,) * STATE_COUNT
 
 
@@ -61,6 +62,19 @@ class JobCounts:
         return (
             key for key in self._states if project in (None, key[0]) and queue in (None, key[1])
         )
+
+    def answer(self, query: JobQuery) -> dict[JobState, int] | None:
+        """Jobs per state of a query about queues and states; None for one that asks for more."""
+        if any(column not in _COUNTED for column, _, _ in query.terms):
+            return None
+        total: Counter[JobState] = Counter()
+        for (project, queue), states in self.queues():
+            if project != query.project:
+                continue
+            for state, count in states.items():
+                if all(_holds(term, queue, state) for term in query.terms):
+                    total[state] += count
+        return dict(total)
 
     def queues(self) -> Iterator[tuple[QueueKey, dict[JobState, int]]]:
         """Every queue that ever had a job, with its jobs per state."""
@@ -125,6 +139,14 @@ class JobCounts:
             self._owners[owner] = left
         else:
             self._owners.pop(owner, None)
+
+
+def _holds(term: tuple[str, str, str | int], queue: str, state: JobState) -> bool:
+    column, operator, value = term
+    found: str | int = queue
+    if column != "queue":
+        found = int(state) if column == "state" else int(not state.terminal)
+    return (found == value) == (operator == "=")
 
 
 def _row(table: dict[QueueKey, list[int]], key: QueueKey) -> list[int]:

@@ -18,7 +18,7 @@ from hatoba_scheduler.domain.records import Change, Job, Queue, Terms
 from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.domain.transitions import Rows, Settings, cancel, launch, updated
 from hatoba_scheduler.errors import ResourceExhausted
-from hatoba_scheduler.store.base import Parked
+from hatoba_scheduler.store.base import JobQuery, Parked
 from hatoba_scheduler.store.errors import StorageFailed
 from tests.unit.control.conftest import Books, running
 
@@ -206,6 +206,33 @@ async def test_counts_follow_every_commit_and_are_the_same_after_a_restart(few: 
     assert fresh.tasks(("default", "night"))[J.QUEUED] == 4
     assert fresh.owners()[OwnerKey("default", "night", "user:ann")] == 1
     assert dict(fresh.queues())["default", "night"] == {J.QUEUED: 2}
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        ((), {J.QUEUED: 3, J.HELD: 1, J.CANCELLED: 1}),
+        ((("queue", "=", "night"),), {J.HELD: 1}),
+        ((("queue", "!=", "night"),), {J.QUEUED: 3, J.CANCELLED: 1}),
+        ((("state", "=", int(J.QUEUED)),), {J.QUEUED: 3}),
+        ((("state", "!=", int(J.QUEUED)), ("queue", "!=", "night")), {J.CANCELLED: 1}),
+        ((("active", "=", 1),), {J.QUEUED: 3, J.HELD: 1}),
+        ((("active", "=", 0),), {J.CANCELLED: 1}),
+        ((("state", "=", int(J.QUEUED)), ("active", "!=", 1)), {}),
+        ((("created_by", "=", "user:ann"),), None),
+    ],
+)
+async def test_questions_about_queues_and_states_need_no_store(
+    few: Books,
+    terms: tuple[tuple[str, str, str | int], ...],
+    expected: dict[JobState, int] | None,
+) -> None:
+    counts = JobCounts(few.store.as_store(), few.ledger)
+    await counts.recover()
+    await few.submit(replace(new_job("held", hold=True), queue="night"))
+    await few.submit(replace(new_job("lab"), project="lab"))
+    await few.ledger.decide("d", cancelled)
+    assert counts.answer(JobQuery("default", terms)) == expected
 
 
 async def test_room_counts_parked_jobs_and_those_on_their_way(few: Books) -> None:
