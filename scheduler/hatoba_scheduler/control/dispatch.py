@@ -143,10 +143,10 @@ class Dispatcher:
 
     # -- what it says -----------------------------------------------------------------------------
 
-    def explain(self, job: Job, now: Micros) -> Explained:
-        """Why a job that waits in line is not running."""
+    def explain(self, job: Job, now: Micros, *, brief: bool = False) -> Explained:
+        """Why a job that waits in line is not running; brief: the reason and its words alone."""
         rows = self._ledger.rows(job.uid) or Rows(job, {}, {})
-        return self.planner.explain(*self._feed.place_of(rows), now)
+        return self.planner.explain(*self._feed.place_of(rows), now, brief=brief)
 
     def plan_new(self, job: Job, now: Micros) -> Explained:
         """What would become of a job if it were submitted now."""
@@ -188,6 +188,7 @@ class Dispatcher:
         """Have it planned when a time has come that something waited for, and now and then while
         anything waits in line."""
         while True:
+            self._feed.pass_to(self._now())
             moments = [self._clock.time() + TICK] if self.planner.waits else []
             if self._feed.next_due is not None:
                 moments.append(self._feed.next_due / 1e6)

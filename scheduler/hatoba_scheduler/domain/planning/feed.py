@@ -173,11 +173,11 @@ class _Told(NamedTuple):
     start: Micros
     saved: Micros
     leaving: bool
+    preemptible: bool
 
 
-def _told(attempt: Attempt) -> _Told:
-    saved = attempt.checkpoint.create_time if attempt.checkpoint else 0
-    return _Told(attempt.start_time, saved, _leaving(attempt))
+def _told(running: Running) -> _Told:
+    return _Told(running.start, running.saved, running.leaving, running.preemptible)
 
 
 @dataclass(slots=True)
@@ -265,13 +265,17 @@ class Feed:
                 del self._held[attempt.name]
                 self._planner.ended(attempt.name)
             return
-        now = self._held[attempt.name] = _told(attempt)
+        running = running_of(rows.job, rows.tasks[attempt.index], attempt)
+        now = self._held[attempt.name] = _told(running)
         if known is None:
-            task = rows.tasks[attempt.index]
-            self._planner.started(running_of(rows.job, task, attempt))
+            self._planner.started(running)
         elif known != now:
             self._planner.changed(
-                attempt.name, start=now.start, saved=now.saved, leaving=now.leaving
+                attempt.name,
+                start=now.start,
+                saved=now.saved,
+                leaving=now.leaving,
+                preemptible=now.preemptible,
             )
 
     def _move_running(self, rows: Rows) -> None:
@@ -427,12 +431,13 @@ class Feed:
         confirmed = {id(planned[index]): planned[index] for index in new if index in planned}
         for assignment in confirmed.values():
             self._unplan(assignment)
-            attempts = [new[index] for index in assignment.tasks if index in new]
-            self._planner.confirm(
-                assignment,
-                [running_of(rows.job, rows.tasks[one.index], one) for one in attempts],
-            )
-            self._held.update({one.name: _told(one) for one in attempts})
+            runnings = [
+                running_of(rows.job, rows.tasks[index], new[index])
+                for index in assignment.tasks
+                if index in new
+            ]
+            self._planner.confirm(assignment, runnings)
+            self._held.update({one.name: _told(one) for one in runnings})
         return bool(confirmed)
 
     def reject(self, assignment: Assignment) -> bool:
