@@ -8,12 +8,14 @@ from hatoba.v1 import job_pb2
 from hatoba_scheduler.convert import set_time, state_to_proto
 from hatoba_scheduler.domain.naming import job_name
 from hatoba_scheduler.domain.planning.model import Candidate, Explained, Place
-from hatoba_scheduler.domain.records import Job
+from hatoba_scheduler.domain.records import Job, Micros
 from hatoba_scheduler.domain.states import WaitReason
 from hatoba_scheduler.domain.transitions import Rows
 from hatoba_scheduler.domain.waiting import own_reason
 from hatoba_scheduler.services.job_parts import JobParts
 
+ASKED = 10
+"""Of so many jobs of a page the planner is asked why they wait."""
 CANDIDATES = 20
 """So many places that were looked at are told of at most."""
 
@@ -45,13 +47,24 @@ class Explainer:
             message.warnings.append(explained.message)
         return message
 
-    def waiting(self, job: Job) -> str:
-        """The reason that matters most, in words; empty for a job that does not wait."""
-        if job.state.terminal:
-            return ""
+    def waiting(self, jobs: Sequence[Job]) -> list[str]:
+        """For each the reason that matters most, in words; empty for one that does not wait.
+
+        The planner is asked of the first few alone: it takes longer than all else of a page.
+        """
+        now = round(self._parts.clock.time() * 1e6)
+        told, asked = [], 0
+        for job in jobs:
+            found = self._own(job, now)
+            if found is None and asked < ASKED:
+                asked += 1
+                found = self._dispatcher.explain(job, now, brief=True)
+            told.append(_words(found, job))
+        return told
+
+    def _own(self, job: Job, now: Micros) -> Explained | None:
         rows = self._ledger.rows(job.uid) or Rows(job, {}, {})
-        explained = self._explained(rows, self._names_in_memory(job.upstreams))
-        return explained.message if explained.reason is not WaitReason.NONE else ""
+        return own_reason(rows, self._names_in_memory(job.upstreams), now)
 
     def _explained(self, rows: Rows, names: dict[str, str]) -> Explained:
         now = round(self._parts.clock.time() * 1e6)
@@ -73,6 +86,12 @@ class Explainer:
         victims = [names.get(uid, uid) for uid in explained.preempts]
         out.preempts.extend(job_name(job.project, victim) for victim in victims)
         return out
+
+
+def _words(found: Explained | None, job: Job) -> str:
+    if found is None:
+        return f"Waits in queue {job.queue!r}; `hatoba explain {job.name}` says why."
+    return found.message if found.reason is not WaitReason.NONE else ""
 
 
 def explanation_to_proto(explained: Explained) -> job_pb2.Explanation:

@@ -29,7 +29,11 @@ class JobMessages:
     async def all(self, jobs: Sequence[Job]) -> list[job_pb2.Job]:
         """The messages of jobs, in order."""
         specs = await self._specs.get([job.uid for job in jobs])
-        messages = [self._dressed(job, specs.get(job.uid)) for job in jobs]
+        reasons = self._explainer.waiting(jobs)
+        messages = [
+            self._dressed(job, specs.get(job.uid), why)
+            for job, why in zip(jobs, reasons, strict=True)
+        ]
         await self._put_models(messages)
         await self._put_published(messages)
         return messages
@@ -48,9 +52,9 @@ class JobMessages:
         for name, versions in made.items():
             able[name].models.extend(versions)
 
-    def _dressed(self, job: Job, spec: job_pb2.JobSpec | None) -> job_pb2.Job:
+    def _dressed(self, job: Job, spec: job_pb2.JobSpec | None, why: str) -> job_pb2.Job:
         message = job_to_proto(job, spec)
-        message.waiting_reason = self._explainer.waiting(job)
+        message.waiting_reason = why
         if job.state is JobState.RUNNING:
             self._put_progress(job, message)
         return message

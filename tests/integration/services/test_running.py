@@ -114,7 +114,7 @@ async def test_priority_then_age_on_one_place(wire: Wire, project: str) -> None:
         wanted.queue, wanted.priority = queue, priority
         jobs.append(await submit(wire, wanted, project))
     waiting = await wire.job(jobs[0].name)
-    assert f"Queue '{queue}' runs 1 of at most 1 tasks." in waiting.waiting_reason
+    assert f"queue '{queue}' runs 1 of at most 1 tasks." in waiting.waiting_reason
     raised = job_pb2.UpdateJobRequest(name=jobs[3].name, priority=6)
     raised.update_mask.paths.append("priority")
     await wire.once(raised, job_pb2.Job)

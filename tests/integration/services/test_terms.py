@@ -305,8 +305,8 @@ async def test_a_plan_says_where_it_would_start_and_stores_nothing(
     wire: Wire, project: str
 ) -> None:
     found = await plan(wire, spec(), project)
-    assert (found.job, state_of(found)) == ("", "QUEUED")
-    assert found.reason in (0, job_pb2.WAIT_REASON_NEXT)
+    assert (found.job, found.reason, state_of(found)) == ("", 0, "QUEUED")
+    assert [place.backend for place in found.places] == ["mock"]
     counts = await wire.once(job_pb2.CountJobsRequest(project=project), job_pb2.CountJobsResponse)
     assert counts.total == 0
 
