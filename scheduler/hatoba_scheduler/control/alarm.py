@@ -34,6 +34,8 @@ class Alarm:
 
     async def _sleep(self, seconds: float) -> None:
         if seconds <= 0:
+            # A sleeper with something overdue still lets others have their turn.
+            await asyncio.sleep(0)
             return
         async with asyncio.TaskGroup() as group:
             ways = {

@@ -12,7 +12,7 @@ from typing import Any
 from hatoba.v1 import job_pb2
 from hatoba_plugins.backend import API_VERSION, Backend, BackendContext
 from hatoba_plugins.backends.mock.deployments import MockDeployments
-from hatoba_plugins.backends.mock.faults import OPERATIONS
+from hatoba_plugins.backends.mock.faults import OPERATIONS, Trouble
 from hatoba_plugins.backends.mock.objects import MockObject, Owner
 from hatoba_plugins.backends.mock.script import script_of, script_problems
 from hatoba_plugins.backends.mock.world import MockWorld, Wanted
@@ -86,6 +86,10 @@ class MockOptions(BackendOptions):
     """Seconds after which a creation that is not visible did not happen."""
     lacks: list[str] = field(default_factory=list)
     """Capabilities that it shall not have."""
+    trouble: str = ""
+    """`hangs`, `throttles` or `fails`: what is wrong with it for good; empty: nothing."""
+    trouble_every: int = 1
+    """One in so many calls of an operation has the trouble."""
 
     @classmethod
     def check(cls, options: dict[str, object]) -> list[Problem]:
@@ -93,6 +97,7 @@ class MockOptions(BackendOptions):
         lacks = options.get("lacks")
         named: list[object] = lacks if isinstance(lacks, list) else []
         unknown = [name for name in named if name not in _CAN_LACK]
+        trouble = options.get("trouble", "")
         return [
             *super().check(options),
             *out_of_range(options, "capacity", 1, 1_000_000),
@@ -100,8 +105,14 @@ class MockOptions(BackendOptions):
             *out_of_range(options, "memory", 0, 2**60),
             *out_of_range(options, "gpus", 0, 1_024),
             *out_of_range(options, "settles_after", 0.0, 3_600.0),
+            *out_of_range(options, "trouble_every", 1, 1_000_000),
+            *([] if trouble in ("", *Trouble) else [Problem("trouble", _none_of(trouble))]),
             *(Problem("lacks", f"{n!r} is none of {', '.join(_CAN_LACK)}") for n in unknown),
         ]
+
+
+def _none_of(trouble: object) -> str:
+    return f"{trouble!r} is none of {', '.join(Trouble)}"
 
 
 class MockType:
@@ -130,7 +141,10 @@ class MockType:
         if self._given is not None:
             return self._given
         if instance not in self._worlds:
-            self._worlds[instance] = MockWorld(Path(options.ledger) if options.ledger else None)
+            world = MockWorld(Path(options.ledger) if options.ledger else None)
+            if options.trouble:
+                world.faults.stand(Trouble(options.trouble), options.trouble_every)
+            self._worlds[instance] = world
         return self._worlds[instance]
 
 
