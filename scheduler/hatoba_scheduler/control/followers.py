@@ -21,6 +21,7 @@ from hatoba_scheduler.domain.records import Change, Event, Job
 from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.domain.transitions import Now, Rows, fail_fast
 from hatoba_scheduler.errors import HatobaError
+from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.store.base import Store
 
 log = structlog.get_logger(__name__)
@@ -54,6 +55,8 @@ class Followers:
         self._waiting: dict[str, set[str]] = defaultdict(set)
         """By the uid of a job that others wait for: who they are."""
         self._waves: deque[_Wave] = deque()
+        self._doomed: set[str] = set()
+        """Who was told an end that it cannot outlive, and has not ended yet."""
         self._failing: dict[str, int | None] = {}
         """Arrays with a failed task, which may fail fast."""
         self._again: list[_Todo] = []
@@ -76,6 +79,7 @@ class Followers:
             if commit.before is None:
                 self._note_waiting(job)
             elif job.state.terminal and not commit.before.state.terminal:
+                self._doomed.discard(job.uid)
                 self._carry(job)
         for event in events:
             if event.index is not None and event.to_state in _BAD and event.terminal:
@@ -117,8 +121,10 @@ class Followers:
                 await asyncio.sleep(0)
 
     async def _carry_out(self, step: Sequence[_Todo]) -> None:
+        hit("follow.step.before")
         asked = [self._ledger.ask(uid, decide) for uid, decide in step]
         answers = await asyncio.gather(*asked, return_exceptions=True)
+        hit("follow.step.after")
         failed = [
             todo
             for todo, answer in zip(step, answers, strict=True)
@@ -156,17 +162,17 @@ class Followers:
 
     def _reaches(self, wave: _Wave, uid: str) -> bool:
         """Whether a dependant is to be told now; what it cannot outlive is told on at once."""
+        if uid in self._doomed:
+            return False
         if wave.committed and uid not in self._waiting:
             return True
         rows = self._ledger.rows(uid)
         change = upstream_ended(rows, wave.upstream, self._now()) if rows else None
-        ends = change is not None and change.job.state.terminal
-        if ends:
-            assert change is not None
-            self._foretell(change.job)
-        if ends and not wave.committed:
-            self._waiting[wave.upstream.uid].discard(uid)
-        return wave.committed or ends
+        if change is None or not change.job.state.terminal:
+            return wave.committed
+        self._doomed.add(uid)
+        self._foretell(change.job)
+        return True
 
     def _foretell(self, job: Job) -> None:
         """It will end UPSTREAM_FAILED, or was ended meanwhile: it never succeeds in any case."""
