@@ -17,8 +17,8 @@ POLL = 0.01
 
 def main(marks: Path, mode: str) -> None:
     job = current_job()
-    if mode == "saves":
-        save(marks)
+    if mode.startswith("saves"):
+        save(marks, late=mode == "saves-late")
         return
     if job.gang is None:
         (marks / mode).touch()
@@ -69,8 +69,8 @@ def linger(marks: Path) -> None:
     (marks / f"lingered-{gang.generation}-{gang.rank}").touch()
 
 
-def save(marks: Path) -> None:
-    """Save when asked to and give way; go on from there the next time."""
+def save(marks: Path, *, late: bool) -> None:
+    """Save when asked to (late: and told to go on), give way; go on from there the next time."""
     job = current_job()
     latest = job.latest_checkpoint
     if latest is not None:
@@ -80,6 +80,9 @@ def save(marks: Path) -> None:
     alive_mark.touch()
     (marks / "began-0-0").touch()
     while not job.checkpoint_requested:
+        time.sleep(POLL)
+    (marks / "asked").touch()
+    while late and not (marks / "go").exists():
         time.sleep(POLL)
     with job.checkpoint(step=7) as path:
         (path / "state").write_text("seven")
