@@ -6,8 +6,7 @@ What no rule speaks of goes by its origin's budget. All that is decided is also 
 
 from __future__ import annotations
 
-import random
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from hatoba_scheduler.domain.causes import human_bytes
 from hatoba_scheduler.domain.changing import changed
@@ -35,6 +34,14 @@ _NOTHING = RetryMutation()
 _ELSEWHERE = RetryMutation(other_host=True)
 
 
+class Chance(Protocol):
+    """Where randomness comes from: `random.Random` is one."""
+
+    def uniform(self, a: float, b: float) -> float:
+        """Any number between two."""
+        ...
+
+
 class Verdict(NamedTuple):
     """What follows an ending: another attempt after `wait` seconds, or none; and why, in words."""
 
@@ -53,7 +60,7 @@ class _Match(NamedTuple):
     rule: RetryRule
 
 
-def back_off(job: Job, task: Task, rng: random.Random) -> float:
+def back_off(job: Job, task: Task, rng: Chance) -> float:
     """Seconds until the next attempt: doubling from the policy's first, with full jitter."""
     counted = task.user_failures + task.infrastructure_failures + task.preemptions
     failures = max(counted, sum(task.adapted.rule_uses))

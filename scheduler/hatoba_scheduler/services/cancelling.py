@@ -24,7 +24,7 @@ from hatoba_scheduler.services.requests import remember, request_key, seen_befor
 
 MOST = 1000
 """Jobs that one call ends."""
-STEP = 100
+STEP = 250
 """Jobs that are asked for at once: others' changes come between."""
 
 

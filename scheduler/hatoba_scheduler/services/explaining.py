@@ -47,7 +47,11 @@ class Explainer:
             message.warnings.append(explained.message)
         return message
 
-    def waiting(self, jobs: Sequence[Job]) -> list[str]:
+    def waiting(self, job: Job) -> str:
+        """The reason that matters most, in words; empty for a job that does not wait."""
+        return self.waiting_all([job])[0]
+
+    def waiting_all(self, jobs: Sequence[Job]) -> list[str]:
         """For each the reason that matters most, in words; empty for one that does not wait.
 
         The planner is asked of the first few alone: it takes longer than all else of a page.

@@ -29,7 +29,7 @@ class JobMessages:
     async def all(self, jobs: Sequence[Job]) -> list[job_pb2.Job]:
         """The messages of jobs, in order."""
         specs = await self._specs.get([job.uid for job in jobs])
-        reasons = self._explainer.waiting(jobs)
+        reasons = self._explainer.waiting_all(jobs)
         messages = [
             self._dressed(job, specs.get(job.uid), why)
             for job, why in zip(jobs, reasons, strict=True)
