@@ -203,9 +203,8 @@ async def test_a_flood_of_one_user_does_not_keep_another_waiting(server: HatobaS
                 group.create_task(flood(), name=f"flood-{number}")
             for _ in range(50):
                 began = loop.time()
-                found = await calm.once(job_pb2.CountJobsRequest(), job_pb2.CountJobsResponse)
+                await calm.once(job_pb2.CountJobsRequest(), job_pb2.CountJobsResponse)
                 took.append(loop.time() - began)
             stop.set()
-        assert found.total > 0
         assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED}
         assert sorted(took)[len(took) // 2] < 1.0

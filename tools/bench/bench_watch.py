@@ -12,10 +12,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-from bench_house import HERE, LOAD_CORE, NULL, SERVER_CORE, clean_environment, held_spec, server
+from bench_house import HERE, LOAD_CORE, NULL, SERVER_CORE, held_spec, server
 from bench_idle import MIB, memory
 from bench_report import Figure, Measured
-from server_process import HatobaServer
+from server_process import HatobaServer, clean_environment
 from wire import Wire
 
 from hatoba.v1 import job_pb2

@@ -133,10 +133,19 @@ class Client:
         return Code(self._loop, self._client.code)
 
     def events(
-        self, *jobs: str, cursor: str = "", jobs_only: bool = False
+        self,
+        *jobs: str,
+        cursor: str = "",
+        jobs_only: bool = False,
+        filter: str = "",
+        reasons: Sequence[str] = (),
     ) -> Generator[common_pb2.Event | Resync, None, None]:
         """See AsyncClient.events."""
-        return self._loop.iterate(self._client.events(*jobs, cursor=cursor, jobs_only=jobs_only))
+        return self._loop.iterate(
+            self._client.events(
+                *jobs, cursor=cursor, jobs_only=jobs_only, filter=filter, reasons=reasons
+            )
+        )
 
 
 class Job:
