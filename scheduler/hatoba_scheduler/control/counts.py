@@ -116,10 +116,10 @@ class JobCounts:
 
     def on_parked(self, batch: Sequence[Parked]) -> None:
         """Take in jobs that are parked at start."""
-        for job in batch:
-            key = (job.project, job.queue)
-            _row(self._tasks, key)[job.state] += 1
-            self._owners[OwnerKey(job.project, job.queue, job.created_by)] += 1
+        alike = Counter([(job.project, job.queue, job.created_by, job.state) for job in batch])
+        for (project, queue, owner, state), count in alike.items():
+            _row(self._tasks, (project, queue))[state] += count
+            self._owners[OwnerKey(project, queue, owner)] += count
 
     def _count(self, job: Job, by: int) -> None:
         _row(self._states, (job.project, job.queue))[job.state] += by

@@ -99,6 +99,20 @@ def needs_of(job: _Asking, adapted: Adapted = AS_ASKED, members: int = 1) -> Nee
     )
 
 
+def _alike(one: _Asking, other: _Asking) -> bool:
+    """Whether the same objects say of both where they wait and for what."""
+    return (
+        one.queue is other.queue
+        and one.project is other.project
+        and one.backend is other.backend
+        and one.resources is other.resources
+        and one.terms is other.terms
+        and one.secrets is other.secrets
+        and one.embedded_only is other.embedded_only
+        and not other.terms.placement.apart
+    )
+
+
 def stands_in_line(job: Job) -> bool:
     """Nothing is to be known of it but its place: one task that never started and may."""
     return (
@@ -227,8 +241,11 @@ class Feed:
 
     def take_parked(self, jobs: Iterable[_Asking]) -> None:
         """Take in jobs that stand in line and are not in memory."""
+        last: _Asking | None = None
         for job in jobs:
-            self._put_in_line(job)
+            if last is None or not _alike(last, job):
+                last, key, needs = job, queue_key(job), needs_of(job)
+            self._planner.put_plain(job.uid, key, needs, job.priority)
 
     def take(self, before: Job | None, change: Change, rows: Rows) -> None:
         """Take in a committed change; `rows` are the job's after it, `before` its row before."""

@@ -29,11 +29,11 @@ class Where(NamedTuple):
 
 
 class Walk(NamedTuple):
-    """Jobs (id, state) along one index; `order` is its last column, which grows with the id."""
+    """Jobs (id, state) along one index; `order` is its last column, which grows with the job."""
 
     sql: str
     parameters: tuple[Parameter, ...]
-    order: str = "id"
+    order: str = "jobs.id"
 
 
 def listing(query: JobQuery, after: str, limit: int) -> Where:
@@ -56,11 +56,12 @@ def counting(query: JobQuery) -> Where:
 
 def _limited(walk: Walk, after: str, limit: int) -> Where:
     order = walk.order
-    below = f" AND jobs.{order} < (SELECT b.{order} FROM jobs AS b WHERE b.uid = ?)"
+    column = order.rpartition(".")[2]
+    below = f" AND {order} < (SELECT b.{column} FROM jobs AS b WHERE b.uid = ?)"
     sql, parameters = walk.sql, walk.parameters
     if after:
         sql, parameters = sql + below, (*parameters, after)
-    return Where(f"{sql} ORDER BY jobs.{order} DESC LIMIT ?", (*parameters, limit))
+    return Where(f"{sql} ORDER BY {order} DESC LIMIT ?", (*parameters, limit))
 
 
 def _all_of(walks: Iterable[Where | Walk]) -> tuple[Parameter, ...]:
@@ -78,11 +79,11 @@ def _walks(query: JobQuery) -> Sequence[Walk]:
     few = _UNDER_WAY.issuperset(states)
     if "name" in exact or "base_name" in exact:
         walk = _walk("jobs INDEXED BY jobs_by_name", query, terms)
-        return [walk._replace(order="number") if "base_name" in exact else walk]
+        return [walk._replace(order="jobs.number") if "base_name" in exact else walk]
     if label and not few:
         labels = Where("l.key = ? AND l.value = ?", (label.removeprefix("label:"), exact[label]))
         source = "job_labels AS l CROSS JOIN jobs ON jobs.id = l.id"
-        return [_walk(source, query, [labels, *terms])]
+        return [_walk(source, query, [labels, *terms])._replace(order="l.id")]
     if "created_by" in exact and not few:
         return [_walk("jobs INDEXED BY jobs_by_creator", query, terms)]
     index = "jobs_by_queue" if "queue" in exact else "jobs_by_state"

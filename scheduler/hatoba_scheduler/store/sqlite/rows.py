@@ -460,22 +460,29 @@ def job_from(row: Row) -> Job:
 
 def parked_from(row: Row) -> Parked:
     """The parked job of a row, after its id. Raises ValueError or KeyError as `job_from`."""
-    _, uid, project, queue, backend, priority, state, *rest = row
-    resources, terms, secrets, embedded_only, created_by, create_time = rest
-    return Parked(
-        uid,
-        _kept(project),
-        _kept(queue),
-        _kept(backend),
-        priority,
+    _, uid, priority, create_time, rest = row
+    return _shared(rest)(uid, priority, create_time)
+
+
+@functools.lru_cache(maxsize=4096)
+def _shared(text: str) -> Callable[[str, int, int], Parked]:
+    """Makes those parked jobs that have all this in common."""
+    project, queue, backend, state, *rest = _load(text)
+    resources, terms, secrets, embedded_only, created_by = rest
+    head = (_kept(project), _kept(queue), _kept(backend))
+    tail = (
         _JOB_STATES[state],
         _resources(resources),
         _terms(terms),
         _secrets(secrets),
         _FLAGS[embedded_only],
         _kept(created_by),
-        create_time,
     )
+
+    def made(uid: str, priority: int, create_time: int) -> Parked:
+        return Parked(uid, *head, priority, *tail, create_time)
+
+    return made
 
 
 @functools.lru_cache(maxsize=4096)

@@ -17,8 +17,10 @@ AND (terms = '' OR (
 ));
 
 -- name: parked
-SELECT id, uid, project, queue, backend, priority, state, resources, terms, secrets, embedded_only,
-    created_by, create_time
+-- What many have in common is one text, so that it is read once for all of them.
+SELECT id, uid, priority, create_time, json_array(
+    project, queue, backend, state, resources, terms, secrets, embedded_only, created_by
+)
 FROM jobs INDEXED BY jobs_by_state;
 
 -- name: projects
