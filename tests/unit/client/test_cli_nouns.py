@@ -24,7 +24,7 @@ from hatoba.cli.exits import Exit
 from hatoba.cli.main import main
 from hatoba.errors import Unavailable
 from hatoba.settings import Server
-from hatoba.v1 import admin_pb2, job_pb2, queue_pb2
+from hatoba.v1 import admin_pb2, job_pb2, queue_pb2, worker_pb2
 
 if TYPE_CHECKING:
     from tests.unit.client.conftest import FakeServer
@@ -67,6 +67,16 @@ def test_hosts_show_what_is_free(fake: FakeServer, cli: Cli) -> None:
     assert "CORDONED" in cli("hosts", "cordon", "here").stdout
     assert "READY" in cli("hosts", "uncordon", "here").stdout
     assert [request.cordoned for request in fake.requests("CordonHostRequest")] == [True, False]
+
+
+def test_a_quarantined_host_says_why_and_until_when(fake: FakeServer, cli: Cli) -> None:
+    host = worker_pb2.Host(name="hosts/here", connected=True, cordon_reason="5 jobs failed here")
+    host.quarantined_until.FromSeconds(4_000_000_000)
+    fake.replies["GetHostRequest"] = host
+    text = cli("hosts", "get", "here").stdout
+    assert "here  QUARANTINED" in text
+    assert "5 jobs failed here" in text
+    assert "2096-" in text
 
 
 def test_declare_gone_asks_first(fake: FakeServer, cli: Cli) -> None:

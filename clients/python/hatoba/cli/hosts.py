@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hatoba.cli.output import age, emit, output_option, pairs, table
+from hatoba.cli.output import age, emit, moment, output_option, pairs, table
 from hatoba.cli.root import Group
 from hatoba.cli.session import server_options, with_client
 from hatoba.units import say_bytes
@@ -28,7 +28,11 @@ def state_of(host: worker_pb2.Host) -> str:
         return "GONE"
     if not host.connected:
         return "AWAY"
-    return "CORDONED" if host.cordoned else "READY"
+    if host.draining:
+        return "DRAINING"
+    if host.cordoned:
+        return "CORDONED"
+    return "QUARANTINED" if host.HasField("quarantined_until") else "READY"
 
 
 def room(host: worker_pb2.Host) -> list[str]:
@@ -112,6 +116,7 @@ def show_host(host: worker_pb2.Host) -> None:
     click.echo(f"{short_name(host.name)}  {state_of(host)}")
     rows = [("cpus free", cpus), ("memory free", memory), ("gpus free", gpus if host.gpus else "")]
     rows += [("places free", places), ("attempts", str(host.attempts)), ("labels", labels)]
+    rows += [("kept away", host.cordon_reason), ("until", moment(host.quarantined_until))]
     pairs([*rows, ("worker", host.version), ("seen", f"{age(host.last_seen)} ago")])
 
 
