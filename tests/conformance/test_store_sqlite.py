@@ -7,6 +7,7 @@ import pytest
 from hatoba_scheduler.store.conformance import OpenStore, StoreConformance
 from hatoba_scheduler.store.conformance_datasets import DatasetStoreConformance
 from hatoba_scheduler.store.conformance_models import ModelStoreConformance
+from hatoba_scheduler.store.conformance_schedules import ScheduleStoreConformance
 from hatoba_scheduler.store.sqlite import open_store as open_sqlite
 
 
@@ -23,6 +24,12 @@ class TestSqliteModels(ModelStoreConformance):
 
 
 class TestSqliteDatasets(DatasetStoreConformance):
+    @pytest.fixture
+    def open_store(self) -> OpenStore:
+        return open_sqlite
+
+
+class TestSqliteSchedules(ScheduleStoreConformance):
     @pytest.fixture
     def open_store(self) -> OpenStore:
         return open_sqlite

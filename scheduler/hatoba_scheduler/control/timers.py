@@ -18,6 +18,7 @@ from hatoba_scheduler.control.ledger import Commit, Ledger
 from hatoba_scheduler.domain.records import Change, Event, Job, Micros
 from hatoba_scheduler.domain.timing import KEPT_BACK, next_due, queues_since, timed, timed_out
 from hatoba_scheduler.domain.transitions import Now, Rows
+from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.store.base import Store
 
 log = structlog.get_logger(__name__)
@@ -120,8 +121,10 @@ class Timers:
         return found
 
     async def _end(self, uids: Sequence[str]) -> None:
+        hit("timer.end.before")
         asked = [self._ledger.ask(uid, self._decide) for uid in uids]
         answers = await asyncio.gather(*asked, return_exceptions=True)
+        hit("timer.end.after")
         failed = [
             uid
             for uid, answer in zip(uids, answers, strict=True)

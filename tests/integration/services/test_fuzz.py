@@ -27,13 +27,14 @@ from hatoba.v1 import (
     model_pb2,
     queue_pb2,
     runner_pb2,
+    schedule_pb2,
     worker_pb2,
 )
 
 Field = descriptor.FieldDescriptor
 FILES = (
     *(job_pb2, queue_pb2, admin_pb2, runner_pb2, worker_pb2, artifact_pb2),
-    *(dataset_pb2, model_pb2, deployment_pb2),
+    *(dataset_pb2, model_pb2, deployment_pb2, schedule_pb2),
 )
 OURS = {
     grpc.StatusCode.OK,
@@ -50,6 +51,7 @@ TEXTS = [
     *("", "a", "0", "1.1", "a" * 16, "0" * 16, "0" * 32, "x" * 300, "true", "mock", "null"),
     *("fuzz-1", "projects/default/jobs/fuzz-1", "default", "projects/x/queues/q", "hosts/h"),
     *("tokens/x", "priority", "hold", "weight", "state = RUNNING", "active=true", "labels.a = b"),
+    *("@daily", "0 0 31 2 *", "Europe/Berlin", "projects/default/schedules/fuzz", "cron"),
     *("fuzz", "fuzz:1", "fuzz@production", "datasets/fuzz:1", "code/fuzz:1", "deployments/fuzz"),
     *("projects/default/models/fuzz/versions/1", "projects/default/models/fuzz/moves/1"),
     *("../..", "\0", "Größe", "\u202e", "${params.x}", "%s", "' OR 1=1 --", "sha256:" + "0" * 64),

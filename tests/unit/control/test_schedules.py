@@ -230,6 +230,31 @@ async def test_a_crash_anywhere_doubles_and_loses_no_time(
             assert len(house.times()) == 1, "the run of before the crash is known"
 
 
+async def test_a_run_of_before_a_crash_is_known_when_its_request_is_forgotten(
+    disk: Disk, clock: FakeClock
+) -> None:
+    async with serving(disk, clock) as house:
+        await house.add()
+        failpoints.arm("schedule.submit.after:error")
+        await passes(clock, HOUR)
+    async with serving(disk, clock) as house:
+        disk.store.requests.clear()
+        await passes(clock, 10 * MINUTE)
+        assert house.times() == [1]
+        assert house.outcome == "submitted digits-1"
+
+
+async def test_what_schedules_name_is_kept(house: House) -> None:
+    spec = job_pb2.JobSpec(command=["true"])
+    spec.code.digest = "sha256:code"
+    spec.inputs.add(name="a").manifest.digest = "sha256:input"
+    named = spec.inputs.add(name="b", source="datasets/faces:3")
+    named.manifest.digest = "sha256:somebody else's"
+    await house.add(spec=spec.SerializeToString())
+    await house.add("plain")
+    assert await house.book.manifest_roots() == {"sha256:code", "sha256:input"}
+
+
 @pytest.mark.parametrize(
     ("catch_up", "wanted"), [(CatchUp.NONE, []), (CatchUp.LAST, [72]), (CatchUp.ALL, [70])]
 )
