@@ -124,6 +124,10 @@ class MemoryStore:
         """One job."""
         return self.jobs.get(uid)
 
+    async def attempt(self, name: str) -> Attempt | None:
+        """One attempt by external name."""
+        return self.kept_attempts.get(name)
+
     async def recall_request(self, key: RequestKey) -> Duplicate | None:
         """What a request made before."""
         return Duplicate(self.requests[key]) if key in self.requests else None
