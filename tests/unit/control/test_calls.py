@@ -27,7 +27,8 @@ async def fail(error: Exception) -> int:
 
 
 async def never() -> int:
-    return await asyncio.get_running_loop().create_future()
+    forever: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    return await forever
 
 
 async def test_a_lane_takes_so_many_calls_and_another_lane_is_not_held_up() -> None:
