@@ -18,6 +18,8 @@ from house_fixtures import cli_environment
 from server_process import HatobaServer, until
 from wire import Wire
 
+from hatoba.aio import AsyncClient
+from hatoba.errors import InvalidSpec
 from hatoba.v1 import common_pb2, job_pb2, schedule_pb2
 
 from .conftest import Refusal, cancel, eventually, held, refused, running, spec, state
@@ -331,6 +333,39 @@ async def test_who_finds_no_place_in_time_is_over(wire: Wire, project: str) -> N
     assert (state(over), over.cause.code) == ("TIMED_OUT", common_pb2.CAUSE_CODE_QUEUE_TIMEOUT)
 
 
+# -- the SDK ------------------------------------------------------------------------------------
+
+
+async def test_the_sdk(server: HatobaServer, project: str) -> None:
+    token = str(server.data / "admin.token")
+    async with AsyncClient(server.address, token_file=token, project=project) as client:
+        schedules = client.schedules
+        made = await schedules.create(
+            "weekly", "sleep 1", {"code": None, "hold": True}, cron="@weekly", overlap="queue"
+        )
+        assert (list(made.spec.command), made.overlap) == (
+            ["sleep", "1"],
+            schedule_pb2.OVERLAP_POLICY_QUEUE,
+        )
+        job = await schedules.run("weekly")
+        assert job.name == "weekly-1"
+        end = dt.datetime.now(dt.UTC) + dt.timedelta(days=30)
+        changed = await schedules.update("weekly", max_catch_up=3, end_time=end)
+        assert (changed.max_catch_up, moments([changed.end_time])) == (3, [end])
+        assert not (await schedules.update("weekly", end_time=None)).HasField("end_time")
+        assert (await schedules.pause("weekly")).paused
+        assert not (await schedules.resume("weekly")).paused
+        assert [one.name for one in await schedules.list()] == [made.name]
+        for refused_now in (
+            schedules.update("weekly"),
+            schedules.update("weekly", overlap="sometimes"),
+        ):
+            with pytest.raises(InvalidSpec):
+                await refused_now
+        await schedules.delete("weekly")
+        assert await schedules.list() == []
+
+
 # -- the command line ---------------------------------------------------------------------------
 
 
@@ -374,4 +409,4 @@ async def test_the_command_line(server: HatobaServer, wire: Wire, tmp_path: Path
     )
     for _ in range(2):
         await hatoba("delete", name)
-    await hatoba("get", name, code=1)
+    await hatoba("get", name, code=3)
