@@ -23,12 +23,12 @@ from hatoba_scheduler.domain.planning.candidates import (
 )
 from hatoba_scheduler.domain.planning.estimating import Estimate, estimate
 from hatoba_scheduler.domain.planning.kinds import Shape
-from hatoba_scheduler.domain.planning.lines import Line, Rank, born
-from hatoba_scheduler.domain.planning.model import Entry, Explained, Needs, QueueKey
+from hatoba_scheduler.domain.planning.lines import Rank, born
+from hatoba_scheduler.domain.planning.model import Explained, Needs, QueueKey
 from hatoba_scheduler.domain.planning.reservations import Reservation
 from hatoba_scheduler.domain.planning.rooms import Site
-from hatoba_scheduler.domain.planning.rounds import Parts, Rounds, bar
-from hatoba_scheduler.domain.planning.shares import Node, waits
+from hatoba_scheduler.domain.planning.rounds import Parts, Rounds, bar, returned
+from hatoba_scheduler.domain.planning.shares import Node, lines_of, waits
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.domain.states import WaitReason
 
@@ -179,7 +179,7 @@ class _Look:
         line = self._line
         if line is None or line.rank is None or line.rank.uid != self.case.uid:
             return None
-        if bar(line) is not None or _returned(line):
+        if bar(line) is not None or returned(line):
             return None
         found = self._parts.preempting.find(line, self.case.now)
         if found is None:
@@ -257,7 +257,7 @@ class _Look:
             for other in above.children.values() if above else ():
                 if other is one or not waits(other) or not tree.key(other) < mine:
                     continue
-                if any(_takes_from(line.shape, self._shape) for line in _lines(other)):
+                if any(_takes_from(line.shape, self._shape) for line in lines_of(other)):
                     return self._share_reason(one, other)
         return None
 
@@ -336,17 +336,6 @@ _BY_ROOM = frozenset(
         WaitReason.RESERVED,
     }
 )
-
-
-def _returned(line: Line) -> bool:
-    head = line.head()
-    return isinstance(head, Entry) and head.first
-
-
-def _lines(node: Node) -> Iterator[Line]:
-    yield from node.lines.values()
-    for child in node.children.values():
-        yield from _lines(child)
 
 
 def _takes_from(other: Shape, mine: Shape) -> bool:

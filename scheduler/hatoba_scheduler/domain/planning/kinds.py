@@ -199,6 +199,8 @@ class Shapes:
         self._kinds: dict[Needs, Kind] = {}
         self.opened = 0
         """Shapes that wait and are not stuck."""
+        self.journal: list[Shape] | None = None
+        """What is found to have no room in a rehearsal; None: it is none."""
         self.begun = 0
         """How often a shape began to wait."""
 
@@ -299,6 +301,8 @@ class Shapes:
         del kind.open[shape]
         kind.stuck[shape] = None
         self.opened -= 1
+        if self.journal is not None:
+            self.journal.append(shape)
 
     def free(self, shape: Shape) -> list[Line]:
         """There may be room for it again; the lines that were put aside for it."""

@@ -59,6 +59,7 @@ class Line:
         "parked",
         "priority",
         "rank",
+        "refused",
         "shape",
         "size",
     )
@@ -75,6 +76,8 @@ class Line:
         """Something waits in it."""
         self.rank: Rank | None = None
         """Of its head, under which it stands in its queue."""
+        self.refused = 0
+        """When nobody was found whose place it might take."""
         self.parked = False
         """It was put aside until there is room or leave for it."""
         self._uids: list[str] = []

@@ -14,8 +14,10 @@ from hatoba_scheduler.domain.planning.amounts import (
     NOTHING,
     Vector,
     count_in,
+    left,
     minus,
     plus,
+    total_of,
     within,
 )
 from hatoba_scheduler.domain.planning.kinds import Shape
@@ -24,7 +26,7 @@ from hatoba_scheduler.domain.planning.model import PlannerRules
 from hatoba_scheduler.domain.planning.reservations import Reservations, chosen
 from hatoba_scheduler.domain.planning.rooms import Pool, Site
 from hatoba_scheduler.domain.planning.runs import Unit, hold_of, lost
-from hatoba_scheduler.domain.planning.shares import Node, Tree
+from hatoba_scheduler.domain.planning.shares import Node, Tree, covers
 from hatoba_scheduler.domain.records import Micros
 
 LOOKED = 512
@@ -58,13 +60,33 @@ class Preempting:
         lowest = self._runs.lowest()
         if lowest is None:
             return None
-        owed = next((one for one in line.node.path if one.owed(line.shape.whole)), None)
+        owed = next((one for one in line.node.path if self._owes(one, line)), None)
         if owed is None and lowest > self.top(line):
             return None
         search = _Search(self, line, owed, now)
         sites = [site for site in line.shape.kind.sites(self._rooms) if site.open]
         found = (search.in_site(site) for site in sites)
         return min((one for one in found if one), key=lambda one: one.cost, default=None)
+
+    def _owes(self, node: Node, line: Line) -> bool:
+        """Whether a queue is owed what the head of a line needs, beside what is made for others."""
+        if node.guaranteed is NOTHING:
+            return False
+        gone = total_of(
+            hold_of(one).amount
+            for one in self._runs.all_leaving()
+            if node in self.node((one,)).path
+        )
+        wanted = plus(line.shape.whole, self._reservations.pending(node)[0])
+        return covers(node.guaranteed, line.shape.whole) and node.owed(minus(wanted, gone))
+
+    def pending(self, node: Node) -> tuple[Vector, int]:
+        """What will be used of a queue by those for whom others give way, and how many they are."""
+        return self._reservations.pending(node)
+
+    def leaving(self) -> Unit:
+        """All that are about to be gone."""
+        return self._runs.all_leaving()
 
     def top(self, line: Line) -> int:
         """The highest priority whose place a line's head may take by its own."""
@@ -99,6 +121,14 @@ class Preempting:
             return None
         kept = self._reservations.on(pool)
         return pool if kept is None or kept.line is line or kept.yields_to(line) else None
+
+    def left_for(self, line: Line, pool: Pool, room: Vector) -> Vector:
+        """What a further head of a line may have of a pool, beside what those before it need."""
+        kept = self._reservations.on(pool)
+        if kept is None or kept.line is not line or kept.until is None:
+            return room
+        leaving = total_of(amount for amount in self._runs.leaving(pool))
+        return left(plus(room, leaving), kept.kept(pool))
 
     def roomy(self, site: Site, shape: Shape) -> Iterator[Pool]:
         """Pools of a backend that have room for a member already."""
@@ -204,6 +234,7 @@ class _Search:
         counts: dict[Pool, int] = {}
         for pool in pools:
             room = plus(pool.free, freed.get((pool.backend, pool.name), NOTHING))
+            room = self._on.left_for(self._line, pool, room)
             if self._shape.kind.admits_without(pool, gone):
                 counts[pool] = count_in(self._shape.amount, room, most)
         return counts
@@ -214,13 +245,15 @@ class _Search:
         shape = self._shape
         for one in self._line.node.path:
             amount, count = removed.get(one, (NOTHING, 0))
-            if not one.allows(minus(shape.whole, amount), shape.members - count):
+            pending, more = self._on.pending(one)
+            wanted = minus(plus(shape.whole, pending), amount)
+            if not one.allows(wanted, shape.members + more - count):
                 return False
         return True
 
     def _removed(self, units: Iterable[Unit]) -> dict[Node, tuple[Vector, int]]:
         removed: dict[Node, tuple[Vector, int]] = {}
-        for one in itertools.chain.from_iterable(units):
+        for one in itertools.chain(self._on.leaving(), *units):
             for node in self._on.node((one,)).path:
                 amount, count = removed.get(node, (NOTHING, 0))
                 removed[node] = (plus(amount, hold_of(one).amount), count + 1)

@@ -45,6 +45,11 @@ class Reservation:
     """Others gave way for it; kept until then at most."""
 
     @property
+    def heads(self) -> int:
+        """For how many jobs it is kept."""
+        return sum(self.counts.values()) // self.shape.members
+
+    @property
     def shape(self) -> Shape:
         """What it is kept for."""
         return self.line.shape
@@ -106,6 +111,41 @@ class Reservations:
             self._pools[pool] = reservation
             self.rooms.keep(pool)
 
+    def extend(self, reservation: Reservation) -> None:
+        """Keep it beside what is kept for further heads of the same line already."""
+        known = self._lines.get(reservation.line)
+        if known is not None and known.until is not None:
+            for pool, count in known.counts.items():
+                reservation.counts[pool] = reservation.counts.get(pool, 0) + count
+        self.add(reservation)
+
+    def use(self, line: Line, places: tuple[Place, ...]) -> None:
+        """The head of a line goes there: it needs no more of what was kept for it.
+
+        What was kept there for one that it goes before is kept no more.
+        """
+        known = self._lines.get(line)
+        if known is not None:
+            self._use_own(known, places)
+        for place in places:
+            pool = self.rooms.pool(place.backend, place.pool)
+            other = self._pools.get(pool) if pool else None
+            if other is not None and other is not known and other.yields_to(line):
+                self.drop(other.line)
+
+    def _use_own(self, known: Reservation, places: tuple[Place, ...]) -> None:
+        if known.heads <= 1:
+            self.drop(known.line)
+            return
+        pool = self.rooms.pool(places[0].backend, places[0].pool)
+        if pool is None or pool not in known.counts:
+            pool = next(iter(known.counts))
+        known.counts[pool] -= 1
+        self.rooms.grown_kept.update(dict.fromkeys(known.counts))
+        if not known.counts[pool]:
+            del known.counts[pool], self._pools[pool]
+            self.rooms.unkeep(pool)
+
     def drop(self, line: Line) -> None:
         """Nothing is kept for a line any more."""
         reservation = self._lines.pop(line, None)
@@ -114,21 +154,19 @@ class Reservations:
                 del self._pools[pool]
                 self.rooms.unkeep(pool)
 
-    def of_queue(self, node: Node) -> list[Reservation]:
-        """What is kept for heads of a queue that found no room."""
-        reservations = self._lines.values()
-        return [one for one in reservations if one.line.node is node and one.until is None]
+    def pending(self, node: Node) -> tuple[Vector, int]:
+        """What will be used of a queue when all for whom others give way have started."""
+        made = [
+            one
+            for one in self._lines.values()
+            if one.until is not None and node in one.line.node.path
+        ]
+        whole = total_of(times(one.shape.whole, one.heads) for one in made)
+        return whole, sum(one.heads * one.shape.members for one in made)
 
     def nodes(self) -> set[Node]:
-        """All queues for which something is kept, and those above them."""
-        return {node for line in self._lines for node in line.node.path}
-
-    def yield_to(self, line: Line, place: Place) -> None:
-        """The head of a line goes there: what was kept there for one that it goes before is not."""
-        pool = self.rooms.pool(place.backend, place.pool)
-        reservation = self._pools.get(pool) if pool else None
-        if reservation is not None and reservation.yields_to(line):
-            self.drop(reservation.line)
+        """Queues for whose heads something is kept that found no room."""
+        return {line.node for line, one in self._lines.items() if one.until is None}
 
     def tidy(self, now: Micros) -> None:
         """Drop what is of no use any more."""
@@ -145,15 +183,24 @@ class Reservations:
         return self.free_places(reservation)
 
     def free_places(self, reservation: Reservation) -> tuple[Place, ...]:
-        """The places of a reservation, when all of them are free; else nothing."""
+        """The places for one head of those it is kept for, when they are free; else nothing."""
         shape = reservation.shape
+        if shape.members == 1:
+            pools = [pool for pool in reservation.counts if self._free(pool, 1, shape)]
+            return tuple(places_on(pools[0], 1, shape)) if pools else ()
         found: list[Place] = []
         for pool, count in reservation.counts.items():
-            free = within(times(shape.amount, count), pool.free) and shape.kind.admits(pool)
-            if not free or not self.rooms.site(pool.backend).open:
+            if not self._free(pool, count, shape):
                 return ()
             found += places_on(pool, count, shape)
         return tuple(found)
+
+    def _free(self, pool: Pool, count: int, shape: Shape) -> bool:
+        return (
+            within(times(shape.amount, count), pool.free)
+            and shape.kind.admits(pool)
+            and self.rooms.site(pool.backend).open
+        )
 
     def beside(self, line: Line, now: Micros) -> Pool | None:
         """A pool that is kept for another and would do for a line's head all the same."""

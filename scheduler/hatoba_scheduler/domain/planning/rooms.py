@@ -207,12 +207,19 @@ class Rooms:
         """Where something became free since the planner last looked."""
         self.grown_kept: dict[Pool, None] = {}
         """The same of pools that are reserved."""
+        self.reshaped = False
+        """A pool or backend takes less than it did: what kept away from another may go there."""
         self.version = 0
         """Grows when a profile comes, goes or changes its meaning."""
         self.social = False
         """Something asks who else is on a pool: then a start there is a chance, too."""
         self._keys: set[str] = set()
         self._number = 0
+
+    @property
+    def changed(self) -> bool:
+        """There may be room where there was none."""
+        return bool(self.grown or self.grown_kept or self.reshaped)
 
     def site(self, backend: str) -> Site:
         """A backend, known or not yet."""
@@ -231,6 +238,7 @@ class Rooms:
         site = self.site(settings.name)
         was_open, was = site.open, site.settings
         site.settings, site.slots = settings, settings.slots
+        self.reshaped |= was.available and not settings.available
         if was.cost_per_hour != settings.cost_per_hour:
             self.version += 1
         if (site.open and not was_open) or (settings.elastic and not was.elastic):
@@ -268,6 +276,7 @@ class Rooms:
         self._file(pool, grown=True)
 
     def _change(self, site: Site, pool: Pool, room: PoolRoom) -> None:
+        self.reshaped = True
         self._unfile(pool)
         self.total = minus(self.total, pool.total)
         pool.describe(room)
@@ -275,6 +284,7 @@ class Rooms:
         self._file(pool, grown=True)
 
     def _lose(self, site: Site, pool: Pool) -> None:
+        self.reshaped = True
         self._unfile(pool)
         self.total = minus(self.total, pool.total)
         if pool.held or pool.kept:

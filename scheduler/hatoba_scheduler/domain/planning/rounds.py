@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from typing import NamedTuple
 
@@ -23,12 +22,16 @@ from hatoba_scheduler.domain.planning.preemption import Preempting, Sacrifice
 from hatoba_scheduler.domain.planning.reservations import Reservation, Reservations
 from hatoba_scheduler.domain.planning.rooms import Hold, Pool, Profile, Rooms
 from hatoba_scheduler.domain.planning.runs import Runs, hold_of
-from hatoba_scheduler.domain.planning.shares import Memory, Node, Tree
+from hatoba_scheduler.domain.planning.shares import Memory, Node, Tree, lines_of
 from hatoba_scheduler.domain.planning.waiting import Waiting
 from hatoba_scheduler.domain.records import Micros
 
-DAY = 86_400_000_000
 LATER = 1_000_000
+REFUSED_FOR = 1_000_000
+"""Microseconds until victims are looked for again for a line that found none."""
+CLAIMANTS_LOOKED = 64
+CLAIMANTS = 4
+"""Lines for which victims are looked for in one round."""
 REHEARSED = 200
 """So many placements are looked ahead to tell whether a job is among them."""
 
@@ -62,12 +65,11 @@ class Rounds:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._impatient: list[tuple[Micros, int, Line, str]] = []
-        """Heads that found no room, and when some is reserved for them."""
-        self._unrivalled: list[tuple[Line, str]] = []
-        """Heads for which nothing need be reserved while no other shape waits."""
+        self._look_at: Micros = 0
+        """When heads of queues are looked after again."""
         self._begun = 0
-        self._numbers = itertools.count()
+        self._unrivalled = False
+        """A head needs nothing reserved while no other shape waits."""
         self._preemptions: list[Preemption] = []
         self._journal: list[Taken] | None = None
         """What was placed in a rehearsal; None: it is none."""
@@ -79,7 +81,11 @@ class Rounds:
         parts.reservations.tidy(now)
         self._preemptions = []
         assignments: list[Assignment] = []
-        left = work - self._reserve_for_impatient(now)
+        left = work
+        while left > 0 and parts.rooms.changed:
+            left -= self._look_again(assignments)
+        if left > 0:
+            left -= self._look_after_heads(now)
         while left > 0:
             done = self._step(assignments, now)
             if not done:
@@ -90,10 +96,12 @@ class Rounds:
     def _step(self, assignments: list[Assignment], now: Micros) -> float:
         """Do the next thing; the work it was, 0 when nothing is left to do."""
         parts = self._parts
-        if parts.rooms.grown or parts.rooms.grown_kept:
+        if parts.rooms.changed:
             return self._look_again(assignments)
         line = parts.tree.pick() if parts.shapes.opened else None
         if line is None:
+            if self._journal is None:
+                self._claim(now)
             return 0.0
         before = parts.placer.looked
         assignment = self._try(line, now)
@@ -109,6 +117,8 @@ class Rounds:
         kept = self._parts.reservations.all()
         journal: list[Taken] = []
         self._journal = journal
+        stuck: list[Shape] = []
+        self._parts.shapes.journal = stuck
         self._parts.waiting.begin_rehearsal()
         placed: list[Assignment] = []
         while len(placed) < REHEARSED and not (placed and placed[-1].uid == uid):
@@ -117,6 +127,10 @@ class Rounds:
         self._journal = None
         for taken in reversed(journal):
             self._undo(taken)
+        self._parts.shapes.journal = None
+        for shape in stuck:
+            if shape.stuck:
+                self._parts.waiting.let_go(self._parts.shapes.free(shape))
         self._parts.waiting.end_rehearsal()
         for one in kept:
             if self._parts.reservations.of(one.line) is not one:
@@ -142,6 +156,9 @@ class Rounds:
         What is kept goes to whom it is kept for, as soon as all of it is free.
         """
         rooms = self._parts.rooms
+        if rooms.reshaped:
+            rooms.reshaped = False
+            return self._open_avoiding()
         if not rooms.grown:
             pool, _ = rooms.grown_kept.popitem()
             kept = self._parts.reservations.on(pool)
@@ -168,6 +185,14 @@ class Rounds:
                 waiting.let_go(shapes.free(shape))
         return work
 
+    def _open_avoiding(self) -> float:
+        """Open the shapes that keep away from a pool while another could take them."""
+        shapes, waiting = self._parts.shapes, self._parts.waiting
+        avoiding = [kind for kind in shapes.kinds() if kind.needs.avoid]
+        for shape in [shape for kind in avoiding for shape in kind.stuck]:
+            waiting.let_go(shapes.free(shape))
+        return 1.0 + len(avoiding)
+
     # -- placing ----------------------------------------------------------------------------------
 
     def _try(self, line: Line, now: Micros) -> Assignment | None:
@@ -177,15 +202,13 @@ class Rounds:
         if barred is not None:
             line.parked = True
             barred.capped.append(line)
-            if self._journal is None:
-                self._make_room(line, now)
             return None
         places = self.places(line, now)
         if places:
             return self._take(line, places)
         parts.shapes.miss(shape, parts.reservations.pools(), parts.placer.places)
-        if self._journal is None and not self._make_room(line, now):
-            self._note_head(line, now)
+        if self._journal is None and now >= line.refused + REFUSED_FOR:
+            self._make_room(line, now)
         return None
 
     def places(self, line: Line, now: Micros) -> tuple[Place, ...]:
@@ -202,9 +225,7 @@ class Rounds:
     def _take(self, line: Line, places: tuple[Place, ...]) -> Assignment:
         parts, shape, node = self._parts, line.shape, line.node
         head, memory = line.head(), parts.tree.memory(node)
-        parts.reservations.drop(line)
-        for place in places:
-            parts.reservations.yield_to(line, place)
+        parts.reservations.use(line, places)
         uid, tasks = parts.waiting.take(line)
         for task, place in zip(tasks, places, strict=True):
             hold = Hold(shape.amount, place.gpus, uid)
@@ -217,60 +238,51 @@ class Rounds:
             self._journal.append(Taken(line, entry, memory, assignment))
         return assignment
 
-    # -- keeping room for a head ------------------------------------------------------------------
+    # -- keeping room for heads -------------------------------------------------------------------
 
-    def _note_head(self, line: Line, now: Micros) -> None:
-        """A line found no room: when it is the first of its queue, some is reserved for it soon."""
-        node, rank = line.node, line.rank
-        known = node.head
-        if rank is None or self._parts.reservations.of(line) is not None:
-            return
-        if known is not None and _goes_before(known, line, rank):
-            return
-        node.head = (line, rank.uid)
-        self._call_back(now + round(self._parts.rules.reserve_after * 1e6), line, rank.uid)
-
-    def _call_back(self, when: Micros, line: Line, uid: str) -> None:
-        heapq.heappush(self._impatient, (when, next(self._numbers), line, uid))
-
-    def _reserve_for_impatient(self, now: Micros) -> float:
-        """Reserve for heads that found no room for long enough; the work it was."""
-        if self._begun != self._parts.shapes.begun:
-            self._begun = self._parts.shapes.begun
-            for line, uid in self._unrivalled:
-                self._call_back(now, line, uid)
-            self._unrivalled.clear()
-        work = 0.0
-        while self._impatient and self._impatient[0][0] <= now:
-            _, _, line, uid = heapq.heappop(self._impatient)
-            if line.node.head != (line, uid) or line.rank is None or line.rank.uid != uid:
-                continue
-            if not line.shape.stuck or self._parts.reservations.of(line) is not None:
-                line.node.head = None
-                continue
-            work += 20.0
-            self._reserve(line, uid, now)
+    def _look_after_heads(self, now: Micros) -> float:
+        """Reserve for heads of queues that found no room for long enough; the work it was."""
+        parts = self._parts
+        rivalled = self._unrivalled and self._begun != parts.shapes.begun
+        if now < self._look_at and not rivalled:
+            return 0.0
+        after = round(parts.rules.reserve_after * 1e6)
+        self._look_at = now + min(after, LATER) // 2
+        self._begun, self._unrivalled = parts.shapes.begun, False
+        for one in parts.reservations.all():
+            if one.until is None and head_of(one.line.node) not in (None, one.line):
+                parts.reservations.drop(one.line)
+        done, work = parts.reservations.nodes(), 0.0
+        for _ in range(parts.rules.reservations - len(parts.reservations)):
+            node = parts.tree.next_waiting(done)
+            if node is None:
+                break
+            done.add(node)
+            work += 2.0 + self._look_after(node, after, now)
         return work
 
+    def _look_after(self, node: Node, after: Micros, now: Micros) -> float:
+        """Reserve for the head of a queue, if it is time; the work it was."""
+        line = head_of(node)
+        if line is None or line.rank is None or not line.shape.stuck or bar(line) is not None:
+            return 0.0
+        if node.head is None or node.head[:2] != (line, line.rank.uid):
+            node.head = (line, line.rank.uid, now)
+        if not self._parts.shapes.rivals(line.shape):
+            self._unrivalled = True
+            return 1.0
+        if now < node.head[2] + after:
+            return 0.0
+        self._reserve(line, line.rank.uid, now)
+        return 20.0
+
     def _reserve(self, line: Line, uid: str, now: Micros) -> None:
-        parts = self._parts
-        rules, reservations = parts.rules, parts.reservations
-        for other in reservations.of_queue(line.node):
-            reservations.drop(other.line)
-        full = len(reservations) >= rules.reservations or bar(line) is not None
-        if full or not parts.tree.next_but(line.node, reservations.nodes()):
-            self._call_back(now + LATER, line, uid)
-            return
-        if not parts.shapes.rivals(line.shape):
-            self._unrivalled.append((line, uid))
-            return
+        reservations = self._parts.reservations
         found = reservations.earliest(line.shape, now)
         if found is not None:
             reservations.add(Reservation(line, found[1], found[0]))
             return
-        ripe = born(uid) * 1000 + round(rules.patience * 1e6)
-        if now < ripe:
-            self._call_back(min(ripe, now + DAY), line, uid)
+        if now < born(uid) * 1000 + round(self._parts.rules.patience * 1e6):
             return
         counts = reservations.drained(line.shape)
         if counts is not None:
@@ -278,28 +290,54 @@ class Rounds:
 
     # -- making room ------------------------------------------------------------------------------
 
+    def _claim(self, now: Micros) -> None:
+        """When nothing fits any more: have others give way for those with a better claim."""
+        for line in self._claimants(now):
+            while self._make_room(line, now):
+                pass
+            if len(self._preemptions) >= self._parts.rules.preemptions:
+                return
+
+    def _claimants(self, now: Micros) -> list[Line]:
+        """A few lines whose heads may take the place of others, and were not refused just now."""
+        parts = self._parts
+        lowest = parts.runs.lowest()
+        if lowest is None:
+            return []
+        above = parts.waiting.above(lowest + parts.rules.gap - 1)
+        owed = (line for node in parts.tree.short() for line in lines_of(node))
+        lines = itertools.islice(itertools.chain(owed, above), CLAIMANTS_LOOKED)
+        fresh = [line for line in lines if line.live and now >= line.refused + REFUSED_FOR]
+        return fresh[:CLAIMANTS]
+
     def _make_room(self, line: Line, now: Micros) -> bool:
-        """Have others give way for the head of a line, if it may; whether any did or do."""
+        """Have others give way for a head of a line, if one may take their place."""
         parts = self._parts
         known = parts.reservations.of(line)
-        if known is not None and known.until is not None:
-            return True
-        head = line.head()
-        returned = isinstance(head, Entry) and head.first
-        if returned or len(self._preemptions) >= parts.rules.preemptions:
+        made = known.heads if known is not None and known.until is not None else 0
+        enough = made >= (1 if line.shape.members > 1 else line.size)
+        if enough or len(self._preemptions) >= parts.rules.preemptions or returned(line):
             return False
         found = parts.preempting.find(line, now)
         if found is None or line.rank is None:
+            line.refused = now
             return False
         for one in itertools.chain.from_iterable(found.units):
             parts.runs.unfile(one)
             one.leaving = True
+            parts.runs.file(one)
         until = now + round(parts.rules.hold * 1e6)
-        parts.reservations.add(Reservation(line, found.counts, None, until))
+        parts.reservations.extend(Reservation(line, found.counts, None, until))
         victims = tuple(sorted(one.name for unit in found.units for one in unit))
-        note = sacrifice_note(found, line, parts.rules)
+        note = sacrifice_note(found, line)
         self._preemptions.append(Preemption(victims, line.rank.uid, note))
         return True
+
+
+def returned(line: Line) -> bool:
+    """Its head gave way itself: it takes nobody's place."""
+    head = line.head()
+    return isinstance(head, Entry) and head.first
 
 
 def bar(line: Line) -> Node | None:
@@ -311,15 +349,13 @@ def bar(line: Line) -> Node | None:
     return None
 
 
-def _goes_before(known: tuple[Line, str], line: Line, rank: Rank) -> bool:
-    """Whether the known head of a queue still is, beside the head of this line."""
-    other, uid = known
-    if not other.live or other.rank is None:
-        return False
-    return other.rank < rank or (other is line and uid == rank.uid)
+def head_of(node: Node) -> Line | None:
+    """The line of a queue's own whose head goes first, whether there is room for it or not."""
+    lines = (line for line in node.lines.values() if line.rank is not None)
+    return min(lines, key=lambda line: line.rank or Rank(0, ""), default=None)
 
 
-def sacrifice_note(found: Sacrifice, line: Line, rules: PlannerRules) -> str:
+def sacrifice_note(found: Sacrifice, line: Line) -> str:
     """In words, whose place is taken and why."""
     names = [one for unit in found.units for one in unit]
     freed = describe(resources(total_of(hold_of(one).amount for one in names)))

@@ -21,6 +21,7 @@ class Runs:
         self._gangs: dict[str, dict[str, Running]] = {}
         self._prey: dict[int, dict[str, Running]] = {}
         """Those that may have to give way, by priority."""
+        self._leaving: dict[str, Running] = {}
 
     def get(self, name: str) -> Running | None:
         """An attempt, if it holds something."""
@@ -48,11 +49,14 @@ class Runs:
 
     def file(self, running: Running) -> None:
         """Its priority is known, and whether it may have to give way."""
-        if running.preemptible and not running.leaving:
+        if running.leaving:
+            self._leaving[running.name] = running
+        elif running.preemptible:
             self._prey.setdefault(running.priority, {})[running.name] = running
 
     def unfile(self, running: Running) -> None:
         """Its priority, or whether it may have to give way, is about to change."""
+        self._leaving.pop(running.name, None)
         prey = self._prey.get(running.priority)
         if prey is not None and prey.pop(running.name, None) is not None and not prey:
             del self._prey[running.priority]
@@ -81,6 +85,17 @@ class Runs:
             end = self.end(name, now)
             if end is not None:
                 yield end, hold.amount
+
+    def all_leaving(self) -> Unit:
+        """All that are about to be gone."""
+        return tuple(self._leaving.values())
+
+    def leaving(self, pool: Pool) -> Iterator[Vector]:
+        """What is about to be free of a pool."""
+        for name, hold in pool.held.items():
+            running = self._runs.get(name)
+            if running is not None and running.leaving:
+                yield hold.amount
 
     def end(self, name: str, now: Micros) -> Micros | None:
         """When an attempt is over by its time limit; None: nobody knows."""

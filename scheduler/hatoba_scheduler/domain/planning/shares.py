@@ -110,8 +110,8 @@ class Node:
         """Shares that were given to it, summed up."""
         self.active = False
         """It wants something, or did not long ago."""
-        self.head: tuple[Line, str] | None = None
-        """The first of its lines that found no room, and the job at its head."""
+        self.head: tuple[Line, str, Micros] | None = None
+        """The first of its lines, found without room; the job at its head; since when."""
         self.weights = 0.0
         """Of its children that do."""
         self.last = 0.0
@@ -212,6 +212,8 @@ class Tree:
         self.duration = 60.0
         """How long jobs run, in seconds, as learnt from those that ended."""
         self._sorted_at: Micros = 0
+        self._guarded: dict[QueueKey, Node] = {}
+        """Queues that are guaranteed something."""
         self._heard: set[Node] = set()
         """Queues of which something began or ended since the last round."""
 
@@ -227,6 +229,9 @@ class Tree:
         """Take over settings; the lines that they may let go."""
         node = self.node(settings.key)
         node.configure(settings)
+        self._guarded.pop(settings.key, None)
+        if node.guaranteed is not NOTHING:
+            self._guarded[settings.key] = node
         parent = self._parent_of(settings)
         if parent is not node.parent:
             self._detach(node)
@@ -370,6 +375,10 @@ class Tree:
         """Something ended after so long."""
         self.duration += _LEARNING * (max(seconds, 1e-3) - self.duration)
 
+    def short(self) -> list[Node]:
+        """Queues that use less than they are guaranteed."""
+        return [node for node in self._guarded.values() if node.short]
+
     def decayed(self, node: Node) -> float:
         """Its share of all capacity, averaged over the past, as of now."""
         averages = node.averages
@@ -504,20 +513,17 @@ class Tree:
                 return line
             child.place = None
 
-    def next_but(self, node: Node, others: Collection[Node]) -> bool:
-        """Whether it is the turn of a queue, when these others do not count."""
-        for one in node.path:
-            above = one.parent
-            if above is None:
-                return False
-            mine = self.key(one)
-            siblings = (child for child in above.children.values() if child is not one)
-            if any(
-                child not in others and waits(child) and self.key(child) < mine
-                for child in siblings
-            ):
-                return False
-        return True
+    def next_waiting(self, done: Collection[Node]) -> Node | None:
+        """The queue whose turn it is, of those in which something waits and that are not done."""
+        return self._next_waiting(self.root, done)
+
+    def _next_waiting(self, node: Node, done: Collection[Node]) -> Node | None:
+        children = [one for one in node.children.values() if one not in done and waits(one)]
+        for child in sorted(children, key=self.key):
+            found = self._next_waiting(child, done)
+            if found is not None:
+                return found
+        return node if node.lines and node not in done else None
 
     def _first_child(self, node: Node) -> Node | None:
         heap = node.heap
@@ -537,6 +543,13 @@ class Tree:
 
 def _wants(node: Node) -> bool:
     return bool(node.lines or node.running) or any(map(_wants, node.children.values()))
+
+
+def lines_of(node: Node) -> Iterator[Line]:
+    """All lines of a queue and of those below it."""
+    yield from node.lines.values()
+    for child in node.children.values():
+        yield from lines_of(child)
 
 
 def waits(node: Node) -> bool:

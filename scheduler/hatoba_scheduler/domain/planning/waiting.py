@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from hatoba_scheduler.domain.planning.kinds import Shapes
 from hatoba_scheduler.domain.planning.lines import Line
@@ -21,6 +21,7 @@ class Waiting:
         self.step = step
         self._lines: dict[tuple[QueueKey, Needs, int], Line] = {}
         self._entries: dict[str, tuple[Line, int, Entry]] = {}
+        self._by_priority: dict[int, dict[Line, None]] = {}
         self._limited: dict[str, Entry] = {}
         """Entries of which as many run as may."""
         self._numbers = itertools.count()
@@ -87,6 +88,13 @@ class Waiting:
         """The line of a queue, shape and priority, when something waits in it."""
         return self._lines.get((queue, needs, priority))
 
+    def above(self, priority: int) -> Iterator[Line]:
+        """Lines of a priority that is higher, the highest first."""
+        for one in sorted(self._by_priority, reverse=True):
+            if one <= priority:
+                return
+            yield from self._by_priority[one]
+
     def _line(self, queue: QueueKey, needs: Needs, priority: int) -> Line:
         key = (queue, needs, priority)
         line = self._lines.get(key)
@@ -105,6 +113,7 @@ class Waiting:
         if not line.live:
             line.live = True
             self._shapes.begin(line.shape)
+            self._by_priority.setdefault(line.priority, {})[line] = None
         if not line.parked:
             self._tree.enter(line)
 
@@ -114,6 +123,10 @@ class Waiting:
         if line.live:
             line.live = False
             self._shapes.end(shape)
+            lines = self._by_priority[line.priority]
+            del lines[line]
+            if not lines:
+                del self._by_priority[line.priority]
         if self._emptied is not None:
             self._emptied.append(line)
             return
