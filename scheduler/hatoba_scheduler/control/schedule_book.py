@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -38,7 +39,12 @@ class Live:
 
 def times_of(settings: Settings) -> Times:
     """The times of a schedule. Reads the zone from disk. Raises BadCron, UnknownZone."""
-    return Times(settings.cron, load_zone(settings.time_zone))
+    return _times(settings.cron, settings.time_zone)
+
+
+@functools.lru_cache(maxsize=4096)
+def _times(cron: str, zone: str) -> Times:
+    return Times(cron, load_zone(zone))
 
 
 class ScheduleBook:
