@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hatoba_plugins import errors
 from hatoba_scheduler.control.observe import refused_step
-from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain import causes, preempting
 from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.dependencies import Upstream, upstream_ended
 from hatoba_scheduler.domain.ranges import Ranges
@@ -71,7 +71,13 @@ RETRIES = """An attempt that ended for a cause below is followed by another as f
 budget pays: by default {0.user} for USER, {0.infrastructure} for INFRASTRUCTURE (and for UNKNOWN)
 and {0.preemption} for PREEMPTION, which counts anew after each new checkpoint. Between two attempts
 lies a random time up to {0.backoff:g} s, doubling with each failure up to {0.max_backoff:g} s. The
-next attempt begins only once nothing of the last is left."""
+next attempt begins only once nothing of the last is left. A rule of the job's retry policy that
+speaks of an ending goes before this table; each decision is told in the note of its event."""
+
+GANGS = (
+    (CauseCode.GANG_FAILED, Origin.POLICY, "with its gang's next generation, if there is one"),
+    (CauseCode.GANG_TIMEOUT, Origin.CAPACITY, "with its gang's next generation, uncharged"),
+)
 
 Step = Callable[[Rows], Change | None]
 Arrows = dict[tuple[str, str], set[str]]
@@ -320,6 +326,9 @@ def advice() -> dict[CauseCode, tuple[str, str]]:
 def ends() -> Iterator[tuple[Cause, str]]:
     """Why what was launched ends."""
     made = [causes.judge(Ending(kind, code=1))[1] for kind in ExitKind]
+    faulty = Ending(ExitKind.EXITED, code=1, last_log_lines=causes.DEVICE_FAULTS[:1])
+    made.append(causes.judge(faulty, gpus=True)[1])
+    made.append(preempting.preempted("more urgent"))
     made.append(causes.cancelled("owner", ""))
     made.append(causes.upstream_failed("job-1", "FAILED"))
     made.append(causes.past_deadline("now"))
@@ -331,6 +340,9 @@ def ends() -> Iterator[tuple[Cause, str]]:
     for cause in made:
         if cause is not None:
             yield cause, "as far as its budget pays" if cause.retryable else "never"
+    yield preempting.drained("it", "owner", ""), "elsewhere, uncharged"
+    for code, origin, again in GANGS:
+        yield Cause(code, origin, "no", retryable=True), again
 
 
 def refusals() -> Iterator[tuple[Cause, str]]:
