@@ -749,7 +749,15 @@ def _webhook_parts(core: Core) -> WebhookParts:
 def _upkeep(core: Core, backends: Backends) -> Upkeep:
     check = StoreCheck(core.store, core.ledger, core.clock)
     instances = {name: opened.backend for name, opened in backends.opened.items()}
-    adoption = Adoption(core.ledger, core.store, core.clock, core.hub, instances, core.desk.commit)
+    adoption = Adoption(
+        core.ledger,
+        core.store,
+        core.clock,
+        core.hub,
+        instances,
+        core.desk.commit,
+        core.clock.monotonic(),
+    )
 
     async def adopt_all(dry_run: bool) -> Adopted:
         report = await adoption.adopt(dry_run=dry_run)

@@ -26,6 +26,10 @@ from hatoba_scheduler.store.base import Store
 
 LIST_DEADLINE = 60.0
 HOSTS_DEADLINE = 15.0
+HOSTS_DIAL = 8.0
+"""Seconds from this server's start within which every host that is there has dialled: hosts that
+joined after the backup are not in it, and cannot be waited for by name.
+"""
 LOOK_AGAIN = 0.1
 Commit = Callable[[runner_pb2.CommitAttemptRequest], Awaitable[runner_pb2.CommitAttemptResponse]]
 
@@ -48,12 +52,15 @@ class Adoption:
     hub: Hub
     backends: Mapping[str, Backend]
     commit: Commit
+    began: float
+    """When this server started, by the clock's monotonic time."""
 
     async def adopt(self, *, dry_run: bool) -> AdoptReport:
         """Attach everything, or say what would be.
 
         Raises FailedPrecondition when a backend or a host does not answer.
         """
+        await self.clock.sleep(max(0.0, self.began + HOSTS_DIAL - self.clock.monotonic()))
         if not dry_run:
             await self._until_hosts_told()
         report = AdoptReport([], [f"host {name}: it is away" for name in self.hub.silent_hosts()])

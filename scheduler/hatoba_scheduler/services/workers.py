@@ -96,7 +96,7 @@ class WorkerItems:
 
     def _held(self, session: Session, held: worker_pb2.HeldAttempt) -> None:
         self._hub.held(session, held)
-        if self._hub.restored or held.HasField("outcome"):
+        if held.HasField("outcome") or not self._hub.may_drop(held.attempt):
             return
         attempt = self._desk.current(held.attempt, held.fence)
         if attempt is None and not self._desk.known(held.attempt):
