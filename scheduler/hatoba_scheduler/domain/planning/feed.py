@@ -142,7 +142,7 @@ def running_of(job: Job, task: Task, attempt: Attempt) -> Running:
         labels=job.labels,
         gang=gang_key(job, attempt.generation),
         start=attempt.start_time,
-        saved=attempt.checkpoint.create_time if attempt.checkpoint else 0,
+        saved=_saved(attempt),
         timeout=job.terms.timeout,
         preemptible=may_be_preempted(job, task),
         leaving=_leaving(attempt),
@@ -157,6 +157,10 @@ def may_be_preempted(job: Job, task: Task) -> bool:
         and task.adapted.preempted < terms.max_preemptions
         and task.preemptions < job.retries.preemption
     )
+
+
+def _saved(attempt: Attempt) -> Micros:
+    return attempt.checkpoint.create_time if attempt.checkpoint else 0
 
 
 def _leaving(attempt: Attempt) -> bool:
@@ -190,8 +194,10 @@ class _Told(NamedTuple):
     preemptible: bool
 
 
-def _told(running: Running) -> _Told:
-    return _Told(running.start, running.saved, running.leaving, running.preemptible)
+def _told(job: Job, task: Task, attempt: Attempt) -> _Told:
+    return _Told(
+        attempt.start_time, _saved(attempt), _leaving(attempt), may_be_preempted(job, task)
+    )
 
 
 @dataclass(slots=True)
@@ -241,11 +247,11 @@ class Feed:
 
     def take_parked(self, jobs: Iterable[_Asking]) -> None:
         """Take in jobs that stand in line and are not in memory."""
-        last: _Asking | None = None
+        last: tuple[_Asking, QueueKey, Needs] | None = None
         for job in jobs:
-            if last is None or not _alike(last, job):
-                last, key, needs = job, queue_key(job), needs_of(job)
-            self._planner.put_plain(job.uid, key, needs, job.priority)
+            if last is None or not _alike(last[0], job):
+                last = (job, queue_key(job), needs_of(job))
+            self._planner.put_plain(job.uid, last[1], last[2], job.priority)
 
     def take(self, before: Job | None, change: Change, rows: Rows) -> None:
         """Take in a committed change; `rows` are the job's after it, `before` its row before."""
@@ -256,10 +262,15 @@ class Feed:
             self._move_running(rows)
         if not confirmed:
             self._take_line(before, rows.job)
-        if _matters(before, change):
+        if _matters(before, change) and self._has_more(rows.job):
             touched = {write.row.index for write in change.tasks}
             touched.update(write.row.index for write in change.attempts)
             self._look_at(rows, touched)
+
+    def _has_more(self, job: Job) -> bool:
+        """Whether anything of it waits, or did, beside a place in a line."""
+        queued = job.counts[JobState.QUEUED] and not stands_in_line(job)
+        return bool(queued) or job.uid in self._waiting
 
     def _take_line(self, before: Job | None, job: Job) -> None:
         was = before is not None and stands_in_line(before)
@@ -282,10 +293,10 @@ class Feed:
                 del self._held[attempt.name]
                 self._planner.ended(attempt.name)
             return
-        running = running_of(rows.job, rows.tasks[attempt.index], attempt)
-        now = self._held[attempt.name] = _told(running)
+        task = rows.tasks[attempt.index]
+        now = self._held[attempt.name] = _told(rows.job, task, attempt)
         if known is None:
-            self._planner.started(running)
+            self._planner.started(running_of(rows.job, task, attempt))
         elif known != now:
             self._planner.changed(
                 attempt.name,
@@ -448,13 +459,9 @@ class Feed:
         confirmed = {id(planned[index]): planned[index] for index in new if index in planned}
         for assignment in confirmed.values():
             self._unplan(assignment)
-            runnings = [
-                running_of(rows.job, rows.tasks[index], new[index])
-                for index in assignment.tasks
-                if index in new
-            ]
-            self._planner.confirm(assignment, runnings)
-            self._held.update({one.name: _told(one) for one in runnings})
+            told = [(rows.job, rows.tasks[i], new[i]) for i in assignment.tasks if i in new]
+            self._planner.confirm(assignment, [running_of(*one) for one in told])
+            self._held.update({one[2].name: _told(*one) for one in told})
         return bool(confirmed)
 
     def reject(self, assignment: Assignment) -> bool:
