@@ -19,7 +19,7 @@ from .conftest import cancel, events_of, eventually, held, refused, spec, state,
 FAILING: dict[str, Any] = {"exit_code": 3}
 
 
-def after(job_name: str = "after", **waits: Any) -> job_pb2.JobSpec:
+def after(job_name: str = "after", /, **waits: Any) -> job_pb2.JobSpec:
     """A job that waits for others."""
     wanted = spec(job_name)
     wanted.MergeFrom(job_pb2.JobSpec(**waits))

@@ -89,8 +89,8 @@ async def test_made_read_listed_removed(wire: Wire, project: str) -> None:
             break
     assert listed == ["a", "b", "c", "nightly"]
     for _ in range(2):
-        request = schedule_pb2.DeleteScheduleRequest(name=made.name)
-        await wire.once(request, schedule_pb2.DeleteScheduleResponse)
+        ending = schedule_pb2.DeleteScheduleRequest(name=made.name)
+        await wire.once(ending, schedule_pb2.DeleteScheduleResponse)
     assert (await refused(get(wire, made.name))).code is grpc.StatusCode.NOT_FOUND
 
 
