@@ -26,6 +26,7 @@ from hatoba_scheduler.store.blob_files import BlobFiles
 from hatoba_scheduler.store.blob_index import BlobKind
 from hatoba_scheduler.store.blobs import ChunkStore
 from hatoba_scheduler.store.disk import disk_errors, sync
+from hatoba_scheduler.store.errors import StorageFailed
 from hatoba_scheduler.whole import whole
 
 log = structlog.get_logger(__name__)
@@ -194,9 +195,17 @@ def _check_place(place: Path, *, own: bool) -> None:
 
 
 def _make(partial: Path) -> None:
-    with disk_errors(f"cannot make {partial}"):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(mode=0o700)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with disk_errors(f"cannot make {partial}"):
+            partial.mkdir(mode=0o700)
+    except StorageFailed as error:
+        raise InvalidArgument.field(
+            "path",
+            f"no directory can be made in {partial.parent}: {error.__cause__}",
+            value=str(partial.parent),
+            remedy="name a directory in one that the server may write to",
+        ) from error
 
 
 def _append(name: str, data: bytes) -> None:

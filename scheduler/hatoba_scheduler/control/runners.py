@@ -29,6 +29,7 @@ from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.gangs import ended
 from hatoba_scheduler.domain.models import ModelVersion
+from hatoba_scheduler.domain.naming import parse_attempt
 from hatoba_scheduler.domain.records import (
     Attempt,
     Cause,
@@ -163,12 +164,14 @@ class RunnerDesk:
         self, request: runner_pb2.HeartbeatRequest
     ) -> asyncio.Future[runner_pb2.HeartbeatResponse]:
         """Keep progress and highest use; answer what is wanted."""
-        order = runner_pb2.HeartbeatResponse(attempt=request.attempt)
-        order.order = runner_pb2.RUNNER_ORDER_STOP
+        order = runner_pb2.HeartbeatResponse(
+            attempt=request.attempt, order=self._to(request.attempt)
+        )
         usage = usage_of(request.usage) if request.HasField("usage") else None
 
         def step(view: View) -> Change | None:
             if view.attempt.fence != request.fence or view.attempt.state.terminal:
+                order.order = runner_pb2.RUNNER_ORDER_STOP
                 return None
             if request.HasField("progress"):
                 key = (view.job.uid, view.task.index)
@@ -177,6 +180,17 @@ class RunnerDesk:
             return used(view, usage) if usage else None
 
         return _then(self._ask(request.attempt, step), lambda _: order)
+
+    def _to(self, attempt: str) -> runner_pb2.RunnerOrder.ValueType:
+        """What an attempt is told that no job knows: of an earlier epoch, it is left alone.
+
+        A restored store does not know of it, and people were told so when they adopted the rest.
+        """
+        named = parse_attempt(attempt)
+        strange = named is not None and named.epoch != self._store.identity.store_epoch
+        if named is not None and strange and self._ledger.rows(named.job_uid) is None:
+            return runner_pb2.RUNNER_ORDER_RUN
+        return runner_pb2.RUNNER_ORDER_STOP
 
     def checkpoint(
         self, request: runner_pb2.CommitCheckpointRequest

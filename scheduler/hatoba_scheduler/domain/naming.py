@@ -115,9 +115,3 @@ def parse_attempt(name: str) -> AttemptName | None:
     if found is None:
         return None
     return AttemptName(int(found[1]), str(UUID(found[2])), int(found[3]), int(found[4]))
-
-
-def epoch_of(attempt: str) -> int:
-    """The store epoch in which an attempt got its external name; 0 for a name that is none."""
-    head, _, _ = attempt.partition("-")
-    return int(head[1:]) if head[:1] == "h" and head[1:].isdecimal() else 0
