@@ -411,12 +411,33 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
         return self.fake.reply(request, context, self._backends())
 
     def _backends(self) -> admin_pb2.ListBackendsResponse:
-        hosts = admin_pb2.BackendInfo(name="hosts", type="hosts", health="healthy", is_default=True)
+        hosts = admin_pb2.BackendInfo(
+            name="hosts",
+            type="hosts",
+            health="healthy",
+            is_default=True,
+            breaker="half-open",
+            calls=2,
+            calls_limit=14,
+            cost_per_hour=0.5,
+            operations={"launch": "3 ms, 12 ms; 0 of 100 failed"},
+        )
         hosts.capacity["cpus"] = "3 of 4 free"
         broken = admin_pb2.BackendFailure(
             name="k8s", reason="No module named 'kubernetes'", remedy="pip install 'hatoba[k8s]'"
         )
         return admin_pb2.ListBackendsResponse(backends=[hosts], failures=[broken])
+
+    def CordonBackend(
+        self, request: admin_pb2.CordonBackendRequest, context: Context
+    ) -> admin_pb2.BackendInfo:
+        shown = admin_pb2.BackendInfo(
+            name=request.name,
+            health="healthy",
+            cordoned=request.cordoned,
+            cordon_reason=request.reason,
+        )
+        return self.fake.reply(request, context, shown)
 
     def CreateToken(
         self, request: admin_pb2.CreateTokenRequest, context: Context

@@ -56,6 +56,29 @@ def test_backends_list_says_why_a_plug_in_is_not_there(cli: Cli) -> None:
     assert "k8s could not be loaded: No module named 'kubernetes'" in text
 
 
+def test_a_backend_is_shown_with_its_breaker_and_how_its_calls_went(cli: Cli) -> None:
+    assert "breaker half-open" in cli("backends", "list").stdout
+    text = cli("backends", "get", "hosts").stdout
+    assert "breaker half-open" in text
+    assert "2 of at most 14" in text
+    assert "3 ms, 12 ms; 0 of 100 failed" in text
+    assert "0.5" in text
+    unknown = cli("backends", "get", "nowhere")
+    assert unknown.exit_code != 0
+    assert "hosts" in unknown.stderr
+
+
+def test_backends_are_cordoned_and_let_go(fake: FakeServer, cli: Cli) -> None:
+    text = cli("backends", "cordon", "hosts", "--drain", "--reason", "new disks").stdout
+    assert "cordoned: new disks" in text
+    assert "healthy" in cli("backends", "uncordon", "hosts").stdout
+    asked = fake.requests("CordonBackendRequest")
+    assert [(one.cordoned, one.drain, one.reason) for one in asked] == [
+        (True, True, "new disks"),
+        (False, False, ""),
+    ]
+
+
 def test_hosts_show_what_is_free(fake: FakeServer, cli: Cli) -> None:
     row = cli("hosts", "list").stdout.splitlines()[1]
     assert row.split()[:2] == ["here", "READY"]
@@ -64,9 +87,13 @@ def test_hosts_show_what_is_free(fake: FakeServer, cli: Cli) -> None:
     assert "1 of 2" in row
     assert "125 of 128" in row
     assert "here  READY" in cli("hosts", "get", "here").stdout
-    assert "CORDONED" in cli("hosts", "cordon", "here").stdout
+    assert "CORDONED" in cli("hosts", "cordon", "here", "--drain", "--reason", "dust").stdout
     assert "READY" in cli("hosts", "uncordon", "here").stdout
-    assert [request.cordoned for request in fake.requests("CordonHostRequest")] == [True, False]
+    asked = fake.requests("CordonHostRequest")
+    assert [(one.cordoned, one.drain, one.reason) for one in asked] == [
+        (True, True, "dust"),
+        (False, False, ""),
+    ]
 
 
 def test_a_quarantined_host_says_why_and_until_when(fake: FakeServer, cli: Cli) -> None:

@@ -135,6 +135,21 @@ def test_a_new_start_of_the_machine_is_noticed_once(tmp_path: Path) -> None:
     assert not opened(tmp_path, "another")[1]
 
 
+def test_how_an_attempt_ended_is_kept_on_disk_with_its_name(tmp_path: Path) -> None:
+    book, _ = opened(tmp_path)
+    commit = runner_pb2.CommitAttemptRequest(attempt="a-1", fence=4, nonce="n" * 16, exit_code=3)
+    entered(book).outcome = commit.SerializeToString()
+    entered(book, "a-2")
+    book.forget("a-1", "EXIT_KIND_EXITED")
+    book.forget("a-2", "DROPPED")
+    book.save()
+    again, _ = opened(tmp_path)
+    assert again.tombstones.get("a-1") == "EXIT_KIND_EXITED"
+    assert "a-2" in again.tombstones
+    kept = [runner_pb2.CommitAttemptRequest.FromString(one) for one in again.tombstones.commits()]
+    assert kept == [commit]
+
+
 def test_tombstones_are_bounded_in_number(tmp_path: Path) -> None:
     stones = Tombstones(tmp_path, most=10)
     for number in range(23):

@@ -120,11 +120,13 @@ def show_host(host: worker_pb2.Host) -> None:
     pairs([*rows, ("worker", host.version), ("seen", f"{age(host.last_seen)} ago")])
 
 
-def _cordon(name: str, cordoned: bool) -> None:
+def _cordon(name: str, cordoned: bool, drain: bool = False, reason: str = "") -> None:
     from hatoba.v1 import worker_pb2
 
     async def change(client: AsyncClient) -> worker_pb2.Host:
-        request = worker_pb2.CordonHostRequest(name=name, cordoned=cordoned)
+        request = worker_pb2.CordonHostRequest(
+            name=name, cordoned=cordoned, drain=drain, reason=reason
+        )
         return await client.call(request, worker_pb2.Host)
 
     show([with_client(change)])
@@ -132,10 +134,12 @@ def _cordon(name: str, cordoned: bool) -> None:
 
 @hosts.command("cordon")
 @click.argument("name")
+@click.option("--drain", is_flag=True, help="Also have what runs there go elsewhere.")
+@click.option("--reason", default="", metavar="TEXT", help="Kept and shown.")
 @server_options()
-def cordon(name: str) -> None:
-    """Keep new work away; what runs there runs on."""
-    _cordon(name, True)
+def cordon(name: str, drain: bool, reason: str) -> None:
+    """Keep new work away; what runs there runs on, unless it is drained."""
+    _cordon(name, True, drain, reason)
 
 
 @hosts.command("uncordon")
