@@ -7,7 +7,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -61,7 +60,7 @@ class Workload:
         spec.stop_grace.FromMilliseconds(500)
         ends = (FAILED if fails else SUCCEEDED) | ({"CANCELLED"} if cancelled else set())
         if late:
-            spec.deadline.FromNanoseconds(time.time_ns() + int(dice.uniform(0.2, 2.0) * 1e9))
+            spec.max_queue_time.FromMilliseconds(round(dice.uniform(50, 1500)))
             ends |= {"TIMED_OUT"}
         return Wish(Ask(number, ends), spec, dice.uniform(0, 1.0) if cancelled else None)
 

@@ -341,6 +341,22 @@ class JobConformance:
             assert one.handle == launched.handle
             assert (one.ended, owned[ended.name].ended) == (False, True)
 
+    async def test_what_is_owned_can_be_adopted_after_a_restart(self, harness: JobHarness) -> None:
+        """A core that remembers nothing goes on with it by the handle that is listed."""
+        async with opened(harness) as kit:
+            running = await kit.running()
+            ended = await kit.ended(Command.FAILS)
+            await harness.reopen()
+            owned = await kit.owned()
+            assert set(owned) == {running.name, ended.name}
+            adopted = {name: Ref(name, one.number, one.handle) for name, one in owned.items()}
+            assert (await kit.observe(adopted[running.name])).phase is Phase.RUNNING
+            told = await kit.end_of(adopted[ended.name])
+            assert _same(told, Exit(ExitKind.EXITED, 3))
+            assert await kit.stop(adopted[running.name])
+            assert (await kit.end_of(adopted[running.name])).kind in ENDED_BY_STOP
+            assert await kit.starts_are(1, running.name)
+
     async def test_list_owned_leaves_out_other_clusters(self, harness: JobHarness) -> None:
         """Another cluster's objects are not ours."""
         async with opened(harness) as kit:
