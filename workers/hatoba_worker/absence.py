@@ -36,6 +36,7 @@ class Absence:
         self._heard = self._clock()
         self._handles: dict[str, asyncio.TimerHandle] = {}
         self._limits: dict[str, float] = {}
+        self._needed = asyncio.Event()
 
     def load(self) -> None:
         """Go on from what a former worker wrote down; blocks."""
@@ -59,22 +60,26 @@ class Absence:
         except OSError as error:
             log.warning("absence.not_noted", error=str(error))
 
-    @property
-    def beat(self) -> float | None:
-        """Seconds after which the server should be asked for a sign of life; None: any time."""
-        return min(self._limits.values()) / BEATS if self._limits else None
+    async def next_beat(self) -> tuple[list[str], float]:
+        """Attempts for which the server is to be asked for a sign of life, once there are any, and
+        the seconds until it is to be asked again."""
+        await self._needed.wait()
+        return list(self._limits), min(self._limits.values()) / BEATS
 
     def watch(self, attempt: Attempt, stop: Stop) -> None:
         """Call `stop` once the server was not heard for as long as the attempt may be without."""
         limit = attempt.launch.stop_after.ToTimedelta().total_seconds()
         if limit > 0 and not attempt.why:
             self._limits[attempt.name] = limit
+            self._needed.set()
             self._note()
             self._look(attempt, limit, stop)
 
     def forget(self, name: str) -> None:
         """The attempt has ended."""
         self._limits.pop(name, None)
+        if not self._limits:
+            self._needed.clear()
         handle = self._handles.pop(name, None)
         if handle is not None:
             handle.cancel()

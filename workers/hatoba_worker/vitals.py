@@ -38,19 +38,26 @@ class Vitals:
         self._sleep = sleep
 
     async def beat(self) -> None:
-        """Measure what runs, and say that it lives, until cancelled.
-
-        Every 10 s, or more often for who may not be without the server for long.
-        """
+        """Every 10 s: measure what runs, and say that it lives; until cancelled."""
         while True:
             before = self._session.sent
-            await self._sleep(min(BEAT, self._absence.beat or BEAT))
+            await self._sleep(BEAT)
             await self.measure()
             for attempt in self._book.live.values():
                 if _beats(attempt):
                     self._session.send(worker_pb2.WorkerItem(heartbeat=heartbeat(attempt)))
             if self._session.sent == before:
                 self._session.send(worker_pb2.WorkerItem(alive=worker_pb2.WorkerAlive()))
+
+    async def listen(self) -> None:
+        """Have the server answer often enough for who may not be without it; until cancelled."""
+        while True:
+            names, seconds = await self._absence.next_beat()
+            for name in names:
+                attempt = self._book.live.get(name)
+                if attempt is not None and _beats(attempt):
+                    self._session.send(worker_pb2.WorkerItem(heartbeat=heartbeat(attempt)))
+            await self._sleep(seconds)
 
     async def measure(self) -> None:
         """Look at what everything uses now."""

@@ -105,6 +105,7 @@ class Worker:
             tasks.create_task(self._shipper.poll(), name="poll logs")
             tasks.create_task(self._reporter.poll(), name="poll spools")
             tasks.create_task(self._vitals.beat(), name="heartbeats")
+            tasks.create_task(self._vitals.listen(), name="signs of life")
             tasks.create_task(self._vitals.send_spans(), name="spans")
             tasks.create_task(self._watch_secrets(), name="secrets")
             tasks.create_task(self._fleet.run(), name="replicas")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server_process import HatobaServer
+from server_process import HatobaServer, until
 from wire import Wire
 
 from hatoba.v1 import common_pb2, job_pb2, worker_pb2
@@ -108,3 +108,43 @@ async def test_a_restart_of_the_server_changes_nothing_about_the_time_to_save(
     await wire.call(worker_pb2.CordonHostRequest(name="host-1"), worker_pb2.Host)
     assert (await wire.ended(job.name)).state == common_pb2.JOB_STATE_SUCCEEDED
     assert await found(marks, "went-on")
+
+
+async def test_without_the_server_for_too_long_it_ends_by_itself_and_says_so_later(
+    server: HatobaServer, wire: Wire, marks: Path
+) -> None:
+    wanted = spec(marks, "block")
+    wanted.disconnect.stop_after.FromSeconds(1)
+    wanted.disconnect.lost_after.FromSeconds(3600)
+    wanted.retries.infrastructure = 1
+    wanted.retries.backoff.SetInParent()
+    job = await wire.submit(wanted)
+    await seen(marks, "block", 1)
+    await wire.in_state(job.name, common_pb2.JOB_STATE_RUNNING)
+    await server.kill()
+    await until(lambda: not server.marked())
+    (marks / "go").touch()
+    await server.start()
+    ended = await wire.ended(job.name)
+    assert ended.state == common_pb2.JOB_STATE_SUCCEEDED
+    first, second = await wire.attempts(job.name)
+    assert first.cause.code == common_pb2.CAUSE_CODE_DISCONNECTED
+    assert first.cause.message == (
+        "Its runner ended it, which was without the server for too long: 1 s."
+    )
+    assert second.state == common_pb2.ATTEMPT_STATE_SUCCEEDED
+
+
+async def test_while_the_server_is_there_it_goes_on(wire: Wire, marks: Path) -> None:
+    wanted = spec(marks, "block")
+    wanted.disconnect.stop_after.FromSeconds(3)
+    wanted.disconnect.lost_after.FromSeconds(3600)
+    job = await wire.submit(wanted)
+    await seen(marks, "block", 1)
+    # Another that takes its time shows that more than the three seconds have passed.
+    slow = spec(marks, "small")
+    slow.command[:] = ["/bin/sleep", "7"]
+    await wire.ended((await wire.submit(slow)).name)
+    (marks / "go").touch()
+    assert (await wire.ended(job.name)).state == common_pb2.JOB_STATE_SUCCEEDED
+    assert len(await wire.attempts(job.name)) == 1

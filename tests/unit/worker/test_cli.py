@@ -33,12 +33,15 @@ def test_flags_are_kept_for_the_next_start(tmp_path: Path, ran: list[Config]) ->
     arguments = ["start", "--server", "127.0.0.1:7", "--data", str(data)]
     arguments += ["--token-file", str(token), "--cpus", "2", "--memory", "4Gi", "--gpus", "1"]
     arguments += ["--label", "zone=a", "--label", "disk=ssd", "--name", "box"]
+    arguments += ["--resource", "license=2", "--resource", "fpga.v2=1", "--address", "10.0.0.7"]
     result = CliRunner().invoke(worker, arguments)
     assert result.exit_code == 0, result.output
     (config,) = ran
     assert (config.server, config.cpus, config.memory_bytes) == ("127.0.0.1:7", 2.0, 4 << 30)
     assert (config.gpus, config.name, config.slots) == (1, "box", -1)
     assert config.labels == {"zone": "a", "disk": "ssd"}
+    assert config.named == {"license": 2, "fpga.v2": 1}
+    assert config.reached_at == "10.0.0.7"
     assert json.loads((data / "worker.json").read_text())["server"] == "127.0.0.1:7"
 
 
@@ -48,6 +51,9 @@ def test_flags_are_kept_for_the_next_start(tmp_path: Path, ran: list[Config]) ->
         (["--server", "nowhere"], "is not an address"),
         (["--memory", "12 GBs"], "12 GBs"),
         (["--label", "zone"], "KEY=VALUE"),
+        (["--resource", "license"], "NAME=N"),
+        (["--resource", "License=2"], "NAME=N"),
+        (["--resource", "license=0"], "1 to 1,000,000"),
         (["--cpus", "-1"], "--cpus"),
         (["--gpus", "some"], "--gpus"),
         (["--token-file", "/no/such/file"], "/no/such/file"),

@@ -125,15 +125,20 @@ def without_server(name: str, seconds: float) -> Attempt:
 
 async def test_who_may_not_be_without_the_server_long_beats_more_often(absence: Absence) -> None:
     clock, outbox = Clock(), Outbox()
-    absence.watch(without_server("a-1", 6.0), lambda *_: None)
-    vitals = Vitals(Live(), Scales(), outbox, None, absence, clock.sleep)  # type: ignore[arg-type]
+    one = without_server("a-1", 6.0)
+    absence.watch(one, lambda *_: None)
+    vitals = Vitals(Live(one), Scales(), outbox, None, absence, clock.sleep)  # type: ignore[arg-type]
     async with asyncio.TaskGroup() as tasks:
-        beating = tasks.create_task(vitals.beat())
+        beating = tasks.create_task(vitals.listen())
         await clock.turn()
+        await clock.waiting.wait()
+        absence.forget("a-1")
+        clock.turns.release()
+        for _ in range(10):
+            await asyncio.sleep(0)
         beating.cancel()
-    assert clock.asked[0] == 2.0
-    absence.forget("a-1")
-    assert absence.beat is None
+    assert [item.WhichOneof("item") for item in outbox.items] == ["heartbeat"] * 2
+    assert clock.asked == [2.0] * 2
 
 
 async def test_without_the_server_for_too_long_it_is_stopped_also_by_the_next_worker(
