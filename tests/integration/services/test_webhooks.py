@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -342,3 +344,37 @@ async def test_only_allowed_hosts(tmp_path: Path) -> None:
         await hooked(wire, "default", "http://127.0.0.1:9/x", "here")
         found = await refused(hooked(wire, "default", "https://example.com/x"))
         assert "[webhooks] allow" in found.message
+
+
+async def test_the_commands(server: HatobaServer, receiver: Receiver) -> None:
+    async def run(*arguments: str) -> tuple[int, str, str]:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "hatoba", "webhooks", *arguments),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={
+                **os.environ,
+                "HATOBA_ADDRESS": server.address,
+                "HATOBA_TOKEN_FILE": str(server.data / "admin.token"),
+            },
+        )
+        out, err = await process.communicate()
+        return process.returncode or 0, out.decode(), err.decode()
+
+    code, key, said = await run("create", "ci", receiver.url, "--reason", "end", "--jobs-only")
+    assert (code, len(key.strip())) == (0, 64), said
+    assert "shown once" in said
+    code, listed, said = await run("list")
+    assert receiver.url in listed, said
+    assert "good" in listed
+    assert "answered 200" in (await run("test", "ci"))[2]
+    assert "is paused" in (await run("pause", "ci"))[2]
+    shown = (await run("get", "ci"))[1]
+    assert "paused" in shown
+    assert "jobs only; reasons end" in shown
+    assert "goes on" in (await run("pause", "ci", "--resume"))[2]
+    receiver.status = 500
+    code, _, said = await run("test", "ci")
+    assert (code, "answered 500" in said) == (1, True)
+    assert (await run("delete", "ci"))[0] == 0
+    assert "no webhooks" in "".join((await run("list"))[1:])
