@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import hatoba
-from hatoba.job_context import MAX_LINE_BYTES, JobContext
+from hatoba.job_context import GAVE_WAY, MAX_LINE_BYTES, JobContext
 
 CLIENT = Path(hatoba.__file__).parents[1]
 
@@ -128,6 +130,31 @@ def test_should_stop_follows_the_workers_word(job: JobContext) -> None:
     assert job.directory is not None
     (job.directory / "stop").touch()
     assert job.should_stop
+
+
+def test_who_is_not_asked_to_save_goes_on(job: JobContext) -> None:
+    job.give_way()
+    assert not job.checkpoint_requested
+    assert job.seconds_to_save == math.inf
+
+
+def test_who_is_asked_to_save_may_give_way(job: JobContext) -> None:
+    assert job.directory is not None
+    (job.directory / "save").write_text(f"{time.time() + 100:.3f}")
+    assert job.checkpoint_requested
+    assert 0 < job.seconds_to_save <= 100
+    with pytest.raises(SystemExit) as ending:
+        job.give_way()
+    assert ending.value.code == GAVE_WAY
+    (job.directory / "save").write_text("soon")
+    assert job.seconds_to_save == math.inf
+
+
+def test_outside_nobody_asks_to_save() -> None:
+    job = JobContext.from_environment({})
+    assert not job.checkpoint_requested
+    assert job.seconds_to_save == math.inf
+    job.give_way()
 
 
 def test_nothing_raises_when_the_directory_is_gone(
