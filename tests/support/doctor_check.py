@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
+
+from hatoba_scheduler.store.sqlite.doctor import visit
 
 
 def problems_of(path: Path) -> list[str]:
     """Everything that is not as it must be, in words."""
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-        return []
-    finally:
-        connection.close()
+    return [problem.text() for problem in visit(path, 0, mend=False)]
