@@ -106,6 +106,7 @@ async def test_priority_then_age_on_one_place(wire: Wire, project: str) -> None:
     await wire.once(request, queue_pb2.Queue)
     blocker = spec("blocker", run_for=600)
     blocker.queue = queue
+    blocker.preemption.never = True
     first = await submit(wire, blocker, project)
     await wire.in_state(first.name, common_pb2.JOB_STATE_RUNNING)
     jobs = []
