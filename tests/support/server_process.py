@@ -174,8 +174,8 @@ class HatobaServer:
     def launch(self) -> None:
         """Start a server and do not wait for it."""
         self.data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._ready_file.unlink(missing_ok=True)
-        arguments = ["--data", str(self.data), "--ready-file", str(self._ready_file)]
+        self.ready_file.unlink(missing_ok=True)
+        arguments = ["--data", str(self.data), "--ready-file", str(self.ready_file)]
         if not self.worker:
             arguments.append("--no-worker")
         self.pid = self.launcher.start([*arguments, *self.options], self.log)
@@ -183,12 +183,12 @@ class HatobaServer:
     async def until_ready(self) -> None:
         """Wait until the server that was launched last is ready; raises Unready."""
         try:
-            await until(lambda: self._ready_file.exists() or not runs(self.pid))
+            await until(lambda: self.ready_file.exists() or not runs(self.pid))
         except TimeoutError:
             raise Unready(f"not ready after {PATIENCE} s:\n{self.end_of_log()}") from None
-        if not self._ready_file.exists():
+        if not self.ready_file.exists():
             raise Unready(f"the server ended:\n{self.end_of_log()}")
-        self.ready = json.loads(self._ready_file.read_text())
+        self.ready = json.loads(self.ready_file.read_text())
 
     def end_of_log(self) -> str:
         """The last lines that its servers wrote."""
@@ -301,7 +301,8 @@ class HatobaServer:
         return not self._processes()
 
     @property
-    def _ready_file(self) -> Path:
+    def ready_file(self) -> Path:
+        """Where a server that is ready says so."""
         return self.data / "ready.json"
 
 

@@ -96,11 +96,15 @@ class Floor:
 
 
 @contextlib.asynccontextmanager
-async def floor_server(work: Path, *, core: int | None = None) -> AsyncIterator[Floor]:
-    """The server that does nothing, see floor_server.py."""
+async def floor_server(
+    work: Path, *, core: int | None = None, bare: bool = False
+) -> AsyncIterator[Floor]:
+    """The server that does nothing, see floor_server.py; `bare`: without interceptors."""
     data, ready = work / "floor", work / "floor-ready.json"
+    await asyncio.to_thread(work.mkdir, exist_ok=True)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(HERE / "floor_server.py"), str(data), str(ready)),
+        *(("bare",) if bare else ()),
         env=clean_environment(),
     )
     try:

@@ -1,7 +1,7 @@
-"""A million jobs in line: what they weigh, how quickly a server is back, what reads and rounds cost.
+"""A million jobs in line: memory, how soon a server is back, reads and dispatch beside them.
 
-The line is filled while the backend is cordoned: 100 queues, 1,000 shapes. Dispatch is measured from
-the moment it is let go, over its first jobs, and again on a fresh server with no more than these.
+The line is filled while the backend is cordoned: 100 queues, 1,000 shapes. Dispatch is measured
+from the moment it is let go, over its first jobs; the floor is a server with few more than these.
 """
 
 from __future__ import annotations
@@ -10,19 +10,21 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from bench_house import NULL, all_ended, batch, position, server
 from bench_idle import MIB, memory
 from bench_report import Figure, Measured
 from bench_statistics import percentile
+from google.protobuf.message import Message
 from server_process import HatobaServer, until
 from wire import Wire
 
 from hatoba.v1 import admin_pb2, common_pb2, job_pb2, queue_pb2
 
 JOBS = 1_000_000
+QUICK_JOBS = 100_000
 QUEUES = 100
 SHAPES_PER_QUEUE = 10
 PER_CALL = 1_000
@@ -33,20 +35,32 @@ RATE_SHARE = 0.95
 RSS_MIB = 700.0
 RESTART_SECONDS = 10.0
 
+READY_WITHIN = 120.0
+LOOK_SECONDS = 0.1
+UNDER_WAY = frozenset({"LAUNCHING", "WAITING", "STARTING", "RUNNING", "STOPPING"})
+
 READS = 200
 LIST_MS = 20.0
 COUNT_MS = 5.0
-GET_MS = 20.0
-FLOW_RATE = 1_000
-FLOW_SECONDS = 8.0
 
 
-async def million(work: Path, jobs: int = JOBS) -> list[Figure]:
+async def million(work: Path) -> list[Figure]:
+    """All figures of a server with a million jobs queued."""
+    return await of_many(work, JOBS)
+
+
+async def tenth(work: Path) -> list[Figure]:
+    """The same of a hundred thousand, for a quick look."""
+    return await of_many(work, QUICK_JOBS)
+
+
+async def of_many(work: Path, jobs: int) -> list[Figure]:
     """All figures of a server with so many jobs queued."""
-    fewer = await _few(work / "few")
-    house_work = work / "many"
-    house_work.mkdir()
-    async with server(house_work, config=NULL) as house, Wire(house) as wire:
+    few, many = work / "few", work / "many"
+    for own in (few, many):
+        await asyncio.to_thread(own.mkdir)
+    fewer = await _few(few)
+    async with server(many, config=NULL) as house, Wire(house) as wire:
         await cordon(wire, cordoned=True)
         await fill(wire, jobs)
         figures = await _reads(wire)
@@ -61,6 +75,7 @@ async def million(work: Path, jobs: int = JOBS) -> list[Figure]:
         rss = memory(house.pid, "VmRSS") / MIB
         figures.append(Measured("million_rss_restarted", rss, "MiB").at_most(RSS_MIB))
         await cordon(wire, cordoned=True)
+        await _quiet(wire)
         rate = await _dispatched(wire)
     figures.append(Measured("million_dispatch", rate, "jobs/s", fewer).share_of_floor(RATE_SHARE))
     return figures
@@ -68,7 +83,6 @@ async def million(work: Path, jobs: int = JOBS) -> list[Figure]:
 
 async def _few(work: Path) -> float:
     """The rate with no more in line than are measured."""
-    work.mkdir()
     async with server(work, config=NULL) as house, Wire(house) as wire:
         await cordon(wire, cordoned=True)
         await fill(wire, 2 * DISPATCHED)
@@ -137,11 +151,21 @@ async def _dispatched(wire: Wire) -> float:
 async def _restarted(house: HatobaServer, wire: Wire) -> float:
     """Start the server anew and let the line go; when its first job was dispatched."""
     await asyncio.to_thread(house.launch)
-    await until(house.try_ready, 120.0)
+    await until(house.ready_file.exists, READY_WITHIN)
+    await house.until_ready()
     cursor = await position(wire)
     await cordon(wire, cordoned=False)
     await all_ended(wire, 1, cursor)
     return time.perf_counter()
+
+
+async def _quiet(wire: Wire) -> None:
+    """Wait until nothing runs any more."""
+    while True:
+        counted = await wire.once(job_pb2.CountJobsRequest(), job_pb2.CountJobsResponse)
+        if not UNDER_WAY.intersection(counted.by_state):
+            return
+        await asyncio.sleep(LOOK_SECONDS)
 
 
 # -- reads ----------------------------------------------------------------------------------------
@@ -160,23 +184,23 @@ async def _reads(wire: Wire) -> list[Figure]:
     lists = [
         job_pb2.ListJobsRequest(page_size=100, filter=rng.choice(filters)) for _ in range(READS)
     ]
-    listed = await _timed([lambda r=r: wire.once(r, job_pb2.ListJobsResponse) for r in lists])
+    listed = await _timed(wire, lists, job_pb2.ListJobsResponse)
     counts = [
         job_pb2.CountJobsRequest(filter=f"queue = {_queue(rng.randrange(QUEUES))}")
         for _ in range(READS)
     ]
-    counted = await _timed([lambda r=r: wire.once(r, job_pb2.CountJobsResponse) for r in counts])
+    counted = await _timed(wire, counts, job_pb2.CountJobsResponse)
     return [
         Measured("million_list_p99", listed * 1e3, "ms").at_most(LIST_MS),
         Measured("million_count_p99", counted * 1e3, "ms").at_most(COUNT_MS),
     ]
 
 
-async def _timed(calls: list[Callable[[], Awaitable[object]]]) -> float:
+async def _timed(wire: Wire, requests: Sequence[Message], reply: type[Message]) -> float:
     """Seconds of the slowest but one in a hundred; one call at a time."""
     seconds = []
-    for call in calls:
+    for request in requests:
         began = time.perf_counter()
-        await call()
+        await wire.once(request, reply)
         seconds.append(time.perf_counter() - began)
     return percentile(seconds, 0.99)

@@ -55,6 +55,12 @@ class Measured:
         assert self.floor is not None, f"{self.figure} has no floor"
         return self._figure(f"<= floor + {most:g}", self.value - self.floor <= most)
 
+    def at_most_times_floor(self, most: float) -> Figure:
+        """The goal bounds how often the floor it is. Needs a floor."""
+        ratio = self.ratio
+        assert ratio is not None, f"{self.figure} has no floor"
+        return self._figure(f"ratio <= {most:g}", ratio <= most)
+
     def _figure(self, goal: str, holds: bool) -> Figure:
         floor = None if self.floor is None else round(self.floor, 3)
         return Figure(

@@ -1,7 +1,8 @@
 """The floor of calls: the server's own front before a job service that does nothing.
 
-`floor_server.py DATA READY_FILE`: the same interceptor, tokens, rules, traces and metrics as the
-product's server; SubmitJob answers with a constant job, SubmitJobs with empty results.
+`floor_server.py DATA READY_FILE [bare]`: the same interceptor, tokens, rules, traces and metrics as
+the product's server, or with `bare` no interceptor; SubmitJob answers with a constant job,
+SubmitJobs with empty results.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def _serve_jobs(server: grpc.aio.Server) -> None:
     server.add_generic_rpc_handlers((generic,))
 
 
-async def serve(data: Path, ready: Path) -> None:
+async def serve(data: Path, ready: Path, *, bare: bool) -> None:
     """Serve until SIGTERM; `ready` then says where."""
     tune_interpreter()
     config = Config()
@@ -99,7 +100,7 @@ async def serve(data: Path, ready: Path) -> None:
             limits=limits,
         )
         server = grpc.aio.server(
-            interceptors=[front],
+            interceptors=[] if bare else [front],
             options=server_options(config.limits.max_message_bytes),
             maximum_concurrent_rpcs=config.limits.max_concurrent_calls,
         )
@@ -128,7 +129,7 @@ def main(arguments: list[str]) -> None:
     configure_logging("warning")
     data, ready = Path(arguments[0]), Path(arguments[1])
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
-    asyncio.run(serve(data, ready))
+    asyncio.run(serve(data, ready, bare="bare" in arguments[2:]))
 
 
 if __name__ == "__main__":

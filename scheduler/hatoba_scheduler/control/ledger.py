@@ -18,14 +18,18 @@ from typing import Any, Protocol
 import structlog
 
 from hatoba_scheduler.control.gather import Gatherer
+from hatoba_scheduler.domain.changing import changed as changed_record
 from hatoba_scheduler.domain.changing import quick
 from hatoba_scheduler.domain.parking import is_plain
+from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
     Attempt,
+    AttemptWrite,
     Change,
     Event,
     Job,
     Task,
+    TaskWrite,
     combined,
 )
 from hatoba_scheduler.domain.states import Release
@@ -50,8 +54,10 @@ SubmitResult = Submitted | Duplicate | Mismatch
 BATCH = 500
 QUEUE = 20_000
 KEEP = 20_000
-SLICE = 100
+SLICE = 20
 """Jobs that are decided on, or that listeners hear of, between two turns that others get."""
+UNSURE_PAUSE = 0.5
+"""Seconds until a store that could not be read is asked again what became of failed commits."""
 FEW = 8
 """Started tasks in memory up to which a batch works on copies of a job's rows."""
 
@@ -68,6 +74,8 @@ class Commit:
     rows: Rows
     publishes: bool = False
     """Of a new job: its outputs are to become a dataset version."""
+    found: bool = False
+    """It was reported as failed, and found in the store: nobody acts on what it began but us."""
 
 
 class Listener(Protocol):
@@ -151,6 +159,8 @@ class Ledger:
         self._coming: set[str] = set()
         self._early: list[_Ask] = []
         self._names: dict[str, tuple[str, int]] = {}
+        self._unsure: dict[str, int] = {}
+        """Jobs of which it is not known whether a commit took effect, by uid: version before."""
         self._asks: list[_Ask] = []
         self._wake = asyncio.Event()
         self._listeners: list[Listener] = []
@@ -258,6 +268,8 @@ class Ledger:
         except Exception as error:  # noqa: BLE001 - told to who asked
             for new in group:
                 _fail(new.answer, error)
+            if not isinstance(error, WriteRefused):
+                self._doubt((item.job.uid, 0) for new in group for item in new.items)
         finally:
             self._arrived(group)
 
@@ -362,7 +374,9 @@ class Ledger:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            while self._asks:
+            while self._asks or self._unsure:
+                if self._unsure:
+                    await self._make_sure()
                 batch, self._asks = self._asks[:BATCH], self._asks[BATCH:]
                 await self._commit(batch)
 
@@ -410,6 +424,7 @@ class Ledger:
             log.error("commit.failed", error=str(error), asks=len(batch))
             for ask in batch:
                 _fail(ask.answer, error)
+            self._doubt((change.job.uid, change.expected) for change in changes)
             return
         await self._settle(changed, changes, results)
         stale = {
@@ -558,6 +573,64 @@ class Ledger:
         live.attempts = {attempt.index: attempt for attempt in state.attempts}
         self._names |= {a.name: (uid, index) for index, a in live.attempts.items()}
 
+    # -- after a commit that failed ---------------------------------------------------------------
+
+    def _doubt(self, jobs: Iterable[tuple[str, int]]) -> None:
+        """A commit about these jobs, by uid and version before, failed: perhaps after its effect.
+
+        A disk that fails while it syncs may have kept what it was given.
+        """
+        for uid, version in jobs:
+            self._unsure.setdefault(uid, version)
+        self._wake.set()
+
+    async def _make_sure(self) -> None:
+        """Find out what is stored of jobs in doubt; what is there is taken in, and told of."""
+        for uid, version in list(self._unsure.items()):
+            try:
+                await self._find_out(uid, version)
+            except (HatobaError, OSError) as error:
+                log.warning("ledger.not_sure", job=uid, error=str(error))
+                await asyncio.sleep(UNSURE_PAUSE)
+                return
+            del self._unsure[uid]
+
+    async def _find_out(self, uid: str, version: int) -> None:
+        state = await self._store.live_job(uid)
+        job = state.jobs[0] if state.jobs else (await self._store.jobs_by_uid([uid])).get(uid)
+        if job is None:
+            return
+        events = await self._events_after(uid, version)
+        live = self._live.get(uid)
+        before = live.job if live is not None else _parked_before(job, version, events)
+        found = _Live(job, {t.index: t for t in state.tasks}, {a.index: a for a in state.attempts})
+        change = _difference(live or _Live(job), found, version, events)
+        if job.version == version and not (change.tasks or change.attempts):
+            return
+        log.warning("commit.found", job=job.name, version=job.version)
+        self._replace(live, found, parked=live is None and before is not None)
+        self._tell([Commit(before, change, _rows_of(found), found=True)], events)
+        self._shrink(found, list(found.tasks))
+        if uid in self._live:
+            self._place(found)
+
+    async def _events_after(self, uid: str, version: int) -> list[Event]:
+        found: list[Event] = []
+        after = 0
+        while page := await self._store.events(after, 1_000, [uid]):
+            found += [event for event in page if event.job_seq > version]
+            after = page[-1].seq
+        return found
+
+    def _replace(self, live: _Live | None, found: _Live, *, parked: bool) -> None:
+        uid = found.job.uid
+        for attempt in live.attempts.values() if live is not None else ():
+            self._names.pop(attempt.name, None)
+        self._parked -= parked
+        self._plain.discard(uid)
+        self._live[uid] = found
+        self._names |= {one.name: (uid, index) for index, one in found.attempts.items()}
+
     def _answer(
         self, batch: Sequence[_Ask], answers: Sequence[Change | None], stale: set[str]
     ) -> None:
@@ -575,6 +648,37 @@ class Ledger:
             return
         for listener in self._listeners:
             listener(commits, events)
+
+
+def _rows_of(live: _Live) -> Rows:
+    return Rows(live.job, live.tasks, live.attempts)
+
+
+def _parked_before(job: Job, version: int, events: Sequence[Event]) -> Job | None:
+    """A parked job as it was, when something was decided about it; None for a new one."""
+    if not version or not events:
+        return None
+    state = events[0].job_from
+    waiting = Ranges.upto(job.size)
+    return changed_record(
+        job, version=version, state=state, unstarted=waiting, unstarted_state=state
+    )
+
+
+def _difference(known: _Live, found: _Live, version: int, events: Sequence[Event]) -> Change:
+    """What a commit made of what was known, judged by what is stored."""
+    tasks, attempts = [], []
+    for index, task in found.tasks.items():
+        last = known.tasks.get(index)
+        if last is None or last.version != task.version:
+            tasks.append(TaskWrite(task, last.version if last else 0))
+    for index, attempt in found.attempts.items():
+        former = known.attempts.get(index)
+        same = former is not None and former.name == attempt.name
+        before = former.version if former is not None and same else 0
+        if before != attempt.version:
+            attempts.append(AttemptWrite(attempt, before))
+    return Change(found.job, version, tuple(tasks), tuple(attempts), tuple(events))
 
 
 def _fail(answer: asyncio.Future[Any], error: BaseException) -> None:

@@ -57,7 +57,7 @@ def quick(kind: type[T]) -> type[T]:
         ]
     )
     scope = {"put": object.__setattr__, **defaults}
-    kind.__init__ = _compiled("__init__", text, kind, scope)  # type: ignore[method-assign, misc]
+    kind.__init__ = _compiled("__init__", text, kind, scope)  # type: ignore[method-assign]
     return kind
 
 

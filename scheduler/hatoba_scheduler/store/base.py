@@ -162,7 +162,7 @@ class JobCount(NamedTuple):
     project: str
     queue: str
     state: JobState
-    count: int
+    jobs: int
 
 
 class ServerIdentity(NamedTuple):

@@ -469,18 +469,24 @@ def _shared(text: str) -> Callable[[str, int, int], Parked]:
     """Makes those parked jobs that have all this in common."""
     project, queue, backend, state, *rest = _load(text)
     resources, terms, secrets, embedded_only, created_by = rest
-    head = (_kept(project), _kept(queue), _kept(backend))
-    tail = (
+    pattern = Parked(
+        "",
+        _kept(project),
+        _kept(queue),
+        _kept(backend),
+        0,
         _JOB_STATES[state],
         _resources(resources),
         _terms(terms),
         _secrets(secrets),
         _FLAGS[embedded_only],
         _kept(created_by),
+        0,
     )
+    head, tail = pattern[1:4], pattern[5:-1]
 
     def made(uid: str, priority: int, create_time: int) -> Parked:
-        return Parked(uid, *head, priority, *tail, create_time)
+        return Parked._make((uid, *head, priority, *tail, create_time))
 
     return made
 

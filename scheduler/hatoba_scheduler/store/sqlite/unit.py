@@ -94,7 +94,11 @@ class Rows:
 
 
 class Write(Protocol):
-    """One call's writes; `weight` is about how many rows it has."""
+    """One call's writes; `weight` is about how many rows it has.
+
+    Made on the event loop, carried out by the writer's thread, which makes the rows too: records
+    do not change, and the loop has others to answer.
+    """
 
     @property
     def weight(self) -> int:
@@ -125,12 +129,14 @@ class Submit:
     """Jobs to number and store."""
 
     def __init__(self, items: Sequence[Submission], now: Micros) -> None:
-        self._items = _new_jobs(items)
+        self._given = items
+        self._items: list[_NewJob] = []
         self._now = now
         self.weight = 6 * len(items)
 
     def need(self, needs: Needs) -> None:
         """Their request keys and name counters."""
+        self._items = _new_jobs(self._given)
         for item, *_ in self._items:
             needs.names[item.job.project, item.base_name] = 0
             if item.request is not None:
@@ -255,13 +261,15 @@ class Apply:
     """Decided changes, each all or nothing."""
 
     def __init__(self, changes: Sequence[Change]) -> None:
-        self._changes = [_change(change) for change in changes]
+        self._given = changes
+        self._changes: list[_Change] = []
         self.weight = sum(
             1 + len(c.tasks) + len(c.attempts) + len(c.events) + 3 * len(c.models) for c in changes
         )
 
     def need(self, needs: Needs) -> None:
         """The versions of all rows that are guarded."""
+        self._changes = [_change(change) for change in self._given]
         for change in self._changes:
             needs.jobs.setdefault(change.uid, change.job.expected)
             for task, new in change.tasks:
