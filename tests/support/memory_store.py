@@ -92,7 +92,7 @@ class MemoryStore:
 
     async def live_job(self, uid: str) -> LiveState:
         """One of them."""
-        return self._live([self.jobs[uid]])
+        return self._live([self.jobs[uid]] if uid in self.jobs else [])
 
     async def parked(self, skip: int) -> AsyncIterator[Sequence[Parked]]:
         """Plain jobs, two at a time."""

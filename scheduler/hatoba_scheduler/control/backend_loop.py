@@ -102,9 +102,10 @@ class BackendLoop:
     def _on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
         del events
         for commit in commits:
+            take = self._recover if commit.found else self._note
             for attempt, _ in commit.change.attempts:
                 if attempt.backend == self.name:
-                    self._note(attempt)
+                    take(attempt)
 
     def _note(self, attempt: Attempt) -> None:
         if attempt.release is Release.RELEASED:
