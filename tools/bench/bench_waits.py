@@ -13,11 +13,12 @@ from pathlib import Path
 from bench_house import HERE, NULL, batch, held_spec, server
 from bench_report import Figure, Measured
 from bench_statistics import abba, percentile
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from server_process import HatobaServer, clean_environment
 from wire import Wire
 
-from hatoba.v1 import common_pb2, job_pb2, queue_pb2
+from hatoba.v1 import job_pb2, queue_pb2
 
 PACE = 0.005
 SECONDS = 6.0
@@ -130,7 +131,7 @@ async def _fill_lines(wire: Wire) -> None:
             name="bench",
             queue=f"q-{number % LINE_QUEUES}",
             command=["/bin/true"],
-            resources=common_pb2.Resources(cpus=1.0 + number / LINES, memory_bytes=1 << 40),
+            timeout=Duration(seconds=3_600 + number),
         )
         for number in range(LINES)
     ]

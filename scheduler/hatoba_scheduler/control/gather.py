@@ -12,7 +12,7 @@ QUIET_TURNS = 4
 """As many turns of the loop as a call needs from its arrival to here."""
 
 SECONDS = 0.02
-MOST = 1_000
+MOST = 500
 
 
 class Gatherer(Generic[T]):
@@ -20,7 +20,7 @@ class Gatherer(Generic[T]):
 
     A group is closed when some turns of the loop have brought no more, so that a busy loop reads
     its calls first and commits once for all of them; on an idle one that is at once. At the latest
-    it is closed after 20 ms, or with a weight of 1,000.
+    it is closed after 20 ms, or with a weight of 500.
     """
 
     def __init__(self, hand_over: Callable[[list[T]], None]) -> None:

@@ -38,6 +38,8 @@ from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Submiss
 from hatoba_scheduler.validation import violations
 
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
+STORED_AT_ONCE = 250
+"""Items of a batch that are one write."""
 SLICE = 100
 """Items of a batch between two turns that others get."""
 RECENT_SECONDS = 0.5
@@ -295,15 +297,28 @@ class Submitter:
         except HatobaError as error:
             return error
 
-    async def _store_all(self, submissions: Sequence[Submission]) -> Sequence[SubmitResult]:
-        if not submissions:
-            return ()
-        for submission in submissions:
-            self._parts.specs.put(submission.job.uid, submission.spec)
-        return await self._ledger.submit(submissions)
+    async def _store_all(
+        self, submissions: Sequence[Submission]
+    ) -> Sequence[SubmitResult | HatobaError]:
+        """Store jobs some at a time, so that no other caller waits for a whole batch.
+
+        Raises what storing the first of them was refused with: then none is stored.
+        """
+        outcomes: list[SubmitResult | HatobaError] = []
+        for start in range(0, len(submissions), STORED_AT_ONCE):
+            some = submissions[start : start + STORED_AT_ONCE]
+            for submission in some:
+                self._parts.specs.put(submission.job.uid, submission.spec)
+            try:
+                outcomes += await self._ledger.submit(some)
+            except HatobaError as error:
+                if not start:
+                    raise
+                outcomes += [error] * len(some)
+        return outcomes
 
     async def _answered(
-        self, results: Sequence[_Result], outcomes: Iterator[SubmitResult]
+        self, results: Sequence[_Result], outcomes: Iterator[SubmitResult | HatobaError]
     ) -> job_pb2.SubmitJobsResponse:
         response = job_pb2.SubmitJobsResponse()
         for place, result in enumerate(results):
@@ -320,7 +335,7 @@ class Submitter:
     async def _put(
         self,
         submission: Submission,
-        outcome: SubmitResult,
+        outcome: SubmitResult | HatobaError,
         response: job_pb2.SubmitJobsResponse,
     ) -> None:
         if isinstance(outcome, Submitted):
@@ -330,6 +345,8 @@ class Submitter:
         self._parts.specs.drop(submission.job.uid)
         if isinstance(outcome, Duplicate):
             _add_duplicate(response, await self._finder.by_uid(outcome.resource))
+        elif isinstance(outcome, HatobaError):
+            _add_error(response, outcome)
         elif submission.request is not None:
             _add_error(response, mismatch(submission.request.request_id, outcome))
 
