@@ -160,9 +160,11 @@ class Yard:
         entry = self.waiting[name]
         return self.planner.explain(name, entry.queue, entry.needs, entry.priority, self.now)
 
-    def ask(self, needs: Needs, *, queue: QueueKey = MAIN, priority: int = 0) -> Explained:
+    def ask(
+        self, needs: Needs, *, queue: QueueKey = MAIN, priority: int = 0, name: str = ""
+    ) -> Explained:
         """What would become of a job."""
-        entry = Entry("", queue, needs, priority, list(range(needs.members)))
+        entry = Entry(name, queue, needs, priority, list(range(needs.members)))
         return self.planner.explain_new(entry, self.now)
 
 

@@ -98,6 +98,7 @@ class _Look:
             or self._unavailable()
             or self._over_quota()
             or self._max_parallel()
+            or self._quota_kept()
         )
 
     def _never(self) -> Explained | None:
@@ -148,6 +149,14 @@ class _Look:
                 return Explained(WaitReason.QUOTA, message, remedy)
         return None
 
+    def _quota_kept(self) -> Explained | None:
+        """What its queue may use is for those for whom others give way."""
+        barring = bar(self._parts, self._line) if self._line else None
+        if barring is None:
+            return None
+        message = f"What queue {barring.queue[1]!r} may use is kept for a job that goes before."
+        return Explained(WaitReason.RESERVED, message, "It goes on when that job has started.")
+
     def _max_parallel(self) -> Explained | None:
         if not self._parts.waiting.limited(self.case.uid):
             return None
@@ -179,7 +188,7 @@ class _Look:
         line = self._line
         if line is None or line.rank is None or line.rank.uid != self.case.uid:
             return None
-        if bar(line) is not None or returned(line):
+        if bar(self._parts, line) is not None or returned(line):
             return None
         found = self._parts.preempting.find(line, self.case.now)
         if found is None:

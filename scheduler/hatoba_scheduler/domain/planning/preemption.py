@@ -26,7 +26,7 @@ from hatoba_scheduler.domain.planning.model import PlannerRules
 from hatoba_scheduler.domain.planning.reservations import Reservations, chosen
 from hatoba_scheduler.domain.planning.rooms import Pool, Site
 from hatoba_scheduler.domain.planning.runs import Unit, hold_of, lost
-from hatoba_scheduler.domain.planning.shares import Node, Tree, covers
+from hatoba_scheduler.domain.planning.shares import Node, covers
 from hatoba_scheduler.domain.records import Micros
 
 LOOKED = 512
@@ -48,12 +48,12 @@ class Sacrifice:
 class Preempting:
     """Looks for victims. Changes nothing itself."""
 
-    def __init__(self, rules: PlannerRules, reservations: Reservations, tree: Tree) -> None:
+    def __init__(self, rules: PlannerRules, reservations: Reservations) -> None:
         self._rules = rules
         self._reservations = reservations
         self._rooms = reservations.rooms
         self._runs = reservations.runs
-        self._tree = tree
+        self._tree = reservations.tree
 
     def find(self, line: Line, now: Micros) -> Sacrifice | None:
         """Whose place the head of a line may take; None: nobody's."""
@@ -72,11 +72,7 @@ class Preempting:
         """Whether a queue is owed what the head of a line needs, beside what is made for others."""
         if node.guaranteed is NOTHING:
             return False
-        gone = total_of(
-            hold_of(one).amount
-            for one in self._runs.all_leaving()
-            if node in self.node((one,)).path
-        )
+        gone, _ = self._reservations.leaving(node)
         wanted = plus(line.shape.whole, self._reservations.pending(node)[0])
         return covers(node.guaranteed, line.shape.whole) and node.owed(minus(wanted, gone))
 

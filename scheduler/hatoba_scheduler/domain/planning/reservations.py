@@ -7,7 +7,7 @@ to be gone before the time at which it is needed, so that a reservation is never
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 from hatoba_scheduler.domain.planning.amounts import (
@@ -23,8 +23,8 @@ from hatoba_scheduler.domain.planning.kinds import Shape
 from hatoba_scheduler.domain.planning.lines import Line
 from hatoba_scheduler.domain.planning.model import Place
 from hatoba_scheduler.domain.planning.rooms import Bucket, Pool, Rooms, Site
-from hatoba_scheduler.domain.planning.runs import Runs
-from hatoba_scheduler.domain.planning.shares import Node
+from hatoba_scheduler.domain.planning.runs import Runs, hold_of
+from hatoba_scheduler.domain.planning.shares import Node, Tree
 from hatoba_scheduler.domain.records import Micros
 
 POOLS = 64
@@ -59,8 +59,13 @@ class Reservation:
         return times(self.shape.amount, self.counts[pool])
 
     def yields_to(self, line: Line) -> bool:
-        """Whether that line goes before: in its own queue by rank, else by priority."""
+        """Whether that line goes before: in its own queue by rank, else by priority.
+
+        What others give way for is nobody else's.
+        """
         mine = self.line
+        if self.until is not None:
+            return False
         if line.node is mine.node:
             return line.rank is not None and mine.rank is not None and line.rank < mine.rank
         return line.priority > mine.priority
@@ -75,9 +80,11 @@ class Reservation:
 class Reservations:
     """All that is kept, at most one for each line and pool."""
 
-    def __init__(self, rooms: Rooms, runs: Runs) -> None:
+    def __init__(self, rooms: Rooms, runs: Runs, tree: Tree) -> None:
         self.rooms = rooms
         self.runs = runs
+        self.tree = tree
+        self._freed: dict[Node, None] = {}
         self._lines: dict[Line, Reservation] = {}
         self._pools: dict[Pool, Reservation] = {}
 
@@ -87,6 +94,15 @@ class Reservations:
     def all(self) -> list[Reservation]:
         """All that is kept."""
         return list(self._lines.values())
+
+    def restore(self, kept: Collection[Reservation]) -> None:
+        """Keep just these again."""
+        for one in self.all():
+            if one not in kept:
+                self.drop(one.line)
+        for one in kept:
+            if self._lines.get(one.line) is not one:
+                self.add(one)
 
     def of(self, line: Line) -> Reservation | None:
         """What is kept for a line's head."""
@@ -149,20 +165,38 @@ class Reservations:
     def drop(self, line: Line) -> None:
         """Nothing is kept for a line any more."""
         reservation = self._lines.pop(line, None)
-        if reservation is not None:
-            for pool in reservation.counts:
-                del self._pools[pool]
-                self.rooms.unkeep(pool)
+        if reservation is None:
+            return
+        if reservation.until is not None:
+            self._freed.update(dict.fromkeys(line.node.path))
+        for pool in reservation.counts:
+            del self._pools[pool]
+            self.rooms.unkeep(pool)
 
-    def pending(self, node: Node) -> tuple[Vector, int]:
+    @property
+    def making(self) -> bool:
+        """Others give way for somebody."""
+        return any(one.until is not None for one in self._lines.values())
+
+    def pending(self, node: Node, but: Line | None = None) -> tuple[Vector, int]:
         """What will be used of a queue when all for whom others give way have started."""
         made = [
             one
             for one in self._lines.values()
-            if one.until is not None and node in one.line.node.path
+            if one.until is not None and one.line is not but and node in one.line.node.path
         ]
         whole = total_of(times(one.shape.whole, one.heads) for one in made)
         return whole, sum(one.heads * one.shape.members for one in made)
+
+    def leaving(self, node: Node) -> tuple[Vector, int]:
+        """What is about to be free of a queue's use."""
+        gone = [one for one in self.runs.all_leaving() if node in self.tree.node(one.queue).path]
+        return total_of(hold_of(one).amount for one in gone), len(gone)
+
+    def take_freed(self) -> Iterable[Node]:
+        """Queues whose limits were kept for somebody and are not any more, since it was asked."""
+        freed, self._freed = self._freed, {}
+        return freed
 
     def nodes(self) -> set[Node]:
         """Queues for whose heads something is kept that found no room."""

@@ -6,7 +6,7 @@ import itertools
 from typing import NamedTuple
 
 from hatoba_scheduler.domain.capacity import describe
-from hatoba_scheduler.domain.planning.amounts import Vector, resources, total_of
+from hatoba_scheduler.domain.planning.amounts import Vector, minus, plus, resources, total_of
 from hatoba_scheduler.domain.planning.kinds import Kind, Shape, Shapes
 from hatoba_scheduler.domain.planning.lines import Line, Rank, born
 from hatoba_scheduler.domain.planning.model import (
@@ -47,8 +47,8 @@ class Parts:
         self.runs = Runs()
         self.waiting = Waiting(self.tree, self.shapes, round(rules.ageing * 1000))
         self.placer = Placer(self.rooms)
-        self.reservations = Reservations(self.rooms, self.runs)
-        self.preempting = Preempting(rules, self.reservations, self.tree)
+        self.reservations = Reservations(self.rooms, self.runs, self.tree)
+        self.preempting = Preempting(rules, self.reservations)
 
 
 class Taken(NamedTuple):
@@ -58,6 +58,15 @@ class Taken(NamedTuple):
     entry: Entry | None
     memory: Memory
     assignment: Assignment
+
+
+class Seen(NamedTuple):
+    """What is known of heads that find no room."""
+
+    look_at: Micros
+    begun: int
+    unrivalled: bool
+    heads: dict[Node, tuple[Line, str, Micros] | None]
 
 
 class Rounds:
@@ -79,6 +88,8 @@ class Rounds:
         parts = self._parts
         parts.tree.begin(now, parts.rooms.total)
         parts.reservations.tidy(now)
+        for node in parts.reservations.take_freed():
+            parts.waiting.let_go(parts.tree.uncap(node))
         self._preemptions = []
         assignments: list[Assignment] = []
         left = work
@@ -114,28 +125,40 @@ class Rounds:
 
         None: it would not place it, or not among the first that it places.
         """
-        kept = self._parts.reservations.all()
-        journal: list[Taken] = []
-        self._journal = journal
-        stuck: list[Shape] = []
-        self._parts.shapes.journal = stuck
-        self._parts.waiting.begin_rehearsal()
+        if not self._parts.rooms.changed and not self._parts.shapes.opened:
+            return None
+        kept, seen = self._parts.reservations.all(), self._seen()
         placed: list[Assignment] = []
+        journal: list[Taken] = []
+        stuck: list[Shape] = []
+        self._journal, self._parts.shapes.journal = journal, stuck
+        self._parts.waiting.begin_rehearsal()
+        while self._parts.rooms.changed:
+            self._look_again(placed)
+        self._look_after_heads(now)
         while len(placed) < REHEARSED and not (placed and placed[-1].uid == uid):
             if not self._step(placed, now):
                 break
-        self._journal = None
+        self._journal = self._parts.shapes.journal = None
         for taken in reversed(journal):
             self._undo(taken)
-        self._parts.shapes.journal = None
         for shape in stuck:
             if shape.stuck:
                 self._parts.waiting.let_go(self._parts.shapes.free(shape))
         self._parts.waiting.end_rehearsal()
-        for one in kept:
-            if self._parts.reservations.of(one.line) is not one:
-                self._parts.reservations.add(one)
-        return placed[-1] if placed and placed[-1].uid == uid else None
+        self._parts.reservations.restore(kept)
+        self._forget(seen)
+        return next((one for one in placed if one.uid == uid), None)
+
+    def _seen(self) -> Seen:
+        heads = {node: node.head for node in self._parts.tree.nodes.values()}
+        return Seen(self._look_at, self._begun, self._unrivalled, heads)
+
+    def _forget(self, seen: Seen) -> None:
+        """What was seen of heads since then."""
+        self._look_at, self._begun, self._unrivalled, heads = seen
+        for node, head in heads.items():
+            node.head = head
 
     def _undo(self, taken: Taken) -> None:
         parts, assignment = self._parts, taken.assignment
@@ -163,7 +186,7 @@ class Rounds:
             pool, _ = rooms.grown_kept.popitem()
             kept = self._parts.reservations.on(pool)
             places = self._parts.reservations.free_places(kept) if kept else ()
-            if kept is None or not places or bar(kept.line) is not None:
+            if kept is None or not places or bar(self._parts, kept.line) is not None:
                 return self._open(pool.free, pool)
             assignments.append(self._take(kept.line, places))
             return 3.0
@@ -198,7 +221,7 @@ class Rounds:
     def _try(self, line: Line, now: Micros) -> Assignment | None:
         """Place the head of a line; None: there is no leave or no room, and it is put aside."""
         parts, shape = self._parts, line.shape
-        barred = bar(line)
+        barred = bar(parts, line)
         if barred is not None:
             line.parked = True
             barred.capped.append(line)
@@ -264,8 +287,10 @@ class Rounds:
     def _look_after(self, node: Node, after: Micros, now: Micros) -> float:
         """Reserve for the head of a queue, if it is time; the work it was."""
         line = head_of(node)
-        if line is None or line.rank is None or not line.shape.stuck or bar(line) is not None:
+        if line is None or line.rank is None or bar(self._parts, line) is not None:
             return 0.0
+        if not line.shape.stuck and self.places(line, now):
+            return 2.0
         if node.head is None or node.head[:2] != (line, line.rank.uid):
             node.head = (line, line.rank.uid, now)
         if not self._parts.shapes.rivals(line.shape):
@@ -340,12 +365,21 @@ def returned(line: Line) -> bool:
     return isinstance(head, Entry) and head.first
 
 
-def bar(line: Line) -> Node | None:
-    """The queue, of its own and those above, whose limits leave its head no room."""
+def bar(parts: Parts, line: Line) -> Node | None:
+    """The queue, of its own and those above, whose limits leave its head no room.
+
+    What those need for whom others give way is theirs already.
+    """
     shape = line.shape
     for node in line.node.path:
         if node.limits and not node.allows(shape.whole, shape.members):
             return node
+        if node.limits and parts.reservations.making:
+            pending, more = parts.reservations.pending(node, but=line)
+            gone, fewer = parts.reservations.leaving(node)
+            wanted = minus(plus(shape.whole, pending), gone)
+            if more and not node.allows(wanted, shape.members + more - fewer):
+                return node
     return None
 
 

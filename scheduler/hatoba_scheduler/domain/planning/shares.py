@@ -323,7 +323,7 @@ class Tree:
             one.part = share(one.used, self.total)
             one.running -= members
             if one.capped:
-                freed += self._uncap(one)
+                freed += self.uncap(one)
             if was_full and not one.full:
                 self.wake(one)
         self._charge_root(minus(self.root.used, amount))
@@ -349,7 +349,8 @@ class Tree:
         self.root.used = used
         self.root.part = share(used, self.total)
 
-    def _uncap(self, node: Node) -> list[Line]:
+    def uncap(self, node: Node) -> list[Line]:
+        """Lines for which a queue's limits leave room again."""
         allowed = [
             line for line in node.capped if node.allows(line.shape.whole, line.shape.members)
         ]
