@@ -106,6 +106,7 @@ from hatoba_scheduler.control.usage import QueueUsages
 from hatoba_scheduler.control.webhooks import Webhooks
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.blame import Blame
+from hatoba_scheduler.domain.planning.model import PlannerRules
 from hatoba_scheduler.domain.records import BackendNote
 from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.interceptors import (
@@ -320,7 +321,9 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     specs = SpecCache(store)
     _, newest = await store.event_bounds()
     schedule_book = ScheduleBook(store.schedules)
-    dispatcher = Dispatcher(ledger, clock, store.identity.store_epoch)
+    wanted = options.config.scheduling
+    rules = PlannerRules(gap=wanted.preempt_gap, ageing=wanted.ageing, patience=wanted.patience)
+    dispatcher = Dispatcher(ledger, clock, store.identity.store_epoch, rules)
     rng = random.Random()
     feed = RouteFeed(store.deployments, authenticator, clock)
     metrics = ServerMetrics()

@@ -115,6 +115,18 @@ class LimitsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SchedulingConfig:
+    """`[scheduling]`: what the planner goes by; times in seconds."""
+
+    preempt_gap: int = 100
+    """Steps of priority that a job must be above another to take its place."""
+    ageing: float = 600.0
+    """Waiting so long is worth one step of priority."""
+    patience: float = 1800.0
+    """A large job that has waited so long has a place drained for it."""
+
+
+@dataclass(frozen=True, slots=True)
 class DefaultsConfig:
     """`[defaults]`: the backends that jobs and deployments get when they name none."""
 
@@ -171,6 +183,7 @@ class Config:
 
     server: ServerConfig = ServerConfig()
     limits: LimitsConfig = LimitsConfig()
+    scheduling: SchedulingConfig = SchedulingConfig()
     defaults: DefaultsConfig = DefaultsConfig()
     blobs: BlobsConfig = BlobsConfig()
     webhooks: WebhooksConfig = WebhooksConfig()
@@ -231,6 +244,7 @@ class _Reader:
         config = Config(
             server=ServerConfig(**self._settings("server", tables, _SERVER)),
             limits=LimitsConfig(**self._settings("limits", tables, _LIMITS)),
+            scheduling=SchedulingConfig(**self._settings("scheduling", tables, _SCHEDULING)),
             defaults=DefaultsConfig(**self._settings("defaults", tables, _DEFAULTS)),
             blobs=BlobsConfig(**self._settings("blobs", tables, _BLOBS)),
             webhooks=WebhooksConfig(**self._settings("webhooks", tables, _WEBHOOKS)),
@@ -436,6 +450,11 @@ _LIMITS: dict[str, Callable[[Any], Any]] = {
     "jobs_per_second": _number(1, 1e9),
     "watch_behind": _whole(100, 1_000_000_000),
 }
+_SCHEDULING: dict[str, Callable[[Any], Any]] = {
+    "preempt_gap": _whole(1, 10_000),
+    "ageing": _number(1, 1e9),
+    "patience": _number(1, 1e9),
+}
 _BLOBS: dict[str, Callable[[Any], Any]] = {
     "url": _bucket,
     "endpoint": _endpoint,
@@ -542,6 +561,18 @@ _TEMPLATE = """\
 
 # Spans kept in the data directory for `hatoba jobs trace`; the oldest go first.
 # kept_spans = 100000
+
+[scheduling]
+# A job takes the place of running ones whose priority is so much lower; smaller differences only
+# say who goes first. Jobs with `preemption: {never: true}` keep their place.
+# preempt_gap = 100
+
+# Waiting so many seconds is worth one step of priority, so that nothing waits for ever.
+# ageing = 600.0
+
+# A large job that has waited so long has a place drained for it, where it cannot be known when
+# what runs there ends.
+# patience = 1800.0
 
 [blobs]
 # Where chunks of code, data, outputs and models are kept: a bucket and a prefix in it, such as

@@ -29,6 +29,7 @@ from hatoba_scheduler.domain.planning.model import (
     BackendSettings,
     Explained,
     Place,
+    PlannerRules,
     Preemption,
     QueueKey,
     QueueSettings,
@@ -74,11 +75,13 @@ class _Landed:
 class Dispatcher:
     """The loop from waiting tasks to committed intents. Owns the planner."""
 
-    def __init__(self, ledger: Ledger, clock: Clock, epoch: int) -> None:
+    def __init__(
+        self, ledger: Ledger, clock: Clock, epoch: int, rules: PlannerRules | None = None
+    ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._epoch = epoch
-        self.planner = Planner()
+        self.planner = Planner(rules)
         self.rounds = Timings()
         """How long planning took of late."""
         self._feed = Feed(self.planner, ledger.rows)

@@ -404,7 +404,8 @@ def test_live_changes_of_priority_and_queue_are_obeyed() -> None:
     """A waiting job that is moved forward goes next."""
     sim = cluster(host("a", 1.0))
     sim.queue("other", max_running=1)
-    uids = sim.submit_all([Ask(resources=CPU)] * 5, always(Run(60.0)))
+    stays = Ask(resources=CPU, terms=Terms(never_preempt=True))
+    uids = sim.submit_all([stays] * 5, always(Run(60.0)))
     sim.run_for(1.0)
     sim.update(uids[4], priority=50)
     sim.update(uids[3], queue="other")
