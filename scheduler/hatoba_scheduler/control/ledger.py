@@ -310,6 +310,9 @@ class Ledger:
 
     def _admit(self, job: Job) -> Rows:
         """A new job comes into memory, or is parked."""
+        if len(self._plain) >= self._keep and is_plain(job):
+            self._parked += 1
+            return Rows(job, {}, {})
         live = self._live[job.uid] = _Live(job)
         self._place(live)
         return Rows(job, live.tasks, live.attempts)
