@@ -21,6 +21,8 @@ def test_goals_are_held_to_what_they_speak_of() -> None:
     assert not measured.at_least(601).holds
     assert measured.at_most(600).holds
     assert not measured.at_most(599).holds
+    assert measured.at_most_times_floor(0.6).holds
+    assert not measured.at_most_times_floor(0.59).holds
     late = Measured("latency", 20.0, "ms", 6.0)
     assert late.at_most_over_floor(14).holds
     assert not late.at_most_over_floor(13).holds
