@@ -201,6 +201,8 @@ class Shapes:
         """Shapes that wait and are not stuck."""
         self.journal: list[Shape] | None = None
         """What is found to have no room in a rehearsal; None: it is none."""
+        self.swept = 0
+        """Shapes looked at so far when others found no room: what that costs."""
         self.begun = 0
         """How often a shape began to wait."""
 
@@ -288,6 +290,7 @@ class Shapes:
             if other.members == 1
             and not (rooms and any(within(other.amount, room) for room in rooms))
         ]
+        self.swept += len(kind.open)
         for other in [other for other in single if kind.hopeless(other.amount)]:
             self._stick(other)
         if len(kind.open) <= TRIED * kind.misses:

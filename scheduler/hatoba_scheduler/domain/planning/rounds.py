@@ -114,11 +114,13 @@ class Rounds:
             if self._journal is None:
                 self._claim(now)
             return 0.0
-        before = parts.placer.looked
+        before = parts.placer.looked + parts.shapes.swept
         assignment = self._try(line, now)
-        if assignment is not None:
-            assignments.append(assignment)
-        return 3 + (parts.placer.looked - before) / 8
+        looked = parts.placer.looked + parts.shapes.swept - before
+        if assignment is None:
+            return 4.0 + looked / 16
+        assignments.append(assignment)
+        return 8.0 * len(assignment.tasks) + looked / 16
 
     def rehearse(self, uid: str, now: Micros) -> Assignment | None:
         """What the next round would do with a job; everything is as it was afterwards.
@@ -203,8 +205,9 @@ class Rounds:
                 continue
             if isinstance(where, Profile):
                 shapes.grown(kind)
-            work += 0.2 + len(kind.stuck) / 50
-            for shape in _that_fit(kind, free):
+            fitting = _that_fit(kind, free)
+            work += 0.2 + len(kind.stuck) / 50 + len(fitting) / 16
+            for shape in fitting:
                 waiting.let_go(shapes.free(shape))
         return work
 
@@ -247,7 +250,8 @@ class Rounds:
 
     def _take(self, line: Line, places: tuple[Place, ...]) -> Assignment:
         parts, shape, node = self._parts, line.shape, line.node
-        head, memory = line.head(), parts.tree.memory(node)
+        head = line.head()
+        memory = parts.tree.memory(node) if self._journal is not None else ()
         parts.reservations.use(line, places)
         uid, tasks = parts.waiting.take(line)
         for task, place in zip(tasks, places, strict=True):
