@@ -24,6 +24,7 @@ from bench_idle import help_time, idle_server
 from bench_jobs import idle_latency, null_jobs, true_jobs
 from bench_logs import log_follower
 from bench_million import million, tenth
+from bench_planner import planner
 from bench_report import Figure, table, write
 from bench_router import router
 from bench_serving import replica_start
@@ -43,6 +44,7 @@ MEASURES: dict[str, Measure] = {
     "bulkhead": bulkhead,
     "million": million,
     "hundred_thousand": tenth,
+    "planner": planner,
     "watchers": watchers,
     "fair_share": fair_share,
     "tracing": tracing,
