@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -93,7 +93,8 @@ class Dispatcher:
         self._in_flight = 0
         self._landed: deque[_Landed] = deque()
         self._unread: list[str] = []
-        """Jobs not in memory that wait again after their launch was not committed."""
+        """Jobs not in memory whose launch was not committed: they may wait again."""
+        self._most: dict[tuple[object, ...], int] = {}
         ledger.listen(self.on_commit, self.on_parked)
 
     # -- what it is told --------------------------------------------------------------------------
@@ -121,6 +122,7 @@ class Dispatcher:
     def describe(self, backend: str, pools: Sequence[PoolRoom]) -> None:
         """A backend told of its pools."""
         self.planner.describe(backend, pools)
+        self._most.clear()
         self._wake.set()
 
     def recover(self) -> None:
@@ -162,8 +164,12 @@ class Dispatcher:
     def most_memory(self, job: Job) -> int:
         """Bytes of the largest place where a job may go; 0: none is known."""
         backends = job.terms.backends or (job.backend,)
-        rooms = (room for name in backends for room in self.planner.pools(name))
-        return max((room.total.memory for room in rooms if _suits(room, job)), default=0)
+        key = (backends, job.embedded_only, job.secrets)
+        if key not in self._most:
+            rooms = (room for name in backends for room in self.planner.pools(name))
+            memory = (room.total.memory for room in rooms if _suits(room, job))
+            self._most[key] = max(memory, default=0)
+        return self._most[key]
 
     def share(self, key: QueueKey) -> QueueShare:
         """What a queue may claim and uses."""
@@ -191,13 +197,20 @@ class Dispatcher:
         """Have it planned when a time has come that something waited for, and now and then while
         anything waits in line."""
         while True:
-            self._feed.pass_to(self._now())
-            moments = [self._clock.time() + TICK] if self.planner.waits else []
-            if self._feed.next_due is not None:
-                moments.append(self._feed.next_due / 1e6)
-            self._ticks = self.planner.waits
-            await self._alarm.sleep_until(min(moments, default=None))
-            self._wake.set()
+            try:
+                await self._tick()
+            except Exception:
+                log.exception("dispatch.timer.failed")
+                await self._clock.sleep(FAILED_PAUSE)
+
+    async def _tick(self) -> None:
+        self._feed.pass_to(self._now())
+        moments = [self._clock.time() + TICK] if self.planner.waits else []
+        if self._feed.next_due is not None:
+            moments.append(self._feed.next_due / 1e6)
+        self._ticks = self.planner.waits
+        await self._alarm.sleep_until(min(moments, default=None))
+        self._wake.set()
 
     def _now(self) -> Micros:
         return round(self._clock.time() * 1e6)
@@ -208,6 +221,7 @@ class Dispatcher:
         while more:
             if not self._settle():
                 await self._clock.sleep(FAILED_PAUSE)
+            if self._unread:
                 await self._read_again()
             if self._in_flight >= IN_FLIGHT:
                 break
@@ -224,12 +238,15 @@ class Dispatcher:
 
     def _carry_out(self, found: Round) -> None:
         self._feed.planned(found.assignments)
-        if found.assignments:
-            hit("dispatch.intent.before")
+        self._in_flight += len(found.assignments)
         for assignment in found.assignments:
-            self._in_flight += 1
-            asked = self._ledger.ask(job_of(assignment.uid), self._decision(assignment))
-            asked.add_done_callback(partial(self._answered, assignment))
+            try:
+                hit("dispatch.intent.before")
+                asked = self._ledger.ask(job_of(assignment.uid), self._decision(assignment))
+            except Exception as error:  # noqa: BLE001 - its places must not stay taken
+                self._land(assignment, error)
+            else:
+                asked.add_done_callback(partial(self._answered, assignment))
         for preemption in found.preemptions:
             self._preempt(preemption)
 
@@ -272,6 +289,9 @@ class Dispatcher:
             answer: Change | BaseException | None = asyncio.CancelledError()
         else:
             answer = asked.exception() or asked.result()
+        self._land(assignment, answer)
+
+    def _land(self, assignment: Assignment, answer: Change | BaseException | None) -> None:
         self._landed.append(_Landed(assignment, answer))
         self._wake.set()
 
@@ -302,7 +322,7 @@ class Dispatcher:
         """Put back what waits, is not in memory, and was not launched."""
         unread, self._unread = self._unread, []
         try:
-            found = await self._ledger.load_all(unread) if unread else {}
+            found = await self._ledger.load_all(unread)
         except Exception:
             self._unread += unread
             raise
@@ -316,24 +336,33 @@ class Dispatcher:
         rows = self._ledger.rows(job_of(preemption.uid))
         whom = f"{rows.job.project}/{rows.job.name}" if rows else job_of(preemption.uid)
         cause = preempted(f"Its place was taken for {whom}: {preemption.note}")
-        victims: dict[str, list[int]] = {}
+        victims: dict[str, dict[int, str]] = {}
         for name in preemption.victims:
             where = self._ledger.find_attempt(name)
             if where is not None:
-                victims.setdefault(where[0], []).append(where[1])
+                victims.setdefault(where[0], {})[where[1]] = name
         now = Now(self._now())
-        hit("dispatch.preempt.before")
-        for uid, indices in victims.items():
-            decide = partial(give_way, indices=indices, cause=cause, now=now)
-            asked = self._ledger.ask(uid, decide)
-            asked.add_done_callback(partial(self._preempted, preemption.victims))
+        for uid, names in victims.items():
+            try:
+                hit("dispatch.preempt.before")
+                decide = partial(give_way, indices=names.keys(), cause=cause, now=now)
+                asked = self._ledger.ask(uid, decide)
+            except Exception as error:  # noqa: BLE001 - nobody must count as leaving for ever
+                self._keep(names.values(), error)
+            else:
+                asked.add_done_callback(partial(self._preempted, tuple(names.values())))
 
-    def _preempted(self, victims: Sequence[str], asked: asyncio.Future[Change | None]) -> None:
-        if asked.cancelled() or asked.exception() is not None:
-            log.warning("preemption.not_stored", victims=victims)
-            for name in victims:
-                self.planner.changed(name, leaving=False)
-            self._wake.set()
+    def _preempted(self, victims: Iterable[str], asked: asyncio.Future[Change | None]) -> None:
+        error = asyncio.CancelledError() if asked.cancelled() else asked.exception()
+        if error is not None:
+            self._keep(victims, error)
+
+    def _keep(self, victims: Iterable[str], error: BaseException) -> None:
+        """They were not told to give way."""
+        log.warning("preemption.not_stored", victims=list(victims), error=repr(error))
+        for name in victims:
+            self.planner.changed(name, leaving=False)
+        self._wake.set()
 
 
 def _suits(room: PoolRoom, job: Job) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,6 +36,7 @@ from hatoba_scheduler.domain.transitions import (
 )
 
 if TYPE_CHECKING:
+    from hatoba_scheduler.store.base import Submission
     from tests.unit.control.conftest import Books
 
 J = JobState
@@ -345,6 +346,30 @@ async def test_too_many_changes_at_once_delay_a_launch(
     monkeypatch.undo()
     await yard.clock.advance(2.0)
     assert len(yard.arrived) == 1
+
+
+async def test_a_parked_job_that_was_held_and_let_go_meanwhile_waits_again(
+    books: Books, submission_of: Callable[[Job], Submission]
+) -> None:
+    ledger = Ledger(books.store.as_store(), keep=0)
+    yard = Yard(books, ledger)
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(ledger.run())
+        async with dispatching(yard):
+            await ledger.submit([submission_of(numbered(uid)) for uid in "az"])
+            books.store.open.clear()
+            hurried = ledger.ask("z", partial(updated, settings=Settings(priority=9), now=NOW))
+            await yard.settle()
+            # All three are decided together once the store takes writes again.
+            ledger.ask("a", partial(hold, held=True, now=NOW))
+            yard.room()
+            await yard.settle()
+            ledger.ask("a", partial(hold, held=False, now=NOW))
+            books.store.open.set()
+            assert await hurried is not None
+            await yard.settle()
+            assert sorted(yard.who()) == [("a", 0, 1), ("z", 0, 1)]
+        task.cancel()
 
 
 async def test_after_a_restart_what_is_held_is_held(yard: Yard) -> None:

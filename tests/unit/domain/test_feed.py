@@ -190,6 +190,19 @@ def test_what_is_not_in_memory_is_to_be_brought() -> None:
     assert [one.uid for one in yard.plan()] == ["a"]
 
 
+def test_what_was_found_committed_after_all_keeps_what_it_holds() -> None:
+    yard = Yard()
+    yard.submit(job("a"))
+    (assignment,) = yard.plan()
+    yard.launch(assignment)
+    held = yard.planner.share(("default", "default")).reserved
+    assert held == Resources(slots=1)
+    assert yard.feed.reject(assignment)
+    assert yard.planner.share(("default", "default")).reserved == held
+    assert yard.used() == held
+    assert yard.plan() == []
+
+
 def test_an_array_keeps_to_what_it_may_run() -> None:
     yard = Yard()
     yard.submit(job("a", size=10, max_parallel=3))

@@ -467,10 +467,12 @@ class Feed:
     def reject(self, assignment: Assignment) -> bool:
         """It was not committed: its places are free, and what of the job may start waits again.
 
-        False when its rows are not in memory; then they are still to be brought (`recover`).
+        False when its rows are not in memory; then they are still to be brought (`recover`). One
+        that was found committed meanwhile is left as it is.
         """
         uid = job_of(assignment.uid)
-        self._unplan(assignment)
+        if not self._unplan(assignment):
+            return True
         self._planner.reject(assignment)
         rows = self._rows(uid)
         if rows is None:
@@ -481,13 +483,16 @@ class Feed:
             self._look_at(rows, assignment.tasks)
         return True
 
-    def _unplan(self, assignment: Assignment) -> None:
+    def _unplan(self, assignment: Assignment) -> bool:
+        """It is no longer only planned; False when it was not."""
         uid = job_of(assignment.uid)
         planned = self._planned.get(uid, {})
-        for index in assignment.tasks:
-            planned.pop(index, None)
+        was = [index for index in assignment.tasks if planned.get(index) is assignment]
+        for index in was:
+            del planned[index]
         if not planned:
             self._planned.pop(uid, None)
+        return bool(was)
 
 
 def _any_turn(rows: Rows) -> Turn:
