@@ -34,7 +34,13 @@ from hatoba_scheduler.domain.records import (
     no_counts,
 )
 from hatoba_scheduler.domain.retries import Verdict, charge, decide
-from hatoba_scheduler.domain.states import AttemptState, Desired, JobState, Release
+from hatoba_scheduler.domain.states import (
+    AttemptState,
+    CauseCode,
+    Desired,
+    JobState,
+    Release,
+)
 
 _J = JobState
 _ENDS = frozenset({_J.SUCCEEDED, _J.FAILED, _J.TIMED_OUT})
@@ -216,7 +222,7 @@ def moved(job: Job, move: Move, now: Now, attempts: tuple[AttemptWrite, ...] = (
             counts=tuple(counts),
             unstarted=unstarted,
             start_time=job.start_time or (now.time if running else 0),
-            cause=job.cause or (move.cause if new.terminal else None),
+            cause=_first_cause(job, move.cause) if new.terminal else job.cause,
         ),
         now,
         move.after.outputs,
@@ -243,6 +249,14 @@ def settled(job: Job, now: Now, outputs: ManifestRef | None) -> Job:
         cause=None if state is _J.SUCCEEDED else job.cause,
         outputs=outputs if job.size == 1 and state is _J.SUCCEEDED else None,
     )
+
+
+def _first_cause(job: Job, cause: Cause | None) -> Cause | None:
+    """What went wrong first; that some of its tasks were cancelled gives way to anything else."""
+    if job.cause is None or cause is None:
+        return job.cause or cause
+    in_part = job.cause.code is CauseCode.CANCELLED and job.desired is not Desired.CANCELLED
+    return cause if in_part else job.cause
 
 
 def _event(before: Job, after: Job, now: Now, move: Move) -> Event:
@@ -562,7 +576,7 @@ def job_moved(
         counts[before.unstarted_state] -= moved
         counts[after.unstarted_state] += moved
         after = changed(after, counts=tuple(counts))
-    after = changed(after, version=before.version + 1, cause=after.cause or cause)
+    after = changed(after, version=before.version + 1, cause=_first_cause(after, cause))
     after = settled(after, now, None)
     event = Event(
         job_uid=after.uid,

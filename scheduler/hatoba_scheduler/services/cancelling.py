@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from hatoba.v1 import job_pb2
 from hatoba_scheduler.control.ledger import Decide
@@ -26,6 +27,19 @@ MOST = 1000
 """Jobs that one call ends."""
 STEP = 250
 """Jobs that are asked for at once: others' changes come between."""
+MORE = "+"
+
+
+class _Wanted(NamedTuple):
+    """Jobs to end; `more`: others match that this call does not end."""
+
+    jobs: Sequence[Job]
+    more: bool = False
+
+    @property
+    def text(self) -> str:
+        """As it is kept with the request."""
+        return ",".join(job.uid for job in self.jobs) + MORE * self.more
 
 
 class Canceller:
@@ -34,6 +48,7 @@ class Canceller:
     def __init__(self, parts: JobParts, finder: JobFinder) -> None:
         self._store = parts.store
         self._ledger = parts.ledger
+        self._grounds = parts.grounds
         self._finder = finder
 
     async def cancel(
@@ -41,23 +56,37 @@ class Canceller:
     ) -> job_pb2.CancelJobsResponse:
         """Want jobs ended."""
         key = request_key(request.project, "CancelJobs", request.request_id, request)
-        await seen_before(self._store, key)
-        found = await self._wanted(request)
-        jobs = found if request.jobs else found[:MOST]
+        before = await seen_before(self._store, key)
+        wanted = await self._wanted(request, before)
         cause = causes.cancelled(now.actor, request.reason)
         if request.indices:
-            results = [await self._cancel_tasks(_only(request, jobs), request, cause, now)]
+            results = [await self._cancel_tasks(_only(request, wanted.jobs), request, cause, now)]
         else:
-            results = await self._cancel_all(jobs, lambda rows: cancel(rows, cause, now))
-        await remember(self._store, key, "")
-        return job_pb2.CancelJobsResponse(results=results, more=len(found) > len(jobs))
+            results = await self._cancel_all(wanted.jobs, lambda rows: cancel(rows, cause, now))
+        await remember(self._store, key, "" if request.jobs else wanted.text)
+        return job_pb2.CancelJobsResponse(results=results, more=wanted.more)
 
-    async def _wanted(self, request: job_pb2.CancelJobsRequest) -> list[Job]:
-        """Those that are named, or one more than a call ends of those that match."""
+    async def _wanted(self, request: job_pb2.CancelJobsRequest, before: str | None) -> _Wanted:
+        """Those that are named, or as many of those that match as one call ends.
+
+        Of a repeated request, of which `before` was kept, those that matched the first time.
+        """
         if request.jobs:
             _check_alone("filter", request.filter)
             _check_alone("queue", request.queue)
-            return [await self._finder.find(name) for name in request.jobs]
+            return _Wanted([await self._finder.find(name) for name in request.jobs])
+        if before is not None:
+            return await self._matched(before)
+        found = await self._matching(request)
+        return _Wanted(found[:MOST], more=len(found) > MOST)
+
+    async def _matched(self, text: str) -> _Wanted:
+        uids = [uid for uid in text.removesuffix(MORE).split(",") if uid]
+        found = await self._store.jobs_by_uid(uids)
+        return _Wanted([found[uid] for uid in uids], text.endswith(MORE))
+
+    async def _matching(self, request: job_pb2.CancelJobsRequest) -> list[Job]:
+        """One more than a call ends."""
         if not (request.filter or request.queue):
             raise InvalidArgument.field("jobs", "name at least one job, a filter or a queue")
         if request.indices:
@@ -70,6 +99,7 @@ class Canceller:
         query = job_query(request.project, request.filter)
         terms = (*query.terms, Term("active", "=", 1), Term("desired", "=", int(Desired.RUN)))
         if request.queue:
+            self._grounds().queues.get(query.project, request.queue)
             terms = (*terms, Term("queue", "=", request.queue))
         return await self._store.list_jobs(query._replace(terms=terms), "", MOST + 1)
 

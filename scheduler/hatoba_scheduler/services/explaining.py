@@ -75,20 +75,22 @@ class Explainer:
         return own_reason(rows, names, now) or self._dispatcher.explain(rows.job, now)
 
     async def _names(self, uids: Sequence[str]) -> dict[str, str]:
+        return {uid: job.name for uid, job in (await self._jobs(uids)).items()}
+
+    async def _jobs(self, uids: Sequence[str]) -> dict[str, Job]:
         found = await self._store.jobs_by_uid(list(dict.fromkeys(uids))) if uids else {}
-        return {uid: found[uid].name for uid in uids if uid in found}
+        return {uid: found[uid] for uid in uids if uid in found}
 
     def _names_in_memory(self, uids: Iterable[str]) -> dict[str, str]:
         found = {uid: self._ledger.rows(uid) for uid in uids}
         return {uid: rows.job.name for uid, rows in found.items() if rows is not None}
 
     async def _message(self, job: Job, explained: Explained) -> job_pb2.Explanation:
-        names = await self._names(explained.preempts)
         out = explanation_to_proto(explained)
         out.job = job_name(job.project, job.name) if job.name else ""
         out.state, out.queue = state_to_proto(job.state), job.queue
-        victims = [names.get(uid, uid) for uid in explained.preempts]
-        out.preempts.extend(job_name(job.project, victim) for victim in victims)
+        victims = await self._jobs(explained.preempts)
+        out.preempts.extend(job_name(victim.project, victim.name) for victim in victims.values())
         return out
 
 

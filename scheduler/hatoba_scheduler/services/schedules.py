@@ -34,6 +34,7 @@ from hatoba_scheduler.domain.schedules import (
     with_run,
     with_settings,
 )
+from hatoba_scheduler.domain.timing import shown as shown_time
 from hatoba_scheduler.errors import (
     Aborted,
     AlreadyExists,
@@ -177,7 +178,7 @@ class ScheduleServicer(schedule_pb2_grpc.ScheduleServiceServicer):
             raise InvalidArgument.field(
                 "schedule.end_time",
                 "comes before the first time of the schedule",
-                value=schedule.settings.cron,
+                value=shown_time(schedule.settings.end_time),
                 remedy="set a later one, or none",
                 rule="schedule.never",
             )

@@ -33,7 +33,7 @@ class Updater:
         key = request_key(job.project, "UpdateJob", request.request_id, request)
         if await seen_before(self._store, key) is not None:
             return job
-        if "queue" in paths and not self._parts.grounds().queues.known(job.project, request.queue):
+        if "queue" in paths:
             self._parts.grounds().queues.get(job.project, request.queue)
         await self._update(job, request, now)
         await remember(self._store, key, job.uid)

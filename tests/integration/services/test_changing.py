@@ -169,6 +169,25 @@ async def test_the_same_cancel_twice(wire: Wire, project: str) -> None:
     assert refusal.code is grpc.StatusCode.ALREADY_EXISTS
 
 
+async def test_a_cancel_by_filter_that_comes_twice_ends_nothing_newer(
+    wire: Wire, project: str
+) -> None:
+    old = await submit(wire, held("a"), project)
+    request = job_pb2.CancelJobsRequest(filter="name = a", project=project, request_id="key")
+    await wire.once(request, job_pb2.CancelJobsResponse)
+    newer = await submit(wire, held("a"), project)
+    reply, repeated = await wire.answer(request, job_pb2.CancelJobsResponse)
+    assert repeated
+    assert [(result.job, state(result)) for result in reply.results] == [(old.name, "CANCELLED")]
+    assert state(await wire.job(newer.name)) == "HELD"
+
+
+async def test_a_cancel_names_a_queue_that_there_is(wire: Wire, project: str) -> None:
+    request = job_pb2.CancelJobsRequest(queue="gpus", project=project)
+    refusal = await refused(wire.once(request, job_pb2.CancelJobsResponse))
+    assert (refusal.code, "'gpus'" in refusal.message) == (grpc.StatusCode.NOT_FOUND, True)
+
+
 # -- update ----------------------------------------------------------------------------------------
 
 

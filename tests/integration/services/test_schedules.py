@@ -142,7 +142,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "catch-up": ({"catch_up": 9}, "schedule.catch_up", ""),
     "most": ({"max_catch_up": 1001}, "schedule.max_catch_up", "1000"),
     "fewer than none": ({"max_catch_up": -1}, "schedule.max_catch_up", ""),
-    "over": ({"end_time": timestamp_pb2.Timestamp(seconds=1)}, "schedule.end_time", "first time"),
+    "over": ({"end_time": timestamp_pb2.Timestamp(seconds=1)}, "schedule.end_time", "'1970-01-01"),
     "before time": (
         {"end_time": timestamp_pb2.Timestamp(seconds=-5)},
         "schedule.end_time",

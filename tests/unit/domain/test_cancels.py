@@ -161,6 +161,16 @@ def test_parts_of_an_array_add_up_to_all_of_it() -> None:
     assert rows.job.cause == CANCEL
 
 
+def test_an_array_that_failed_says_why_though_some_of_it_was_cancelled_before() -> None:
+    rows = rows_of(new_job(size=2, retries=RetryPolicy(user=0)))
+    rows = after(rows, cancel_tasks(rows, Ranges(((1, 2),)), CANCEL, NOW))
+    assert rows.job.cause == CANCEL
+    rows = after(rows, launch(rows, intent(rows, 0), NOW))
+    rows = led(rows, lambda view: ended(view, END, NOW))
+    assert rows.job.state is J.FAILED
+    assert rows.job.cause == END.cause
+
+
 def test_a_part_of_what_is_over_changes_nothing() -> None:
     rows = rows_of(new_job(size=3))
     rows = after(rows, cancel(rows, CANCEL, NOW))
