@@ -54,8 +54,8 @@ def describe_free(pool: PoolRoom, wanted: Resources) -> str:
         parts.append(f"{left} of {human_bytes(total.memory)}")
     if wanted.gpus:
         parts.append(f"{free.gpus} of {total.gpus} gpus")
-    there, left = dict(total.named), dict(free.named)
-    parts += [f"{left.get(name, 0)} of {there.get(name, 0)} {name}" for name, _ in wanted.named]
+    there, rest = dict(total.named), dict(free.named)
+    parts += [f"{rest.get(name, 0)} of {there.get(name, 0)} {name}" for name, _ in wanted.named]
     if wanted.slots and not parts:
         parts.append(f"{free.slots} of {total.slots} slots")
     return ", ".join(parts)

@@ -33,7 +33,7 @@ from hatoba_scheduler.domain.planning.rounds import Parts, Rounds, planned_name
 from hatoba_scheduler.domain.planning.runs import hold_of
 from hatoba_scheduler.domain.records import Micros, Resources
 
-SLICE = 100
+SLICE = 60
 """Units of work in somewhat less than a millisecond."""
 
 

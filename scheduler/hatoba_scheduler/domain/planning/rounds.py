@@ -20,7 +20,7 @@ from hatoba_scheduler.domain.planning.model import (
 from hatoba_scheduler.domain.planning.placing import Placer
 from hatoba_scheduler.domain.planning.preemption import Preempting, Sacrifice
 from hatoba_scheduler.domain.planning.reservations import Reservation, Reservations
-from hatoba_scheduler.domain.planning.rooms import Hold, Pool, Profile, Rooms
+from hatoba_scheduler.domain.planning.rooms import Bucket, Hold, Pool, Rooms
 from hatoba_scheduler.domain.planning.runs import Runs, hold_of
 from hatoba_scheduler.domain.planning.shares import Memory, Node, Tree, lines_of
 from hatoba_scheduler.domain.planning.waiting import Waiting
@@ -32,6 +32,10 @@ REFUSED_FOR = 1_000_000
 CLAIMANTS_LOOKED = 64
 CLAIMANTS = 4
 """Lines for which victims are looked for in one round."""
+HEADS = 2
+"""Queues whose heads are looked after at once."""
+OPENED = 200
+"""Shapes of one kind that are opened at once."""
 REHEARSED = 200
 """So many placements are looked ahead to tell whether a job is among them."""
 
@@ -64,6 +68,7 @@ class Seen(NamedTuple):
     """What is known of heads that find no room."""
 
     look_at: Micros
+    looked: set[Node]
     begun: int
     unrivalled: bool
     heads: dict[Node, tuple[Line, str, Micros] | None]
@@ -76,6 +81,8 @@ class Rounds:
         self._parts = parts
         self._look_at: Micros = 0
         """When heads of queues are looked after again."""
+        self._looked: set[Node] = set()
+        """Queues that had their turn in that."""
         self._begun = 0
         self._unrivalled = False
         """A head needs nothing reserved while no other shape waits."""
@@ -154,11 +161,11 @@ class Rounds:
 
     def _seen(self) -> Seen:
         heads = {node: node.head for node in self._parts.tree.nodes.values()}
-        return Seen(self._look_at, self._begun, self._unrivalled, heads)
+        return Seen(self._look_at, set(self._looked), self._begun, self._unrivalled, heads)
 
     def _forget(self, seen: Seen) -> None:
         """What was seen of heads since then."""
-        self._look_at, self._begun, self._unrivalled, heads = seen
+        self._look_at, self._looked, self._begun, self._unrivalled, heads = seen
         for node, head in heads.items():
             node.head = head
 
@@ -195,19 +202,25 @@ class Rounds:
         bucket, _ = rooms.grown.popitem()
         if not bucket.pools:
             return 0.1
-        return self._open(bucket.free, bucket.profile)
+        return self._open(bucket.free, bucket)
 
-    def _open(self, free: Vector, where: Profile | Pool) -> float:
-        shapes, waiting = self._parts.shapes, self._parts.waiting
+    def _open(self, free: Vector, where: Bucket | Pool) -> float:
+        """Open what so much would do for; where that is many, some now and the others next."""
+        shapes, waiting, rooms = self._parts.shapes, self._parts.waiting, self._parts.rooms
+        alike = where.profile if isinstance(where, Bucket) else where
         work = 1.0
         for kind in shapes.kinds():
-            if where.backend not in kind.needs.backends or not kind.suits(where):
+            if alike.backend not in kind.needs.backends or not kind.suits(alike):
                 continue
-            if isinstance(where, Profile):
+            if isinstance(where, Bucket):
                 shapes.grown(kind)
             fitting = _that_fit(kind, free)
-            work += 0.2 + len(kind.stuck) / 50 + len(fitting) / 16
-            for shape in fitting:
+            if len(fitting) > OPENED and isinstance(where, Bucket):
+                rooms.grown[where] = None
+            elif len(fitting) > OPENED and isinstance(where, Pool):
+                rooms.grown_kept[where] = None
+            work += 0.2 + len(kind.stuck) / 50 + min(len(fitting), OPENED) / 8
+            for shape in fitting[:OPENED]:
                 waiting.let_go(shapes.free(shape))
         return work
 
@@ -279,13 +292,14 @@ class Rounds:
         for one in parts.reservations.all():
             if one.until is None and head_of(one.line.node) not in (None, one.line):
                 parts.reservations.drop(one.line)
-        done, work = parts.reservations.nodes(), 0.0
-        for _ in range(parts.rules.reservations - len(parts.reservations)):
-            node = parts.tree.next_waiting(done)
+        done, work = parts.reservations.nodes(), 2.0
+        for _ in range(min(HEADS, parts.rules.reservations - len(parts.reservations))):
+            node = parts.tree.next_waiting(done | self._looked)
             if node is None:
+                self._looked = set()
                 break
-            done.add(node)
-            work += 2.0 + self._look_after(node, after, now)
+            self._looked.add(node)
+            work += 4.0 + self._look_after(node, after, now)
         return work
 
     def _look_after(self, node: Node, after: Micros, now: Micros) -> float:
