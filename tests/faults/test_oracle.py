@@ -11,6 +11,7 @@ from fault_oracle import Ask, Evidence, Line, Told, read_lines, violations
 
 ATTEMPT = "h1-0123-0-1"
 NEXT = "h1-0123-0-2"
+LATER_EPOCH = "h2-0123-0-3"
 NAME = "projects/default/jobs/fault-1"
 
 
@@ -19,7 +20,7 @@ def good() -> Evidence:
     return Evidence(
         asked={0: Ask(0, frozenset({"SUCCEEDED"}))},
         acknowledged={0: NAME},
-        told={NAME: Told(NAME, "SUCCEEDED", 0, NEXT)},
+        told={NAME: Told(NAME, "SUCCEEDED", 0, (NEXT,))},
         unfinished={},
         lines=[
             Line("start", ATTEMPT, 1.0, 10),
@@ -34,8 +35,29 @@ def with_lines(*lines: Line) -> Evidence:
     return replace(good(), lines=lines)
 
 
+def with_runs(*times: str, state: str = "SUCCEEDED") -> Evidence:
+    """A schedule's runs, each its own job."""
+    days = [f"2026-03-01T{time}:00Z" for time in times]
+    runs = {f"run-{place}": ("nightly", day) for place, day in enumerate(days)}
+    attempts = {name: f"h1-{name}-0-1" for name in runs}
+    told = {name: Told(name, state, 0, (attempts[name],)) for name in runs}
+    lines = [
+        Line(event, attempt, at, 20)
+        for attempt in attempts.values()
+        for event, at in (("start", 1.0), ("end", 2.0))
+    ]
+    return replace(
+        good(),
+        told={**good().told, **told},
+        runs=runs,
+        lines=[*good().lines, *lines],
+        terminal_events=Counter([NAME, *runs]),
+    )
+
+
 def test_a_good_round_is_called_good() -> None:
     assert violations(good()) == []
+    assert violations(with_runs("10:00", "10:01")) == []
 
 
 BAD = {
@@ -45,7 +67,7 @@ BAD = {
         "never ended: QUEUED no room",
     ),
     "a wrong end": (
-        replace(good(), told={NAME: Told(NAME, "FAILED", 7, NEXT)}),
+        replace(good(), told={NAME: Told(NAME, "FAILED", 7, (NEXT,))}),
         "ended FAILED 7, not SUCCEEDED",
     ),
     "one request, two jobs": (
@@ -69,9 +91,26 @@ BAD = {
     ),
     "an attempt that ended late": (
         with_lines(*good().lines, Line("end", ATTEMPT, 2.5, 10)),
-        f"{NEXT} started before {ATTEMPT} ended",
+        "0123-0-2 started before 0123-0-1 ended",
     ),
     "success that never ran": (with_lines(*good().lines[:2]), "wrote no end"),
+    "an array of which a task never ran": (
+        replace(good(), asked={0: Ask(0, frozenset({"SUCCEEDED"}), tasks=2)}),
+        "is told SUCCEEDED after 1 tasks ran",
+    ),
+    "an attempt of another epoch beside another": (
+        with_lines(
+            *good().lines, Line("end", ATTEMPT, 3.5, 10), Line("start", LATER_EPOCH, 3.2, 12)
+        ),
+        "0123-0-3 started before 0123-0-1 ended",
+    ),
+    "a schedule that ran twice": (with_runs("10:00", "10:00"), "ran 2 times for"),
+    "a schedule that left a minute out": (with_runs("10:00", "10:02"), "ran for 2 of 3 minutes"),
+    "a schedule's run that failed": (
+        with_runs("10:00", state="FAILED"),
+        "of a schedule ended FAILED",
+    ),
+    "a run on the mock that was let be": (replace(good(), objects=[ATTEMPT]), "still has h1-0123"),
     "two terminal events": (
         replace(good(), terminal_events=Counter({NAME: 2})),
         "has 2 terminal events",

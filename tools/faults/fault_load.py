@@ -4,100 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import random
-import shutil
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
+import grpc
 import grpc.aio
+from fault_jobs import Wish, Workload
 from fault_oracle import Ask, Told
+from google.protobuf.message import Message
 from wire import AWAY, REDIAL, TERMINAL, Wire
 
-from hatoba.v1 import common_pb2, job_pb2
+from hatoba.v1 import common_pb2, job_pb2, schedule_pb2
+from hatoba_scheduler.control.schedules import LABEL, TIME_LABEL
 
 BATCH = 10
-SUCCEEDED = frozenset({"SUCCEEDED"})
-FAILED = frozenset({"FAILED 3"})
 PATIENCE = 120.0
+R = TypeVar("R", bound=Message)
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """A job of the load: which ends are right, and whether somebody will cancel it."""
+class PatientWire(Wire):
+    """Calls that also wait while a restored store takes no changes."""
 
-    ask: Ask
-    spec: job_pb2.JobSpec
-    cancel_after: float | None
-
-
-class Workload:
-    """Gives job number N of a seed, always the same one."""
-
-    def __init__(self, backend: str, seed: int, work: Path) -> None:
-        self._backend = backend
-        self._seed = seed
-        self._ledger = work / "ledger"
-        self._locks = work / "locks"
-        self._locks.mkdir()
-        self._witness = witness(work) if backend == "hosts" else []
-
-    def wish(self, number: int) -> Wish:
-        """Mostly one that succeeds; some fail, leave children behind, or are cancelled."""
-        dice = random.Random(f"{self._seed}-{number}")
-        fails = dice.random() < 0.05
-        late = dice.random() < 0.03
-        milliseconds = int(dice.choice([0, dice.uniform(0, 200), dice.uniform(0, 1500)]))
-        cancelled = dice.random() < 0.03
-        spec = job_pb2.JobSpec(name="fault", backend=self._backend)
-        self._fill(spec, milliseconds, 3 if fails else 0, dice)
-        spec.retries.user = 0
-        spec.retries.infrastructure = 1000
-        spec.retries.backoff.FromMilliseconds(20)
-        spec.retries.max_backoff.FromMilliseconds(200)
-        spec.stop_grace.FromMilliseconds(500)
-        ends = (FAILED if fails else SUCCEEDED) | ({"CANCELLED"} if cancelled else set())
-        if late:
-            spec.max_queue_time.FromMilliseconds(round(dice.uniform(50, 1500)))
-            ends |= {"TIMED_OUT"}
-        return Wish(Ask(number, ends), spec, dice.uniform(0, 1.0) if cancelled else None)
-
-    def _fill(
-        self, spec: job_pb2.JobSpec, milliseconds: int, code: int, dice: random.Random
-    ) -> None:
-        odd = dice.random() < 0.05
-        if self._backend == "hosts":
-            how = ["hide"] if odd else []
-            numbers = [str(milliseconds), str(code)]
-            files = [str(self._ledger), str(self._locks)]
-            spec.command.extend([*self._witness, *files, *numbers, *how])
-            return
-        spec.command.append("true")
-        if self._backend == "null":
-            options: dict[str, float | bool | str] = {
-                "delay": milliseconds / 1000,
-                "exit_code": code,
-            }
-        else:
-            fault = dice.choice(["reply_lost", "reply_doubled"])
-            options = {"run_for": milliseconds / 1000, "exit_code": code}
-            options |= {"launch_fault": fault} if odd else {}
-        spec.backend_options.update({self._backend: options})
+    async def answer(
+        self, request: Message, reply: type[R], *, patience: float = PATIENCE
+    ) -> tuple[R, bool]:
+        """See Wire."""
+        async with asyncio.timeout(patience):
+            while True:
+                try:
+                    return await super().answer(request, reply, patience=patience)
+                except grpc.aio.AioRpcError as error:
+                    if not not_adopted(error):
+                        raise
+                await asyncio.sleep(5 * REDIAL)
 
 
-def witness(work: Path) -> list[str]:
-    """The command of the witness: a program compiled once; without a compiler, a script."""
-    here = Path(__file__).parent
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        return [sys.executable, "-I", "-S", str(here / "witness.py")]
-    program = work / "witness"
-    static = [compiler, "-O1", "-static", "-o", str(program), str(here / "witness.c")]
-    if subprocess.run(static, capture_output=True, check=False).returncode:
-        subprocess.run([each for each in static if each != "-static"], check=True)
-    return [str(program)]
+def not_adopted(error: grpc.aio.AioRpcError) -> bool:
+    """Whether a call was refused because the store is restored and not adopted."""
+    refused = error.code() is grpc.StatusCode.FAILED_PRECONDITION
+    return refused and "hatoba server adopt" in (error.details() or "")
 
 
 @dataclass
@@ -111,6 +58,7 @@ class Progress:
     repeated: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     gaps: list[str] = field(default_factory=list)
+    restores: int = 0
     moved: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -143,17 +91,45 @@ class Submitter:
 
     def _chain(self, wishes: list[Wish]) -> None:
         """Some wait for the end of another, which may be over already."""
-        known = list(self._progress.acknowledged.values())
-        for wish in wishes:
-            if known and self._dice.random() < 0.06:
-                wish.spec.after_end.append(self._dice.choice(known[-50:]))
+        known = list(self._progress.acknowledged.values())[-50:]
+        for place, wish in enumerate(wishes):
+            kind = self._dice.random()
+            if known and kind < 0.05:
+                wish.spec.after_end.append(self._dice.choice(known))
+            elif known and kind < 0.08:
+                wish.spec.after_ok.append(self._dice.choice(known))
+                ask = wish.ask
+                ends = ask.ends | {"UPSTREAM_FAILED"}
+                wishes[place] = replace(wish, ask=replace(ask, ends=ends))
+
+    async def submit_one(self, wish: Wish) -> str:
+        """Submit one; its name, empty when its moment is past and it was refused for that."""
+        self._progress.asked[wish.ask.number] = wish.ask
+        try:
+            return await self._once(wish)
+        except grpc.aio.AioRpcError as error:
+            invalid = error.code() is grpc.StatusCode.INVALID_ARGUMENT
+            if not invalid or "is past" not in (error.details() or ""):
+                raise
+            return ""
+
+    async def run(self, wish: Wish, schedule: str) -> None:
+        """Have a schedule submit a run of its own now."""
+        self._progress.asked[wish.ask.number] = wish.ask
+        request = schedule_pb2.RunScheduleRequest(name=schedule, request_id=self._id(wish))
+        job, repeated = await self._wire.answer(request, job_pb2.Job, patience=PATIENCE)
+        self._keep(wish, job.name, repeated=repeated)
 
     async def _one_by_one(self, wishes: list[Wish]) -> None:
         for wish in wishes:
-            request = job_pb2.SubmitJobRequest(spec=wish.spec, request_id=self._id(wish))
             for _ in range(2 if self._dice.random() < 0.05 else 1):
-                job, repeated = await self._wire.answer(request, job_pb2.Job, patience=PATIENCE)
-                self._keep(wish, job.name, repeated=repeated)
+                await self._once(wish)
+
+    async def _once(self, wish: Wish) -> str:
+        request = job_pb2.SubmitJobRequest(spec=wish.spec, request_id=self._id(wish))
+        job, repeated = await self._wire.answer(request, job_pb2.Job, patience=PATIENCE)
+        self._keep(wish, job.name, repeated=repeated)
+        return job.name
 
     async def _together(self, wishes: list[Wish]) -> None:
         items = [
@@ -187,7 +163,7 @@ class Submitter:
 
 async def follow(wire: Wire, progress: Progress) -> None:
     """Take in every event of the project, each once, from the first on; never returns."""
-    cursor, last = "0", 0
+    cursor, last, restores = "0", 0, 0
     while True:
         request = job_pb2.WatchJobsRequest(cursor=cursor)
         try:
@@ -195,7 +171,11 @@ async def follow(wire: Wire, progress: Progress) -> None:
                 if message.HasField("event"):
                     last = _take(message.event, last, progress)
                 elif message.HasField("resync"):
-                    progress.gaps.append(f"the follower was told to resync at {cursor}")
+                    if progress.restores == restores:
+                        progress.gaps.append(f"the follower was told to resync at {cursor}")
+                    # Another epoch has another history, which is told from its beginning.
+                    last, restores = 0, progress.restores
+                    progress.ended.clear()
                 cursor = message.cursor or cursor
         except grpc.aio.AioRpcError as error:
             if error.code() not in (*AWAY, grpc.StatusCode.CANCELLED):
@@ -212,25 +192,40 @@ def _take(event: common_pb2.Event, last: int, progress: Progress) -> int:
     return event.seq
 
 
-async def told_jobs(wire: Wire) -> tuple[dict[str, Told], dict[str, str]]:
-    """Every job that has ended, and every other with what it waits for, by name."""
-    told: dict[str, Told] = {}
-    unfinished: dict[str, str] = {}
+@dataclass(slots=True)
+class Listing:
+    """Every job of the project: ended ones, all others with what they wait for, by name."""
+
+    told: dict[str, Told] = field(default_factory=dict)
+    unfinished: dict[str, str] = field(default_factory=dict)
+    runs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Jobs that schedules submitted: the schedule, and the time that it was for."""
+
+    def add(self, job: job_pb2.Job) -> None:
+        """Take one in."""
+        if job.state in TERMINAL:
+            self.told[job.name] = Told(job.name, state_of(job), job.cause.exit_code)
+        else:
+            self.unfinished[job.name] = f"{state_of(job)} {job.waiting_reason}"
+        if TIME_LABEL in job.spec.labels:
+            self.runs[job.name] = job.spec.labels[LABEL], job.spec.labels[TIME_LABEL]
+
+
+async def listing(wire: Wire) -> Listing:
+    """All jobs as the server tells of them."""
+    found = Listing()
     request = job_pb2.ListJobsRequest(page_size=500)
     while True:
         page = await wire.call(request, job_pb2.ListJobsResponse)
         for job in page.jobs:
-            if job.state in TERMINAL:
-                told[job.name] = Told(job.name, state_of(job), job.cause.exit_code, "")
-            else:
-                unfinished[job.name] = f"{state_of(job)} {job.waiting_reason}"
+            found.add(job)
         request.page_token = page.next_page_token
         if not request.page_token:
-            return told, unfinished
+            return found
 
 
 async def with_attempts(wire: Wire, told: dict[str, Told]) -> tuple[dict[str, Told], int]:
-    """The same with each job's last attempt, and how many attempts there were."""
+    """The same with the last attempt of each task, and how many attempts there were."""
     turn = asyncio.Semaphore(20)
     count = 0
 
@@ -239,7 +234,9 @@ async def with_attempts(wire: Wire, told: dict[str, Told]) -> tuple[dict[str, To
         async with turn:
             attempts = await wire.attempts(one.name)
         count += len(attempts)
-        return one._replace(last_attempt=attempts[-1].external_name if attempts else "")
+        attempts.sort(key=lambda each: each.number)
+        newest = {each.index: each.external_name for each in attempts}
+        return one._replace(last_attempts=tuple(newest.values()))
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(look(one), name=one.name) for one in told.values()]

@@ -12,7 +12,7 @@ from wire import Wire
 from hatoba.v1 import admin_pb2, queue_pb2, worker_pb2
 
 PATIENCE = 120.0
-PAUSE = 0.7
+PAUSE = 2.0
 Call = tuple[Message, type[Message]]
 
 
@@ -32,7 +32,7 @@ class Operator:
             kinds = [self._of_backend, self._of_queue]
             if self._backend == "hosts":
                 kinds.append(self._of_host)
-            await self._cordon_for_a_moment(self._dice.choice(kinds))
+            await self._for_a_moment(self._dice.choice(kinds), self._dice.random() < 0.2)
 
     async def take_all_back(self) -> None:
         """Nothing is cordoned any more."""
@@ -41,8 +41,13 @@ class Operator:
         if self._backend == "hosts":
             await self._carry_out(self._of_host(False, False))
 
-    async def _cordon_for_a_moment(self, kind: Callable[[bool, bool], Call]) -> None:
-        await self._carry_out(kind(True, self._dice.random() < 0.3))
+    async def cordon(self, what: str, *, drain: bool = False) -> None:
+        """Cordon a `backend`, `queue` or `host` for a moment."""
+        kinds = {"backend": self._of_backend, "queue": self._of_queue, "host": self._of_host}
+        await self._for_a_moment(kinds[what], drain)
+
+    async def _for_a_moment(self, kind: Callable[[bool, bool], Call], drain: bool) -> None:
+        await self._carry_out(kind(True, drain))
         await self._carry_out(kind(False, False))
         self.done += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,23 +20,24 @@ class Line(NamedTuple):
 
 
 class Told(NamedTuple):
-    """An ended job as the server tells of it; `last_attempt` is an external name."""
+    """An ended job as the server tells of it; `last_attempts` are external names, one a task."""
 
     name: str
     state: str
     exit_code: int
-    last_attempt: str
+    last_attempts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A job that was asked for: its number, and which ends are right for it.
+    """A job that was asked for: its number, which ends are right for it, and its tasks.
 
     An end is `STATE`, or `FAILED 3` with the exit code that has to be told.
     """
 
     number: int
     ends: frozenset[str]
+    tasks: int = 1
 
 
 @dataclass(slots=True)
@@ -58,6 +60,10 @@ class Evidence:
     """Processes of attempts, after the last job has ended."""
     held: int = 0
     """Attempts that still hold resources."""
+    objects: Sequence[str] = ()
+    """What the mock still has of what was launched."""
+    runs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Jobs that schedules submitted: the schedule, and the time that it was for."""
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -72,9 +78,9 @@ def read_lines(path: Path) -> list[Line]:
 
 
 def task_of(attempt: str) -> tuple[str, int]:
-    """A task's key and the number, from an attempt's external name."""
+    """A task's key and the number, from an attempt's external name, of whatever store epoch."""
     task, _, number = attempt.rpartition("-")
-    return task, int(number)
+    return task.partition("-")[2], int(number)
 
 
 def violations(found: Evidence, *, witnessed: bool = True) -> list[str]:
@@ -90,6 +96,8 @@ def violations(found: Evidence, *, witnessed: bool = True) -> list[str]:
         *_overlaps(found.lines),
         *(_never_ran(found) if witnessed else ()),
         *_events(found),
+        *_runs(found),
+        *(f"the mock still has {name}" for name in found.objects),
         *(f"process left: {each}" for each in found.processes),
         *([f"{found.held} attempts still hold resources"] if found.held else ()),
         *found.gaps,
@@ -119,7 +127,27 @@ def _doubled_jobs(found: Evidence) -> Iterable[str]:
     counts = Counter(found.acknowledged.values())
     yield from (f"{name} was given to {n} requests" for name, n in counts.items() if n > 1)
     known = set(found.told) | set(found.unfinished)
-    yield from (f"{name} is a job nobody asked for" for name in known - set(counts))
+    unasked = known - set(counts) - set(found.runs)
+    yield from (f"{name} is a job nobody asked for" for name in sorted(unasked))
+
+
+def _runs(found: Evidence) -> Iterable[str]:
+    """Each schedule ran once for each minute from its first to its last, and each run ended."""
+    for name in found.runs:
+        if name in found.unfinished:
+            yield f"{name} of a schedule never ended: {found.unfinished[name]}"
+        elif (told := found.told.get(name)) is None or told.state != "SUCCEEDED":
+            yield f"{name} of a schedule ended {told.state if told else 'nowhere'}"
+    for run, count in Counter(found.runs.values()).items():
+        if count > 1:
+            yield f"schedule {run[0]} ran {count} times for {run[1]}"
+    times: dict[str, set[dt.datetime]] = defaultdict(set)
+    for schedule, time in found.runs.values():
+        times[schedule].add(dt.datetime.fromisoformat(time))
+    for schedule, those in times.items():
+        wanted = (max(those) - min(those)) // dt.timedelta(minutes=1) + 1
+        if wanted != len(those):
+            yield f"schedule {schedule} ran for {len(those)} of {wanted} minutes"
 
 
 def _started_twice(lines: Iterable[Line]) -> Iterable[str]:
@@ -131,7 +159,7 @@ def _overlaps(lines: Sequence[Line]) -> Iterable[str]:
     for line in lines:
         if line.event == "overlap":
             yield f"{line.attempt} started at {line.time:.3f} beside an earlier attempt"
-    ends = {line.attempt: line.time for line in lines if line.event == "end"}
+    ends = {task_of(line.attempt): line.time for line in lines if line.event == "end"}
     starts: dict[str, dict[int, float]] = defaultdict(dict)
     for line in lines:
         if line.event == "start":
@@ -140,7 +168,7 @@ def _overlaps(lines: Sequence[Line]) -> Iterable[str]:
     for task, numbers in starts.items():
         for number, began in numbers.items():
             for earlier in range(1, number):
-                if ends.get(f"{task}-{earlier}", began) > began:
+                if ends.get((task, earlier), began) > began:
                     yield f"{task}-{number} started before {task}-{earlier} ended"
                 if numbers.get(earlier, began) > began:
                     yield f"{task}-{number} started before {task}-{earlier} started"
@@ -148,9 +176,15 @@ def _overlaps(lines: Sequence[Line]) -> Iterable[str]:
 
 def _never_ran(found: Evidence) -> Iterable[str]:
     ends = {line.attempt for line in found.lines if line.event == "end"}
+    tasks = {name: found.asked[number].tasks for number, name in found.acknowledged.items()}
     for told in found.told.values():
-        if told.state in ("SUCCEEDED", "FAILED") and told.last_attempt not in ends:
-            yield f"{told.name} is told {told.state}, but {told.last_attempt} wrote no end"
+        if told.state not in ("SUCCEEDED", "FAILED"):
+            continue
+        for attempt in told.last_attempts:
+            if attempt not in ends:
+                yield f"{told.name} is told {told.state}, but {attempt} wrote no end"
+        if len(told.last_attempts) != tasks.get(told.name, 1):
+            yield f"{told.name} is told {told.state} after {len(told.last_attempts)} tasks ran"
 
 
 def _events(found: Evidence) -> Iterable[str]:

@@ -1,42 +1,126 @@
-"""Which failpoint the next server dies at: all of them, those most often that are reached."""
+"""Which failpoint the next server dies at: all of them, and those most often that are met least."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from hatoba_scheduler.failpoints import POINTS, VARIABLE
 
 PASSES = (1, 1, 1, 2, 2, 3, 5)
-"""At which of its passes a server dies."""
-MISS_WEIGHT = 4
-"""A point that was not reached waits as if it had been reached so often more."""
+"""At which of its passes a server dies, where every load comes by often."""
+OFTEN = ("dispatch.intent.", "ledger.", "launch.", "release.", "worker.")
+AT_RANDOM = 0.1
+"""Share of the servers that are armed with nothing, and die at any moment."""
+MISSES = 3
+"""So many tries in vain weigh as much as one death."""
+
+ONLY_ON: dict[str, frozenset[str]] = {
+    "adopt.": frozenset({"hosts"}),
+    "disconnect.": frozenset({"mock"}),
+    "dispatch.preempt.": frozenset({"hosts", "mock"}),
+    "gang.": frozenset({"hosts"}),
+    "host.": frozenset({"hosts"}),
+    "reap.": frozenset({"mock"}),
+    "worker.": frozenset({"hosts"}),
+}
+"""Where points are met, when not everywhere: what has no hosts has no workers and no gangs; the
+mock's ledger lets an orphan be planted and something be out of reach for half a minute."""
+SLOW = ("adopt.", "disconnect.")
+"""Each costs a good part of a minute: one death of each, in rounds that are long enough."""
+SLOW_FROM = 250
+"""Kills of a round that is long enough for everything."""
+EVERY_MINUTE = ("schedule.",)
+"""Met when a minute begins."""
+SEASON = 10.0
+"""Seconds after the beginning of a minute in which schedules' runs are due or catch up."""
+BEFOREHAND = 1.5
+HELP = {"find.": "launch.call.after:error"}
+"""What else is armed: a launch whose answer is lost is looked up."""
+
+
+class Armed(NamedTuple):
+    """What the next server is to die at; without a name, at nothing."""
+
+    name: str = ""
+    passes: int = 1
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment that arms it."""
+        if not self.name:
+            return {}
+        help_ = [text for start, text in HELP.items() if self.name.startswith(start)]
+        return {VARIABLE: ",".join([*help_, f"{self.name}:kill9@{self.passes}"])}
 
 
 class Points:
-    """Spreads kills over all failpoints; what a load never comes by is tried ever more seldom."""
+    """Spreads kills evenly over all failpoints that a round on a backend can meet."""
 
-    def __init__(self, dice: random.Random) -> None:
+    def __init__(self, dice: random.Random, backend: str, kills: int) -> None:
         self._dice = dice
+        self.within = reach(backend, kills)
         self._misses: Counter[str] = Counter()
         self.hits: Counter[str] = Counter()
-        self.armed = ""
+        self.armed = Armed()
 
-    def next(self) -> dict[str, str]:
-        """The environment of the next server: it kills itself at the point chosen."""
-        order = self._dice.sample(sorted(POINTS), len(POINTS))
-        self.armed = min(order, key=lambda name: self.hits[name] + MISS_WEIGHT * self._misses[name])
-        count = 1 if self._misses[self.armed] else self._dice.choice(PASSES)
-        return {VARIABLE: f"{self.armed}:kill9@{count}"}
+    def next(self, time: float) -> Armed:
+        """What the next server dies at; `time` is the wall clock's, in seconds."""
+        self.armed = Armed() if self._dice.random() < AT_RANDOM else self._choose(time)
+        return self.armed
+
+    def _choose(self, time: float) -> Armed:
+        season = time % 60 < SEASON or time % 60 > 60 - BEFOREHAND
+        names = [name for name in self.within if self._wanted(name, season)]
+        name = min(self._dice.sample(names, len(names)), key=lambda one: self._weight(one, season))
+        often = name.startswith(OFTEN) and not self._misses[name]
+        return Armed(name, self._dice.choice(PASSES) if often else 1)
+
+    def _wanted(self, name: str, season: bool) -> bool:
+        if name.startswith(SLOW) and self.hits[name]:
+            return False
+        return season or not name.startswith(EVERY_MINUTE)
+
+    def _weight(self, name: str, season: bool) -> float:
+        """Least is next; a season is short, so what has one goes a little before the others."""
+        before = 2 if season and name.startswith(EVERY_MINUTE) else 0
+        return self.hits[name] + self._misses[name] / MISSES - before
 
     def told(self, *, reached: bool) -> None:
         """Whether the server that was armed last died there."""
+        if not self.armed.name:
+            return
         if reached:
-            self.hits[self.armed] += 1
+            self.hits[self.armed.name] += 1
         else:
-            self._misses[self.armed] += 1
+            self._misses[self.armed.name] += 1
 
-    @property
-    def never(self) -> list[str]:
-        """Points that no server has died at."""
-        return sorted(POINTS.keys() - self.hits.keys())
+
+def reach(backend: str, kills: int) -> list[str]:
+    """The points that a round of so many kills on a backend can meet."""
+    return [
+        name
+        for name in sorted(POINTS)
+        if all(backend in where for start, where in ONLY_ON.items() if name.startswith(start))
+        and (kills >= SLOW_FROM or not name.startswith(SLOW))
+    ]
+
+
+def unmet(rounds: Iterable[tuple[str, int, Mapping[str, int]]]) -> dict[str, str]:
+    """Points that no server died at in any of these rounds, with why that is; empty: it is wrong.
+
+    A round is its backend, its kills and its deaths by point.
+    """
+    told = list(rounds)
+    within = {name for backend, kills, _ in told for name in reach(backend, kills)}
+    met = {name for _, _, hits in told for name, count in hits.items() if count}
+    enough = bool(told) and min(kills for _, kills, _ in told) >= SLOW_FROM
+    return {name: _why(name, within, enough) for name in sorted(POINTS.keys() - met)}
+
+
+def _why(name: str, within: set[str], enough: bool) -> str:
+    if name not in within:
+        return "not on these backends, or it takes a longer round"
+    return "" if enough else "the round was too short"

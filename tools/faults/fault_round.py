@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import random
 import time
 from collections import Counter
@@ -11,32 +12,39 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fault_jobs import Workload
 from fault_load import (
     BATCH,
+    PatientWire,
     Progress,
     Submitter,
-    Workload,
     follow,
-    told_jobs,
+    listing,
     wait_for,
     with_attempts,
 )
 from fault_operator import Operator
 from fault_oracle import Evidence, Line, read_lines, violations
-from fault_points import Points
+from fault_points import Armed, Points
+from fault_provoke import DESK, Provoker, plant_orphan
+from fault_restore import adopt, put_back
 from fault_zygote import ZygoteLauncher
 from server_process import ColdLauncher, HatobaServer, Unready, died, kill9, until
 from wire import Wire
 
 from hatoba.v1 import admin_pb2
+from hatoba_plugins.backends.mock.ledger import Entry, read_ledger
 from hatoba_scheduler.store.sqlite.doctor import visit
 
 COLD_EVERY = 20
-DOCTOR_EVERY = 10
-REAP_AFTER = 5.0
+REAP_AFTER = 1.0
 """Seconds after which what nobody wants is ended."""
-DYING = 1.2
+AT_RANDOM = 1.0
+"""Within so many seconds one dies that has no failpoint."""
+DYING = 1.0
 """Seconds for a server to come by its failpoint, at most."""
+DYING_AT = {"adopt.": 25.0, "disconnect.": 40.0, "list.": 2.5, "observe.": 2.5, "reap.": 4.5}
+"""The same for what happens only after a while."""
 LULL_SECONDS = 1.0
 SETTLE_SECONDS = 90.0
 REST_SECONDS = 20.0
@@ -62,11 +70,9 @@ class Verdict:
     seconds: float
     kills: Counter[str]
     points: Counter[str]
-    """Failpoints that servers died at."""
-    never: list[str]
-    """Failpoints that none died at."""
+    """How many servers died at each failpoint."""
     violations: list[str]
-    figures: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class Round:
@@ -79,16 +85,18 @@ class Round:
         self._dice = random.Random(plan.seed)
         self._zygote = ZygoteLauncher()
         self._cold = ColdLauncher()
-        self._points = Points(self._dice)
+        self._points = Points(self._dice, plan.backend, plan.kills)
         hosts = plan.backend == "hosts"
         self._server = HatobaServer(work / "data", hosts, (), self._cold)
-        self._targets = ["server"] * 4 + ["worker", "keeper"] if hosts else ["server"]
+        self._targets = ["server"] * 8 + ["worker", "keeper"] if hosts else ["server"]
         self._kills: Counter[str] = Counter()
         self._progress = Progress()
         self._trouble: list[str] = []
         self._unwell: list[str] = []
         self._visits = 0
+        self._visiting = 0.0
         self._starts = 0
+        self._adopting: asyncio.Task[None] | None = None
 
     async def run(self) -> Verdict:
         """The verdict; everything that was started is gone when it is there."""
@@ -96,7 +104,7 @@ class Round:
         self._configure()
         try:
             await self._server.start()
-            async with Wire(self._server) as wire:
+            async with PatientWire(self._server) as wire:
                 try:
                     await self._work_and_kill(wire)
                 except* (AssertionError, TimeoutError) as trouble:
@@ -115,7 +123,6 @@ class Round:
             seconds=time.monotonic() - began,
             kills=self._kills,
             points=self._points.hits,
-            never=self._points.never,
             violations=found,
             figures=self._figures(evidence, attempts),
         )
@@ -128,31 +135,39 @@ class Round:
         text = f'[defaults]\ntrain = "{name}"\n[backends.{name}]\ntype = "{name}"\n'
         text += f"reap_after = {REAP_AFTER}\n[backends.{name}.options]\n{options}\n"
         (data / "hatoba.toml").write_text(text)
+        (data / "worker.json").write_text(json.dumps({"named": DESK}))
 
     # -- the load and the kills -------------------------------------------------------------------
 
     async def _work_and_kill(self, wire: Wire) -> None:
+        plan, progress = self._plan, self._progress
+        workload = Workload(plan.backend, plan.seed, self._work)
+        submitter = Submitter(wire, workload, progress, plan.seed)
+        operator = Operator(wire, plan.backend, plan.seed)
+        provoker = Provoker(wire, workload, submitter, operator)
+        await provoker.begin_schedules()
         # A wire of its own: who dials anew cancels what others still read on the old channel.
         async with Wire(self._server) as watching, asyncio.TaskGroup() as group:
-            following = group.create_task(follow(watching, self._progress), name="follow")
-            operator = Operator(wire, self._plan.backend, self._plan.seed)
+            following = group.create_task(follow(watching, progress), name="follow")
             operating = group.create_task(operator.work(), name="operator")
             async with asyncio.TaskGroup() as work:
-                work.create_task(self._submit(wire), name="submit")
-                work.create_task(self._kill(), name="kill")
+                work.create_task(self._submit(submitter), name="submit")
+                work.create_task(self._kill(provoker, work), name="kill")
             operating.cancel()
+            await provoker.end_schedules()
             await operator.take_all_back()
             self._say(f"{sum(self._kills.values())} kills done; waiting for the last jobs")
-            everything = len(self._progress.acknowledged)
-            await wait_for(
-                self._progress, lambda: len(self._progress.ended) >= everything, SETTLE_SECONDS
-            )
+            await self._until_all_ended(wire)
             following.cancel()
 
-    async def _submit(self, wire: Wire) -> None:
+    async def _until_all_ended(self, wire: Wire) -> None:
+        """Those that were acknowledged, and those that schedules submitted."""
+        progress = self._progress
+        names = {*progress.acknowledged.values(), *(await listing(wire)).runs}
+        await wait_for(progress, lambda: names <= progress.ended.keys(), SETTLE_SECONDS)
+
+    async def _submit(self, submitter: Submitter) -> None:
         """Keep as many jobs under way as may be, and spread them over the kills."""
-        workload = Workload(self._plan.backend, self._plan.seed, self._work)
-        submitter = Submitter(wire, workload, self._progress, self._plan.seed)
         submitted = 0
         async with asyncio.TaskGroup() as cancels:
             while submitted < self._plan.jobs:
@@ -172,17 +187,22 @@ class Round:
         if not await wait_for(self._progress, mine, SETTLE_SECONDS):
             raise AssertionError(f"nothing ends: {self._progress.open} jobs are under way")
 
-    async def _kill(self) -> None:
+    async def _kill(self, provoker: Provoker, work: asyncio.TaskGroup) -> None:
         while (done := sum(self._kills.values())) < self._plan.kills:
             target = self._dice.choice(self._targets)
-            if target != "server":
+            if target == "server":
+                await self._kill_server()
+                await self._start_next(provoker, work)
+            else:
                 await self._pause()
-            await self._kill_one(target)
+                await self._kill_beside(target)
             self._progress.moved.set()
             now = sum(self._kills.values())
             if now > done and now % 20 == 0:
                 self._tell(now)
         await self._revive()
+        if self._adopting:
+            await self._adopting
 
     async def _pause(self) -> None:
         """A kill says most while work goes on; but what never comes back is not waited for."""
@@ -194,10 +214,7 @@ class Round:
         made, ended = len(self._progress.acknowledged), len(self._progress.ended)
         self._say(f"{kills} kills, {made} jobs acknowledged, {ended} ended")
 
-    async def _kill_one(self, target: str) -> None:
-        if target == "server":
-            await self._kill_server()
-            return
+    async def _kill_beside(self, target: str) -> None:
         find = self._server.worker_pid if target == "worker" else self._server.keeper_pid
         pid = await asyncio.to_thread(find)
         if pid and await asyncio.to_thread(kill9, pid):
@@ -205,56 +222,87 @@ class Round:
 
     async def _kill_server(self) -> None:
         """Have it die at its failpoint; where the load does not come by that, kill it as it is."""
-        reached = await asyncio.to_thread(died, self._server.pid, self._dice.uniform(0.3, DYING))
+        reached = await asyncio.to_thread(died, self._server.pid, self._patience())
         self._points.told(reached=reached)
         if reached or await asyncio.to_thread(kill9, self._server.pid):
             self._kills["server"] += 1
-        if self._kills["server"] % DOCTOR_EVERY == 0:
-            self._unwell += await self._doctor(f"after {sum(self._kills.values())} kills")
-        await asyncio.sleep(self._dice.choice([0.0, self._dice.uniform(0, 0.2)]))
-        await self._launch(self._points.next())
-        with contextlib.suppress(Unready):
-            # One that dies while it starts is an ordinary kill.
-            await self._server.until_ready()
+        self._unwell += await self._doctor(f"after {sum(self._kills.values())} kills")
 
-    async def _launch(self, environ: dict[str, str]) -> None:
+    def _patience(self) -> float:
+        name = self._points.armed.name
+        if not name:
+            return self._dice.uniform(0, AT_RANDOM)
+        return next((s for start, s in DYING_AT.items() if name.startswith(start)), DYING)
+
+    async def _start_next(self, provoker: Provoker, work: asyncio.TaskGroup) -> None:
+        """The next server, and what leads it by the failpoint that it is to die at."""
+        if self._adopting is not None and not self._adopting.done():
+            # A restored store does nothing else until it is adopted.
+            await self._revive()
+            await self._adopting
+        armed = self._points.next(time.time())
+        await asyncio.to_thread(self._prepare, armed.name)
+        await self._launch(armed)
+        try:
+            await self._server.until_ready()
+        except Unready:
+            # One that dies while it starts is an ordinary kill.
+            return
+        if armed.name.startswith("adopt."):
+            self._adopting = work.create_task(adopt(self._server), name="adopt")
+        elif armed.name:
+            work.create_task(provoker.provoke(armed.name), name=f"provoke {armed.name}")
+
+    def _prepare(self, point: str) -> None:
+        """What must be done for a failpoint while no server runs; blocks."""
+        if point.startswith("adopt."):
+            put_back(self._server.data)
+            self._progress.restores += 1
+        elif point.startswith("reap."):
+            plant_orphan(self._server.data / "mock.ledger", self._dice)
+
+    async def _launch(self, armed: Armed) -> None:
         self._starts += 1
         launcher = self._cold if self._starts % COLD_EVERY == 0 else self._zygote
-        launcher.environ = environ
+        launcher.environ = armed.environ
         self._server.launcher = launcher
         await asyncio.to_thread(self._server.launch)
 
     async def _doctor(self, when: str) -> list[str]:
         """What is not as it must be in the store's file, which no server has open."""
-        self._visits += 1
+        began = time.monotonic()
         file = self._server.data / "hatoba.db"
         problems = await asyncio.to_thread(visit, file, 0, mend=False)
+        self._visits += 1
+        self._visiting += time.monotonic() - began
         return [f"doctor {when}: {problem.text()}" for problem in problems]
 
     async def _revive(self) -> None:
         """Whatever server there is, one comes that dies by nothing."""
         await asyncio.to_thread(kill9, self._server.pid)
-        await self._launch({})
+        await self._launch(Armed())
         await self._server.until_ready()
 
     # -- the verdict ------------------------------------------------------------------------------
 
     async def _evidence(self, wire: Wire) -> tuple[Evidence, int]:
-        told, unfinished = await told_jobs(wire)
-        told, attempts = await with_attempts(wire, told)
+        found = await listing(wire)
+        told, attempts = await with_attempts(wire, found.told)
         held = await self._held(wire)
         progress = self._progress
         evidence = Evidence(
             asked=progress.asked,
             acknowledged=progress.acknowledged,
             told=told,
-            unfinished=unfinished,
+            unfinished=found.unfinished,
+            runs=found.runs,
             lines=await asyncio.to_thread(self._lines),
             terminal_events=progress.ended,
             gaps=progress.gaps,
             renamed=progress.renamed,
             processes=await self._processes(),
             held=held,
+            objects=await self._objects(),
         )
         return evidence, attempts
 
@@ -276,12 +324,19 @@ class Round:
             await until(lambda: not self._server.marked(), REST_SECONDS)
         return await asyncio.to_thread(self._server.marked)
 
+    async def _objects(self) -> list[str]:
+        """What the mock still has of ours, orphans that were planted too, once patience is over."""
+        ledger = self._server.data / "mock.ledger"
+        with contextlib.suppress(TimeoutError):
+            await until(lambda: not left_objects(read_ledger(ledger)), REST_SECONDS)
+        return await asyncio.to_thread(lambda: left_objects(read_ledger(ledger)))
+
     def _lines(self) -> list[Line]:
         if self._plan.backend == "mock":
-            return mock_lines(self._server.data / "mock.ledger")
+            return mock_lines(read_ledger(self._server.data / "mock.ledger"))
         return read_lines(self._work / "ledger")
 
-    def _figures(self, evidence: Evidence, attempts: int) -> dict[str, int]:
+    def _figures(self, evidence: Evidence, attempts: int) -> dict[str, float]:
         starts = sum(line.event == "start" for line in evidence.lines)
         states = Counter(told.state for told in evidence.told.values())
         return {
@@ -290,6 +345,9 @@ class Round:
             "attempts": attempts,
             "starts recorded": starts,
             "visits of the doctor": self._visits,
+            "ms each": round(1000 * self._visiting / max(1, self._visits)),
+            "restores": self._progress.restores,
+            "runs of schedules": len(evidence.runs),
             "cancels": self._progress.cancels,
             "repeated submits recognised": self._progress.repeated,
         }
@@ -308,13 +366,17 @@ def leaves(error: BaseException) -> list[BaseException]:
     return [leaf for one in error.exceptions for leaf in leaves(one)]
 
 
-def mock_lines(path: Path) -> list[Line]:
+def mock_lines(entries: list[Entry]) -> list[Line]:
     """The mock's own ledger in the witnesses' words."""
-    from hatoba_plugins.backends.mock.ledger import read_ledger
-
     words = {"start": "start", "end": "end", "delete": "end"}
     return [
         Line(words[entry.event], entry.name, entry.time, 0)
-        for entry in read_ledger(path)
+        for entry in entries
         if entry.event in words
     ]
+
+
+def left_objects(entries: list[Entry]) -> list[str]:
+    """What was created on the mock and never released."""
+    released = {entry.name for entry in entries if entry.event == "release"}
+    return [one.name for one in entries if one.event == "create" and one.name not in released]

@@ -18,7 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from fault_round import Plan, Round, Verdict  # noqa: E402 - found beside this file
+from fault_points import unmet  # noqa: E402 - found beside this file
+from fault_round import Plan, Round, Verdict  # noqa: E402
 
 JOBS_A_KILL = 10
 SHOWN = 40
@@ -26,11 +27,15 @@ SHOWN = 40
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the rounds that the command line asks for; the exit code."""
-    return max(run(plan) for plan in planned(arguments))
+    verdicts = [run(plan) for plan in planned(arguments)]
+    missed = unmet((one.plan.backend, one.plan.kills, one.points) for one in verdicts)
+    for name, why in missed.items():
+        print(f"{'no server died' if why else 'VIOLATION: no server died'} at {name}: {why}")
+    return int(not all(missed.values()) or any(one.violations for one in verdicts))
 
 
-def run(plan: Plan) -> int:
-    """Run one round; the exit code."""
+def run(plan: Plan) -> Verdict:
+    """Run one round."""
     work = Path(tempfile.mkdtemp(prefix="hatoba-faults-"))
     began = time.monotonic()
 
@@ -42,9 +47,9 @@ def run(plan: Plan) -> int:
     show(verdict)
     if verdict.violations:
         print(f"what is left of it: {work}", flush=True)
-        return 1
-    shutil.rmtree(work)
-    return 0
+    else:
+        shutil.rmtree(work)
+    return verdict
 
 
 def planned(arguments: list[str] | None) -> list[Plan]:
@@ -70,7 +75,6 @@ def show(verdict: Verdict) -> None:
     print(", ".join(f"{name} {count}" for name, count in verdict.figures.items()))
     at = ", ".join(f"{name} {count}" for name, count in sorted(verdict.points.items()))
     print(f"died at failpoints {sum(verdict.points.values())} times: {at or 'none'}")
-    print(f"the load came by none of: {', '.join(verdict.never) or 'nothing is missing'}")
     for violation in verdict.violations[:SHOWN]:
         print(f"VIOLATION: {violation}")
     if len(verdict.violations) > SHOWN:

@@ -28,19 +28,43 @@ def hide() -> None:
     os._exit(0)
 
 
+def taken(path: str, how: int) -> int:
+    """Take a lock, to be held to our end; -1 when somebody else has it so that it excludes ours."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return -1
+    return lock
+
+
+def earlier(locks: str, gang: str) -> bool:
+    """Whether a member of an earlier generation of this gang is still there."""
+    names = ("HATOBA_GANG_GENERATION", "HATOBA_GANG_SIZE", "HATOBA_GANG_RANK")
+    generation, size, mine = (int(os.environ.get(name, "0")) for name in names)
+    found = False
+    for number in range(1, generation):
+        for rank in range(size):
+            lock = taken(f"{locks}/{gang}-{rank}.{number}", fcntl.LOCK_SH)
+            found = found or lock < 0
+            if lock >= 0:
+                os.close(lock)
+    if generation:
+        taken(f"{locks}/{gang}-{mine}.{generation}", fcntl.LOCK_EX)
+    return found
+
+
 def main(arguments: list[str]) -> int:
     """Be an attempt of a job."""
     path, locks, milliseconds, code, *how = arguments
     attempt = os.environ["HATOBA_ATTEMPT"]
     ledger = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    lock = os.open(f"{locks}/{attempt.rpartition('-')[0]}", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        taken = False
-    except BlockingIOError:
-        taken = True
+    # hEPOCH-JOB-INDEX-NUMBER: what is restored goes on in another epoch.
+    _, job, index, _ = attempt.split("-")
+    overlap = taken(f"{locks}/{job}-{index}", fcntl.LOCK_EX) < 0
+    overlap = earlier(locks, job) or overlap
     note(ledger, "start", attempt)
-    if taken:
+    if overlap:
         note(ledger, "overlap", attempt)
     if "hide" in how:
         hide()

@@ -1,0 +1,182 @@
+"""What leads a server by a failpoint that an ordinary load comes by too seldom."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import random
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from fault_jobs import Wish, Workload
+from fault_load import PATIENCE, Submitter
+from fault_operator import Operator
+from google.protobuf.duration_pb2 import Duration
+from wire import Wire
+
+from hatoba.v1 import common_pb2, job_pb2, schedule_pb2
+from hatoba_plugins.backends.mock.ledger import read_ledger
+from hatoba_scheduler.domain.naming import attempt_name, parse_attempt
+
+FIRST = 1_000_000
+"""Jobs that are asked for here have numbers from this one on."""
+SCHEDULES = 4
+AWAY = 45.0
+"""Seconds for which something is out of the mock's reach: longer than the shortest `lost_after`."""
+LOST_AFTER = 31.0
+HAS_IT = (common_pb2.JOB_STATE_RUNNING, common_pb2.JOB_STATE_SUCCEEDED)
+DESK = {"desk": 1}
+"""Of this the host has one, so that who wants it has to wait, or to take it."""
+
+
+class Provoker:
+    """Has those things happen that a failpoint is about."""
+
+    def __init__(
+        self, wire: Wire, workload: Workload, submitter: Submitter, operator: Operator
+    ) -> None:
+        self._wire = wire
+        self._workload = workload
+        self._submitter = submitter
+        self._operator = operator
+        self._numbers = itertools.count(FIRST)
+        self._schedules: list[schedule_pb2.Schedule] = []
+        self._ways: dict[str, Callable[[], Awaitable[object]]] = {
+            "backend.cordon.": lambda: operator.cordon("backend"),
+            "disconnect.": self._out_of_reach,
+            "dispatch.preempt.": self._take_places,
+            "drain.": lambda: operator.cordon("queue", drain=True),
+            "follow.": self._follow,
+            "gang.": self._late_gang,
+            "host.cordon.": lambda: operator.cordon("host"),
+            "list.": self._long,
+            "observe.": self._long,
+            "queue.cordon.": lambda: operator.cordon("queue"),
+            "schedule.": self._run_schedule,
+            "stop.": self._stop,
+            "timer.": self._past_deadline,
+        }
+
+    async def provoke(self, point: str) -> None:
+        """Do what leads by a point; of most that is a few more jobs."""
+        found = [way for start, way in self._ways.items() if point.startswith(start)]
+        await (found[0] if found else self._some)()
+
+    def _plain(self, milliseconds: int = 0, *ends: str) -> Wish:
+        return self._workload.plain(next(self._numbers), milliseconds, *ends)
+
+    async def _some(self) -> None:
+        await asyncio.gather(*(self._submitter.submit_one(self._plain()) for _ in range(3)))
+
+    async def _long(self) -> None:
+        await self._submitter.submit_one(self._plain(2500))
+
+    async def _follow(self) -> None:
+        before = await self._submitter.submit_one(self._plain(50))
+        after = self._plain()
+        after.spec.after_end.append(before)
+        await self._submitter.submit_one(after)
+
+    async def _stop(self) -> None:
+        name = await self._submitter.submit_one(self._plain(5000, "CANCELLED"))
+        await asyncio.sleep(0.1)
+        request = job_pb2.CancelJobsRequest(jobs=[name], request_id=f"{uuid.uuid4()}")
+        await self._wire.call(request, job_pb2.CancelJobsResponse, patience=PATIENCE)
+
+    async def _past_deadline(self) -> None:
+        wish = self._plain(0, "TIMED_OUT")
+        wish.spec.hold = True
+        _due_in(wish, 0.2)
+        await self._submitter.submit_one(wish)
+
+    async def _late_gang(self) -> None:
+        """Its members cannot have claimed within a millisecond; after a while it may give up."""
+        wish = self._workload.gang(next(self._numbers), 2, 0.001, "TIMED_OUT")
+        _due_in(wish, 2.0)
+        await self._submitter.submit_one(wish)
+
+    async def _take_places(self) -> None:
+        """One that waits for what another has, and matters more."""
+        lesser, greater = self._plain(2000), self._plain(20)
+        for wish in (lesser, greater):
+            self._need_all(wish.spec)
+        greater.spec.priority = 500
+        name = await self._submitter.submit_one(lesser)
+        await self._wire.watched(name, lambda job: job.state in HAS_IT, PATIENCE)
+        await self._submitter.submit_one(greater)
+
+    def _need_all(self, spec: job_pb2.JobSpec) -> None:
+        if self._workload.backend == "hosts":
+            spec.resources.named.update(DESK)
+        else:
+            spec.resources.cpus = 40
+
+    async def _out_of_reach(self) -> None:
+        wish = self._plain(1000, "FAILED 0")
+        wish.spec.retries.infrastructure = 0
+        wish.spec.disconnect.stop_after.FromMilliseconds(1)
+        wish.spec.disconnect.lost_after.CopyFrom(Duration(seconds=round(LOST_AFTER)))
+        self._workload.script(wish.spec, {"unreachable_for": AWAY})
+        await self._submitter.submit_one(wish)
+
+    # -- schedules --------------------------------------------------------------------------------
+
+    async def begin_schedules(self) -> None:
+        """Some that run every minute, and miss none."""
+        for number in range(SCHEDULES):
+            spec = self._plain().spec
+            schedule = schedule_pb2.Schedule(
+                cron="* * * * *",
+                spec=spec,
+                overlap=schedule_pb2.OVERLAP_POLICY_ALLOW,
+                catch_up=schedule_pb2.CATCH_UP_POLICY_ALL,
+            )
+            request = schedule_pb2.CreateScheduleRequest(
+                schedule_id=f"every-{number}", schedule=schedule, request_id=f"every-{number}"
+            )
+            self._schedules.append(await self._wire.call(request, schedule_pb2.Schedule))
+
+    async def end_schedules(self) -> None:
+        """None of them runs any more."""
+        for schedule in self._schedules:
+            request = schedule_pb2.DeleteScheduleRequest(name=schedule.name)
+            await self._wire.call(request, schedule_pb2.DeleteScheduleResponse, patience=PATIENCE)
+
+    async def _run_schedule(self) -> None:
+        schedule = self._schedules[next(self._numbers) % len(self._schedules)]
+        await self._submitter.run(self._plain(), schedule.name)
+
+
+def _due_in(wish: Wish, seconds: float) -> None:
+    wish.spec.deadline.FromMicroseconds(round((time.time() + seconds) * 1e6))
+
+
+def plant_orphan(ledger: Path, dice: random.Random) -> bool:
+    """Give the mock, while nobody has its ledger open, a run that is ours and that nobody wants.
+
+    False when nothing was ever launched there, by whose labels it could be made.
+    """
+    entries = [entry for entry in read_ledger(ledger) if entry.event == "create"]
+    known = parse_attempt(entries[-1].name) if entries else None
+    if known is None:
+        return False
+    uid = str(uuid.UUID(int=dice.getrandbits(128), version=4))
+    owner = entries[-1].data["owner"]
+    assert isinstance(owner, dict)
+    line = {
+        "event": "create",
+        "name": attempt_name(known.epoch, uid, 0, 1),
+        "time": time.time(),
+        "owner": {**owner, "job_uid": uid, "index": 0, "number": 1},
+        "script": {"run_for": 600.0},
+        "timeout": 0.0,
+        "hidden_until": 0.0,
+    }
+    os.truncate(ledger, ledger.read_bytes().rfind(b"\n") + 1)
+    with ledger.open("ab") as file:
+        file.write(json.dumps(line).encode() + b"\n")
+    return True

@@ -1,0 +1,50 @@
+"""A store that is put back while jobs run: from a copy that is as new as the store itself."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from server_process import HatobaServer
+from wire import AWAY, REDIAL, Wire
+
+from hatoba.v1 import admin_pb2
+from hatoba_scheduler.store.sqlite.backup import restore
+from hatoba_scheduler.store.sqlite.database import FILE
+
+ADOPT_SECONDS = 40.0
+
+
+def put_back(data: Path) -> None:
+    """Restore the store of a server that is dead from a copy of itself; blocks.
+
+    Nothing that was acknowledged is missing from it, but what happens until it is adopted is.
+    """
+    copy = data / "copy.db"
+    copy.unlink(missing_ok=True)
+    with closing(sqlite3.connect(f"file:{data / FILE}?mode=ro", uri=True)) as connection:
+        connection.execute("VACUUM INTO ?", (str(copy),))
+    restore(copy, data, round(time.time() * 1e6), replace=True)
+
+
+async def adopt(server: HatobaServer) -> None:
+    """Adopt what runs, however often the server dies meanwhile."""
+    async with Wire(server) as wire:
+        while True:
+            request = admin_pb2.AdoptStoreRequest()
+            try:
+                await wire.once(request, admin_pb2.AdoptStoreResponse, timeout=ADOPT_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    if "nothing to adopt" in (error.details() or ""):
+                        return
+                elif error.code() not in AWAY:
+                    raise
+                await asyncio.sleep(REDIAL)
+            else:
+                return
