@@ -25,10 +25,11 @@ from hatoba_scheduler.domain.planning.estimating import Estimate, estimate
 from hatoba_scheduler.domain.planning.kinds import Shape
 from hatoba_scheduler.domain.planning.lines import Rank, born
 from hatoba_scheduler.domain.planning.model import Explained, Needs, QueueKey
+from hatoba_scheduler.domain.planning.nodes import Node, lines_of, waits
+from hatoba_scheduler.domain.planning.parts import Parts
 from hatoba_scheduler.domain.planning.reservations import Reservation
 from hatoba_scheduler.domain.planning.rooms import Site
-from hatoba_scheduler.domain.planning.rounds import Parts, Rounds, bar, returned
-from hatoba_scheduler.domain.planning.shares import Node, lines_of, waits
+from hatoba_scheduler.domain.planning.rounds import Rounds, bar, returned
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.domain.states import WaitReason
 

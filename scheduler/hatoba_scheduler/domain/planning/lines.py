@@ -17,7 +17,7 @@ from hatoba_scheduler.domain.planning.model import Entry
 
 if TYPE_CHECKING:
     from hatoba_scheduler.domain.planning.kinds import Shape
-    from hatoba_scheduler.domain.planning.shares import Node
+    from hatoba_scheduler.domain.planning.nodes import Node
 
 ALL_GONE_AT = 64
 

@@ -29,7 +29,8 @@ from hatoba_scheduler.domain.planning.model import (
     Round,
     Running,
 )
-from hatoba_scheduler.domain.planning.rounds import Parts, Rounds, planned_name
+from hatoba_scheduler.domain.planning.parts import Parts
+from hatoba_scheduler.domain.planning.rounds import Rounds, planned_name
 from hatoba_scheduler.domain.planning.runs import hold_of
 from hatoba_scheduler.domain.records import Micros, Resources
 

@@ -23,10 +23,10 @@ from hatoba_scheduler.domain.planning.amounts import (
 from hatoba_scheduler.domain.planning.kinds import Shape
 from hatoba_scheduler.domain.planning.lines import Line
 from hatoba_scheduler.domain.planning.model import PlannerRules
+from hatoba_scheduler.domain.planning.nodes import Node, covers
 from hatoba_scheduler.domain.planning.reservations import Reservations, chosen
 from hatoba_scheduler.domain.planning.rooms import Pool, Site
 from hatoba_scheduler.domain.planning.runs import Unit, hold_of, lost
-from hatoba_scheduler.domain.planning.shares import Node, covers
 from hatoba_scheduler.domain.records import Micros
 
 LOOKED = 512

@@ -22,9 +22,10 @@ from hatoba_scheduler.domain.planning.amounts import (
 from hatoba_scheduler.domain.planning.kinds import Shape
 from hatoba_scheduler.domain.planning.lines import Line
 from hatoba_scheduler.domain.planning.model import Place
+from hatoba_scheduler.domain.planning.nodes import Node
 from hatoba_scheduler.domain.planning.rooms import Bucket, Pool, Rooms, Site
 from hatoba_scheduler.domain.planning.runs import Runs, hold_of
-from hatoba_scheduler.domain.planning.shares import Node, Tree
+from hatoba_scheduler.domain.planning.shares import Tree
 from hatoba_scheduler.domain.records import Micros
 
 POOLS = 64

@@ -7,23 +7,22 @@ from typing import NamedTuple
 
 from hatoba_scheduler.domain.capacity import describe
 from hatoba_scheduler.domain.planning.amounts import Vector, minus, plus, resources, total_of
-from hatoba_scheduler.domain.planning.kinds import Kind, Shape, Shapes
+from hatoba_scheduler.domain.planning.kinds import Kind, Shape
 from hatoba_scheduler.domain.planning.lines import Line, Rank, born
 from hatoba_scheduler.domain.planning.model import (
     Assignment,
     Entry,
     Place,
-    PlannerRules,
     Preemption,
     Round,
 )
-from hatoba_scheduler.domain.planning.placing import Placer
-from hatoba_scheduler.domain.planning.preemption import Preempting, Sacrifice
-from hatoba_scheduler.domain.planning.reservations import Reservation, Reservations
-from hatoba_scheduler.domain.planning.rooms import Bucket, Hold, Pool, Rooms
-from hatoba_scheduler.domain.planning.runs import Runs, hold_of
-from hatoba_scheduler.domain.planning.shares import Memory, Node, Tree, lines_of
-from hatoba_scheduler.domain.planning.waiting import Waiting
+from hatoba_scheduler.domain.planning.nodes import Node, lines_of
+from hatoba_scheduler.domain.planning.parts import Parts
+from hatoba_scheduler.domain.planning.preemption import Sacrifice
+from hatoba_scheduler.domain.planning.reservations import Reservation
+from hatoba_scheduler.domain.planning.rooms import Bucket, Hold, Pool
+from hatoba_scheduler.domain.planning.runs import hold_of
+from hatoba_scheduler.domain.planning.shares import Memory
 from hatoba_scheduler.domain.records import Micros
 
 LATER = 1_000_000
@@ -38,21 +37,6 @@ OPENED = 200
 """Shapes of one kind that are opened at once."""
 REHEARSED = 200
 """So many placements are looked ahead to tell whether a job is among them."""
-
-
-class Parts:
-    """Everything that is known, as the parts of the planner share it."""
-
-    def __init__(self, rules: PlannerRules) -> None:
-        self.rules = rules
-        self.rooms = Rooms()
-        self.shapes = Shapes(self.rooms)
-        self.tree = Tree()
-        self.runs = Runs()
-        self.waiting = Waiting(self.tree, self.shapes, round(rules.ageing * 1000))
-        self.placer = Placer(self.rooms)
-        self.reservations = Reservations(self.rooms, self.runs, self.tree)
-        self.preempting = Preempting(rules, self.reservations)
 
 
 class Taken(NamedTuple):
