@@ -310,26 +310,12 @@ class SqliteStore:
         projects = [row[0] for row in await self._rows(read("projects"), ())]
         for state in PLAIN_STATES:
             for project in projects:
-                async for found in self._parked_pages(state, project):
-                    left = found[skip:]
+                after = 0
+                while found := await self._rows(PARKED, (state, project, after, PARKED_AT_ONCE)):
+                    after, left = found[-1][0], found[skip:]
                     skip = max(0, skip - len(found))
                     if left:
                         yield decoded(left, rows.parked_from, "jobs")
-
-    async def _parked_pages(self, state: int, project: str) -> AsyncIterator[list[Row]]:
-        """Page after page; the next is read while this one is taken in."""
-
-        def read_above(after: int) -> asyncio.Task[list[Row]]:
-            wanted = (state, project, after, PARKED_AT_ONCE)
-            return asyncio.create_task(self._rows(PARKED, wanted), name="parked-page")
-
-        page = read_above(0)
-        try:
-            while found := await page:
-                page = read_above(found[-1][0])
-                yield found
-        finally:
-            page.cancel()
 
     async def job_counts(self) -> list[JobCount]:
         """Jobs of all projects by queue and state."""
