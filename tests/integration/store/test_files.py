@@ -240,7 +240,7 @@ async def test_an_unreadable_row_is_told_of(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await _fill(store)
         spoiler = await asyncio.to_thread(Spoiler, tmp_path / "hatoba.db")
-        await asyncio.to_thread(spoiler.spoil, "jobs", "state", "99")
+        await asyncio.to_thread(spoiler.spoil, "jobs", "desired", "99")
         with capture_logs() as logs:
             assert len(await store.list_jobs(JobQuery("default"), "", 10)) == 1
         await asyncio.to_thread(spoiler.close)
