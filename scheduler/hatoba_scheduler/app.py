@@ -724,6 +724,7 @@ def _add_services(
         lambda: _status(core),
         lambda: backends.report(core.loops, core.dispatcher.planner),
         Explainer(parts).waiting,
+        core.timers.late,
         lambda: core.metrics.last_lag,
         core.dispatcher.rounds,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hatoba_scheduler.domain.filters import REASONS
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
     Cause,
@@ -76,6 +77,7 @@ def rows_of(job: Job) -> Rows:
 def after(rows: Rows, change: Change | None) -> Rows:
     """The rows once a change is committed."""
     assert change is not None
+    assert {event.reason for event in change.events} <= REASONS
     tasks = dict(rows.tasks) | {write.row.index: write.row for write in change.tasks}
     attempts = dict(rows.attempts) | {write.row.index: write.row for write in change.attempts}
     return Rows(change.job, tasks, attempts)

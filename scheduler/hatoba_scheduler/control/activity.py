@@ -71,15 +71,12 @@ class Activity:
         """Attempts that cannot be reached, by name."""
         self.releasing: dict[str, Attempt] = {}
         """Ended attempts that still hold what was reserved, by name."""
-        self.timed: dict[str, Job] = {}
-        """Unfinished jobs with a deadline or a longest time in their queue, by uid."""
 
     def recover(self, rows: Iterable[Rows]) -> None:
         """Take in what is unfinished, at start."""
         for one in rows:
             if _under_way(one.job):
                 self.running[_owner(one.job)] += 1
-            self._note_times(one.job)
             for attempt in one.attempts.values():
                 self._note_attempt(attempt)
 
@@ -148,15 +145,6 @@ class Activity:
             _take_off(self.running, _owner(before))
         if now and (before is None or not was or _owner(before) != _owner(job)):
             self.running[_owner(job)] += 1
-        self._note_times(job)
-
-    def _note_times(self, job: Job) -> None:
-        if not (job.terms.deadline or job.terms.max_queue_time):
-            return
-        if job.state.terminal:
-            self.timed.pop(job.uid, None)
-        else:
-            self.timed[job.uid] = job
 
     def _note_attempt(self, attempt: Attempt) -> None:
         over = attempt.state.terminal

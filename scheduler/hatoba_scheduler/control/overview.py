@@ -11,17 +11,16 @@ from hatoba.v1 import admin_pb2
 from hatoba_scheduler.control.activity import Activity
 from hatoba_scheduler.control.counts import OwnerKey
 from hatoba_scheduler.control.hub import Hub
+from hatoba_scheduler.control.timers import Late
 from hatoba_scheduler.control.usage import QueueUsages, made_at
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, job_name
 from hatoba_scheduler.domain.records import Attempt, Host, Job, Micros, Queue
-from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.store.base import Store
 from hatoba_scheduler.telemetry.timings import Timings
 
 SHOWN = 50
 OLDEST = 10
-MICROS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +34,7 @@ class OverviewParts:
     status: Callable[[], admin_pb2.ServerStatus]
     backends: Callable[[], admin_pb2.ListBackendsResponse]
     why_waiting: Callable[[Job], str]
+    late: Callable[[], list[Late]]
     loop_lag: Callable[[], float]
     rounds: Timings
 
@@ -98,11 +98,8 @@ class Overviewer:
                 yield book.get(project, name)
 
     def _overdue(self) -> list[admin_pb2.NotableJob]:
-        now = self._usages.now()
-        late = ((_late_since(job), job) for job in self._activity.timed.values())
-        past = [(since, job) for since, job in late if since and since < now]
-        oldest = heapq.nsmallest(SHOWN, past, key=lambda item: item[0])
-        return [_notable(job, since, _late_words(job)) for since, job in oldest]
+        late = self._parts.late()[:SHOWN]
+        return [_notable(one.job, one.due.time, one.due.cause.message) for one in late]
 
     async def _notable(
         self, table: Mapping[str, Attempt], tell: Callable[[Attempt], tuple[Micros, str]]
@@ -157,20 +154,6 @@ def _notable(job: Job, since: Micros, message: str) -> admin_pb2.NotableJob:
     )
     set_time(out.since, since)
     return out
-
-
-def _late_since(job: Job) -> Micros:
-    """When its time was over, or will be; 0 when there is no such time."""
-    times: list[Micros] = [job.terms.deadline] if job.terms.deadline else []
-    if job.terms.max_queue_time and job.state <= JobState.BLOCKED:
-        times.append(job.create_time + round(job.terms.max_queue_time * MICROS))
-    return min(times, default=0)
-
-
-def _late_words(job: Job) -> str:
-    if job.terms.deadline and _late_since(job) == job.terms.deadline:
-        return "past its deadline"
-    return f"longer in its queue than {job.terms.max_queue_time:g} s"
 
 
 def _out_of_reach(attempt: Attempt) -> tuple[Micros, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import AsyncIterator, Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -16,7 +17,14 @@ from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.alarm import Alarm
 from hatoba_scheduler.control.ledger import Commit, Ledger
 from hatoba_scheduler.domain.records import Change, Event, Job, Micros
-from hatoba_scheduler.domain.timing import KEPT_BACK, next_due, queues_since, timed, timed_out
+from hatoba_scheduler.domain.timing import (
+    KEPT_BACK,
+    Due,
+    next_due,
+    queues_since,
+    timed,
+    timed_out,
+)
 from hatoba_scheduler.domain.transitions import Now, Rows
 from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.store.base import Store
@@ -27,6 +35,15 @@ AGAIN = 1.0
 """Seconds until what could not be stored is tried again."""
 STEP = 100
 _PAGE = 1000
+_SPARE = 1000
+"""So many moments of jobs that ended meanwhile may lie in the heap before it is cleaned."""
+
+
+class Late(NamedTuple):
+    """A job whose time is over, and which has not ended."""
+
+    job: Job
+    due: Due
 
 
 class Timers:
@@ -41,6 +58,7 @@ class Timers:
         self._due: dict[str, Micros] = {}
         """By job: its one entry of the heap that counts."""
         self._queued_since: dict[str, Micros] = {}
+        self._late: dict[str, Late] = {}
         ledger.listen(self.on_commit)
 
     async def recover(self) -> None:
@@ -88,14 +106,26 @@ class Timers:
     def _look_at(self, rows: Rows) -> None:
         uid = rows.job.uid
         due = next_due(rows, self._queued_since.get(uid, 0))
+        if due is None or due.time > self._now():
+            self._late.pop(uid, None)
+        else:
+            self._late[uid] = Late(rows.job, due)
         if due is None:
             self._due.pop(uid, None)
         elif self._due.get(uid) != due.time:
             self._set(uid, due.time)
 
+    def late(self) -> list[Late]:
+        """Jobs whose time is over and which have not ended, longest over first."""
+        return sorted(self._late.values(), key=lambda one: one.due.time)
+
     def _set(self, uid: str, time: Micros) -> None:
         self._due[uid] = time
-        heapq.heappush(self._heap, (time, uid))
+        if len(self._heap) > 2 * len(self._due) + _SPARE:
+            self._heap = [(due, known) for known, due in self._due.items()]
+            heapq.heapify(self._heap)
+        else:
+            heapq.heappush(self._heap, (time, uid))
         if self._heap[0] == (time, uid):
             self._alarm.ring()
 
@@ -141,4 +171,5 @@ class Timers:
         now = self._now()
         if due is None or due.time > now:
             return None
+        self._late[rows.job.uid] = Late(rows.job, due)
         return timed_out(rows, due.cause, Now(now))

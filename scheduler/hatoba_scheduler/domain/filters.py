@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from hatoba_scheduler.domain.states import JobState
 
 FIELDS = ("state", "queue", "backend", "name", "created_by", "active")
+REASONS = frozenset(
+    {
+        "adopt",
+        "cancel",
+        "cancel_tasks",
+        "claim",
+        "deadline",
+        "drain",
+        "end",
+        "fail_fast",
+        "hold",
+        "launch",
+        "member_end",
+        "preempt",
+        "queue_timeout",
+        "release",
+        "repair",
+        "retry",
+        "run",
+        "start",
+        "stop",
+        "submit",
+        "unblock",
+        "update",
+        "upstream_failed",
+        "wait",
+    }
+)
+"""Why an event came: the closed set by which events are chosen."""
 _TERM = re.compile(
     r"""\s*(?P<field>[a-z_]+(?:\.[A-Za-z0-9._/-]+)?)\s*(?P<op>!=|=)\s*"""
     r"""(?:"(?P<quoted>[^"]*)"|(?P<bare>[^\s"]+))\s*"""
@@ -83,6 +112,18 @@ def _state(value: str) -> int:
             f"did you mean {near[0]}?" if near else f"known are {', '.join(JobState.__members__)}"
         )
         raise FilterError(f"there is no state {value!r}; {hint}") from None
+
+
+def reason_problem(reasons: Iterable[str]) -> str:
+    """What is wrong with the reasons by which events are to be chosen; empty: nothing."""
+    for reason in reasons:
+        if reason not in REASONS:
+            near = difflib.get_close_matches(reason, REASONS, 1)
+            known = (
+                f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(REASONS))}"
+            )
+            return f"no event has the reason {reason!r}; {known}"
+    return ""
 
 
 def _flag(value: str) -> int:

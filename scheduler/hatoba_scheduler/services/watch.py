@@ -9,7 +9,7 @@ from hatoba.v1 import job_pb2
 from hatoba_scheduler.control.event_filters import EventFilter
 from hatoba_scheduler.control.events import EventLog
 from hatoba_scheduler.control.fanout import Place, Told, Wants
-from hatoba_scheduler.domain.filters import FilterError
+from hatoba_scheduler.domain.filters import FilterError, reason_problem
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT
 from hatoba_scheduler.domain.records import Job
 from hatoba_scheduler.errors import InvalidArgument, Reason
@@ -156,6 +156,9 @@ def _wants(request: job_pb2.WatchJobsRequest, jobs: Sequence[Job]) -> Wants:
             value=request.filter,
             remedy="leave out one of `jobs` and `filter`",
         )
+    problem = reason_problem(request.reasons)
+    if problem:
+        raise InvalidArgument.field("reasons", problem)
     try:
         chosen = EventFilter.parse(request.filter, request.jobs_only, request.reasons)
     except FilterError as error:

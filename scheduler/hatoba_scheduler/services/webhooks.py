@@ -12,7 +12,7 @@ import grpc
 from hatoba.v1 import webhook_pb2, webhook_pb2_grpc
 from hatoba_scheduler.control.webhooks import Webhooks, wants_of
 from hatoba_scheduler.convert import set_time
-from hatoba_scheduler.domain.filters import FilterError
+from hatoba_scheduler.domain.filters import FilterError, reason_problem
 from hatoba_scheduler.domain.naming import (
     DEFAULT_PROJECT,
     QueueRef,
@@ -140,6 +140,9 @@ class WebhookServicer(webhook_pb2_grpc.WebhookServiceServicer):
                 value=row.url,
                 remedy="write for example https://hooks.example.org/hatoba",
             )
+        problem = reason_problem(row.reasons)
+        if problem:
+            raise InvalidArgument.field("webhook.reasons", problem)
         try:
             wants_of(row)
         except FilterError as error:

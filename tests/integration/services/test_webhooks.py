@@ -292,6 +292,7 @@ async def test_deleting_is_once(wire: Wire, project: str, receiver: Receiver) ->
         ({"url": "http://[fe80::1]/"}, "webhook.url", "link-local"),
         ({"url": "http://a.example", "filter": "colour = red"}, "webhook.filter", "colour"),
         ({"url": "http://a.example", "filter": "active = true"}, "webhook.filter", "active"),
+        ({"url": "http://a.example", "reasons": ["lanch"]}, "webhook.reasons", "launch"),
         ({"url": "http://a.example", "reasons": [""]}, "webhook.reasons[0]", ""),
         ({"url": "http://a.example/" + "x" * 3000}, "webhook.url", "2048"),
     ],

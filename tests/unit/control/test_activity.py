@@ -9,7 +9,7 @@ from domain_rows import NOW, new_job
 from hatoba_scheduler.control.activity import SPAN_SECONDS, SPANS, Activity, Transition
 from hatoba_scheduler.control.counts import OwnerKey
 from hatoba_scheduler.control.ledger import Commit
-from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Change, Event, Job, Terms
+from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Change, Event, Job
 from hatoba_scheduler.domain.states import AttemptState, JobState, Release
 from hatoba_scheduler.domain.transitions import Rows, submitted
 
@@ -102,11 +102,3 @@ def test_attempts_out_of_reach_and_not_let_go() -> None:
         activity.on_commit([commit(job, job, one)], [])
         seen.append((len(activity.unknown), len(activity.releasing)))
     assert seen == [(0, 0), (1, 0), (0, 1), (0, 0)]
-
-
-def test_jobs_with_a_deadline_are_known_until_they_end() -> None:
-    activity, job = Activity(Hands()), replace(new_job(), terms=Terms(deadline=7))
-    activity.recover([Rows(job, {}, {})])
-    assert list(activity.timed) == [job.uid]
-    activity.on_commit([commit(job, replace(job, state=JobState.TIMED_OUT))], [])
-    assert not activity.timed

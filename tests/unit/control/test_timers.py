@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from domain_rows import NOW, intent, new_job
+from domain_rows import CANCEL, NOW, intent, new_job
 
 from hatoba_plugins.clock import FakeClock
+from hatoba_scheduler.control import timers as timers_module
 from hatoba_scheduler.control.alarm import LONGEST
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.timers import AGAIN, Timers
@@ -207,6 +209,39 @@ async def test_a_store_that_fails_delays_and_loses_nothing(
     books.store.fail_with = None
     await clock.advance(AGAIN)
     assert books.rows().job.state is JobState.TIMED_OUT
+
+
+async def test_what_is_late_is_known_until_it_has_ended(
+    books: Books, clock: FakeClock, timers: Timers
+) -> None:
+    await books.submit(timed_job(deadline=HOUR, queue=60.0, hold=True))
+    await clock.advance(HOUR - 1)
+    assert timers.late() == []
+    books.store.fail_with = StorageFailed("the disk does not answer")
+    await clock.advance(2 * AGAIN)
+    (late,) = timers.late()
+    assert (late.job.uid, late.due.cause.code) == ("job-1", CauseCode.DEADLINE)
+    books.store.fail_with = None
+    await clock.advance(AGAIN)
+    assert books.rows().job.state is JobState.TIMED_OUT
+    assert timers.late() == []
+
+
+async def test_moments_of_jobs_that_ended_do_not_pile_up(
+    books: Books, clock: FakeClock, timers: Timers
+) -> None:
+    of_timers = tracemalloc.Filter(True, timers_module.__file__)
+    tracemalloc.start()
+    try:
+        for first in range(0, 4_000, 1_000):
+            uids = [f"job-{first + n}" for n in range(1_000)]
+            await books.submit(*(timed_job(uid, deadline=HOUR) for uid in uids))
+            for uid in uids:
+                await books.ledger.decide(uid, lambda rows: cancel(rows, CANCEL, NOW))
+        snapshot = tracemalloc.take_snapshot().filter_traces([of_timers])
+    finally:
+        tracemalloc.stop()
+    assert sum(one.count for one in snapshot.statistics("filename")) < 3_000
 
 
 async def test_a_clock_that_is_set_forward_is_noticed(

@@ -244,6 +244,11 @@ async def test_a_filter_that_is_none_is_refused(text: str) -> None:
     assert refused.value.reason == "INVALID_FILTER"
 
 
+async def test_a_reason_that_no_event_has_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="did you mean launch"):
+        await some(House().watch(reasons=["lanch"]), 1)
+
+
 async def test_named_jobs_and_a_filter_do_not_go_together() -> None:
     with pytest.raises(InvalidArgument, match="leave out one"):
         await some(House().watch([new_job()], jobs=["u1"], filter="queue = gpu"), 1)
