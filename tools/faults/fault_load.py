@@ -103,15 +103,17 @@ class Submitter:
                 wishes[place] = replace(wish, ask=replace(ask, ends=ends))
 
     async def submit_one(self, wish: Wish) -> str:
-        """Submit one; its name, empty when its moment is past and it was refused for that."""
+        """Submit one; its name, empty when meanwhile it could not be any more and was refused."""
         self._progress.asked[wish.ask.number] = wish.ask
+        request = job_pb2.SubmitJobRequest(spec=wish.spec, request_id=self._id(wish))
         try:
-            return await self._once(wish)
+            job, repeated = await self._wire.answer(request, job_pb2.Job, patience=PATIENCE)
         except grpc.aio.AioRpcError as error:
-            invalid = error.code() is grpc.StatusCode.INVALID_ARGUMENT
-            if not invalid or "is past" not in (error.details() or ""):
+            if not _too_late(error.details() or ""):
                 raise
             return ""
+        self._keep(wish, job.name, repeated=repeated)
+        return job.name
 
     async def run(self, wish: Wish, schedule: str) -> None:
         """Have a schedule submit a run of its own now."""
@@ -123,13 +125,7 @@ class Submitter:
     async def _one_by_one(self, wishes: list[Wish]) -> None:
         for wish in wishes:
             for _ in range(2 if self._dice.random() < 0.05 else 1):
-                await self._once(wish)
-
-    async def _once(self, wish: Wish) -> str:
-        request = job_pb2.SubmitJobRequest(spec=wish.spec, request_id=self._id(wish))
-        job, repeated = await self._wire.answer(request, job_pb2.Job, patience=PATIENCE)
-        self._keep(wish, job.name, repeated=repeated)
-        return job.name
+                await self.submit_one(wish)
 
     async def _together(self, wishes: list[Wish]) -> None:
         items = [
@@ -138,8 +134,9 @@ class Submitter:
         request = job_pb2.SubmitJobsRequest(items=items)
         reply = await self._wire.call(request, job_pb2.SubmitJobsResponse, patience=PATIENCE)
         for wish, result in zip(wishes, reply.results, strict=True):
-            assert result.code == 0, f"refused: {result}"
-            self._keep(wish, result.name, repeated=result.deduplicated)
+            assert not result.code or _too_late(result.message), f"refused: {result}"
+            if not result.code:
+                self._keep(wish, result.name, repeated=result.deduplicated)
 
     def _id(self, wish: Wish) -> str:
         return f"{self._prefix}-{wish.ask.number}"
@@ -155,10 +152,17 @@ class Submitter:
         while self._waiting:
             wish = self._waiting.pop()
             await asyncio.sleep(wish.cancel_after or 0.0)
-            name = self._progress.acknowledged[wish.ask.number]
+            name = self._progress.acknowledged.get(wish.ask.number)
+            if name is None:
+                continue
             request = job_pb2.CancelJobsRequest(jobs=[name], request_id=f"{self._id(wish)}-c")
             await self._wire.call(request, job_pb2.CancelJobsResponse, patience=PATIENCE)
             self._progress.cancels += 1
+
+
+def _too_late(message: str) -> bool:
+    """Whether it was refused because its moment is past, or what it needs has failed already."""
+    return "is past" in message or "could never run" in message
 
 
 async def follow(wire: Wire, progress: Progress) -> None:

@@ -356,7 +356,9 @@ _Result = Submission | Job | HatobaError
 
 
 def _lasting(spec: job_pb2.JobSpec) -> bool:
-    """Whether it names nothing that is looked up anew at each submit."""
+    """Whether it names nothing that is looked up anew at each submit, and no moment to come."""
+    if spec.HasField("deadline"):
+        return False
     return not (spec.inputs or spec.HasField("code") or spec.code_version or waits(spec))
 
 

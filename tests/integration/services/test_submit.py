@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import grpc
@@ -120,6 +121,30 @@ async def test_an_accepted_request_is_answered_even_if_it_would_be_refused_now(
     )
     (refusal,) = (await wire.once(batch, job_pb2.SubmitJobsResponse)).results
     assert refusal.code == grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]
+
+
+async def test_a_repeated_request_is_known_though_its_deadline_has_passed(
+    wire: Wire, project: str
+) -> None:
+    """Its reply was lost until after the moment; another one with that moment is refused."""
+    wanted = held("due")
+    wanted.deadline.FromMilliseconds(round(time.time() * 1000) + 400)
+    alone = request_of(wanted, project, "alone")
+    batch = job_pb2.SubmitJobsRequest(
+        project=project, items=[job_pb2.SubmitJobsItem(spec=wanted, request_id="in-batch")]
+    )
+    one = await wire.once(alone, job_pb2.Job)
+    (two,) = (await wire.once(batch, job_pb2.SubmitJobsResponse)).results
+    for name in (one.name, two.name):
+        assert state(await wire.ended(name)) == "TIMED_OUT"
+
+    again, repeated = await wire.answer(alone, job_pb2.Job)
+    assert (again.name, repeated, state(again)) == (one.name, True, "TIMED_OUT")
+    (met,) = (await wire.once(batch, job_pb2.SubmitJobsResponse)).results
+    assert (met.name, met.deduplicated, met.code) == (two.name, True, 0)
+    refusal = await refused(wire.once(request_of(wanted, project, "new"), job_pb2.Job))
+    assert refusal.fields == ["spec.deadline"]
+    assert await count(wire, project) == 2
 
 
 async def test_validate_only_stores_nothing(wire: Wire, project: str) -> None:
