@@ -18,7 +18,6 @@ from hatoba_scheduler.domain.planning.candidates import (
     candidates,
     free_words,
     nearest,
-    never_fits,
     special,
 )
 from hatoba_scheduler.domain.planning.estimating import Estimate, estimate
@@ -103,7 +102,7 @@ class _Look:
         )
 
     def _never(self) -> Explained | None:
-        never = never_fits(self._parts.rooms, self._shape)
+        never = self._parts.never_fits(self._shape)
         if never:
             return Explained(
                 WaitReason.NEVER_FITS, never, "Ask for less, or add a host that has as much."
@@ -131,12 +130,7 @@ class _Look:
             for site in sites
         ):
             return None
-        states = [
-            f"backend {site.settings.name!r} takes no work: {site.settings.reason or 'closed'}"
-            if not site.settings.available
-            else f"no host of backend {site.settings.name!r} takes work now"
-            for site in sites
-        ]
+        states = [_closed(site) for site in sites]
         remedy = "See `hatoba backends list` and `hatoba hosts list`; start or uncordon a host."
         message = f"Needs {self._want}; {'; '.join(states)}."
         return Explained(WaitReason.BACKEND_UNAVAILABLE, message, remedy)
@@ -375,3 +369,11 @@ def _full(node: Node, shape: Shape) -> str:
     if limited(plus(node.used, shape.whole), node.limit):
         limit = settings.guaranteed
     return f"queue {name!r} uses {used} of at most {describe(limit)}."
+
+
+def _closed(site: Site) -> str:
+    """Why nothing can be started there, as part of a sentence."""
+    name, why = site.settings.name, site.settings.reason or "closed"
+    if site.settings.available:
+        return f"no host of backend {name!r} takes work now"
+    return f"backend {name!r} takes no work: {why.removesuffix('.')}"

@@ -211,6 +211,7 @@ class Shapes:
         shape = self._shapes.get(needs)
         if shape is None:
             shape = self._shapes[needs] = self.apart(needs)
+            self._kinds[shape.kind.needs] = shape.kind
         return shape
 
     def apart(self, needs: Needs) -> Shape:
@@ -218,7 +219,7 @@ class Shapes:
         key = needs._replace(resources=Resources(), members=1, timeout=0.0)
         kind = self._kinds.get(key)
         if kind is None:
-            kind = self._kinds[key] = Kind(key)
+            kind = Kind(key)
             self._rooms.tell_apart(kind.keys())
             if key.placement.apart_from or key.placement.near:
                 self._rooms.social = True

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.planning.amounts import resources, vector
-from hatoba_scheduler.domain.planning.candidates import never_fits
 from hatoba_scheduler.domain.planning.explaining import Case, Explaining
 from hatoba_scheduler.domain.planning.lines import born, youngest
 from hatoba_scheduler.domain.planning.model import (
@@ -193,7 +192,7 @@ class Planner:
 
     def never_fits(self, needs: Needs) -> str:
         """Why no known pool could ever hold it; empty: some could, or nothing is known yet."""
-        return never_fits(self._parts.rooms, self._parts.shapes.apart(needs))
+        return self._parts.never_fits(self._parts.shapes.apart(needs))
 
     def explain(
         self,

@@ -141,16 +141,17 @@ class Group:
 class Profile:
     """What pools have in common but for their amounts."""
 
-    __slots__ = ("backend", "embedded", "groups", "labels", "number", "secrets", "size", "spot")
+    __slots__ = ("backend", "embedded", "groups", "key", "labels", "secrets", "size", "spot")
 
-    def __init__(self, backend: str, pool: Pool, labels: dict[str, str], number: int) -> None:
+    def __init__(self, backend: str, pool: Pool, labels: dict[str, str], key: object) -> None:
         self.backend = backend
         self.embedded = pool.room.embedded
         self.secrets = pool.room.secrets
         self.spot = pool.spot
         self.labels = labels
-        self.number = number
+        self.key = key
         self.size = 0
+        """Pools that have it."""
         self.groups: dict[int, Group] = {}
 
     def buckets(self) -> Iterator[Bucket]:
@@ -209,12 +210,18 @@ class Rooms:
         """The same of pools that are reserved."""
         self.reshaped = False
         """A pool or backend takes less than it did: what kept away from another may go there."""
+        self.told = 0
+        """Grows when something else is told of a pool or backend than was known."""
         self.version = 0
         """Grows when a profile comes, goes or changes its meaning."""
         self.social = False
         """Something asks who else is on a pool: then a start there is a chance, too."""
+        self._asked: set[str] = set()
+        """Labels that somebody asks for."""
+        self._seen: set[str] = set()
+        """Labels that some pool has or had."""
         self._keys: set[str] = set()
-        self._number = 0
+        """Those that are both: by them pools are told apart."""
 
     @property
     def changed(self) -> bool:
@@ -238,6 +245,7 @@ class Rooms:
         site = self.site(settings.name)
         was_open, was = site.open, site.settings
         site.settings, site.slots = settings, settings.slots
+        self.told += was.elastic != settings.elastic
         self.reshaped |= was.available and not settings.available
         if was.cost_per_hour != settings.cost_per_hour:
             self.version += 1
@@ -271,20 +279,30 @@ class Rooms:
             self._lose(site, pool)
 
     def _add(self, site: Site, pool: Pool) -> None:
+        self.told += 1
+        self._see(pool)
         site.pools[pool.name] = pool
         self.total = plus(self.total, pool.total)
         self._file(pool, grown=True)
 
     def _change(self, site: Site, pool: Pool, room: PoolRoom) -> None:
         self.reshaped = True
+        self.told += 1
         self._unfile(pool)
         self.total = minus(self.total, pool.total)
         pool.describe(room)
+        self._see(pool)
         self.total = plus(self.total, pool.total)
         self._file(pool, grown=True)
 
+    def _see(self, pool: Pool) -> None:
+        if not self._seen.issuperset(pool.labels):
+            self._seen.update(pool.labels)
+            self._tell_apart()
+
     def _lose(self, site: Site, pool: Pool) -> None:
         self.reshaped = True
+        self.told += 1
         self._unfile(pool)
         self.total = minus(self.total, pool.total)
         if pool.held or pool.kept:
@@ -355,7 +373,11 @@ class Rooms:
 
     def tell_apart(self, keys: Iterable[str]) -> None:
         """From now on pools that differ in these labels are not alike."""
-        new = set(keys) - self._keys - {HOST}
+        self._asked.update(key for key in keys if key != HOST)
+        self._tell_apart()
+
+    def _tell_apart(self) -> None:
+        new = (self._asked & self._seen) - self._keys
         if not new:
             return
         self._keys |= new
@@ -373,9 +395,8 @@ class Rooms:
         key = (room.embedded, room.secrets, pool.spot, frozenset(labels.items()))
         profile = site.profiles.get(key)
         if profile is None:
-            self._number += 1
             self.version += 1
-            profile = site.profiles[key] = Profile(pool.backend, pool, labels, self._number)
+            profile = site.profiles[key] = Profile(pool.backend, pool, labels, key)
         return profile
 
     def _file(self, pool: Pool, *, grown: bool) -> None:
@@ -398,10 +419,14 @@ class Rooms:
             return
         pool.bucket = None
         del bucket.pools[pool.name]
-        bucket.profile.size -= 1
+        profile = bucket.profile
+        profile.size -= 1
         if not bucket.pools:
-            bucket.profile.drop(bucket)
+            profile.drop(bucket)
             self.grown.pop(bucket, None)
+        if not profile.size:
+            del self.sites[profile.backend].profiles[profile.key]
+            self.version += 1
 
     def _refile(self, pool: Pool, *, grown: bool) -> None:
         """Its free amounts changed."""

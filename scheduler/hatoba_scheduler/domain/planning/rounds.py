@@ -33,7 +33,7 @@ CLAIMANTS = 4
 """Lines for which victims are looked for in one round."""
 HEADS = 2
 """Queues whose heads are looked after at once."""
-OPENED = 200
+OPENED = 100
 """Shapes of one kind that are opened at once."""
 REHEARSED = 200
 """So many placements are looked ahead to tell whether a job is among them."""
