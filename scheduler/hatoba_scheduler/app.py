@@ -71,7 +71,7 @@ from hatoba_scheduler.control.deployments import DeploymentBook
 from hatoba_scheduler.control.disconnects import Disconnects
 from hatoba_scheduler.control.disk_watch import DiskWatch
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
-from hatoba_scheduler.control.draining import Drainer
+from hatoba_scheduler.control.draining import Drainer, HostDrains
 from hatoba_scheduler.control.events import EventLog
 from hatoba_scheduler.control.figures import Figures
 from hatoba_scheduler.control.followers import Followers
@@ -513,6 +513,7 @@ def _start_loops(
         "followers": core.followers.run,
         "timers": core.timers.run,
         "quarantine": core.quarantine.run,
+        "host-drains": HostDrains(core.hub, Drainer(core.ledger, core.clock), core.clock).run,
         "gang-clock": core.gang_clock.run,
         "shares": core.share_keeper.run,
         "disconnects": core.disconnects.run,

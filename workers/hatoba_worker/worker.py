@@ -92,6 +92,10 @@ class Worker:
         self._resaving = False
         self._secret_names: list[str] = []
         self._ports = GangPorts(config.reached_at)
+        self._gathering: dict[str, asyncio.TimerHandle] = {}
+        """Members of gangs that ask again later whether the others have claimed."""
+        self._called: set[str] = set()
+        """Members that heard that all have claimed before they had an answer to their own claim."""
         self._absence = Absence(config.data, self._boot)
 
     async def run(self) -> None:
@@ -395,11 +399,20 @@ class Worker:
 
     def _claimed(self, answer: runner_pb2.ClaimAttemptResponse) -> None:
         attempt = self._book.live.get(answer.attempt)
-        if attempt is None or attempt.unanswered.pop("claim", None) is None:
+        if attempt is None:
             return
+        wait = answer.retry_after.ToTimedelta().total_seconds()
+        if answer.verdict == _WAIT and not wait:
+            self._called_together(attempt)
+            return
+        if attempt.unanswered.pop("claim", None) is None:
+            return
+        called = answer.attempt in self._called
+        self._called.discard(answer.attempt)
         if answer.verdict == _WAIT:
-            wait = answer.retry_after.ToTimedelta().total_seconds()
-            asyncio.get_running_loop().call_later(wait, self._claim_again, attempt)
+            loop, wait = asyncio.get_running_loop(), 0.0 if called else wait
+            timer = loop.call_later(wait, self._claim_again, attempt)
+            self._gathering[attempt.name] = timer
             return
         self._ports.free(attempt.name)
         if answer.verdict != _GRANTED:
@@ -413,8 +426,18 @@ class Worker:
         restore = answer.checkpoint if answer.HasField("checkpoint") else None
         self._go(attempt, lambda one: self._course.begin(one, restore))
 
+    def _called_together(self, attempt: Attempt) -> None:
+        """Told unasked: the last of its gang has claimed."""
+        timer = self._gathering.get(attempt.name)
+        if timer is not None:
+            timer.cancel()
+            self._claim_again(attempt)
+        elif "claim" in attempt.unanswered:
+            self._called.add(attempt.name)
+
     def _claim_again(self, attempt: Attempt) -> None:
         """The others of its gang may have claimed by now."""
+        self._gathering.pop(attempt.name, None)
         live = self._book.live.get(attempt.name) is attempt
         if live and not attempt.granted and not attempt.dropped:
             self._claim(attempt)
@@ -463,6 +486,7 @@ class Worker:
             return
         self._book.dropped(attempt)
         self._ports.free(name)
+        self._called.discard(name)
         if self._course.drop(attempt):
             return
         course = self._courses.pop(name, None)

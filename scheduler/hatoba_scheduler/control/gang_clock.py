@@ -66,8 +66,8 @@ class GangClock:
             await self._alarm.sleep_until(self._heap[0][0] / 1e6 if self._heap else None)
 
     async def _let_go(self, uid: str) -> None:
-        hit("gang.let_go.before")
         try:
+            hit("gang.let_go.before")
             await self._ledger.ask(uid, partial(timed_out, now=Now(self._now())))
         except asyncio.CancelledError:
             raise

@@ -9,7 +9,8 @@ connected.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -35,10 +36,11 @@ from hatoba_scheduler.control.holdings import Holdings
 from hatoba_scheduler.control.host_replicas import HostReplicas
 from hatoba_scheduler.control.ledger import Commit
 from hatoba_scheduler.control.orders import fill_order
+from hatoba_scheduler.domain import gangs
 from hatoba_scheduler.domain.naming import parse_attempt
 from hatoba_scheduler.domain.preempting import may_save
 from hatoba_scheduler.domain.records import Attempt, Event, Host, Job, Micros, Resources
-from hatoba_scheduler.domain.states import Release
+from hatoba_scheduler.domain.states import AttemptState, Release
 from hatoba_scheduler.errors import FailedPrecondition, NotFound, Reason
 from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.store.base import Store
@@ -123,6 +125,40 @@ def _fitting(items: Sequence[worker_pb2.ServerItem]) -> int:
     return min(BATCH, len(items))
 
 
+class _Watch:
+    """What one backend is still to hear. Of all snapshots that wait it gets one, the newest."""
+
+    def __init__(self) -> None:
+        self._items: asyncio.Queue[WatchItem | None] = asyncio.Queue(WATCH_LIMIT)
+        self._room_is_news = False
+
+    def room(self) -> None:
+        """Capacity is another."""
+        if not self._room_is_news:
+            self._room_is_news = True
+            self._put(None)
+
+    def tell(self, item: WatchItem) -> None:
+        """Something happened."""
+        self._put(item)
+
+    def _put(self, item: WatchItem | None) -> None:
+        if self._items.full():
+            while not self._items.empty():
+                self._items.get_nowait()
+            self._room_is_news = True
+            self._items.put_nowait(None)
+            self._items.put_nowait(Gap())
+        self._items.put_nowait(item)
+
+    async def next(self) -> WatchItem | None:
+        """What comes next; None: a snapshot of now."""
+        item = await self._items.get()
+        if item is None:
+            self._room_is_news = False
+        return item
+
+
 class Hub:
     """All hosts, connected or remembered. Implements `hatoba_plugins.backend.WorkerHub`."""
 
@@ -132,7 +168,9 @@ class Hub:
         self._version = version
         self._hosts: dict[str, Host] = {}
         self._sessions: dict[str, Session] = {}
-        self._watchers: set[asyncio.Queue[WatchItem]] = set()
+        self._writing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By host: what is written of one is made of what was written before."""
+        self._watchers: set[_Watch] = set()
         self._known: dict[str, Known] = {}
         self._holdings = Holdings()
         self._replicas = HostReplicas()
@@ -158,14 +196,14 @@ class Hub:
     async def open(self, hello: worker_pb2.WorkerHello) -> Session:
         """Begin a stream. Raises FailedPrecondition for a foreign or too new worker."""
         self._check(hello)
-        known = self._hosts.get(hello.host)
-        host = _host(hello, known, round(self._clock.time() * 1e6))
-        await self._store.put_host(host)
-        self._hosts[host.name] = host
-        former = self._sessions.pop(hello.host, None)
-        if former is not None:
-            former.close()
-        session = self._sessions[hello.host] = Session(hello)
+        async with self._writing[hello.host]:
+            host = _host(hello, self._hosts.get(hello.host), round(self._clock.time() * 1e6))
+            await self._store.put_host(host)
+            self._hosts[host.name] = host
+            former = self._sessions.pop(hello.host, None)
+            if former is not None:
+                former.close()
+            session = self._sessions[hello.host] = Session(hello)
         welcome = worker_pb2.WorkerWelcome(
             cluster_id=self._store.identity.cluster_id,
             version=self._version,
@@ -205,7 +243,7 @@ class Hub:
             if known.host == session.hello.host and known.session is not session:
                 # Of one that ended the word that nothing is left may have been lost.
                 del self._known[name]
-        self._publish(self.snapshot())
+        self._publish_room()
         self._publish(Gap(session.hello.host))
         self._replicas.touch(session.hello.host)
 
@@ -294,12 +332,28 @@ class Hub:
         del events
         for commit in commits:
             for attempt, _ in commit.change.attempts:
+                if attempt.host not in self._hosts:
+                    continue
                 self._holdings.note(attempt)
                 self._ask_to_save(commit.change.job, attempt)
                 if attempt.release is Release.RELEASED:
                     self._known.pop(attempt.name, None)
-                    if attempt.host in self._hosts:
-                        self._replicas.touch(attempt.host)
+                    self._replicas.touch(attempt.host)
+            if commit.change.job.terms.gang:
+                self._call_together(commit)
+
+    def _call_together(self, commit: Commit) -> None:
+        """The last of a gang has claimed: the others hear that they may ask again at once."""
+        claims = (row for row, _ in commit.change.attempts if row.state is AttemptState.STARTING)
+        if next(claims, None) is None or not gangs.all_claimed(commit.rows):
+            return
+        for member in gangs.current(commit.rows):
+            session = self._sessions.get(member.host)
+            if session is not None:
+                again = runner_pb2.ClaimAttemptResponse(
+                    attempt=member.name, verdict=runner_pb2.CLAIM_VERDICT_WAIT
+                )
+                session.send(worker_pb2.ServerItem(claimed=again))
 
     def _ask_to_save(self, job: Job, attempt: Attempt) -> None:
         """One that is to give way hears at once that it may save a checkpoint first."""
@@ -321,15 +375,15 @@ class Hub:
         self._told_all.discard(session)
         if self._sessions.get(session.hello.host) is not session:
             return
-        del self._sessions[session.hello.host]
-        host = replace(self._hosts[session.hello.host], last_seen=round(self._clock.time() * 1e6))
-        self._hosts[host.name] = host
-        log.info("host.left", host=host.name)
-        self._publish(self.snapshot())
-        self._publish(Gap(host.name))
-        self._replicas.touch(host.name)
+        name = session.hello.host
+        del self._sessions[name]
+        log.info("host.left", host=name)
+        self._publish_room()
+        self._publish(Gap(name))
+        self._replicas.touch(name)
         self._answer_none(session)
-        await self._store.put_host(host)
+        last_seen = round(self._clock.time() * 1e6)
+        await self._write(name, lambda host: replace(host, last_seen=last_seen))
 
     def close(self) -> None:
         """Tell all workers that the server goes away, and end their streams."""
@@ -413,26 +467,26 @@ class Hub:
 
     async def watch(self) -> AsyncIterator[WatchItem]:
         """Snapshots of all hosts as they change, gaps when a host comes or goes."""
-        queue: asyncio.Queue[WatchItem] = asyncio.Queue(WATCH_LIMIT)
-        self._watchers.add(queue)
+        watch = _Watch()
+        self._watchers.add(watch)
         try:
             yield self.snapshot()
             for name, known in list(self._known.items()):
                 yield known.observation(name)
             yield Synced()
             while True:
-                yield await queue.get()
+                item = await watch.next()
+                yield self.snapshot() if item is None else item
         finally:
-            self._watchers.discard(queue)
+            self._watchers.discard(watch)
 
     def _publish(self, item: WatchItem) -> None:
-        for queue in self._watchers:
-            if queue.full():
-                while not queue.empty():
-                    queue.get_nowait()
-                queue.put_nowait(self.snapshot())
-                queue.put_nowait(Gap())
-            queue.put_nowait(item)
+        for watch in self._watchers:
+            watch.tell(item)
+
+    def _publish_room(self) -> None:
+        for watch in self._watchers:
+            watch.room()
 
     def snapshot(self) -> CapacitySnapshot:
         """All hosts as pools."""
@@ -487,13 +541,13 @@ class Hub:
         before = self._replicas.held(host)
         sent = self._replicas.order(host, replicas, session, session.send)
         if self._replicas.held(host) != before:
-            self._publish(self.snapshot())
+            self._publish_room()
         return sent
 
     def replicas_told(self, session: Session, report: worker_pb2.ReplicaReport) -> None:
         """A host tells how its replicas are."""
         if self._replicas.report(session.hello.host, session, report):
-            self._publish(self.snapshot())
+            self._publish_room()
 
     def replicas(self, host: str) -> Mapping[str, deployment_pb2.Replica] | None:
         """Replicas that a host has, or may yet get by an order under way, by name."""
@@ -539,6 +593,10 @@ class Hub:
 
     # -- what operators use ---------------------------------------------------------------------
 
+    def attempts_on(self, host: str) -> list[str]:
+        """Names of attempts that hold something of a host."""
+        return self._holdings.names(host)
+
     def held_of(self, host: str) -> tuple[Resources, int]:
         """What attempts and replicas hold of a host, and how many attempts they are."""
         jobs = self._holdings.of(host)
@@ -559,42 +617,59 @@ class Hub:
         self, name: str, cordoned: bool, reason: str = "", *, drain: bool = False
     ) -> Host:
         """Keep new work away from a host, or let it come again, also after a quarantine."""
-        host = replace(
-            self.host(name),
-            cordoned=cordoned,
-            draining=cordoned and drain,
-            cordon_reason=reason if cordoned else "",
-            quarantined_until=self.host(name).quarantined_until if cordoned else 0,
-        )
-        return await self._changed(host)
+
+        def change(host: Host) -> Host:
+            return replace(
+                host,
+                cordoned=cordoned,
+                draining=cordoned and drain,
+                cordon_reason=reason if cordoned else "",
+                quarantined_until=host.quarantined_until if cordoned else 0,
+            )
+
+        return await self._changed(name, change)
 
     async def quarantine(self, name: str, until: Micros, reason: str) -> Host:
         """Keep new work away from a host for a while; `until` in the past ends that now.
 
         When the time has come, it is to be called once more, with 0.
         """
-        host = self.host(name)
-        why = host.cordon_reason if host.cordoned else reason
-        return await self._changed(replace(host, quarantined_until=until, cordon_reason=why))
+
+        def change(host: Host) -> Host:
+            why = host.cordon_reason if host.cordoned else reason
+            return replace(host, quarantined_until=until, cordon_reason=why)
+
+        return await self._changed(name, change)
 
     async def declare_gone(self, name: str) -> Host:
         """Evidence that a host is gone for good. Raises FailedPrecondition while connected."""
-        host = self.host(name)
-        if name in self._sessions:
-            raise FailedPrecondition(f"host {name!r} is connected; stop its worker first")
-        return await self._changed(replace(host, declared_gone=True))
 
-    async def _changed(self, host: Host) -> Host:
+        def change(host: Host) -> Host:
+            if name in self._sessions:
+                raise FailedPrecondition(f"host {name!r} is connected; stop its worker first")
+            return replace(host, declared_gone=True)
+
+        return await self._changed(name, change)
+
+    async def _changed(self, name: str, change: Callable[[Host], Host]) -> Host:
         hit("host.cordon.before")
-        await self._store.put_host(host)
+        host = await self._write(name, change)
         hit("host.cordon.after")
-        self._hosts[host.name] = host
         if host.declared_gone:
             self._replicas.lost(host.name)
-        self._publish(self.snapshot())
+        self._publish_room()
         self._publish(Gap(host.name))
         self._replicas.touch(host.name)
         return host
+
+    async def _write(self, name: str, change: Callable[[Host], Host]) -> Host:
+        """Store a host as it is changed to. Raises NotFound, and whatever `change` does."""
+        self.host(name)
+        async with self._writing[name]:
+            host = change(self.host(name))
+            await self._store.put_host(host)
+            self._hosts[name] = host
+            return host
 
 
 def _gone(name: str, host: str, message: str) -> Observation:

@@ -353,6 +353,8 @@ def _member_claims(
         reply.retry_after.FromMilliseconds(round(ASK_AGAIN * 1000))
         return change
     reply.generation = rows.job.generation
+    # It is decided anew when somebody else wrote the job meanwhile.
+    del reply.members[:]
     for one in gangs.members(rows):
         reply.members.add(index=one.rank, host=one.host, address=one.address)
     return change

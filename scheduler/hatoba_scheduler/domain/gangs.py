@@ -96,6 +96,8 @@ def claimed(view: View, nonce: str, address: str, now: Now) -> Change:
 
 def after(rows: Rows, change: Change | None) -> Rows:
     """The rows as a change makes them."""
+    if change is None:
+        return rows
     work = _Work(rows)
     work.take(change)
     return work.rows()
@@ -103,8 +105,9 @@ def after(rows: Rows, change: Change | None) -> Rows:
 
 def all_claimed(rows: Rows) -> bool:
     """Every member of the current generation has claimed: its code may run."""
-    members = current(rows)
-    return len(members) == rows.job.size and all(one.nonce for one in members)
+    generation = rows.job.generation
+    claims = (one.generation == generation and one.nonce != "" for one in rows.attempts.values())
+    return sum(claims) == rows.job.size
 
 
 def current(rows: Rows) -> list[Attempt]:

@@ -292,7 +292,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         )
         if drain:
             actor = current_call().principal
-            count = await self._drainer.drain_host(host.name, actor, request.reason)
+            names = self._hub.attempts_on(host.name)
+            count = await self._drainer.drain_host(host.name, names, actor, request.reason)
             log.info("host.drained", host=host.name, jobs=count, actor=actor)
         return self._message(host)
 

@@ -252,7 +252,9 @@ class ClaimAttemptResponse(_message.Message):
 
     @_builtins.property
     def retry_after(self) -> _duration_pb2.Duration:
-        """With WAIT: ask again after this."""
+        """With WAIT: ask again after this. On a worker's stream it comes once more, unasked and without it,
+        when the last member has claimed: who waits asks again at once.
+        """
 
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___GangMember]:
