@@ -6,6 +6,8 @@ import asyncio
 import random
 from collections.abc import Callable
 
+import grpc
+import grpc.aio
 from google.protobuf.message import Message
 from wire import Wire
 
@@ -60,7 +62,15 @@ class Operator:
             if not found.hosts:
                 return
             request.name = found.hosts[0].name
-        await self._wire.call(request, reply, patience=PATIENCE)
+        while True:
+            try:
+                await self._wire.call(request, reply, patience=PATIENCE)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.ABORTED:
+                    raise
+                # Another cordon of the same came between; each of them is carried out.
+                continue
+            return
 
     def _of_backend(self, cordoned: bool, drain: bool) -> Call:
         request = admin_pb2.CordonBackendRequest(

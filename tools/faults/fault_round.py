@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc.aio
 from fault_jobs import Workload
 from fault_load import (
     BATCH,
@@ -107,7 +108,7 @@ class Round:
             async with PatientWire(self._server) as wire:
                 try:
                     await self._work_and_kill(wire)
-                except* (AssertionError, TimeoutError) as trouble:
+                except* (AssertionError, TimeoutError, grpc.aio.AioRpcError) as trouble:
                     self._trouble = [repr(one) for one in leaves(trouble)]
                     await self._revive()
                 evidence, attempts = await self._evidence(wire)

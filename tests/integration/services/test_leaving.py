@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server_process import HatobaServer, running_server
@@ -38,7 +39,7 @@ async def small(tmp_path: Path) -> AsyncIterator[HatobaServer]:
         yield one
 
 
-def on_cores(cores: float, name: str, **script: object) -> job_pb2.JobSpec:
+def on_cores(cores: float, name: str, **script: Any) -> job_pb2.JobSpec:
     made = spec(name, **script)
     made.resources.cpus = cores
     return made
