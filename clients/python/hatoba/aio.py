@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 from google.protobuf.message import Message
 
@@ -141,10 +141,7 @@ class AsyncClient:
         When this returns, the job survives a crash of the server. With a `request_id` of your own,
         submitting again returns the same job.
         """
-        if bool(command) == bool(script):
-            raise InvalidSpec("say either a command or a script")
-        parcel = build_parcel(["python", str(script)] if script else command, options)
-        return await self.submit_parcel(parcel, request_id=request_id)
+        return await self.submit_parcel(_parcel(command, script, options), request_id=request_id)
 
     async def submit_parcel(self, parcel: Parcel, *, request_id: str = "") -> AsyncJob:
         """Pack and send what a parcel names, then submit its specification."""
@@ -174,8 +171,21 @@ class AsyncClient:
         )
         return await self.call(request, job_pb2.Job)
 
-    async def plan(self, parcel: Parcel) -> job_pb2.Explanation:
-        """What would happen to a job if it were submitted now, and why."""
+    async def plan(
+        self,
+        command: Sequence[str] | str = (),
+        *,
+        script: str | Path = "",
+        **options: Unpack[SubmitOptions],
+    ) -> job_pb2.Explanation:
+        """What would happen to a job if it were submitted now, and why; said as to `submit`.
+
+        Nothing is stored or sent along.
+        """
+        return await self.plan_parcel(_parcel(command, script, options))
+
+    async def plan_parcel(self, parcel: Parcel) -> job_pb2.Explanation:
+        """As `plan`, of a parcel, for example that of a job file."""
         request = job_pb2.PlanJobRequest(project=self.project, spec=parcel.spec)
         return await self.call(request, job_pb2.Explanation)
 
@@ -240,9 +250,34 @@ class AsyncClient:
         request.jobs.extend(self.job_name(name) for name in jobs)
         more = True
         while more:
+            # Each part is a request of its own: with the same id it would be the one before.
+            request.ClearField("request_id")
             reply = await self.call(request, job_pb2.CancelJobsResponse)
             yield reply.results
             more = reply.more
+
+    async def update(
+        self, name: str, *, priority: int | None = None, queue: str | None = None, etag: str = ""
+    ) -> job_pb2.Job:
+        """Move an unfinished job to another place in line; what is None stays as it is.
+
+        With an `etag` only if the job is still as it was read; else it raises Aborted.
+        """
+        changes: dict[str, Any] = {"priority": priority, "queue": queue}
+        return await self._update(name, etag, **{k: v for k, v in changes.items() if v is not None})
+
+    async def hold(self, name: str) -> job_pb2.Job:
+        """Keep back what has not started of a job."""
+        return await self._update(name, hold=True)
+
+    async def release(self, name: str) -> job_pb2.Job:
+        """Let a held job go."""
+        return await self._update(name, hold=False)
+
+    async def _update(self, name: str, etag: str = "", **changes: Any) -> job_pb2.Job:
+        request = job_pb2.UpdateJobRequest(name=self.job_name(name), etag=etag, **changes)
+        request.update_mask.paths.extend(changes)
+        return await self.call(request, job_pb2.Job)
 
     def events(
         self,
@@ -363,9 +398,28 @@ class AsyncJob:
         request = job_pb2.QueryMetricsRequest(job=self.record.name, keys=keys, index=index)
         return list((await self.client.call(request, job_pb2.QueryMetricsResponse)).series)
 
-    async def cancel(self, reason: str = "") -> job_pb2.CancelResult:
-        """Want the job ended. Asking again is the same as asking once."""
-        return (await self.client.cancel(self.record.name, reason=reason))[0]
+    async def cancel(self, reason: str = "", *, indices: str = "") -> job_pb2.CancelResult:
+        """Want the job, or of an array these tasks (`0-4,7`), ended. Asking again does no harm."""
+        results = await self.client.cancel(self.record.name, reason=reason, indices=indices)
+        return results[0]
+
+    async def update(
+        self, *, priority: int | None = None, queue: str | None = None, etag: str = ""
+    ) -> job_pb2.Job:
+        """See AsyncClient.update."""
+        name = self.record.name
+        self.record = await self.client.update(name, priority=priority, queue=queue, etag=etag)
+        return self.record
+
+    async def hold(self) -> job_pb2.Job:
+        """Keep back what has not started of it."""
+        self.record = await self.client.hold(self.record.name)
+        return self.record
+
+    async def release(self) -> job_pb2.Job:
+        """Let it go, if it is held."""
+        self.record = await self.client.release(self.record.name)
+        return self.record
 
     async def outputs(self, directory: str | Path, *, index: int | None = None) -> Path:
         """Fetch the job's outputs, or one task's, into a directory. Raises NotFound when there are
@@ -453,6 +507,12 @@ def batches(items: Iterable[job_pb2.SubmitJobsItem]) -> list[list[job_pb2.Submit
     """Items in parts that one call may carry."""
     every = list(items)
     return [every[start : start + MAX_BATCH] for start in range(0, len(every), MAX_BATCH)]
+
+
+def _parcel(command: Sequence[str] | str, script: str | Path, options: SubmitOptions) -> Parcel:
+    if bool(command) == bool(script):
+        raise InvalidSpec("say either a command or a script")
+    return build_parcel(["python", str(script)] if script else command, options)
 
 
 def _publishing(job: job_pb2.Job) -> bool:

@@ -89,6 +89,16 @@ class Client:
         job = self._client.predict_batch(model, dataset, request_id=request_id, **options)
         return Job(self._loop, self._loop.run(job))
 
+    def plan(
+        self,
+        command: Sequence[str] | str = (),
+        *,
+        script: str | Path = "",
+        **options: Unpack[SubmitOptions],
+    ) -> job_pb2.Explanation:
+        """See AsyncClient.plan."""
+        return self._loop.run(self._client.plan(command, script=script, **options))
+
     def cancel(
         self, *jobs: str, filter: str = "", queue: str = "", indices: str = "", reason: str = ""
     ) -> list[job_pb2.CancelResult]:
@@ -200,9 +210,23 @@ class Job:
         """See AsyncJob.metrics; in a notebook it is a table, and `.to_pandas()` a data frame."""
         return self._loop.run(self._job.metrics(*keys, index=index))
 
-    def cancel(self, reason: str = "") -> job_pb2.CancelResult:
+    def cancel(self, reason: str = "", *, indices: str = "") -> job_pb2.CancelResult:
         """See AsyncJob.cancel."""
-        return self._loop.run(self._job.cancel(reason))
+        return self._loop.run(self._job.cancel(reason, indices=indices))
+
+    def update(
+        self, *, priority: int | None = None, queue: str | None = None, etag: str = ""
+    ) -> job_pb2.Job:
+        """See AsyncClient.update."""
+        return self._loop.run(self._job.update(priority=priority, queue=queue, etag=etag))
+
+    def hold(self) -> job_pb2.Job:
+        """Keep back what has not started of it."""
+        return self._loop.run(self._job.hold())
+
+    def release(self) -> job_pb2.Job:
+        """Let it go, if it is held."""
+        return self._loop.run(self._job.release())
 
     def outputs(self, directory: str | Path, *, index: int | None = None) -> Path:
         """See AsyncJob.outputs."""

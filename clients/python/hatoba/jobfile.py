@@ -332,7 +332,9 @@ class _Reader:
             self.problem(key, path, "merge keys (<<) are not read: write the values out")
             return
         near = difflib.get_close_matches(key.value, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(known))}"
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(set(known)))}"
+        )
         self.problem(key, path, f"there is no {key.value!r} here; {hint}")
 
     def _map(self, node: yaml.Node, target: Message, found: FieldDescriptor, path: str) -> None:

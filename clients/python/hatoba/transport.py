@@ -39,6 +39,7 @@ READ_VERBS = (
     "Download",
     "Diff",
     "Explain",
+    "Plan",
 )
 # First wait, growth and longest wait between tries of a unary call; after four tries it has failed.
 RETRY_WAITS = (0.2, 0.4, 0.8)

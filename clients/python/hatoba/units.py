@@ -38,6 +38,9 @@ DURATION_HELP = "write numbers with ms, s, m, h or d, for example 90s, 10m or 1h
 TIME_HELP = (
     "write a time with its zone, for example 2026-12-01T08:00:00Z, or from now on: 90s, 2h or 1d"
 )
+PAST_HELP = (
+    "write a time with its zone, for example 2026-12-01T08:00:00Z, or how long ago: 90s, 2h or 1d"
+)
 MEMORY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$")
 DURATION_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)")
 DURATION = re.compile(r"^(?:[0-9]+(?:\.[0-9]+)?(?:ms|s|m|h|d))+$")
@@ -79,27 +82,32 @@ def parse_time(text: str) -> dt.datetime:
             return dt.datetime.now(dt.UTC) + dt.timedelta(seconds=parse_duration(stripped))
         except OverflowError:
             raise ValueError(f"{text!r} is too far away: {TIME_HELP}") from None
+    return _moment(stripped, TIME_HELP)
+
+
+def _moment(text: str, how: str) -> dt.datetime:
+    """A written time, in UTC; `how` says what may be written."""
     try:
-        time = dt.datetime.fromisoformat(stripped)
+        time = dt.datetime.fromisoformat(text)
     except ValueError:
-        raise ValueError(f"{text!r} is not a time: {TIME_HELP}") from None
+        raise ValueError(f"{text!r} is not a time: {how}") from None
     if time.tzinfo is None:
         raise ValueError(f"{text!r} names no time zone: add Z for UTC, or an offset like +02:00")
     try:
         return time.astimezone(dt.UTC)
     except OverflowError:
-        raise ValueError(f"{text!r} is too far away: {TIME_HELP}") from None
+        raise ValueError(f"{text!r} is too far away: {how}") from None
 
 
 def parse_past(text: str) -> dt.datetime:
     """A point in time: as in `parse_time`, but a duration is from now back; in UTC."""
     if not DURATION.match(text.strip()):
-        return parse_time(text)
+        return _moment(text.strip(), PAST_HELP)
     now = dt.datetime.now(dt.UTC)
     try:
         return now - dt.timedelta(seconds=parse_duration(text))
     except OverflowError:
-        raise ValueError(f"{text!r} is too far away: {TIME_HELP}") from None
+        raise ValueError(f"{text!r} is too far away: {PAST_HELP}") from None
 
 
 def parse_array(text: str) -> int:

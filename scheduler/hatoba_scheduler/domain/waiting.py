@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from hatoba_scheduler.domain.dependencies import waits_for
+from hatoba_scheduler.domain.dependencies import MOST_NAMED, waits_for
 from hatoba_scheduler.domain.planning.model import Explained
 from hatoba_scheduler.domain.records import Attempt, Job, Micros, Task
 from hatoba_scheduler.domain.states import (
@@ -64,8 +64,8 @@ def _held(job: Job) -> Explained:
 
 def _blocked(job: Job, names: Mapping[str, str]) -> Explained:
     message = waits_for(job, names) or "Waits for jobs that just ended."
-    named = ", ".join(names.values())
-    remedy = f"See what {named} wait for with `hatoba explain`." if named else ""
+    asked = [f"`hatoba explain {name}`" for name in list(names.values())[:MOST_NAMED]]
+    remedy = f"{', '.join(asked)} says how far it is." if asked else ""
     return Explained(WaitReason.BLOCKED, message, remedy)
 
 

@@ -439,6 +439,31 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
         )
         return self.fake.reply(request, context, shown)
 
+    def CreateBackup(
+        self, request: admin_pb2.CreateBackupRequest, context: Context
+    ) -> admin_pb2.Backup:
+        return self.fake.reply(request, context, admin_pb2.Backup(name="backups/b1"))
+
+    def ListBackups(
+        self, request: admin_pb2.ListBackupsRequest, context: Context
+    ) -> admin_pb2.ListBackupsResponse:
+        return self.fake.reply(request, context, admin_pb2.ListBackupsResponse())
+
+    def DeleteBackup(
+        self, request: admin_pb2.DeleteBackupRequest, context: Context
+    ) -> admin_pb2.DeleteBackupResponse:
+        return self.fake.reply(request, context, admin_pb2.DeleteBackupResponse())
+
+    def AdoptStore(
+        self, request: admin_pb2.AdoptStoreRequest, context: Context
+    ) -> admin_pb2.AdoptStoreResponse:
+        return self.fake.reply(request, context, admin_pb2.AdoptStoreResponse())
+
+    def CheckStore(
+        self, request: admin_pb2.CheckStoreRequest, context: Context
+    ) -> admin_pb2.CheckStoreResponse:
+        return self.fake.reply(request, context, admin_pb2.CheckStoreResponse())
+
     def CreateToken(
         self, request: admin_pb2.CreateTokenRequest, context: Context
     ) -> admin_pb2.CreateTokenResponse:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from click.testing import Result
 
+from hatoba.cli.exits import Exit
 from hatoba.v1 import common_pb2, job_pb2
 
 if TYPE_CHECKING:
@@ -345,6 +346,23 @@ def test_hold_release_and_update_change_only_what_was_said(fake: FakeServer, cli
     assert (list(release.update_mask.paths), release.hold) == (["hold"], False)
     assert (list(update.update_mask.paths), update.priority, update.etag) == (["priority"], 7, "e")
     assert cli("jobs", "update", "a-1").exit_code == 2
+
+
+def test_one_that_cannot_be_held_keeps_no_other_from_it(fake: FakeServer, cli: Cli) -> None:
+    fake.refuse("UpdateJobRequest", grpc.StatusCode.NOT_FOUND, "there is no job 'ghost-1'")
+    fake.jobs["b-2"] = fake.add_job("b-2", "HELD")
+    result = cli("jobs", "hold", "ghost-1", "b-2")
+    assert result.exit_code == Exit.NOT_FOUND
+    assert [one.name for one in fake.requests("UpdateJobRequest")] == ["ghost-1", "b-2"]
+    assert "b-2" in result.stdout
+    assert "ghost-1" in result.stderr
+
+
+def test_an_update_says_where_the_job_stands_then(fake: FakeServer, cli: Cli) -> None:
+    job = fake.jobs["a-1"] = fake.add_job("a-1", "QUEUED")
+    job.spec.priority, job.spec.queue = 7, "night"
+    text = cli("jobs", "update", "a-1", "--priority", "7").stdout
+    assert "a-1  QUEUED in queue night, priority 7" in text
 
 
 def test_watch_ends_with_the_job_and_writes_json_lines(fake: FakeServer, cli: Cli) -> None:

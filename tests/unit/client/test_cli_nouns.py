@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -64,15 +65,16 @@ def test_a_backend_is_shown_with_its_breaker_and_how_its_calls_went(cli: Cli) ->
     assert "3 ms, 12 ms; 0 of 100 failed" in text
     assert "0.5" in text
     unknown = cli("backends", "get", "nowhere")
-    assert unknown.exit_code != 0
-    assert "hosts" in unknown.stderr
+    assert unknown.exit_code == Exit.NOT_FOUND
+    assert "there are hosts" in unknown.stderr
 
 
 def test_backends_are_cordoned_and_let_go(fake: FakeServer, cli: Cli) -> None:
     text = cli("backends", "cordon", "hosts", "--drain", "--reason", "new disks").stdout
     assert "cordoned: new disks" in text
     assert "healthy" in cli("backends", "uncordon", "hosts").stdout
-    asked = fake.requests("CordonBackendRequest")
+    assert json.loads(cli("backends", "uncordon", "hosts", "-o", "json").stdout)["name"] == "hosts"
+    asked = fake.requests("CordonBackendRequest")[:2]
     assert [(one.cordoned, one.drain, one.reason) for one in asked] == [
         (True, True, "new disks"),
         (False, False, ""),
@@ -89,11 +91,26 @@ def test_hosts_show_what_is_free(fake: FakeServer, cli: Cli) -> None:
     assert "here  READY" in cli("hosts", "get", "here").stdout
     assert "CORDONED" in cli("hosts", "cordon", "here", "--drain", "--reason", "dust").stdout
     assert "READY" in cli("hosts", "uncordon", "here").stdout
+    drained = cli("hosts", "drain", "here", "--reason", "dust", "-o", "json").stdout
+    assert json.loads(drained)["cordoned"]
     asked = fake.requests("CordonHostRequest")
     assert [(one.cordoned, one.drain, one.reason) for one in asked] == [
         (True, True, "dust"),
         (False, False, ""),
+        (True, True, "dust"),
     ]
+
+
+def test_a_connected_host_is_seen_now_and_another_was_some_time_ago(
+    fake: FakeServer, cli: Cli
+) -> None:
+    here = worker_pb2.Host(name="hosts/here", connected=True)
+    gone = worker_pb2.Host(name="hosts/gone")
+    for host in (here, gone):
+        host.last_seen.FromSeconds(int(time.time()) - 7200)
+    fake.replies["ListHostsRequest"] = worker_pb2.ListHostsResponse(hosts=[here, gone])
+    rows = cli("hosts", "list").stdout.splitlines()[1:]
+    assert [row.split()[-1] for row in rows] == ["now", "2h00m"]
 
 
 def test_a_quarantined_host_says_why_and_until_when(fake: FakeServer, cli: Cli) -> None:
@@ -162,6 +179,8 @@ def test_usage_of_all_queues_is_drawn(fake: FakeServer, cli: Cli) -> None:
     assert line.split()[:2] == ["gpu", "open"]
     assert "##########.....|...." in line
     assert "50.0%  75.0%" in line
+    assert len(line) <= 80
+    assert "STARTED/MIN" in cli("queues", "usage", "-o", "wide").stdout
     assert "1m30s" in line
 
 

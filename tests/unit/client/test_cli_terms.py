@@ -165,6 +165,19 @@ def test_explain_says_why_where_and_when(fake: FakeServer, cli: Cli) -> None:
     assert [request.name for request in fake.requests("ExplainJobRequest")] == ["train-7"] * 2
 
 
+def test_what_is_held_is_not_said_twice(fake: FakeServer, cli: Cli) -> None:
+    held = job_pb2.Explanation(
+        job="train-7",
+        state=common_pb2.JOB_STATE_HELD,
+        reason=job_pb2.WAIT_REASON_HELD,
+        estimate_basis="unknown: it does not depend on what runs",
+    )
+    fake.replies["ExplainJobRequest"] = held
+    lines = cli("explain", "train-7").stdout.splitlines()
+    assert lines[0] == "train-7  HELD"
+    assert lines[-1].split(maxsplit=1)[1] == "unknown (it does not depend on what runs)"
+
+
 def test_plan_says_where_it_would_start(fake: FakeServer, cli: Cli) -> None:
     fake.replies["PlanJobRequest"] = STARTS
     text = cli("plan", "--gpus", "2", "--", "python", "train.py").stdout
@@ -226,6 +239,22 @@ def test_a_queue_is_cancelled_part_by_part(fake: FakeServer, cli: Cli) -> None:
     first, second = fake.requests("CancelJobsRequest")
     assert (first.queue, first.filter, first.reason) == ("night", "name = a", "old")
     assert second.queue == "night"
+    assert first.request_id != second.request_id
+
+
+def test_a_cancel_is_one_document_for_programs(fake: FakeServer, cli: Cli) -> None:
+    replies = [
+        job_pb2.CancelJobsResponse(results=[job_pb2.CancelResult(job=name)], more=more)
+        for name, more in (("a-1", True), ("b-2", False))
+    ]
+
+    class Parts(dict[str, Any]):
+        def get(self, name: str, default: Any = None) -> Any:
+            return replies.pop(0) if name == "CancelJobsRequest" else default
+
+    fake.replies = Parts()
+    result = cli("jobs", "cancel", "--queue", "night", "-o", "json")
+    assert [one["job"] for one in json.loads(result.stdout)["results"]] == ["a-1", "b-2"]
 
 
 def test_some_tasks_of_an_array(fake: FakeServer, cli: Cli) -> None:

@@ -78,6 +78,25 @@ def test_lists_events_and_cancel(fake: FakeServer, client: hatoba.Client) -> Non
     assert client.job("train-1").rerun(params={"lr": 1}).name == "train-2"
 
 
+def test_a_job_is_planned_moved_held_and_let_go(fake: FakeServer, client: hatoba.Client) -> None:
+    full = "projects/default/jobs/train-1"
+    fake.jobs[full] = fake.add_job("train-1", "QUEUED")
+    fake.replies["PlanJobRequest"] = job_pb2.Explanation(message="there is room")
+    assert client.plan("true", gpus=2, code=None).message == "there is room"
+    assert fake.requests("PlanJobRequest")[0].spec.resources.gpus == 2
+    job = client.job("train-1")
+    job.update(priority=0, queue="night", etag="e")
+    job.hold()
+    job.release()
+    job.cancel(indices="0-4")
+    moved, held, released = fake.requests("UpdateJobRequest")
+    assert sorted(moved.update_mask.paths) == ["priority", "queue"]
+    assert (moved.queue, moved.etag) == ("night", "e")
+    assert [list(one.update_mask.paths) for one in (held, released)] == [["hold"], ["hold"]]
+    assert (held.hold, released.hold) == (True, False)
+    assert fake.requests("CancelJobsRequest")[0].indices == "0-4"
+
+
 def test_an_iterator_that_is_left_ends_its_stream(fake: FakeServer, client: hatoba.Client) -> None:
     fake.hold = True
     fake.run_through(out=b"x" * 100)

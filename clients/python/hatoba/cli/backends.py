@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hatoba.cli.output import emit, output_option, pairs, table
 from hatoba.cli.root import Group
 from hatoba.cli.session import server_options, with_client
+from hatoba.errors import NotFound
 
 if TYPE_CHECKING:
     from hatoba.aio import AsyncClient
@@ -74,7 +75,7 @@ def get(name: str, output: str) -> None:
     found = [backend for backend in reply.backends if backend.name == name]
     if not found:
         known = ", ".join(backend.name for backend in reply.backends) or "none"
-        raise click.ClickException(f"no backend {name!r}; there are {known}")
+        raise NotFound(f"no backend {name!r}", remedy=f"there are {known}")
     emit(found[0], output, lambda: show_backend(found[0]))
 
 
@@ -97,30 +98,32 @@ def show_backend(backend: admin_pb2.BackendInfo) -> None:
 @click.argument("name")
 @click.option("--drain", is_flag=True, help="Also have what runs there go elsewhere.")
 @click.option("--reason", default="", metavar="TEXT", help="Kept and shown.")
+@output_option
 @server_options()
-def cordon(name: str, drain: bool, reason: str) -> None:
+def cordon(name: str, drain: bool, reason: str, output: str) -> None:
     """Launch nothing more there; what runs there runs on, unless it is drained."""
-    _cordon(name, True, drain, reason)
+    _cordon(name, output, cordoned=True, drain=drain, reason=reason)
 
 
 @backends.command("uncordon")
 @click.argument("name")
+@output_option
 @server_options()
-def uncordon(name: str) -> None:
+def uncordon(name: str, output: str) -> None:
     """Let work come again."""
-    _cordon(name, False, False, "")
+    _cordon(name, output, cordoned=False)
 
 
-def _cordon(name: str, cordoned: bool, drain: bool, reason: str) -> None:
+def _cordon(name: str, output: str, **said: Any) -> None:
     from hatoba.v1 import admin_pb2
 
     async def change(client: AsyncClient) -> admin_pb2.BackendInfo:
-        request = admin_pb2.CordonBackendRequest(
-            name=name, cordoned=cordoned, drain=drain, reason=reason
+        return await client.call(
+            admin_pb2.CordonBackendRequest(name=name, **said), admin_pb2.BackendInfo
         )
-        return await client.call(request, admin_pb2.BackendInfo)
 
-    show_backend(with_client(change))
+    backend = with_client(change)
+    emit(backend, output, lambda: show_backend(backend))
 
 
 def _cost(backend: admin_pb2.BackendInfo) -> str:

@@ -135,7 +135,7 @@ async def _newest(
 
     status = await client.call(admin_pb2.GetServerStatusRequest(), admin_pb2.ServerStatus)
     if wanted.cursor or wanted.names:
-        return await _read(client, wanted, status.last_event, limit)
+        return await _read(client, wanted, status.last_event, limit, told=bool(wanted.cursor))
     span = max(FEWEST_READ, 10 * limit)
     while True:
         start = max(status.last_event - span, 0)
@@ -178,13 +178,13 @@ def _moment(event: common_pb2.Event) -> dt.datetime:
 
 
 async def _read(
-    client: AsyncClient, wanted: Wanted, last: int, limit: int
+    client: AsyncClient, wanted: Wanted, last: int, limit: int, *, told: bool = False
 ) -> Sequence[common_pb2.Event]:
-    """The newest of what is wanted up to a position."""
+    """The newest of what is wanted up to a position; `told`: also say what was passed over."""
     kept: deque[common_pb2.Event] = deque(maxlen=limit)
     source = replace(wanted, cursor=wanted.cursor or FROM_THE_OLDEST).of(client)
     async with aclosing(source):
-        while (event := await _soon(source)) is not None:
+        while (event := await _soon(source, told=told)) is not None:
             kept.append(event)
             if event.seq >= last:
                 break
@@ -192,7 +192,7 @@ async def _read(
 
 
 async def _soon(
-    source: AsyncGenerator[common_pb2.Event | Resync, None],
+    source: AsyncGenerator[common_pb2.Event | Resync, None], *, told: bool = False
 ) -> common_pb2.Event | None:
     """The next event, or None when none comes."""
     try:
@@ -200,6 +200,8 @@ async def _soon(
             async for event in source:
                 if not isinstance(event, Resync):
                     return event
+                if told:
+                    click.echo(passed_over(event), err=True)
     except TimeoutError:
         return None
     return None

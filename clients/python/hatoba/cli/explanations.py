@@ -14,7 +14,8 @@ def headline(found: job_pb2.Explanation) -> str:
     if found.job:
         reason = reason_name(found.reason)
         state = state_name(found.state)
-        return f"{short_name(found.job)}  {state}" + (f": {reason}" if reason else "")
+        told = f": {reason}" if reason and reason != state.lower() else ""
+        return f"{short_name(found.job)}  {state}{told}"
     if found.places:
         places = ", ".join(dict.fromkeys(place_name(place) for place in found.places))
         return f"would start now on {places}"
@@ -59,7 +60,8 @@ def _start(found: job_pb2.Explanation) -> str:
     if not found.reason:
         return ""
     when = moment(found.estimated_start)
-    basis = f" ({found.estimate_basis})" if found.estimate_basis else ""
+    told = found.estimate_basis.removeprefix("unknown: ")
+    basis = f" ({told})" if told else ""
     return f"about {when}{basis}" if when else f"unknown{basis}"
 
 

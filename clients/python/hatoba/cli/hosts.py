@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -54,7 +54,7 @@ def show(found: Sequence[worker_pb2.Host]) -> None:
             state_of(host),
             *room(host),
             str(host.attempts),
-            age(host.last_seen),
+            "now" if host.connected else age(host.last_seen),
         ]
         for host in found
     ]
@@ -117,37 +117,51 @@ def show_host(host: worker_pb2.Host) -> None:
     rows = [("cpus free", cpus), ("memory free", memory), ("gpus free", gpus if host.gpus else "")]
     rows += [("places free", places), ("attempts", str(host.attempts)), ("labels", labels)]
     rows += [("kept away", host.cordon_reason), ("until", moment(host.quarantined_until))]
-    pairs([*rows, ("worker", host.version), ("seen", f"{age(host.last_seen)} ago")])
+    seen = "now" if host.connected else f"{age(host.last_seen)} ago"
+    pairs([*rows, ("worker", host.version), ("seen", seen)])
 
 
-def _cordon(name: str, cordoned: bool, drain: bool = False, reason: str = "") -> None:
+def _cordon(name: str, output: str, **said: Any) -> None:
     from hatoba.v1 import worker_pb2
 
     async def change(client: AsyncClient) -> worker_pb2.Host:
-        request = worker_pb2.CordonHostRequest(
-            name=name, cordoned=cordoned, drain=drain, reason=reason
-        )
-        return await client.call(request, worker_pb2.Host)
+        return await client.call(worker_pb2.CordonHostRequest(name=name, **said), worker_pb2.Host)
 
-    show([with_client(change)])
+    host = with_client(change)
+    emit(host, output, lambda: show([host]))
+
+
+REASON = click.option("--reason", default="", metavar="TEXT", help="Kept and shown.")
 
 
 @hosts.command("cordon")
 @click.argument("name")
 @click.option("--drain", is_flag=True, help="Also have what runs there go elsewhere.")
-@click.option("--reason", default="", metavar="TEXT", help="Kept and shown.")
+@REASON
+@output_option
 @server_options()
-def cordon(name: str, drain: bool, reason: str) -> None:
+def cordon(name: str, drain: bool, reason: str, output: str) -> None:
     """Keep new work away; what runs there runs on, unless it is drained."""
-    _cordon(name, True, drain, reason)
+    _cordon(name, output, cordoned=True, drain=drain, reason=reason)
+
+
+@hosts.command("drain")
+@click.argument("name")
+@REASON
+@output_option
+@server_options()
+def drain(name: str, reason: str, output: str) -> None:
+    """Keep new work away, and have what runs there go elsewhere: `cordon --drain`."""
+    _cordon(name, output, cordoned=True, drain=True, reason=reason)
 
 
 @hosts.command("uncordon")
 @click.argument("name")
+@output_option
 @server_options()
-def uncordon(name: str) -> None:
+def uncordon(name: str, output: str) -> None:
     """Let work come again."""
-    _cordon(name, False)
+    _cordon(name, output, cordoned=False)
 
 
 @hosts.command("declare-gone")

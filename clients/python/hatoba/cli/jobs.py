@@ -159,7 +159,7 @@ async def _history(
 
 
 @jobs.command("cancel")
-@click.argument("names", nargs=-1, metavar="JOB...")
+@click.argument("names", nargs=-1, metavar="[JOB]...")
 @click.option("--filter", "filter", metavar="EXPR", help="All unfinished jobs that match.")
 @click.option("--queue", metavar="QUEUE", help="All unfinished jobs of this queue.")
 @click.option(
@@ -173,15 +173,21 @@ def cancel(names: tuple[str, ...], output: str, **said: str | None) -> None:
     from hatoba.v1 import job_pb2
 
     if bool(names) == bool(said["filter"] or said["queue"]):
-        raise click.UsageError("name jobs, or give --filter or --queue")
+        raise click.UsageError("name jobs, or choose them by --filter and --queue; one of the two")
     wanted = {name: value or "" for name, value in said.items()}
+    parts = output in {"table", "wide"}
 
-    async def cancel_all(client: AsyncClient) -> None:
+    async def cancel_all(client: AsyncClient) -> job_pb2.CancelJobsResponse:
+        every = job_pb2.CancelJobsResponse()
         async for part in client.cancelled(*names, **wanted):
-            reply = job_pb2.CancelJobsResponse(results=part)
-            emit(reply, output, lambda reply=reply: show_cancelled(reply.results))  # type: ignore[misc]
+            every.results.extend(part)
+            if parts:
+                show_cancelled(part)
+        return every
 
-    with_client(cancel_all)
+    every = with_client(cancel_all)
+    if not parts:
+        emit(every, output, lambda: None)
 
 
 def show_cancelled(results: Sequence[job_pb2.CancelResult]) -> None:
@@ -381,48 +387,62 @@ def trace(job: str, output: str) -> None:
 
 @jobs.command("hold")
 @click.argument("names", nargs=-1, required=True, metavar="JOB...")
+@output_option
 @server_options()
-def hold(names: tuple[str, ...]) -> None:
+def hold(names: tuple[str, ...], output: str) -> None:
     """Keep jobs back that have not started."""
-    _update_each(names, {"hold": True})
+    _hold(names, output, hold=True)
 
 
 @jobs.command("release")
 @click.argument("names", nargs=-1, required=True, metavar="JOB...")
+@output_option
 @server_options()
-def release(names: tuple[str, ...]) -> None:
+def release(names: tuple[str, ...], output: str) -> None:
     """Let held jobs go."""
-    _update_each(names, {"hold": False})
+    _hold(names, output, hold=False)
 
 
 @jobs.command("update")
 @click.argument("job")
 @click.option("--priority", type=click.IntRange(-1000, 1000), metavar="N", help="New priority.")
 @click.option("--queue", metavar="QUEUE", help="New queue.")
-@click.option("--etag", metavar="ETAG", help="Only if it is still as read.")
+@click.option("--etag", default="", metavar="ETAG", help="Only if it is still as read.")
+@output_option
 @server_options()
-def update(job: str, priority: int | None, queue: str | None, etag: str | None) -> None:
+def update(job: str, priority: int | None, queue: str | None, etag: str, output: str) -> None:
     """Move an unfinished job to another place in line."""
-    changes: dict[str, Any] = {"priority": priority, "queue": queue}
-    said = {name: value for name, value in changes.items() if value is not None}
-    if not said:
+    from hatoba.cli.words import queue_line
+
+    if priority is None and queue is None:
         raise click.UsageError("nothing to change: say --priority or --queue")
-    _update_each((job,), said, etag or "")
+    changed = with_client(
+        lambda client: client.update(job, priority=priority, queue=queue, etag=etag)
+    )
+    emit(changed, output, lambda: click.echo(queue_line(changed)))
 
 
-def _update_each(names: tuple[str, ...], changes: dict[str, Any], etag: str = "") -> None:
-    from google.protobuf.field_mask_pb2 import FieldMask
-
+def _hold(names: tuple[str, ...], output: str, *, hold: bool) -> None:
+    """Of jobs that cannot be changed each is told of; the others are changed all the same."""
+    from hatoba.cli.main import show_error
+    from hatoba.errors import HatobaError
     from hatoba.v1 import job_pb2
 
-    async def update_all(client: AsyncClient) -> list[job_pb2.Job]:
-        mask = FieldMask(paths=list(changes))
-        requests = [
-            job_pb2.UpdateJobRequest(
-                name=client.job_name(name), update_mask=mask, etag=etag, **changes
-            )
-            for name in names
-        ]
-        return [await client.call(request, job_pb2.Job) for request in requests]
+    refused: list[HatobaError] = []
 
-    show_jobs(with_client(update_all))
+    async def change(client: AsyncClient) -> list[job_pb2.Job]:
+        changed = []
+        for name in names:
+            try:
+                changed.append(await (client.hold(name) if hold else client.release(name)))
+            except HatobaError as error:
+                refused.append(error)
+        return changed
+
+    changed = with_client(change)
+    if changed:
+        emit(job_pb2.ListJobsResponse(jobs=changed), output, lambda: show_jobs(changed))
+    for error in refused[:-1]:
+        show_error(error)
+    if refused:
+        raise refused[-1]

@@ -33,7 +33,7 @@ def plan(command: tuple[str, ...], file: str | None, output: str, **said: Any) -
       hatoba plan --gpus 2 --memory 64Gi -- python train.py
     """
     parcel = _parcel(command, file, said)
-    show(with_client(lambda client: client.plan(parcel)), output)
+    show(with_client(lambda client: client.plan_parcel(parcel)), output)
 
 
 def _parcel(command: tuple[str, ...], file: str | None, said: dict[str, Any]) -> Parcel:

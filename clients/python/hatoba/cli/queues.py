@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hatoba.aio import AsyncClient
     from hatoba.v1 import common_pb2, queue_pb2
 
+Q = TypeVar("Q", bound="queue_pb2.Queue | queue_pb2.QueueUsage")
 
 BAR_WIDTH = 20
 FULL, FAIR, NONE = "#", "|", "."
@@ -98,38 +99,42 @@ def _said(said: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def show(found: Sequence[queue_pb2.Queue]) -> None:
+def show(found: Sequence[queue_pb2.Queue], *, wide: bool = False) -> None:
     """Queues as a tree: each below the one above it, what is not set as a dash."""
     from hatoba.aio import short_name
+    from hatoba.cli.output import moment
 
     rows = []
-    for depth, queue in _tree(found):
+    for depth, queue in _tree({short_name(queue.name): queue for queue in found}):
         limits = [str(limit or "-") for limit in (queue.max_running, queue.max_pending)]
         amounts = [amount(queue.quota), _guaranteed(queue)]
         name = "  " * depth + short_name(queue.name)
-        state = "cordoned" if queue.cordoned else "open"
-        rows.append([name, state, f"{queue.weight or 1:g}", *limits, *amounts, queue.created_by])
-    heads = ["QUEUE", "STATE", "WEIGHT", "MAX RUNNING", "MAX PENDING", "QUOTA", "GUARANTEED", "BY"]
-    table(heads, rows, empty="no queues")
+        row = [name, _state(queue), f"{queue.weight or 1:g}", *limits, *amounts]
+        more = [queue.created_by, moment(queue.create_time) or "-", queue.cordon_reason or "-"]
+        rows.append(row + (more if wide else []))
+    heads = ["QUEUE", "STATE", "WEIGHT", "RUN<=", "JOBS<=", "QUOTA", "GUARANTEED"]
+    table(heads + (["BY", "MADE", "WHY CORDONED"] if wide else []), rows, empty="no queues")
     for queue in found:
         for warning in queue.warnings:
             click.echo(f"hatoba: {short_name(queue.name)}: {warning}", err=True)
 
 
-def _tree(found: Sequence[queue_pb2.Queue]) -> list[tuple[int, queue_pb2.Queue]]:
-    """Queues with their depths, children after their parents, siblings by name."""
-    from hatoba.aio import short_name
+def _state(queue: queue_pb2.Queue | queue_pb2.QueueUsage) -> str:
+    return "cordoned" if queue.cordoned else "open"
 
-    names = {short_name(queue.name) for queue in found}
-    below: dict[str, list[queue_pb2.Queue]] = {}
-    for queue in sorted(found, key=lambda one: one.name):
-        below.setdefault(queue.parent if queue.parent in names else "", []).append(queue)
-    out: list[tuple[int, queue_pb2.Queue]] = []
 
-    def visit(name: str, depth: int) -> None:
-        for queue in below.get(name, ()):
-            out.append((depth, queue))
-            visit(short_name(queue.name), depth + 1)
+def _tree(found: Mapping[str, Q]) -> list[tuple[int, Q]]:
+    """What is told of queues, by their names, with their depths: children after their parents."""
+    below: dict[str, list[str]] = {}
+    for name in sorted(found):
+        parent = found[name].parent
+        below.setdefault(parent if parent in found else "", []).append(name)
+    out: list[tuple[int, Q]] = []
+
+    def visit(above: str, depth: int) -> None:
+        for name in below.get(above, ()):
+            out.append((depth, found[name]))
+            visit(name, depth + 1)
 
     visit("", 0)
     return out
@@ -137,7 +142,7 @@ def _tree(found: Sequence[queue_pb2.Queue]) -> list[tuple[int, queue_pb2.Queue]]
 
 def amount(told: common_pb2.Resources) -> str:
     """`8 cpus, 64 GiB, 2 GPUs, 3 licence`; a dash for nothing."""
-    parts = [f"{told.cpus:g} cpus"] if told.cpus else []
+    parts = [f"{told.cpus:g} cpu{'' if told.cpus == 1 else 's'}"] if told.cpus else []
     parts += [say_bytes(told.memory_bytes)] if told.memory_bytes else []
     parts += [f"{told.gpus} GPU{'' if told.gpus == 1 else 's'}"] if told.gpus else []
     parts += [f"{count} {name}" for name, count in sorted(told.named.items())]
@@ -145,7 +150,7 @@ def amount(told: common_pb2.Resources) -> str:
 
 
 def _guaranteed(queue: queue_pb2.Queue) -> str:
-    return amount(queue.guaranteed) + (" at most" if queue.no_borrowing else "")
+    return amount(queue.guaranteed) + (", no more" if queue.no_borrowing else "")
 
 
 @queues.command("list")
@@ -166,7 +171,8 @@ def list_queues(output: str) -> None:
                 return found
 
     found = with_client(read)
-    emit(queue_pb2.ListQueuesResponse(queues=found), output, lambda: show(found))
+    reply = queue_pb2.ListQueuesResponse(queues=found)
+    emit(reply, output, lambda: show(found, wide=output == "wide"))
 
 
 def queue_name(client: AsyncClient, name: str) -> str:
@@ -298,7 +304,7 @@ def usage(name: str | None, output: str) -> None:
     if name is None:
         found = with_client(_all_usages)
         reply = queue_pb2.ListQueueUsageResponse(usages=found)
-        emit(reply, output, lambda: show_usages(found))
+        emit(reply, output, lambda: show_usages(found, wide=output == "wide"))
         return
 
     async def read(client: AsyncClient) -> queue_pb2.QueueUsage:
@@ -331,19 +337,21 @@ def bar(used: float, fair: float, width: int = BAR_WIDTH) -> str:
     return "".join(cells)
 
 
-def show_usages(found: Sequence[queue_pb2.QueueUsage]) -> None:
-    """A line for each queue: its bar, used and fair share, what waits and since when."""
+def show_usages(found: Sequence[queue_pb2.QueueUsage], *, wide: bool = False) -> None:
+    """A line for each queue, as a tree: its bar, used and fair share, what waits since when."""
     from hatoba.aio import short_name
 
     rows = []
-    for one in found:
-        shares = [bar(one.used_share, one.fair_share), *map(_percent, _shares(one))]
-        waits = [str(one.waiting), _waited(one)]
-        rates = [f"{one.start_rate:.1f}", f"{one.end_rate:.1f}"]
-        state = "cordoned" if one.cordoned else "open"
-        rows.append([short_name(one.queue), state, *shares, *waits, str(one.jobs), *rates])
-    heads = ["QUEUE", "STATE", f"USED {FAIR} FAIR", "USED", "FAIR", "PAST", "WAITING", "OLDEST"]
-    table([*heads, "JOBS", "STARTED/MIN", "ENDED/MIN"], rows, empty="no queues")
+    for depth, one in _tree({short_name(one.queue): one for one in found}):
+        name = "  " * depth + short_name(one.queue)
+        used, fair, past = map(_percent, _shares(one))
+        shares = [bar(one.used_share, one.fair_share), used, fair]
+        row = [name, _state(one), *shares, str(one.waiting), _waited(one), str(one.jobs)]
+        more = [past, f"{one.start_rate:.1f}", f"{one.end_rate:.1f}"]
+        rows.append(row + (more if wide else []))
+    heads = ["QUEUE", "STATE", f"USED {FAIR} FAIR", "USED", "FAIR", "WAITING", "OLDEST", "JOBS"]
+    heads += ["PAST", "STARTED/MIN", "ENDED/MIN"] if wide else []
+    table(heads, rows, empty="no queues")
 
 
 def _shares(one: queue_pb2.QueueUsage) -> tuple[float, float, float]:

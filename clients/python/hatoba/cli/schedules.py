@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 OF_FILES = {"params", "code"}
 """Options of a job that a job file may be given together with."""
+OF_ONE_RUN = {"name", "start_after", "deadline"}
+"""Options of a job that a schedule, which has its own name and many runs, cannot have."""
 
 
 @click.group(cls=Group)
@@ -61,6 +63,8 @@ _CRON_HELP = "Minute, hour, day, month, weekday, or @hourly, @daily, @weekly, @m
 
 def _described(function: Any) -> Any:
     function = job_options(function)
+    kept = [one for one in function.__click_params__ if one.name not in OF_ONE_RUN]
+    function.__click_params__ = kept
     for option in reversed(WHEN):
         function = option(function)
     return function

@@ -60,14 +60,17 @@ def _show_server(overview: admin_pb2.Overview, address: str) -> None:
     up = age(server.start_time)
     click.echo(f"server {address}  {server.phase}  hatoba {server.version}  up {up}")
     click.echo(
-        f"  {server.active_jobs} unfinished jobs, {server.live_attempts} attempts hold resources; "
-        f"a minute: {overview.submit_rate:.1f} submitted, {overview.start_rate:.1f} started, "
-        f"{overview.end_rate:.1f} ended"
+        f"  unfinished jobs {server.active_jobs}, attempts that hold resources "
+        f"{server.live_attempts}"
     )
     click.echo(
-        f"  loop {_ms(overview.loop_lag)} late; longest (mean) of the last 100: planning "
-        f"{_ms(overview.planner_max)} ({_ms(overview.planner_mean)}), commit "
-        f"{_ms(overview.commit_max)} ({_ms(overview.commit_mean)})"
+        f"  a minute: {overview.submit_rate:.1f} submitted, {overview.start_rate:.1f} started, "
+        f"{overview.end_rate:.1f} ended; loop {_ms(overview.loop_lag)} late"
+    )
+    click.echo(
+        f"  longest (mean) of the last 100: planning {_ms(overview.planner_max)} "
+        f"({_ms(overview.planner_mean)}), commit {_ms(overview.commit_max)} "
+        f"({_ms(overview.commit_mean)})"
     )
 
 

@@ -180,12 +180,18 @@ def _useful(name: str, value: str) -> bool:
     return bool(value) and name != "last lines"
 
 
+def queue_line(job: job_pb2.Job) -> str:
+    """Where an unfinished job stands in line: `digits-7  QUEUED in queue night, priority 5`."""
+    place = f"queue {job.spec.queue or 'default'}, priority {job.spec.priority}"
+    return f"{short_name(job.name)}  {state_name(job.state)} in {place}"
+
+
 def event_line(event: common_pb2.Event) -> str:
     """One event in a line: time, job, task, from and to, and why."""
     about = short_name(event.job)
     if event.HasField("index"):
         about += f"[{event.index}]" + (f" attempt {event.attempt}" if event.attempt else "")
-    why = " ".join(part for part in (event.cause.message, event.note) if part) or event.reason
+    why = _with_note(event)
     by = "" if event.actor in {"", "system"} else f" by {event.actor}"
     clock = moment(event.time)[-8:]
     before, after = state_name(getattr(event, "from")), state_name(event.to)
@@ -206,4 +212,5 @@ def state_line(event: common_pb2.Event) -> str:
 
 
 def _with_note(event: common_pb2.Event) -> str:
-    return " ".join(part for part in (event.cause.message or event.reason, event.note) if part)
+    note = "" if event.note == event.cause.message else event.note
+    return " ".join(part for part in (event.cause.message, note) if part) or event.reason
