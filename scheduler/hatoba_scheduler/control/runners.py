@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from hatoba.v1 import runner_pb2, worker_pb2
 from hatoba_plugins.backend import Clock
+from hatoba_scheduler.control.gang_commits import GangCommits
 from hatoba_scheduler.control.ledger import Commit, Ledger
 from hatoba_scheduler.control.logged_models import LoggedModels, ModelRefused
 from hatoba_scheduler.control.observe import Step, of_attempt
@@ -82,6 +83,7 @@ class RunnerDesk:
         self._models = models
         self._most_memory = most_memory
         self._commits = asyncio.TaskGroup()
+        self._gangs = GangCommits(ledger, clock)
         self._ledger = ledger
         self._store = store
         self._clock = clock
@@ -120,7 +122,7 @@ class RunnerDesk:
 
     def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
         """Forget what former attempts told of progress; a listener of the ledger."""
-        del commits
+        self._gangs.on_commit(commits)
         for event in events:
             if event.index is not None and (event.terminal or event.reason == "launch"):
                 self._progress.pop((event.job_uid, event.index), None)
@@ -242,7 +244,11 @@ class RunnerDesk:
         answer: asyncio.Future[runner_pb2.CommitAttemptResponse],
     ) -> None:
         try:
-            reply = await self._decide(request, await self._logged(request))
+            logged = await self._logged(request)
+            if await self._ended_whole(request, logged):
+                reply = runner_pb2.CommitAttemptResponse(attempt=request.attempt, accepted=True)
+            else:
+                reply = await self._decide(request, logged)
             if not reply.accepted:
                 # It may have left memory while its models were looked at: what is stored decides.
                 reply = await self.late_commit(request)
@@ -255,6 +261,22 @@ class RunnerDesk:
             return
         if not answer.done():
             answer.set_result(reply)
+
+    async def _ended_whole(self, request: runner_pb2.CommitAttemptRequest, logged: Logged) -> bool:
+        """Of a gang's member that makes versions: whether its end is stored with all others'."""
+        attempt = self.current(request.attempt, request.fence)
+        rows = self._ledger.rows(attempt.job_uid) if attempt is not None else None
+        if attempt is None or rows is None or isinstance(logged, Cause):
+            return False
+        if not (logged and rows.job.terms.gang) or attempt.nonce != request.nonce:
+            return False
+
+        def outcome(view: View) -> Outcome | None:
+            if not (_current(view, request.fence) and _owns(view, request)):
+                return None
+            return _with_logged(self._outcome(view, request), logged)
+
+        return await self._gangs.ended(attempt, outcome)
 
     async def _logged(self, request: runner_pb2.CommitAttemptRequest) -> Logged:
         """Versions of a good end's models, or why they cannot become."""

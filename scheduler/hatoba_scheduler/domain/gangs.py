@@ -4,7 +4,8 @@ The members are the tasks of one job. All attempts of one generation are launche
 member's code runs before all of them have claimed. A member whose attempt has ended, well or not,
 stays STOPPING until every attempt of the generation has ended: only then do all tasks go to their
 outcome, or are all QUEUED again, so that what is terminal stays final though the gang may have to
-begin anew. A member's success in a generation that begins anew is history.
+begin anew. A member's success in a generation that begins anew is history, and versions of models
+become only with the end that makes the whole gang succeed.
 
 Of the members that ended badly the first decides whether there will be another generation; the
 others are stopped for it. That decision is kept in `Task.cause.retryable` of members that ended,
@@ -13,11 +14,12 @@ until the tasks settle.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from hatoba_scheduler.domain import transitions
 from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.models import ModelVersion
 from hatoba_scheduler.domain.records import (
     Attempt,
     AttemptWrite,
@@ -176,12 +178,36 @@ def ended(view: View, outcome: Outcome, now: Now) -> Change | None:
         work.end(view, outcome, None, now)
     else:
         _ended_badly(work, view, outcome, now)
+    whole = _all_good(work.rows())
     if all(one.state.terminal for one in current(work.rows())):
         _settle(work, now)
+    return _making(work, outcome.models if whole else ())
+
+
+def ended_well(rows: Rows, outcomes: Mapping[int, Outcome], now: Now) -> Change | None:
+    """These members have ended well, by index, and with them the gang; all in one change.
+
+    None when another has not: then nothing of it is decided.
+    """
+    work = _Work(rows)
+    for index, outcome in outcomes.items():
+        if work.view(index).attempt.state.terminal:
+            return None
+        work.end(work.view(index), outcome, None, now)
+    if not _all_good(work.rows()):
+        return None
+    _settle(work, now)
+    return _making(work, tuple(one for made in outcomes.values() for one in made.models))
+
+
+def _all_good(rows: Rows) -> bool:
+    members = current(rows)
+    return len(members) == rows.job.size and all(one.state is _GOOD for one in members)
+
+
+def _making(work: _Work, models: tuple[ModelVersion, ...]) -> Change | None:
     change = work.change()
-    if change is not None and outcome.models and outcome.state is _GOOD:
-        return changed(change, models=outcome.models)
-    return change
+    return changed(change, models=models) if change is not None and models else change
 
 
 def _ended_badly(work: _Work, view: View, outcome: Outcome, now: Now) -> None:
@@ -270,7 +296,8 @@ class _Work:
         self._tasks.update((row.index, row) for row, _ in step.tasks)
         self._attempts.update((row.index, row) for row, _ in step.attempts)
 
-    def _view(self, index: int) -> View:
+    def view(self, index: int) -> View:
+        """The rows about one member."""
         return View(self._job, self._tasks[index], self._attempts[index])
 
     def end(self, view: View, outcome: Outcome, verdict: Verdict | None, now: Now) -> None:
@@ -305,7 +332,7 @@ class _Work:
             if self._attempts[index].state < AttemptState.STOPPING:
                 self.take(
                     stepped(
-                        self._view(index),
+                        self.view(index),
                         AttemptState.STOPPING,
                         "stop",
                         now,
