@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from server_process import HatobaServer, running_server
 from wire import Wire
 
-from hatoba.v1 import common_pb2, job_pb2, queue_pb2, worker_pb2
+from hatoba.v1 import admin_pb2, common_pb2, job_pb2, queue_pb2, worker_pb2
 from tests.integration.services.conftest import (
     Host,
     cancel,
@@ -21,6 +22,10 @@ from tests.integration.services.conftest import (
     submit,
 )
 
+RESERVED_AFTER = 2.5
+"""Seconds, more than what a head waits before room is kept for it."""
+AT_ONCE = 1_100
+"""More launches than are under way at once: what was decided on before goes out first."""
 CONFIG = """
 [defaults]
 train = "hosts"
@@ -91,6 +96,7 @@ async def test_backfill_goes_before_the_head_only_where_it_does_not_delay_it(cal
         await host.started(await host.launched())
         head = await submit(calls, wants(4.0, "head"))
         await waits_for(calls, head, job_pb2.WAIT_REASON_NO_ROOM)
+        await _waited(calls, head, RESERVED_AFTER)
         endless = await submit(calls, wants(1.0, "endless"))
         short = wants(1.0, "short")
         short.timeout.FromTimedelta(timedelta(minutes=10))
@@ -235,16 +241,36 @@ async def test_a_flood_keeps_no_other_user_waiting(calls: Wire) -> None:
     items = [job_pb2.SubmitJobsItem(spec=spec)] * 1_000
     for _ in range(20):
         await calls.once(job_pb2.SubmitJobsRequest(items=items), job_pb2.SubmitJobsResponse)
+    waiting = job_pb2.CountJobsRequest(filter="queue = flood AND state = QUEUED")
+    assert (await calls.once(waiting, job_pb2.CountJobsResponse)).total > 3 * AT_ONCE
     calm = job_pb2.JobSpec(name="calm", command=["true"], backend="null", queue="calm")
     job = await submit(calls, calm)
-    waiting = job_pb2.CountJobsRequest(filter="queue = flood AND state = QUEUED")
+    before = await _launched_before(calls, job)
+    assert before < AT_ONCE
 
-    async def ended() -> bool:
-        return state(await got(calls, job)) == "SUCCEEDED"
 
-    await eventually(ended)
-    left = await calls.once(waiting, job_pb2.CountJobsResponse)
-    assert left.total > 10_000
+async def _launched_before(wire: Wire, job: job_pb2.Job) -> int:
+    """How many others were launched between a job's submit and its launch."""
+    count, submitted = 0, False
+    request = job_pb2.WatchJobsRequest(cursor="0", reasons=["submit", "launch"])
+    async for message in wire.stream(request, job_pb2.WatchJobsResponse):
+        event = message.event
+        if event.job == job.name and event.reason == "launch":
+            break
+        submitted = submitted or event.job == job.name
+        count += submitted and event.reason == "launch"
+    return count
+
+
+async def _waited(wire: Wire, job: job_pb2.Job, seconds: float) -> None:
+    """Return once a job has waited so long by the server's clock."""
+
+    async def holds() -> bool:
+        overview = await wire.once(admin_pb2.GetOverviewRequest(), admin_pb2.Overview)
+        waits = [one.since for one in overview.oldest_waiting if one.job == job.name]
+        return bool(waits) and time.time() - waits[0].ToNanoseconds() / 1e9 > seconds
+
+    await eventually(holds)
 
 
 async def test_a_job_that_never_fits_is_told_at_submit(calls: Wire) -> None:

@@ -305,6 +305,22 @@ def _head_start(sim: Simulation, fill: Callable[[], None]) -> int:
     return sim.spans(head)[0].start
 
 
+@pytest.mark.parametrize("looks", range(4))
+def test_what_comes_later_never_takes_what_a_head_waits_for(looks: int) -> None:
+    """However often the head was looked after before: nothing without a limit goes before it."""
+    sim = cluster(host("a", 4.0))
+    sim.submit(Ask("long", Resources(cpus=3.0), terms=Terms(timeout=HOUR)), always(Run(HOUR)))
+    sim.run_for(1.0)
+    sim.submit(Ask("head", Resources(cpus=4.0)), always(Run(600.0)))
+    for _ in range(looks):
+        sim.run_for(2.0)
+        sim.plan()
+    sim.run_for(2.0)
+    endless = sim.submit(Ask("endless", CPU), always(Run(2 * HOUR)))
+    sim.run_for(60.0)
+    assert sim.spans(endless) == []
+
+
 # -- order among jobs -----------------------------------------------------------------------------
 
 

@@ -279,9 +279,14 @@ class Rounds:
         done, work = parts.reservations.nodes(), 2.0
         for _ in range(min(HEADS, parts.rules.reservations - len(parts.reservations))):
             node = parts.tree.next_waiting(done | self._looked)
-            if node is None:
+            if node is None and self._looked:
+                # All have had their turn: the first is looked after again in this very slice,
+                # or what has just come could take what is to be kept for it.
                 self._looked = set()
+                node = parts.tree.next_waiting(done)
+            if node is None:
                 break
+            done = done | {node}
             self._looked.add(node)
             work += 4.0 + self._look_after(node, after, now)
         return work
