@@ -19,7 +19,7 @@ async def test_nothing_is_lost_doubled_or_left_behind(
     if backend != "null" and not full_round:
         pytest.skip("make test runs these kills as a step of its own, 30 on each backend")
     count = kills * (5 if full_round else 1)
-    plan = Plan(backend, count, 10 * count, random.SystemRandom().randrange(1 << 32))
+    plan = Plan(backend, count, 6 * count, random.SystemRandom().randrange(1 << 32))
     print(f"seed {plan.seed}")
     verdict = await Round(plan, tmp_path, print).run()
     show(verdict)

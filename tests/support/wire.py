@@ -18,6 +18,8 @@ R = TypeVar("R", bound=Message)
 
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 REDIAL = 0.02
+LEFT = 8
+"""Channels to former servers that are kept until whoever called there has noticed."""
 OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
@@ -52,6 +54,7 @@ class Wire:
         self._credentials = credentials
         self._address = ""
         self._channel: grpc.aio.Channel | None = None
+        self._left: list[grpc.aio.Channel] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -62,7 +65,11 @@ class Wire:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._close()
+        if self._channel is not None:
+            self._left.append(self._channel)
+            self._channel = None
+        while self._left:
+            await self._left.pop().close()
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
@@ -72,9 +79,9 @@ class Wire:
     async def channel(self) -> grpc.aio.Channel:
         """A channel to where the server is now."""
         if self._channel is None or self._address != self._server.address:
-            await self._close()
-            self._address = self._server.address
+            old, self._address = self._channel, self._server.address
             self._channel = self._dial(self._address)
+            await self._leave(old)
         return self._channel
 
     def _dial(self, address: str) -> grpc.aio.Channel:
@@ -82,10 +89,14 @@ class Wire:
             return grpc.aio.insecure_channel(address, options=OPTIONS)
         return grpc.aio.secure_channel(address, self._credentials, options=OPTIONS)
 
-    async def _close(self) -> None:
-        if self._channel is not None:
-            channel, self._channel = self._channel, None
-            await channel.close()
+    async def _leave(self, old: grpc.aio.Channel | None) -> None:
+        """Others may have calls on it, which end as calls to a dead server do: closing it now would
+        cancel whoever waits for them.
+        """
+        if old is not None:
+            self._left.append(old)
+        if len(self._left) > LEFT:
+            await self._left.pop(0).close()
 
     # -- calls ------------------------------------------------------------------------------------
 

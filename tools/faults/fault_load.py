@@ -34,7 +34,7 @@ class PatientWire(Wire):
         async with asyncio.timeout(patience):
             while True:
                 try:
-                    return await super().answer(request, reply, patience=patience)
+                    return await super().answer(request, reply, patience=2 * patience)
                 except grpc.aio.AioRpcError as error:
                     if not not_adopted(error):
                         raise

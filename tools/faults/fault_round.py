@@ -9,6 +9,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,9 +36,12 @@ from wire import Wire
 
 from hatoba.v1 import admin_pb2
 from hatoba_plugins.backends.mock.ledger import Entry, read_ledger
+from hatoba_scheduler.store.sqlite.database import FILE, connect
 from hatoba_scheduler.store.sqlite.doctor import visit
 
 COLD_EVERY = 20
+SUBMITTERS = 4
+"""Batches that are being submitted at once."""
 REAP_AFTER = 1.0
 """Seconds after which what nobody wants is ended."""
 AT_RANDOM = 1.0
@@ -98,6 +102,7 @@ class Round:
         self._visiting = 0.0
         self._starts = 0
         self._adopting: asyncio.Task[None] | None = None
+        self._visit: asyncio.Task[None] | None = None
 
     async def run(self) -> Verdict:
         """The verdict; everything that was started is gone when it is there."""
@@ -118,7 +123,8 @@ class Round:
         witnessed = self._plan.backend == "hosts"
         found = self._trouble + violations(evidence, witnessed=witnessed)
         found += [f"left after `stop --all`: {each}" for each in left]
-        found += self._unwell + await self._doctor("at the end")
+        await self._doctor("at the end")
+        found += self._unwell
         return Verdict(
             plan=self._plan,
             seconds=time.monotonic() - began,
@@ -169,14 +175,23 @@ class Round:
 
     async def _submit(self, submitter: Submitter) -> None:
         """Keep as many jobs under way as may be, and spread them over the kills."""
-        submitted = 0
-        async with asyncio.TaskGroup() as cancels:
-            while submitted < self._plan.jobs:
-                count = min(BATCH, self._plan.jobs - submitted)
-                await self._turn(submitted, count)
-                await submitter.submit(submitted, count)
-                submitted += count
-                cancels.create_task(submitter.cancel_waiting(), name="cancel")
+        turns = asyncio.Semaphore(SUBMITTERS)
+        async with asyncio.TaskGroup() as work:
+            for first in range(0, self._plan.jobs, BATCH):
+                count = min(BATCH, self._plan.jobs - first)
+                await turns.acquire()
+                await self._turn(first, count)
+                batch = self._batch(submitter, first, count, turns)
+                work.create_task(batch, name=f"submit {first}")
+
+    async def _batch(
+        self, submitter: Submitter, first: int, count: int, turns: asyncio.Semaphore
+    ) -> None:
+        try:
+            await submitter.submit(first, count)
+        finally:
+            turns.release()
+        await submitter.cancel_waiting()
 
     async def _turn(self, submitted: int, count: int) -> None:
         share = self._plan.jobs / max(self._plan.kills, 1)
@@ -192,7 +207,7 @@ class Round:
         while (done := sum(self._kills.values())) < self._plan.kills:
             target = self._dice.choice(self._targets)
             if target == "server":
-                await self._kill_server()
+                await self._kill_server(work)
                 await self._start_next(provoker, work)
             else:
                 await self._pause()
@@ -221,13 +236,20 @@ class Round:
         if pid and await asyncio.to_thread(kill9, pid):
             self._kills[target] += 1
 
-    async def _kill_server(self) -> None:
-        """Have it die at its failpoint; where the load does not come by that, kill it as it is."""
+    async def _kill_server(self, work: asyncio.TaskGroup) -> None:
+        """Have it die at its failpoint; where the load does not come by that, kill it as it is.
+
+        Then the doctor looks at the store, as it is at one moment, while the next server starts.
+        """
+        if self._visit:
+            await self._visit
         reached = await asyncio.to_thread(died, self._server.pid, self._patience())
         self._points.told(reached=reached)
         if reached or await asyncio.to_thread(kill9, self._server.pid):
             self._kills["server"] += 1
-        self._unwell += await self._doctor(f"after {sum(self._kills.values())} kills")
+        await asyncio.to_thread(settle, self._server.data / FILE)
+        when = f"after {sum(self._kills.values())} kills"
+        self._visit = work.create_task(self._doctor(when), name=f"doctor {when}")
 
     def _patience(self) -> float:
         name = self._points.armed.name
@@ -242,6 +264,8 @@ class Round:
             await self._revive()
             await self._adopting
         armed = self._points.next(time.time())
+        if self._visit and armed.name.startswith("adopt."):
+            await self._visit
         await asyncio.to_thread(self._prepare, armed.name)
         await self._launch(armed)
         try:
@@ -269,14 +293,13 @@ class Round:
         self._server.launcher = launcher
         await asyncio.to_thread(self._server.launch)
 
-    async def _doctor(self, when: str) -> list[str]:
-        """What is not as it must be in the store's file, which no server has open."""
+    async def _doctor(self, when: str) -> None:
+        """Note what is not as it must be in the store's file."""
         began = time.monotonic()
-        file = self._server.data / "hatoba.db"
-        problems = await asyncio.to_thread(visit, file, 0, mend=False)
+        problems = await asyncio.to_thread(visit, self._server.data / FILE, 0, mend=False)
         self._visits += 1
         self._visiting += time.monotonic() - began
-        return [f"doctor {when}: {problem.text()}" for problem in problems]
+        self._unwell += [f"doctor {when}: {problem.text()}" for problem in problems]
 
     async def _revive(self) -> None:
         """Whatever server there is, one comes that dies by nothing."""
@@ -358,6 +381,12 @@ class Round:
             await self._server.close()
         await asyncio.to_thread(self._zygote.close)
         await asyncio.to_thread(self._cold.close)
+
+
+def settle(file: Path) -> None:
+    """Have what a dead server left in the store's journal taken in; blocks."""
+    with closing(connect(file, reader=True)) as connection:
+        connection.execute("SELECT cluster_id FROM identity").fetchone()
 
 
 def leaves(error: BaseException) -> list[BaseException]:

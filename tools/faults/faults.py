@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "tests" / "support"))
 from fault_points import unmet  # noqa: E402 - found beside this file
 from fault_round import Plan, Round, Verdict  # noqa: E402
 
-JOBS_A_KILL = 10
+JOBS_A_KILL = 6
 SHOWN = 40
 
 
@@ -58,7 +58,7 @@ def planned(arguments: list[str] | None) -> list[Plan]:
     known = ["both", "hosts", "mock", "null"]
     parser.add_argument("--backend", choices=known, default="both", help="both: half of it each")
     parser.add_argument("--count", type=int, default=200, help="kills")
-    parser.add_argument("--jobs", type=int, help="jobs; ten a kill if not said")
+    parser.add_argument("--jobs", type=int, help="jobs; six a kill if not said")
     parser.add_argument("--seed", type=int, help="of an earlier round")
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
