@@ -31,7 +31,9 @@ from hatoba.following import (
 )
 from hatoba.frames import Metrics
 from hatoba.models import AsyncModels
+from hatoba.operations import AsyncOperations
 from hatoba.options import Parcel, SubmitOptions, build_parcel, set_param
+from hatoba.queues import AsyncQueues
 from hatoba.schedules import AsyncSchedules
 from hatoba.settings import Choice, Server
 from hatoba.tracing import Tracer
@@ -108,6 +110,16 @@ class AsyncClient:
     def deployments(self) -> AsyncDeployments:
         """Deployments of the project."""
         return AsyncDeployments(self)
+
+    @property
+    def queues(self) -> AsyncQueues:
+        """Queues of the project."""
+        return AsyncQueues(self)
+
+    @property
+    def operations(self) -> AsyncOperations:
+        """What operators do with the installation."""
+        return AsyncOperations(self)
 
     @property
     def schedules(self) -> AsyncSchedules:

@@ -23,7 +23,9 @@ from hatoba.deployments import Deployments
 from hatoba.following import LogPiece, Resync, silent
 from hatoba.frames import Metrics, table
 from hatoba.models import Models
+from hatoba.operations import Operations
 from hatoba.options import SubmitOptions
+from hatoba.queues import Queues
 from hatoba.schedules import Schedules
 from hatoba.v1 import common_pb2, job_pb2
 
@@ -126,6 +128,16 @@ class Client:
     def deployments(self) -> Deployments:
         """Deployments of the project."""
         return Deployments(self._loop, self._client.deployments)
+
+    @property
+    def queues(self) -> Queues:
+        """Queues of the project."""
+        return Queues(self._loop, self._client.queues)
+
+    @property
+    def operations(self) -> Operations:
+        """What operators do with the installation."""
+        return Operations(self._loop, self._client.operations)
 
     @property
     def schedules(self) -> Schedules:

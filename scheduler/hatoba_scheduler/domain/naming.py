@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
@@ -100,7 +101,8 @@ def attempt_name(epoch: int, job_uid: str, index: int, number: int) -> str:
     return f"h{epoch}-{job_uid.replace('-', '')}-{index}-{number}"
 
 
-class AttemptName(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AttemptName:
     """What an attempt's external name says."""
 
     epoch: int

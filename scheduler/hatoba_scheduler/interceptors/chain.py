@@ -46,6 +46,15 @@ if TYPE_CHECKING:
     from hatoba_scheduler.interceptors.types import Context, Handler
 
 MIN_SECONDS_LEFT = 0.05
+UNHURRIED = frozenset(
+    {
+        "hatoba.v1.AdminService/AdoptStore",
+        "hatoba.v1.AdminService/CheckStore",
+        "hatoba.v1.AdminService/CreateBackup",
+        "hatoba.v1.ArtifactService/CollectGarbage",
+    }
+)
+"""What takes as long as there is much: only its caller's deadline ends it."""
 REQUEST_ID = "x-request-id"
 _UNKNOWN = "other"
 _NO_TRACE = SpanContext("0" * 32, "0" * 16, sampled=False)
@@ -64,6 +73,13 @@ class _Method(NamedTuple):
     streams: bool
     begins_trace: bool
     handler: Handler
+
+
+class _UnaryLimits(NamedTuple):
+    """Of a method: seconds of a call, None for as long as its caller waits; the jobs it makes."""
+
+    longest: float | None
+    new_jobs: NewJobs | None
 
 
 class CallLimits(NamedTuple):
@@ -131,7 +147,7 @@ class Front(grpc.aio.ServerInterceptor):
         streams = handler.request_streaming or handler.response_streaming
         name = details.method.removeprefix("/")
         begins_trace = changes and not streams
-        wrapped = self._wrapped(handler, NEW_JOBS.get(name))
+        wrapped = self._wrapped(handler, name)
         method = _Method(name, access, changes, streams, begins_trace, wrapped)
         self._methods[details.method] = method
         return method
@@ -177,7 +193,7 @@ class Front(grpc.aio.ServerInterceptor):
         return grpc.stream_stream_rpc_method_handler(refuse)
 
     # -- around the handler -----------------------------------------------------------------------
-    def _wrapped(self, handler: Handler, new_jobs: NewJobs | None) -> Handler:
+    def _wrapped(self, handler: Handler, name: str) -> Handler:
         deserialize = handler.request_deserializer
         read = reader(deserialize, self._max_bytes) if deserialize else None
         serialize = handler.response_serializer
@@ -190,11 +206,15 @@ class Front(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
             sends = self._streaming(handler.unary_stream, from_client=False)
             return grpc.unary_stream_rpc_method_handler(sends, read, serialize)
+        longest = None if name in UNHURRIED else self._max_seconds
+        limits = _UnaryLimits(longest, NEW_JOBS.get(name))
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(handler.unary_unary, serialize, new_jobs), read, None
+            self._unary(handler.unary_unary, serialize, limits), read, None
         )
 
-    def _unary(self, behaviour: Any, serialize: Any, new_jobs: NewJobs | None) -> Behaviour:
+    def _unary(self, behaviour: Any, serialize: Any, limits: _UnaryLimits) -> Behaviour:
+        longest, new_jobs = limits
+
         async def unary(request: Any, context: Context) -> bytes:
             call = current_call()
             self._begin(call)
@@ -205,10 +225,10 @@ class Front(grpc.aio.ServerInterceptor):
                 request = checked(request)
                 if new_jobs is not None and call.token is not None:
                     self._principals.submit(call.token, new_jobs(request))
-                if remaining is None or remaining > self._max_seconds:
-                    response = await self._clamped(behaviour, request, context)
-                elif remaining < MIN_SECONDS_LEFT:
+                if remaining is not None and remaining < MIN_SECONDS_LEFT:
                     raise _too_short(remaining)
+                if longest is not None and (remaining is None or remaining > longest):
+                    response = await _clamped(longest, behaviour(request, context))
                 else:
                     response = await behaviour(request, context)
                 reply = self._reply(response, serialize)
@@ -222,18 +242,6 @@ class Front(grpc.aio.ServerInterceptor):
             return reply
 
         return unary
-
-    async def _clamped(self, behaviour: Any, request: Any, context: Context) -> Any:
-        scope = asyncio.timeout(self._max_seconds)
-        try:
-            async with scope:
-                return await behaviour(request, context)
-        except TimeoutError as error:
-            if not scope.expired():
-                raise
-            raise DeadlineExceeded(
-                f"the call did not end within the server's {self._max_seconds:g} s"
-            ) from error
 
     def _streaming(self, behaviour: Any, *, from_client: bool) -> Behaviour:
         async def stream(request: Any, context: Context) -> None:
@@ -358,6 +366,17 @@ class Front(grpc.aio.ServerInterceptor):
             error="" if code == "OK" else f"{code}: {error.reason}" if error else code,
             attributes=attributes | call.attributes if call.attributes else attributes,
         )
+
+
+async def _clamped(longest: float, handled: Coroutine[Any, Any, Any]) -> Any:
+    scope = asyncio.timeout(longest)
+    try:
+        async with scope:
+            return await handled
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        raise DeadlineExceeded(f"the call did not end within the server's {longest:g} s") from error
 
 
 async def _send_all(behaviour: Any, given: Any, seen: Any, context: Context) -> None:

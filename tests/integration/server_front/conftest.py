@@ -131,6 +131,14 @@ class Runners(runner_pb2_grpc.RunnerServiceServicer):
 
 
 class Artifacts(artifact_pb2_grpc.ArtifactServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    async def CollectGarbage(self, request: Any, context: Any) -> Any:
+        self._script.entered.set()
+        await self._script.left.wait()
+        return artifact_pb2.CollectGarbageResponse()
+
     async def UploadChunks(self, requests: Any, context: Any) -> Any:
         sizes = [len(request.data) async for request in requests]
         return artifact_pb2.UploadChunksResponse(chunks=len(sizes), bytes=sum(sizes))
@@ -275,7 +283,7 @@ async def serving(limits: CallLimits) -> AsyncIterator[Harness]:
     job_pb2_grpc.add_JobServiceServicer_to_server(Jobs(script), server)  # type: ignore[abstract]
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(Workers(script), server)  # type: ignore[abstract]
     runner_pb2_grpc.add_RunnerServiceServicer_to_server(Runners(), server)  # type: ignore[abstract]
-    artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(Artifacts(), server)  # type: ignore[abstract]
+    artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(Artifacts(script), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

@@ -415,6 +415,19 @@ async def test_a_longer_deadline_than_the_servers_is_clamped(front: Harness) -> 
     assert "within the server's" in (await failing(call)).message
 
 
+async def test_what_takes_as_long_as_there_is_much_is_not_ended_by_the_server(
+    front: Harness,
+) -> None:
+    artifacts = artifact_pb2_grpc.ArtifactServiceStub(front.channel)
+    request = artifact_pb2.CollectGarbageRequest()
+    collects = artifacts.CollectGarbage(request, metadata=front.metadata())
+    await front.script.entered.wait()
+    front.script.unary = _never
+    assert "within the server's" in (await failing(front.submit())).message
+    front.script.left.set()
+    assert (await collects) == artifact_pb2.CollectGarbageResponse()
+
+
 async def test_nothing_is_begun_with_too_little_time_left(front: Harness) -> None:
     call = front.jobs.SubmitJob(good_submit(), metadata=front.metadata(), timeout=0.04)
     assert (await failing(call)).code is grpc.StatusCode.DEADLINE_EXCEEDED

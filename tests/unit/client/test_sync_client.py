@@ -12,7 +12,7 @@ import pytest
 
 import hatoba
 from hatoba.errors import InvalidSpec, NotFound, Unavailable
-from hatoba.v1 import job_pb2
+from hatoba.v1 import admin_pb2, common_pb2, job_pb2
 
 if TYPE_CHECKING:
     from tests.unit.client.conftest import FakeServer
@@ -76,6 +76,55 @@ def test_lists_events_and_cancel(fake: FakeServer, client: hatoba.Client) -> Non
     ]
     assert client.job("train-1").cancel("enough").outcome == job_pb2.CANCEL_OUTCOME_CANCELLED
     assert client.job("train-1").rerun(params={"lr": 1}).name == "train-2"
+
+
+def test_queues_are_kept(fake: FakeServer, client: hatoba.Client) -> None:
+    queues = client.queues
+    queues.create("gpu", weight=2, quota=common_pb2.Resources(gpus=4), labels={"a": "b"})
+    queues.update("gpu", max_running=0, parent="", etag="e")
+    queues.cordon("gpu", drain=True, reason="moving")
+    queues.uncordon("gpu")
+    queues.delete("gpu", etag="e")
+    assert [one.name for one in queues.list()]
+    assert queues.usage("gpu").queue
+    assert [one.queue for one in queues.usages()]
+    made = fake.requests("CreateQueueRequest")[0]
+    assert (made.queue_id, made.queue.quota.gpus) == ("gpu", 4)
+    changed = fake.requests("UpdateQueueRequest")[0]
+    assert sorted(changed.update_mask.paths) == ["max_running", "parent"]
+    assert (changed.queue.name, changed.queue.etag) == ("projects/default/queues/gpu", "e")
+    first, second = fake.requests("CordonQueueRequest")
+    assert (first.cordoned, first.drain, first.reason) == (True, True, "moving")
+    assert not second.cordoned
+    with pytest.raises(InvalidSpec, match="nothing to change"):
+        queues.update("gpu")
+
+
+def test_operators_look_cordon_and_back_up(fake: FakeServer, client: hatoba.Client) -> None:
+    fake.replies["ListBackupsRequest"] = admin_pb2.ListBackupsResponse(
+        backups=[admin_pb2.Backup(name="backups/b1")]
+    )
+    fake.replies["CheckStoreRequest"] = admin_pb2.CheckStoreResponse(
+        problems=[admin_pb2.StoreProblem(invariant="I3")]
+    )
+    fake.replies["AdoptStoreRequest"] = admin_pb2.AdoptStoreResponse(adopted=["h1-a-0-1"])
+    operations = client.operations
+    assert operations.overview().server.phase == "serving"
+    assert [one.name for one in operations.backends().backends] == ["hosts"]
+    assert operations.cordon_backend("hosts", drain=True, reason="x").cordoned
+    assert not operations.uncordon_backend("hosts").cordoned
+    assert [one.name for one in operations.hosts()] == ["hosts/here"]
+    assert operations.cordon_host("here", drain=True, reason="x").cordoned
+    assert not operations.uncordon_host("here").cordoned
+    assert operations.back_up("/tmp/b", with_blobs=True).name == "backups/b1"
+    assert [one.name for one in operations.backups()] == ["backups/b1"]
+    operations.delete_backup("b1")
+    assert [one.invariant for one in operations.check_store(repair=True)] == ["I3"]
+    assert list(operations.adopt_store(dry_run=True).adopted) == ["h1-a-0-1"]
+    (backup,) = fake.requests("CreateBackupRequest")
+    assert (backup.path, backup.with_blobs) == ("/tmp/b", True)
+    assert fake.requests("CordonHostRequest")[0].drain
+    assert fake.requests("CheckStoreRequest")[0].repair
 
 
 def test_a_job_is_planned_moved_held_and_let_go(fake: FakeServer, client: hatoba.Client) -> None:

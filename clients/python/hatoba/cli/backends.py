@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,7 +13,6 @@ from hatoba.cli.session import server_options, with_client
 from hatoba.errors import NotFound
 
 if TYPE_CHECKING:
-    from hatoba.aio import AsyncClient
     from hatoba.v1 import admin_pb2
 
 
@@ -27,15 +26,8 @@ def backends() -> None:
 @server_options()
 def list_backends(output: str) -> None:
     """List backends, and plug-ins that could not be loaded with the reason and the remedy."""
-    reply = with_client(read_backends)
+    reply = with_client(lambda client: client.operations.backends())
     emit(reply, output, lambda: show_backends(reply, wide=output == "wide"))
-
-
-async def read_backends(client: AsyncClient) -> admin_pb2.ListBackendsResponse:
-    """The server's backends and load failures."""
-    from hatoba.v1 import admin_pb2
-
-    return await client.call(admin_pb2.ListBackendsRequest(), admin_pb2.ListBackendsResponse)
 
 
 def state_of(backend: admin_pb2.BackendInfo) -> str:
@@ -71,7 +63,7 @@ def show_backends(reply: admin_pb2.ListBackendsResponse, *, wide: bool = False) 
 @server_options()
 def get(name: str, output: str) -> None:
     """Show one backend: its health, its breaker, and how its last calls went."""
-    reply = with_client(read_backends)
+    reply = with_client(lambda client: client.operations.backends())
     found = [backend for backend in reply.backends if backend.name == name]
     if not found:
         known = ", ".join(backend.name for backend in reply.backends) or "none"
@@ -102,7 +94,10 @@ def show_backend(backend: admin_pb2.BackendInfo) -> None:
 @server_options()
 def cordon(name: str, drain: bool, reason: str, output: str) -> None:
     """Launch nothing more there; what runs there runs on, unless it is drained."""
-    _cordon(name, output, cordoned=True, drain=drain, reason=reason)
+    backend = with_client(
+        lambda client: client.operations.cordon_backend(name, drain=drain, reason=reason)
+    )
+    emit(backend, output, lambda: show_backend(backend))
 
 
 @backends.command("uncordon")
@@ -111,18 +106,7 @@ def cordon(name: str, drain: bool, reason: str, output: str) -> None:
 @server_options()
 def uncordon(name: str, output: str) -> None:
     """Let work come again."""
-    _cordon(name, output, cordoned=False)
-
-
-def _cordon(name: str, output: str, **said: Any) -> None:
-    from hatoba.v1 import admin_pb2
-
-    async def change(client: AsyncClient) -> admin_pb2.BackendInfo:
-        return await client.call(
-            admin_pb2.CordonBackendRequest(name=name, **said), admin_pb2.BackendInfo
-        )
-
-    backend = with_client(change)
+    backend = with_client(lambda client: client.operations.uncordon_backend(name))
     emit(backend, output, lambda: show_backend(backend))
 
 

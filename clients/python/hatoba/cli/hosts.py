@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -78,17 +78,7 @@ def list_hosts(output: str) -> None:
     """List hosts by name, connected or not."""
     from hatoba.v1 import worker_pb2
 
-    async def read(client: AsyncClient) -> list[worker_pb2.Host]:
-        request = worker_pb2.ListHostsRequest(page_size=1000)
-        found: list[worker_pb2.Host] = []
-        while True:
-            page = await client.call(request, worker_pb2.ListHostsResponse)
-            found.extend(page.hosts)
-            request.page_token = page.next_page_token
-            if not page.next_page_token:
-                return found
-
-    found = with_client(read)
+    found = with_client(lambda client: client.operations.hosts())
     emit(worker_pb2.ListHostsResponse(hosts=found), output, lambda: show(found))
 
 
@@ -121,16 +111,6 @@ def show_host(host: worker_pb2.Host) -> None:
     pairs([*rows, ("worker", host.version), ("seen", seen)])
 
 
-def _cordon(name: str, output: str, **said: Any) -> None:
-    from hatoba.v1 import worker_pb2
-
-    async def change(client: AsyncClient) -> worker_pb2.Host:
-        return await client.call(worker_pb2.CordonHostRequest(name=name, **said), worker_pb2.Host)
-
-    host = with_client(change)
-    emit(host, output, lambda: show([host]))
-
-
 REASON = click.option("--reason", default="", metavar="TEXT", help="Kept and shown.")
 
 
@@ -142,7 +122,7 @@ REASON = click.option("--reason", default="", metavar="TEXT", help="Kept and sho
 @server_options()
 def cordon(name: str, drain: bool, reason: str, output: str) -> None:
     """Keep new work away; what runs there runs on, unless it is drained."""
-    _cordon(name, output, cordoned=True, drain=drain, reason=reason)
+    _keep_away(name, output, drain=drain, reason=reason)
 
 
 @hosts.command("drain")
@@ -152,7 +132,14 @@ def cordon(name: str, drain: bool, reason: str, output: str) -> None:
 @server_options()
 def drain(name: str, reason: str, output: str) -> None:
     """Keep new work away, and have what runs there go elsewhere: `cordon --drain`."""
-    _cordon(name, output, cordoned=True, drain=True, reason=reason)
+    _keep_away(name, output, drain=True, reason=reason)
+
+
+def _keep_away(name: str, output: str, *, drain: bool, reason: str) -> None:
+    host = with_client(
+        lambda client: client.operations.cordon_host(name, drain=drain, reason=reason)
+    )
+    emit(host, output, lambda: show([host]))
 
 
 @hosts.command("uncordon")
@@ -161,7 +148,8 @@ def drain(name: str, reason: str, output: str) -> None:
 @server_options()
 def uncordon(name: str, output: str) -> None:
     """Let work come again."""
-    _cordon(name, output, cordoned=False)
+    host = with_client(lambda client: client.operations.uncordon_host(name))
+    emit(host, output, lambda: show([host]))
 
 
 @hosts.command("declare-gone")

@@ -14,7 +14,7 @@ from hatoba.cli.session import server_options, with_client
 from hatoba.units import parse_cpus, parse_memory, say_bytes, say_seconds
 
 if TYPE_CHECKING:
-    from hatoba.aio import AsyncClient
+    from hatoba.queues import QueueOptions
     from hatoba.v1 import common_pb2, queue_pb2
 
 Q = TypeVar("Q", bound="queue_pb2.Queue | queue_pb2.QueueUsage")
@@ -94,9 +94,15 @@ def _settings(function: Any) -> Any:
     return function
 
 
-def _said(said: dict[str, Any]) -> dict[str, Any]:
+def _said(said: dict[str, Any]) -> QueueOptions:
+    from hatoba.queues import QueueOptions
+
     found = {**said, "labels": unique(said["labels"], "--label") or None}
-    return {name: value for name, value in found.items() if value is not None}
+    options = QueueOptions()
+    for name, value in found.items():
+        if value is not None:
+            options[name] = value  # type: ignore[literal-required]
+    return options
 
 
 def show(found: Sequence[queue_pb2.Queue], *, wide: bool = False) -> None:
@@ -160,24 +166,9 @@ def list_queues(output: str) -> None:
     """List queues as a tree: each below the one above it."""
     from hatoba.v1 import queue_pb2
 
-    async def read(client: AsyncClient) -> list[queue_pb2.Queue]:
-        request = queue_pb2.ListQueuesRequest(project=client.project, page_size=1000)
-        found: list[queue_pb2.Queue] = []
-        while True:
-            page = await client.call(request, queue_pb2.ListQueuesResponse)
-            found.extend(page.queues)
-            request.page_token = page.next_page_token
-            if not page.next_page_token:
-                return found
-
-    found = with_client(read)
+    found = with_client(lambda client: client.queues.list())
     reply = queue_pb2.ListQueuesResponse(queues=found)
     emit(reply, output, lambda: show(found, wide=output == "wide"))
-
-
-def queue_name(client: AsyncClient, name: str) -> str:
-    """A queue's full name in the client's project."""
-    return name if "/" in name else f"projects/{client.project}/queues/{name}"
 
 
 @queues.command("get")
@@ -186,13 +177,7 @@ def queue_name(client: AsyncClient, name: str) -> str:
 @server_options()
 def get(name: str, output: str) -> None:
     """Show one queue."""
-    from hatoba.v1 import queue_pb2
-
-    async def read(client: AsyncClient) -> queue_pb2.Queue:
-        request = queue_pb2.GetQueueRequest(name=queue_name(client, name))
-        return await client.call(request, queue_pb2.Queue)
-
-    queue = with_client(read)
+    queue = with_client(lambda client: client.queues.get(name))
     emit(queue, output, lambda: show([queue]))
 
 
@@ -203,16 +188,8 @@ def get(name: str, output: str) -> None:
 @server_options()
 def create(name: str, output: str, **said: Any) -> None:
     """Make a queue."""
-    from hatoba.v1 import queue_pb2
-
-    async def make(client: AsyncClient) -> queue_pb2.Queue:
-        settings = queue_pb2.Queue(**_said(said))
-        request = queue_pb2.CreateQueueRequest(
-            project=client.project, queue_id=name, queue=settings
-        )
-        return await client.call(request, queue_pb2.Queue)
-
-    queue = with_client(make)
+    options = _said(said)
+    queue = with_client(lambda client: client.queues.create(name, **options))
     emit(queue, output, lambda: show([queue]))
 
 
@@ -224,10 +201,6 @@ def create(name: str, output: str, **said: Any) -> None:
 @server_options()
 def update(name: str, etag: str, output: str, **said: Any) -> None:
     """Change a queue. Tasks that run over a new limit run on."""
-    from google.protobuf.field_mask_pb2 import FieldMask
-
-    from hatoba.v1 import queue_pb2
-
     changes = _said(said)
     if not changes:
         raise click.UsageError(
@@ -235,14 +208,7 @@ def update(name: str, etag: str, output: str, **said: Any) -> None:
             "--guaranteed, --no-borrowing or --label"
         )
 
-    async def change(client: AsyncClient) -> queue_pb2.Queue:
-        queue = queue_pb2.Queue(name=queue_name(client, name), etag=etag, **changes)
-        request = queue_pb2.UpdateQueueRequest(
-            queue=queue, update_mask=FieldMask(paths=list(changes))
-        )
-        return await client.call(request, queue_pb2.Queue)
-
-    queue = with_client(change)
+    queue = with_client(lambda client: client.queues.update(name, etag=etag, **changes))
     emit(queue, output, lambda: show([queue]))
 
 
@@ -252,13 +218,7 @@ def update(name: str, etag: str, output: str, **said: Any) -> None:
 @server_options()
 def delete(name: str, etag: str) -> None:
     """Remove a queue that has no unfinished jobs."""
-    from hatoba.v1 import queue_pb2
-
-    async def remove(client: AsyncClient) -> None:
-        request = queue_pb2.DeleteQueueRequest(name=queue_name(client, name), etag=etag)
-        await client.call(request, queue_pb2.DeleteQueueResponse)
-
-    with_client(remove)
+    with_client(lambda client: client.queues.delete(name, etag=etag))
     click.echo(f"removed queue {name}", err=True)
 
 
@@ -270,7 +230,8 @@ def delete(name: str, etag: str) -> None:
 @server_options()
 def cordon(name: str, drain: bool, reason: str, output: str) -> None:
     """Start nothing more from a queue and those below it. Jobs are still accepted."""
-    _cordon(name, output, cordoned=True, drain=drain, reason=reason)
+    queue = with_client(lambda client: client.queues.cordon(name, drain=drain, reason=reason))
+    emit(queue, output, lambda: show([queue]))
 
 
 @queues.command("uncordon")
@@ -279,17 +240,7 @@ def cordon(name: str, drain: bool, reason: str, output: str) -> None:
 @server_options()
 def uncordon(name: str, output: str) -> None:
     """Let a queue go on."""
-    _cordon(name, output, cordoned=False)
-
-
-def _cordon(name: str, output: str, **said: Any) -> None:
-    from hatoba.v1 import queue_pb2
-
-    async def change(client: AsyncClient) -> queue_pb2.Queue:
-        request = queue_pb2.CordonQueueRequest(name=queue_name(client, name), **said)
-        return await client.call(request, queue_pb2.Queue)
-
-    queue = with_client(change)
+    queue = with_client(lambda client: client.queues.uncordon(name))
     emit(queue, output, lambda: show([queue]))
 
 
@@ -302,30 +253,13 @@ def usage(name: str | None, output: str) -> None:
     from hatoba.v1 import queue_pb2
 
     if name is None:
-        found = with_client(_all_usages)
+        found = with_client(lambda client: client.queues.usages())
         reply = queue_pb2.ListQueueUsageResponse(usages=found)
         emit(reply, output, lambda: show_usages(found, wide=output == "wide"))
         return
 
-    async def read(client: AsyncClient) -> queue_pb2.QueueUsage:
-        request = queue_pb2.GetQueueUsageRequest(name=queue_name(client, name))
-        return await client.call(request, queue_pb2.QueueUsage)
-
-    one = with_client(read)
+    one = with_client(lambda client: client.queues.usage(name))
     emit(one, output, lambda: show_usage(one))
-
-
-async def _all_usages(client: AsyncClient) -> list[queue_pb2.QueueUsage]:
-    from hatoba.v1 import queue_pb2
-
-    request = queue_pb2.ListQueueUsageRequest(project=client.project, page_size=1000)
-    found: list[queue_pb2.QueueUsage] = []
-    while True:
-        page = await client.call(request, queue_pb2.ListQueueUsageResponse)
-        found.extend(page.usages)
-        request.page_token = page.next_page_token
-        if not page.next_page_token:
-            return found
 
 
 def bar(used: float, fair: float, width: int = BAR_WIDTH) -> str:

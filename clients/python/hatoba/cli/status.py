@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 SHOWN = 5
 """Lines of each part; `-o json` has all."""
+PHASES = {
+    "restored": "nothing is started or changed before `hatoba server adopt`",
+    "read-only": "the disk takes no writes: changes are refused until it does",
+}
+"""What a phase means in which not all is well."""
 
 
 @click.command()
@@ -32,9 +37,8 @@ def status(output: str) -> None:
 
 async def _read(client: AsyncClient) -> tuple[admin_pb2.Overview, list[job_pb2.Job], str]:
     from hatoba import settings
-    from hatoba.v1 import admin_pb2
 
-    overview = await client.call(admin_pb2.GetOverviewRequest(), admin_pb2.Overview)
+    overview = await client.operations.overview()
     me = settings.recall(client.server.key).principal
     wanted = "active = true" + (f" AND created_by = {me}" if me else "")
     return overview, await client.jobs(wanted, limit=SHOWN + 1), client.server.address
@@ -59,6 +63,8 @@ def _show_server(overview: admin_pb2.Overview, address: str) -> None:
     server = overview.server
     up = age(server.start_time)
     click.echo(f"server {address}  {server.phase}  hatoba {server.version}  up {up}")
+    if server.phase in PHASES:
+        click.echo(f"  {PHASES[server.phase]}")
     click.echo(
         f"  unfinished jobs {server.active_jobs}, attempts that hold resources "
         f"{server.live_attempts}"
