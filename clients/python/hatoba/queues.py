@@ -58,17 +58,6 @@ class AsyncQueues:
         """One queue. Raises NotFound."""
         return await self._client.call(queue_pb2.GetQueueRequest(name=self._full(name)), Queue)
 
-    async def list(self) -> list[Queue]:
-        """Queues of the project, by name."""
-        request = queue_pb2.ListQueuesRequest(project=self._client.project, page_size=_PAGE)
-        found: list[Queue] = []
-        while True:
-            page = await self._client.call(request, queue_pb2.ListQueuesResponse)
-            found.extend(page.queues)
-            request.page_token = page.next_page_token
-            if not page.next_page_token:
-                return found
-
     async def update(self, name: str, *, etag: str = "", **options: Unpack[QueueOptions]) -> Queue:
         """Change a queue; what runs over a new limit runs on.
 
@@ -118,6 +107,17 @@ class AsyncQueues:
             if not page.next_page_token:
                 return found
 
+    async def list(self) -> list[Queue]:
+        """Queues of the project, by name."""
+        request = queue_pb2.ListQueuesRequest(project=self._client.project, page_size=_PAGE)
+        found: list[Queue] = []
+        while True:
+            page = await self._client.call(request, queue_pb2.ListQueuesResponse)
+            found.extend(page.queues)
+            request.page_token = page.next_page_token
+            if not page.next_page_token:
+                return found
+
     def _full(self, name: str) -> str:
         return name if "/" in name else f"projects/{self._client.project}/queues/{name}"
 
@@ -136,10 +136,6 @@ class Queues:
     def get(self, name: str) -> Queue:
         """One queue. Raises NotFound."""
         return self._loop.run(self._queues.get(name))
-
-    def list(self) -> list[Queue]:
-        """Queues of the project, by name."""
-        return self._loop.run(self._queues.list())
 
     def update(self, name: str, *, etag: str = "", **options: Unpack[QueueOptions]) -> Queue:
         """See AsyncQueues.update."""
@@ -164,3 +160,7 @@ class Queues:
     def usages(self) -> list[QueueUsage]:
         """The same of all queues of the project, by name."""
         return self._loop.run(self._queues.usages())
+
+    def list(self) -> list[Queue]:
+        """Queues of the project, by name."""
+        return self._loop.run(self._queues.list())
