@@ -8,13 +8,15 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hatoba_scheduler.domain import transitions
 from hatoba_scheduler.domain.causes import cancelled
-from hatoba_scheduler.domain.records import Attempt, Change, Job, Resources, Task
+from hatoba_scheduler.domain.gangs import after, ended, launch_all
+from hatoba_scheduler.domain.records import Attempt, Change, Job, Resources, Task, Terms
 from hatoba_scheduler.domain.states import AttemptState, JobState
 from hatoba_scheduler.domain.transitions import Intent, Now, Outcome, Rows, View
 from hatoba_scheduler.store.base import Applied, JobQuery, Submitted
@@ -127,6 +129,22 @@ async def test_a_store_that_is_well(tmp_path: Path) -> None:
     assert await _checked(tmp_path, 10 * DAY) == []
 
 
+async def test_a_gang_whose_first_member_ended_waits_for_the_others(tmp_path: Path) -> None:
+    """Until the last one has: then no task of it may wait any more."""
+    async with opened(tmp_path) as store:
+        life = Life(store)
+        (job,) = await life.submit(replace(new_job(2), terms=Terms(gang=True)))
+        rows = Rows(job, {}, {})
+        (begun,) = await life.write([launch_all(rows, [_intent(job, 0), _intent(job, 1)], NOW)])
+        rows = after(rows, begun)
+        first = View(rows.job, rows.tasks[0], rows.attempts[0], rows)
+        await life.write([ended(first, Outcome(AttemptState.SUCCEEDED, None, gone=True), NOW)])
+    assert await _checked(tmp_path, 10 * DAY) == []
+    _spoil(tmp_path, "UPDATE attempts SET state = 6, release = 3 WHERE idx = 1")
+    found = [one.text() for one in await _checked(tmp_path) if one.invariant == "I3"]
+    assert any("[0] is STOPPING, its attempt 1 is SUCCEEDED" in text for text in found), found
+
+
 RUNS = "(SELECT uid FROM jobs WHERE number = 2)"
 ENDED = "(SELECT uid FROM jobs WHERE number = 3)"
 SPOILED = {
@@ -226,7 +244,11 @@ SPOILED = {
         "of generation 2 is under way",
         f"UPDATE attempts SET generation = 2 WHERE job_uid = {RUNS}",
     ),
-    "an index that is missing": ("schema", "index events_by_job is missing", "DROP INDEX events_by_job"),
+    "an index that is missing": (
+        "schema",
+        "index events_by_job is missing",
+        "DROP INDEX events_by_job",
+    ),
     "a newer schema": (
         "schema",
         "use the version that wrote it",

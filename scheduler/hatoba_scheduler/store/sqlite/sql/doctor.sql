@@ -7,6 +7,7 @@ WHERE a.state < 6 GROUP BY a.job_uid, a.idx HAVING count(*) > 1;
 
 -- A task's row, its newest attempt, and the attempt that goes with the task's state: a state under
 -- way (4 to 8) is that of the newest attempt (1 to 5); any other state has no attempt under way.
+-- Only a member of a gang whose attempt has ended is STOPPING until the others have ended as well.
 -- name: tasks_and_attempts
 SELECT coalesce(j.base_name || '-' || j.number, t.job_uid), t.idx, t.state, t.attempt,
     coalesce(a.number, 0), coalesce(a.state, 0)
@@ -17,7 +18,11 @@ LEFT JOIN attempts AS a ON a.job_uid = t.job_uid AND a.idx = t.idx AND a.number 
 LEFT JOIN jobs AS j ON j.uid = t.job_uid
 WHERE t.attempt <> coalesce(a.number, 0)
     OR CASE WHEN t.state BETWEEN 4 AND 8 THEN coalesce(a.state, 0) <> t.state - 3
-        ELSE coalesce(a.state, 6) < 6 END;
+        ELSE coalesce(a.state, 6) < 6 END
+    AND NOT (t.state = 8 AND t.attempt = a.number AND a.state >= 6 AND a.generation > 0 AND EXISTS (
+        SELECT 1 FROM attempts AS c
+        WHERE c.job_uid = a.job_uid AND c.generation = a.generation AND c.state < 6
+    ));
 
 -- name: overlapping
 SELECT a.name, a.number, a.state, a.release FROM attempts AS a
