@@ -80,6 +80,7 @@ from hatoba_scheduler.control.garbage import Garbage
 from hatoba_scheduler.control.hub import Hub
 from hatoba_scheduler.control.ids import UidMaker
 from hatoba_scheduler.control.instance import LoopContext
+from hatoba_scheduler.control.latecomers import Latecomers
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.logged_models import LoggedModels
 from hatoba_scheduler.control.logs import LogStore
@@ -704,7 +705,8 @@ def _add_services(
     deployment_pb2_grpc.add_DeploymentServiceServicer_to_server(
         DeploymentServicer(deployments), server
     )
-    items = WorkerItems(core.hub, core.desk, core.metric_writer, core.traces)
+    latecomers = Latecomers(core.ledger, core.store, core.clock, lambda: _backend_of_hosts(core))
+    items = WorkerItems(core.hub, core.desk, latecomers, core.metric_writer, core.traces)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(
         WorkerServicer(core.hub, items, core.ledger, core.pager, tasks), server
     )
@@ -744,6 +746,13 @@ def _add_services(
         WebhookServicer(_webhook_parts(core)), server
     )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(admin), server)
+
+
+def _backend_of_hosts(core: Core) -> str:
+    """The instance whose attempts workers run; empty: none is open."""
+    loops = core.loops.items()
+    runners = (name for name, one in loops if one.backend.capabilities().runner == "host")
+    return next(runners, "")
 
 
 def _webhook_parts(core: Core) -> WebhookParts:

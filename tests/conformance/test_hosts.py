@@ -190,7 +190,8 @@ class HostsHarness(ShellHarness):
 @asynccontextmanager
 async def _serving(hub: Hub, trees: ScriptedServer) -> AsyncIterator[tuple[int, grpc.aio.Server]]:
     desk = cast(RunnerDesk, GrantOnce())
-    items = WorkerItems(hub, desk, cast(Any, None), cast(Any, _Spans()))
+    nobody, spans = cast(Any, None), cast(Any, _Spans())
+    items = WorkerItems(hub, desk, nobody, nobody, spans)
     async with asyncio.TaskGroup() as tasks:
         server = grpc.aio.server()
         servicer = WorkerServicer(hub, items, cast(Ledger, None), Pager(), tasks)

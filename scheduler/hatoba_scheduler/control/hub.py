@@ -279,14 +279,6 @@ class Hub:
             outcome=held.outcome,
         )
 
-    def may_drop(self, name: str) -> bool:
-        """Whether an attempt that no job knows is to be ended: not before an adoption, and not
-        what an earlier epoch of the store launched, which people were told of.
-        """
-        named = parse_attempt(name)
-        earlier = named is not None and named.epoch != self._store.identity.store_epoch
-        return not (self.restored or earlier)
-
     def silent_hosts(self) -> list[str]:
         """Remembered hosts that have not named what ended on them, by name."""
         told = {session.hello.host for session in self._told_all if not session.closed}

@@ -125,11 +125,14 @@ def members(rows: Rows) -> list[Member]:
 
 
 def claims_due(rows: Rows) -> Micros | None:
-    """When all members must have claimed; None when they have, or it is no gang under way."""
+    """When all members must have claimed; None when they have, or it is no gang under way.
+
+    One of which only some members were found after a restore has not gathered either.
+    """
     if not rows.job.terms.gang or rows.job.state.terminal:
         return None
     members = current(rows)
-    if not members or all(one.nonce for one in members):
+    if not members or all_claimed(rows):
         return None
     if all(one.state >= AttemptState.STOPPING for one in members):
         return None
@@ -141,12 +144,13 @@ def timed_out(rows: Rows, now: Now) -> Change | None:
     due = claims_due(rows)
     if due is None or due > now.time:
         return None
-    missing = [one for one in current(rows) if not one.nonce]
+    there = {one.index for one in current(rows) if one.nonce}
+    missing = [index for index in range(rows.job.size) if index not in there]
     cause = Cause(
         CauseCode.GANG_TIMEOUT,
         Origin.CAPACITY,
-        f"{rows.job.size - len(missing)} of {rows.job.size} members had claimed within "
-        f"{rows.job.terms.gang_timeout:g} s; missing: {_few(one.index for one in missing)}.",
+        f"{len(there)} of {rows.job.size} members had claimed within "
+        f"{rows.job.terms.gang_timeout:g} s; missing: {_few(missing)}.",
         True,
     )
     work = _Work(rows)
@@ -255,7 +259,9 @@ def _failed(view: View, outcome: Outcome, verdict: Verdict) -> Cause:
 def _settle(work: _Work, now: Now) -> None:
     """All attempts have ended: the tasks go to their outcomes, or all wait again."""
     rows = work.rows()
-    again = _decision(rows) is True and rows.job.desired is Desired.RUN
+    # After a restore some members may never have been found.
+    broken = len(current(rows)) < rows.job.size
+    again = (broken or _decision(rows) is True) and rows.job.desired is Desired.RUN
     # What ended badly first is told first, since it is the job's cause.
     order = sorted(current(rows), key=lambda one: (_caused(one), one.end_time, one.index))
     note = f"All members begin anew as generation {rows.job.generation + 1}." if again else ""

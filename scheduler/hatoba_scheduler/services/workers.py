@@ -14,6 +14,7 @@ from hatoba.v1 import runner_pb2, worker_pb2, worker_pb2_grpc
 from hatoba_plugins.values import Exit, ExitKind
 from hatoba_scheduler.control.draining import Drainer
 from hatoba_scheduler.control.hub import Hub, Session
+from hatoba_scheduler.control.latecomers import Latecomers
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.metrics import MetricWriter
 from hatoba_scheduler.control.observe import of_attempt
@@ -50,10 +51,16 @@ class WorkerItems:
     """Answers what one worker says, item by item."""
 
     def __init__(
-        self, hub: Hub, desk: RunnerDesk, metrics: MetricWriter, spans: TraceStore
+        self,
+        hub: Hub,
+        desk: RunnerDesk,
+        latecomers: Latecomers,
+        metrics: MetricWriter,
+        spans: TraceStore,
     ) -> None:
         self._hub = hub
         self._desk = desk
+        self._latecomers = latecomers
         self._metrics = metrics
         self._spans = spans
 
@@ -81,7 +88,7 @@ class WorkerItems:
         elif kind == "spans":
             self._spans.add(item.spans.spans)
         elif kind == "held":
-            self._held(session, item.held)
+            await self._held(session, item.held)
         else:
             self._of_host(session, item)
 
@@ -94,12 +101,11 @@ class WorkerItems:
         elif kind == "tail":
             self._hub.tail_told(item.tail)
 
-    def _held(self, session: Session, held: worker_pb2.HeldAttempt) -> None:
+    async def _held(self, session: Session, held: worker_pb2.HeldAttempt) -> None:
         self._hub.held(session, held)
-        if held.HasField("outcome") or not self._hub.may_drop(held.attempt):
+        if held.HasField("outcome") or self._hub.restored or self._desk.known(held.attempt):
             return
-        attempt = self._desk.current(held.attempt, held.fence)
-        if attempt is None and not self._desk.known(held.attempt):
+        if not await self._latecomers.may_go_on(held, session.hello.host):
             drop = worker_pb2.DropAttempt(attempt=held.attempt)
             session.send(Item(drop=drop))
 

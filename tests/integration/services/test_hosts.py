@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,64 @@ async def test_what_the_server_does_not_know_is_dropped(wire: Wire, alpha: str) 
         held = worker_pb2.HeldAttempt(attempt="h1-unknown-0-1", fence=1, claimed=True)
         await host.say(worker_pb2.WorkerItem(held=held))
         assert (await host.hears("drop")).attempt == "h1-unknown-0-1"
+
+
+def of_another_epoch(uid: str, number: int = 1) -> worker_pb2.LaunchAttempt:
+    """What this store never launched: it came out of a backup."""
+    name = f"h0-{uid.replace('-', '')}-0-{number}"
+    return worker_pb2.LaunchAttempt(attempt=name, fence=number, job_uid=uid, number=number)
+
+
+def inventory(*launches: worker_pb2.LaunchAttempt) -> list[worker_pb2.WorkerItem]:
+    """A host that runs these, and nothing else."""
+    held = [
+        worker_pb2.HeldAttempt(
+            attempt=one.attempt,
+            fence=one.fence,
+            claimed=True,
+            started=True,
+            job_uid=one.job_uid,
+            number=one.number,
+            nonce="n" * 16,
+        )
+        for one in launches
+    ]
+    items = [worker_pb2.WorkerItem(held=one) for one in held]
+    complete = worker_pb2.InventoryComplete()
+    return [*items, worker_pb2.WorkerItem(inventory_complete=complete)]
+
+
+async def test_what_came_too_late_for_an_adoption_is_taken_up_where_it_is_missed(
+    wire: Wire, alpha: str
+) -> None:
+    async with connected(wire, alpha, secrets=[alpha]):
+        await cordon(wire, alpha)
+        job = await submit(wire, job_on(alpha))
+    late = of_another_epoch(job.uid)
+    async with connected(wire, alpha, secrets=[alpha], complete=False) as host:
+        await host.say(*inventory(late))
+        told = worker_pb2.AttemptStarted(attempt=late.attempt, fence=1)
+        await host.say(worker_pb2.WorkerItem(started=told))
+        await wire.in_state(job.name, common_pb2.JOB_STATE_RUNNING)
+        assert (await host.commit(late)).accepted
+        assert state(await wire.ended(job.name)) == "SUCCEEDED"
+    (attempt,) = await wire.attempts(job.name)
+    assert (attempt.number, attempt.host) == (1, alpha)
+
+
+async def test_what_came_too_late_never_runs_beside_another(wire: Wire, alpha: str) -> None:
+    async with connected(wire, alpha, secrets=[alpha]) as first:
+        job = await submit(wire, job_on(alpha))
+        launch = await first.launched()
+        await first.started(launch)
+        await wire.in_state(job.name, common_pb2.JOB_STATE_RUNNING)
+        late, foreign = of_another_epoch(job.uid), of_another_epoch(str(uuid.uuid4()))
+        async with connected(wire, fresh("beta"), complete=False) as second:
+            await second.say(*inventory(foreign, late))
+            assert (await second.hears("drop")).attempt == late.attempt
+        await first.commit(launch)
+        assert state(await wire.ended(job.name)) == "SUCCEEDED"
+    assert len(await wire.attempts(job.name)) == 1
 
 
 async def test_an_attempt_outlives_its_workers_stream(wire: Wire, alpha: str) -> None:

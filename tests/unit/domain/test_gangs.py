@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hatoba_scheduler.domain import causes, gangs
+from hatoba_scheduler.domain.adopting import Stray, attached
 from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.preempting import drained, give_way, preempted
 from hatoba_scheduler.domain.records import Cause, Job, RetryPolicy, Terms
@@ -126,6 +127,28 @@ def test_members_that_claim_too_late_let_all_go_at_nobodys_charge() -> None:
     assert cause_codes(rows) == [CauseCode.GANG_TIMEOUT] * 3
     again = begun(rows)
     assert {one.generation for one in again.attempts.values()} == {2}
+
+
+@pytest.mark.parametrize("end_of", ["time", "work", "failure"])
+def test_of_which_only_some_were_found_after_a_restore_begins_anew(end_of: str) -> None:
+    rows = rows_of(gang_job(3, GangPolicy.FAIL))
+    for index in (0, 2):
+        name = f"h0-{rows.job.uid}-{index}-4"
+        nonce = "n" * 16
+        stray = Stray(name, "null", index, 4, b"1:pool", True, "b" * 16, nonce=nonce)
+        rows = after(rows, attached(rows, stray, NOW))
+    assert not gangs.all_claimed(rows)
+    assert gangs.claims_due(rows) == NOW.time + 600_000_000
+    if end_of == "time":
+        change = gangs.timed_out(rows, LATER)
+        assert change is not None
+        assert change.events[0].note == "2 of 3 members had claimed within 600 s; missing: 1."
+        rows = after(rows, change)
+    for index in (0, 2):
+        rows = end(rows, index, bad() if end_of == "failure" else GOOD)
+    assert rows.job.counts[J.QUEUED] == 3
+    assert gangs.claims_due(rows) is None
+    assert {one.generation for one in begun(rows).attempts.values()} == {5}
 
 
 def test_a_gang_whose_members_have_claimed_is_not_timed_out() -> None:
