@@ -70,11 +70,6 @@ class EventFilter:
         return cls(terms, jobs_only, frozenset(reasons))
 
     @property
-    def all_of_it(self) -> bool:
-        """Whether it takes every event."""
-        return not (self.terms or self.jobs_only or self.reasons)
-
-    @property
     def asks_the_job(self) -> bool:
         """Whether it cannot decide on an event alone."""
         return any(

@@ -364,7 +364,7 @@ class Front(grpc.aio.ServerInterceptor):
             parent_id=call.parent_id,
             kind=SERVER,
             error="" if code == "OK" else f"{code}: {error.reason}" if error else code,
-            attributes=attributes | call.attributes if call.attributes else attributes,
+            attributes=attributes,
         )
 
 

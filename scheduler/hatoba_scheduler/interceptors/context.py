@@ -27,7 +27,6 @@ class CallContext:
     parent_id: str = ""
     start_ns: int = 0
     started: float = 0.0
-    attributes: dict[str, str] | None = None
 
     @property
     def principal(self) -> str:
@@ -38,17 +37,6 @@ class CallContext:
     def role(self) -> Role | None:
         """The caller's role, if it has any."""
         return Role(self.token.role) if self.token else None
-
-    @property
-    def traceparent(self) -> str:
-        """W3C trace context to store with what this call makes."""
-        return self.trace.traceparent
-
-    def annotate(self, key: str, value: str) -> None:
-        """Add a small fact to the call's span."""
-        if self.attributes is None:
-            self.attributes = {}
-        self.attributes[key] = value
 
 
 _current: ContextVar[CallContext | None] = ContextVar("hatoba_call", default=None)

@@ -22,17 +22,14 @@ def test_outside_of_a_call_there_is_none() -> None:
 def test_a_call_without_a_token_has_no_role() -> None:
     call = CallContext("a.B/C", "rid", TRACE)
     assert (call.principal, call.role) == ("", None)
-    assert call.traceparent == f"00-{'ab' * 16}-{'cd' * 8}-01"
 
 
-def test_facts_are_added_to_the_call_that_is_current() -> None:
+def test_the_call_that_is_entered_is_current_there_alone() -> None:
     call = CallContext("a.B/C", "rid", TRACE)
 
     def handle() -> None:
         enter_call(call)
-        current_call().annotate("job", "digits-1")
-        current_call().annotate("queue", "gpu")
+        assert current_call() is call
 
     contextvars.copy_context().run(handle)
-    assert call.attributes == {"job": "digits-1", "queue": "gpu"}
     assert call_or_none() is None
