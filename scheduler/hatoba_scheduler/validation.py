@@ -26,6 +26,10 @@ PATTERN_WORDS: dict[str, tuple[str, str]] = {
         "must be 1 to 63 lower-case letters, digits and dashes, with no dash at either end",
         "choose a name such as `node-7`",
     ),
+    "^[a-z]([a-z0-9._-]{0,46}[a-z0-9])?$": (
+        "must be 1 to 48 lower-case letters, digits, `.`, `_` or `-`, beginning with a letter",
+        "choose a name such as `license`",
+    ),
     "^[A-Za-z0-9][A-Za-z0-9._@-]{0,127}$": (
         "must be 1 to 128 letters, digits, `.`, `_`, `@` or `-`, beginning with a letter or digit",
         "choose a name such as `ann@lab`",
@@ -57,6 +61,14 @@ PATTERN_WORDS: dict[str, tuple[str, str]] = {
     "^sha256:[0-9a-f]{64}$": (
         "must be `sha256:` and 64 lower-case hex digits",
         "send the digest that CreateManifest returned",
+    ),
+    "^([0-9a-f]{40}([0-9a-f]{24})?)?$": (
+        "must be empty or a whole git commit: 40 or 64 lower-case hex digits",
+        "send what `git rev-parse HEAD` prints",
+    ),
+    "^([A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*)?$": (
+        "must be empty or MODULE:CLASS",
+        "write for example `serve:Digits`",
     ),
     "^[0-9a-f]{32}$": ("must be 32 lower-case hex digits", "send a W3C trace id"),
     "^[0-9a-f]{16}$": ("must be 16 lower-case hex digits", "send a W3C span id"),

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Iterator
 
 import pytest
 from google.protobuf.descriptor import ServiceDescriptor
 
+from hatoba import v1
 from hatoba.v1 import admin_pb2
 from hatoba_scheduler.auth.roles import METHOD_ACCESS, OPEN, Role, may_change
 
-FILES = ["admin", "artifact", "dataset", "deployment", "job", "model", "queue", "runner", "worker"]
-
 
 def _services() -> Iterator[ServiceDescriptor]:
-    for name in FILES:
-        yield from importlib.import_module(
-            f"hatoba.v1.{name}_pb2"
-        ).DESCRIPTOR.services_by_name.values()
+    for name in sorted(one.name for one in pkgutil.iter_modules(v1.__path__)):
+        if name.endswith("_pb2"):
+            module = importlib.import_module(f"hatoba.v1.{name}")
+            yield from module.DESCRIPTOR.services_by_name.values()
 
 
 def _methods() -> set[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from google.protobuf.descriptor import Descriptor
 
+from hatoba import v1
 from hatoba._vendor.buf.validate import validate_pb2
 from hatoba.v1 import common_pb2, job_pb2, runner_pb2, worker_pb2
 from hatoba_scheduler import validation
@@ -16,8 +18,10 @@ from hatoba_scheduler.errors import InvalidArgument
 
 
 def _patterns() -> Iterator[str]:
-    for name in ("admin", "artifact", "common", "job", "queue", "runner", "worker"):
-        module = importlib.import_module(f"hatoba.v1.{name}_pb2")
+    for name in sorted(one.name for one in pkgutil.iter_modules(v1.__path__)):
+        if not name.endswith("_pb2"):
+            continue
+        module = importlib.import_module(f"hatoba.v1.{name}")
         for message in module.DESCRIPTOR.message_types_by_name.values():
             yield from _of_message(message)
 
