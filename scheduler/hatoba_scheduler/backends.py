@@ -60,9 +60,7 @@ class Backends:
             )
         return reply
 
-    def info(
-        self, name: str, loop: BackendLoop | None, planner: Planner
-    ) -> admin_pb2.BackendInfo:
+    def info(self, name: str, loop: BackendLoop | None, planner: Planner) -> admin_pb2.BackendInfo:
         """What operators are shown of one opened instance."""
         opened = self.opened[name]
         info = admin_pb2.BackendInfo(

@@ -65,7 +65,7 @@ POINTS: dict[str, str] = {
     "timer.end.before": "jobs' time is over, which is not stored",
     "timer.end.after": "jobs whose time was over were ended",
     "schedule.intent.before": "a schedule's time has come, nothing of it is stored",
-    "schedule.intent.after": "it is stored that a schedule's job is to be submitted, it was not yet",
+    "schedule.intent.after": "a schedule says that its job is to be submitted, it was not yet",
     "schedule.submit.after": "a schedule's job is submitted, the schedule does not know",
     "schedule.moved.after": "a schedule knows of its new job",
 }
