@@ -21,11 +21,14 @@ from hatoba_scheduler.control.schedules import LABEL, TIME_LABEL
 
 BATCH = 10
 PATIENCE = 120.0
+ELSEWHERE = grpc.StatusCode.UNAUTHENTICATED
 R = TypeVar("R", bound=Message)
 
 
 class PatientWire(Wire):
-    """Calls that also wait while a restored store takes no changes."""
+    """Calls that also wait while a restored store takes no changes, and while another's server has
+    the port that ours had before it died.
+    """
 
     async def answer(
         self, request: Message, reply: type[R], *, patience: float = PATIENCE
@@ -36,7 +39,7 @@ class PatientWire(Wire):
                 try:
                     return await super().answer(request, reply, patience=2 * patience)
                 except grpc.aio.AioRpcError as error:
-                    if not not_adopted(error):
+                    if not (not_adopted(error) or error.code() is ELSEWHERE):
                         raise
                 await asyncio.sleep(5 * REDIAL)
 
@@ -182,7 +185,7 @@ async def follow(wire: Wire, progress: Progress) -> None:
                     progress.ended.clear()
                 cursor = message.cursor or cursor
         except grpc.aio.AioRpcError as error:
-            if error.code() not in (*AWAY, grpc.StatusCode.CANCELLED):
+            if error.code() not in (*AWAY, ELSEWHERE, grpc.StatusCode.CANCELLED):
                 raise
         await asyncio.sleep(REDIAL)
 

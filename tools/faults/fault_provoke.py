@@ -72,6 +72,13 @@ class Provoker:
     async def _some(self) -> None:
         await asyncio.gather(*(self._submitter.submit_one(self._plain()) for _ in range(3)))
 
+    async def set_to_work(self) -> None:
+        """Have some run that are not over soon; returns when they do."""
+        wishes = [self._plain(3000) for _ in range(3)]
+        names = [await self._submitter.submit_one(wish) for wish in wishes]
+        for name in names:
+            await self._wire.watched(name, lambda job: job.state in HAS_IT, PATIENCE)
+
     async def _long(self) -> None:
         await self._submitter.submit_one(self._plain(2500))
 

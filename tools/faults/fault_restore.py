@@ -43,7 +43,7 @@ async def adopt(server: HatobaServer) -> None:
                 if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                     if "nothing to adopt" in (error.details() or ""):
                         return
-                elif error.code() not in AWAY:
+                elif error.code() not in (*AWAY, grpc.StatusCode.UNAUTHENTICATED):
                     raise
                 await asyncio.sleep(REDIAL)
             else:

@@ -263,9 +263,10 @@ class Round:
             # A restored store does nothing else until it is adopted.
             await self._revive()
             await self._adopting
+            await self._kill_as_it_is()
         armed = self._points.next(time.time())
-        if self._visit and armed.name.startswith("adopt."):
-            await self._visit
+        if armed.name.startswith("adopt."):
+            await self._leave_work_behind(provoker)
         await asyncio.to_thread(self._prepare, armed.name)
         await self._launch(armed)
         try:
@@ -277,6 +278,18 @@ class Round:
             self._adopting = work.create_task(adopt(self._server), name="adopt")
         elif armed.name:
             work.create_task(provoker.provoke(armed.name), name=f"provoke {armed.name}")
+
+    async def _leave_work_behind(self, provoker: Provoker) -> None:
+        """A server more, which dies while jobs run, so that there is something to adopt."""
+        if self._visit:
+            await self._visit
+        await self._revive()
+        await provoker.set_to_work()
+        await self._kill_as_it_is()
+
+    async def _kill_as_it_is(self) -> None:
+        if await asyncio.to_thread(kill9, self._server.pid):
+            self._kills["server"] += 1
 
     def _prepare(self, point: str) -> None:
         """What must be done for a failpoint while no server runs; blocks."""
