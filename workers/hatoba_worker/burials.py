@@ -11,9 +11,9 @@ from hatoba_worker.environments import Environments
 from hatoba_worker.executors import Executor
 from hatoba_worker.homes import Homes
 from hatoba_worker.logs import FILES
-from hatoba_worker.staging import PARAMS, STOP_FILE
+from hatoba_worker.staging import PARAMS, SAVE_FILE, STOP_FILE
 
-_FILES = (*FILES.values(), PARAMS, STOP_FILE)
+_FILES = (*FILES.values(), PARAMS, SAVE_FILE, STOP_FILE)
 
 
 class Burials:

@@ -14,7 +14,7 @@ import random
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from hatoba.v1 import job_pb2
@@ -106,8 +106,7 @@ class NullOptions(BackendOptions):
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Identity:
+class _Identity(NamedTuple):
     """Whose attempt it is."""
 
     cluster_id: str
@@ -137,9 +136,7 @@ class _Object(NamedTuple):
 
     def owned(self) -> Owned:
         """What is listed of it."""
-        own = self.identity
-        ids = (own.cluster_id, own.job_uid, own.index, own.number)
-        return Owned(self.name, *ids, self.handle, self.ended, POOL)
+        return Owned(self.name, *self.identity, self.handle, self.ended, POOL)
 
     def observation(self) -> Observation:
         """What is seen of it."""
@@ -511,7 +508,7 @@ def _deployment_handle(uid: str) -> Handle:
 
 
 def _to_handle(identity: _Identity, ends_at: float, exit: Exit) -> Handle:
-    return Handle(HANDLE_VERSION, json.dumps([*astuple(identity), ends_at, exit.code]))
+    return Handle(HANDLE_VERSION, json.dumps([*identity, ends_at, exit.code]))
 
 
 def _from_handle(name: str, handle: Handle, now: float) -> _Object:

@@ -8,7 +8,7 @@ between two of them, and does not wait for one slice's commits before it plans t
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -94,6 +94,7 @@ class Dispatcher:
         self._landed: deque[_Landed] = deque()
         self._unread: list[str] = []
         """Jobs not in memory whose launch was not committed: they may wait again."""
+        self._ids = random.Random()
         self._most: dict[tuple[object, ...], int] = {}
         ledger.listen(self.on_commit, self.on_parked)
 
@@ -281,7 +282,7 @@ class Dispatcher:
             gpus=place.gpus,
             reserved=assignment.needs.resources,
             fenced=site is not None and site.fenced,
-            span_id=secrets.token_hex(8),
+            span_id=f"{self._ids.getrandbits(64):016x}",
         )
 
     def _answered(self, assignment: Assignment, asked: asyncio.Future[Change | None]) -> None:

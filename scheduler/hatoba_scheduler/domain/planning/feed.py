@@ -9,7 +9,7 @@ could not be made again from the rows.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -257,7 +257,8 @@ class Feed:
         """Take in a committed change; `rows` are the job's after it, `before` its row before."""
         confirmed = self._confirm(change, rows)
         for attempt, _ in change.attempts:
-            self._take_attempt(rows, attempt)
+            if attempt.name not in confirmed or attempt.release is Release.RELEASED:
+                self._take_attempt(rows, attempt)
         if before is not None and _moved(before, rows.job):
             self._move_running(rows)
         if not confirmed:
@@ -450,19 +451,21 @@ class Feed:
         """Whether a task's launch is decided and not committed yet."""
         return index in self._planned.get(uid, {})
 
-    def _confirm(self, change: Change, rows: Rows) -> bool:
-        """Of new attempts that were planned the places become their own; False: there is none."""
+    def _confirm(self, change: Change, rows: Rows) -> Collection[str]:
+        """Of new attempts that were planned the places become their own; the names of these."""
         planned = self._planned.get(change.job.uid)
         if not planned:
-            return False
+            return ()
         new = {row.index: row for row, known in change.attempts if not known}
         confirmed = {id(planned[index]): planned[index] for index in new if index in planned}
+        names: set[str] = set()
         for assignment in confirmed.values():
             self._unplan(assignment)
             told = [(rows.job, rows.tasks[i], new[i]) for i in assignment.tasks if i in new]
             self._planner.confirm(assignment, [running_of(*one) for one in told])
             self._held.update({one[2].name: _told(*one) for one in told})
-        return bool(confirmed)
+            names.update(one[2].name for one in told)
+        return names
 
     def reject(self, assignment: Assignment) -> bool:
         """It was not committed: its places are free, and what of the job may start waits again.
