@@ -30,6 +30,7 @@ from hatoba.following import (
     watch_events,
 )
 from hatoba.frames import Metrics
+from hatoba.hooks import AsyncWebhooks
 from hatoba.models import AsyncModels
 from hatoba.operations import AsyncOperations
 from hatoba.options import Parcel, SubmitOptions, build_parcel, set_param
@@ -115,6 +116,11 @@ class AsyncClient:
     def queues(self) -> AsyncQueues:
         """Queues of the project."""
         return AsyncQueues(self)
+
+    @property
+    def webhooks(self) -> AsyncWebhooks:
+        """Events of the project that are posted to other systems."""
+        return AsyncWebhooks(self)
 
     @property
     def operations(self) -> AsyncOperations:

@@ -22,6 +22,7 @@ from hatoba.datasets import Datasets
 from hatoba.deployments import Deployments
 from hatoba.following import LogPiece, Resync, silent
 from hatoba.frames import Metrics, table
+from hatoba.hooks import Webhooks
 from hatoba.models import Models
 from hatoba.operations import Operations
 from hatoba.options import SubmitOptions
@@ -133,6 +134,11 @@ class Client:
     def queues(self) -> Queues:
         """Queues of the project."""
         return Queues(self._loop, self._client.queues)
+
+    @property
+    def webhooks(self) -> Webhooks:
+        """Events of the project that are posted to other systems."""
+        return Webhooks(self._loop, self._client.webhooks)
 
     @property
     def operations(self) -> Operations:
