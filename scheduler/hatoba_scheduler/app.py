@@ -437,6 +437,7 @@ async def _recover(core: Core) -> None:
     await core.schedules.recover()
     await core.publisher.recover()
     await core.webhooks.recover()
+    await core.backups.recover()
     await core.feed.recover()
     await core.deployments.recover()
     await core.ledger.recover_parked()

@@ -37,6 +37,7 @@ NOTE = "backup.json"
 BLOBS = "blobs"
 FOLDER = "backups"
 """Below the data directory, where those go that are given no other place."""
+PARTIAL = ".part"
 CHUNKS_AT_ONCE = 32
 
 
@@ -58,6 +59,14 @@ class Backups:
         """The server ends: a copy under way is given up."""
         self._stopped = True
 
+    async def recover(self) -> None:
+        """Clear away what a server left that was killed while it took one."""
+        for record in await self.all():
+            if await asyncio.to_thread(_was_broken_off, Path(record.path)):
+                log.warning("backup.broken_off", id=record.id, path=record.path)
+                await self._store.backups.forget(record.id)
+        await asyncio.to_thread(_remove_partial, self._data / FOLDER)
+
     async def create(self, path: str = "", *, with_blobs: bool = False) -> BackupRecord:
         """Take one. `path` is a directory that does not exist; empty: below the data directory.
 
@@ -71,7 +80,7 @@ class Backups:
         record = BackupRecord(backup_id, self._now(), str(place), 0, 0, 0)
         async with self._one:
             await asyncio.to_thread(_check_place, place, own=not path)
-            partial = place.with_name(f".{place.name}.part")
+            partial = _partial(place)
             try:
                 return await self._write(record, partial, with_blobs)
             except BaseException:
@@ -168,6 +177,25 @@ class Backups:
             for record in found:
                 await asyncio.to_thread(_remove, record)
             await self._store.backups.forget(backup_id)
+
+
+def _partial(place: Path) -> Path:
+    """Where a backup is while it is not complete."""
+    return place.with_name(f".{place.name}{PARTIAL}")
+
+
+def _was_broken_off(place: Path) -> bool:
+    """Whether it was never completed; then nothing of it is left. One that is away is another."""
+    partial = _partial(place)
+    if place.exists() or not partial.is_dir():
+        return False
+    shutil.rmtree(partial, ignore_errors=True)
+    return True
+
+
+def _remove_partial(folder: Path) -> None:
+    for partial in folder.glob(f".*{PARTIAL}"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _new_id(now: Micros) -> str:
