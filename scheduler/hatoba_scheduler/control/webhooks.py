@@ -28,6 +28,7 @@ from hatoba_scheduler.domain.filters import FilterError
 from hatoba_scheduler.domain.naming import webhook_name
 from hatoba_scheduler.domain.records import Event
 from hatoba_scheduler.domain.webhooks import (
+    LONGEST_PAUSE,
     Webhook,
     delivery_id,
     pause,
@@ -287,7 +288,8 @@ class Webhooks:
 
     async def _wait(self, hook: _Hook) -> bool:
         """Sleep until its next try; False when its settings changed meanwhile."""
-        left = hook.row.next_try / 1e6 - self._clock.time()
+        # Whoever sets the clock back by a year does not make anybody wait for that long.
+        left = min(hook.row.next_try / 1e6 - self._clock.time(), LONGEST_PAUSE)
         if left <= 0:
             return not hook.changed.is_set()
         async with asyncio.TaskGroup() as group:
