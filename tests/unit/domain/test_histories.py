@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import hypothesis.strategies as st
+import pytest
 from domain_rows import CANCEL, MANIFEST, after, intent, new_job, rows_of
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -477,4 +478,4 @@ Histories.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow],
     database=None,
 )
-TestHistories = Histories.TestCase
+TestHistories = pytest.mark.timeout(300)(Histories.TestCase)
