@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+from domain_rows import new_job, rows_of
+
 from hatoba.v1 import deployment_pb2, worker_pb2
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.hosts import HostsOptions, HostsType
@@ -231,8 +233,8 @@ def attempt(name: str, host: str, reserved: Resources, gpus: tuple[str, ...] = (
 def committed(*attempts: Attempt) -> Commit:
     """A commit that changed these."""
     writes = tuple(AttemptWrite(one, 1) for one in attempts)
-    nothing = cast(Any, None)
-    return Commit(nothing, Change(nothing, 1, attempts=writes), nothing)
+    rows = rows_of(new_job("job"))
+    return Commit(rows.job, Change(rows.job, 1, attempts=writes), rows)
 
 
 def revision_of(name: str) -> int:
