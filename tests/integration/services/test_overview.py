@@ -53,7 +53,7 @@ async def test_it_says_what_is_there(house: HatobaServer) -> None:
         found = await overview(wire)
         assert found.server.phase == "serving"
         assert {one.name for one in found.backends} >= {"mock"}
-        assert [one.name for one in found.failures] == ["lost"]
+        assert "lost" in [one.name for one in found.failures]
         owners = {one.queue: (one.created_by, one.waiting, one.running) for one in found.owners}
         assert owners == {"gpu": ("admin", 1, 0), "default": ("admin", 1, 1)}
         assert [one.job for one in found.oldest_waiting] == [waits.name]
