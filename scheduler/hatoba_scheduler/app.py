@@ -322,8 +322,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     specs = SpecCache(store)
     _, newest = await store.event_bounds()
     schedule_book = ScheduleBook(store.schedules)
-    wanted = options.config.scheduling
-    rules = PlannerRules(gap=wanted.preempt_gap, ageing=wanted.ageing, patience=wanted.patience)
+    rules = _planner_rules(options.config)
     dispatcher = Dispatcher(ledger, clock, store.identity.store_epoch, rules)
     rng = random.Random()
     feed = RouteFeed(store.deployments, authenticator, clock)
@@ -368,20 +367,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         publisher=Publisher(ledger, store, specs, chunks, clock),
         queues=QueueBook(store, dispatcher.set_queue, dispatcher.drop_queue),
         chunks=chunks,
-        garbage=Garbage(
-            chunks,
-            Roots(
-                [
-                    store,
-                    store.datasets,
-                    store.models,
-                    store.deployments,
-                    store.backups,
-                    schedule_book,
-                ]
-            ),
-            clock,
-        ),
+        garbage=Garbage(chunks, _roots(store, schedule_book), clock),
         sources=_sources(store),
         feed=feed,
         deployments=DeploymentBook(store.deployments, feed, clock),
@@ -394,6 +380,16 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         core.adopted.set()
     await _recover(core)
     return core
+
+
+def _planner_rules(config: Config) -> PlannerRules:
+    wanted = config.scheduling
+    return PlannerRules(gap=wanted.preempt_gap, ageing=wanted.ageing, patience=wanted.patience)
+
+
+def _roots(store: Store, schedules: ScheduleBook) -> Roots:
+    """All that names manifests, so that the collector leaves them alone."""
+    return Roots([store, store.datasets, store.models, store.deployments, store.backups, schedules])
 
 
 def _sources(store: Store) -> Sources:
@@ -643,24 +639,7 @@ def _add_services(
         ours = (instances, backends.default, core.queues, secrets)
         return Grounds(*ours, now=core.now(), choice=backends.choice)
 
-    parts = JobParts(
-        store=core.store,
-        ledger=core.ledger,
-        counts=core.counts,
-        specs=core.specs,
-        maker=JobMaker(UidMaker(core.clock.time), backends.default),
-        events=core.events,
-        dispatcher=core.dispatcher,
-        desk=core.desk,
-        logs=core.logs,
-        traces=core.traces,
-        pager=core.pager,
-        clock=core.clock,
-        grounds=grounds,
-        manifest=core.chunks.ref,
-        sources=core.sources,
-        stopping=core.stopping,
-    )
+    parts = _job_parts(core, backends, grounds)
     jobs = JobServicer(parts)
     job_pb2_grpc.add_JobServiceServicer_to_server(jobs, server)
     core.registrar.open(jobs.submitter.submit_for)
@@ -714,6 +693,42 @@ def _add_services(
     runner = RunnerServicer(core.desk, core.ledger, core.store, core.logs, core.metric_writer)
     runner_pb2_grpc.add_RunnerServiceServicer_to_server(runner, server)
 
+    webhook_pb2_grpc.add_WebhookServiceServicer_to_server(
+        WebhookServicer(_webhook_parts(core)), server
+    )
+    _add_admin(core, backends, Explainer(parts), server)
+
+
+def _job_parts(core: Core, backends: Backends, grounds: Callable[[], Grounds]) -> JobParts:
+    return JobParts(
+        store=core.store,
+        ledger=core.ledger,
+        counts=core.counts,
+        specs=core.specs,
+        maker=JobMaker(UidMaker(core.clock.time), backends.default),
+        events=core.events,
+        dispatcher=core.dispatcher,
+        desk=core.desk,
+        logs=core.logs,
+        traces=core.traces,
+        pager=core.pager,
+        clock=core.clock,
+        grounds=grounds,
+        manifest=core.chunks.ref,
+        sources=core.sources,
+        stopping=core.stopping,
+    )
+
+
+def _add_admin(
+    core: Core, backends: Backends, explainer: Explainer, server: grpc.aio.Server
+) -> None:
+    def status() -> admin_pb2.ServerStatus:
+        return _status(core)
+
+    def report() -> admin_pb2.ListBackendsResponse:
+        return backends.report(core.loops, core.dispatcher.planner)
+
     async def cordon_backend(request: admin_pb2.CordonBackendRequest) -> admin_pb2.BackendInfo:
         note = BackendNote(request.name, request.cordoned, request.reason * request.cordoned)
         actor = current_call().principal
@@ -725,9 +740,9 @@ def _add_services(
         _usages(core),
         core.activity,
         core.hub,
-        lambda: _status(core),
-        lambda: backends.report(core.loops, core.dispatcher.planner),
-        Explainer(parts).waiting,
+        status,
+        report,
+        explainer.waiting,
         core.timers.late,
         lambda: core.metrics.last_lag,
         core.dispatcher.rounds,
@@ -737,14 +752,11 @@ def _add_services(
         core.authenticator,
         core.traces,
         core.pager,
-        lambda: backends.report(core.loops, core.dispatcher.planner),
+        report,
         cordon_backend,
-        lambda: _status(core),
+        status,
         _upkeep(core, backends),
         Overviewer(overview),
-    )
-    webhook_pb2_grpc.add_WebhookServiceServicer_to_server(
-        WebhookServicer(_webhook_parts(core)), server
     )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(admin), server)
 
