@@ -28,12 +28,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a step: its exit status, how long it took in seconds, and its last line."""
+    """What became of a step: its exit status, seconds taken, last line, and what failed in it."""
 
     step: Step
     status: int
     seconds: float
     last_line: str
+    failures: list[str]
 
 
 def program(name: str, *arguments: str) -> list[str]:
@@ -72,7 +73,7 @@ def run(step: Step) -> Result:
     """Run one step with its output passed on as it comes."""
     print(f"== {step.name}: {' '.join(step.command[1:])}", flush=True)
     began = time.monotonic()
-    last_line = ""
+    last_line, failures = "", list[str]()
     with subprocess.Popen(
         step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
@@ -80,15 +81,19 @@ def run(step: Step) -> Result:
             sys.stdout.write(line)
             sys.stdout.flush()
             last_line = line.strip() or last_line
-    return Result(step, process.returncode, time.monotonic() - began, last_line)
+            if line.startswith(("FAILED ", "ERROR ")):
+                failures.append(line.strip())
+    return Result(step, process.returncode, time.monotonic() - began, last_line, failures)
 
 
 def report(results: list[Result]) -> None:
-    """Say how each step ended, and the runner's closing line last."""
+    """Say how each step ended, what failed in it, and the runner's closing line last."""
     print("== steps")
     for result in results:
         outcome = "ok" if result.status == 0 else f"FAILED ({result.status})"
         print(f"{result.step.name:12} {result.seconds:7.1f} s  {outcome}")
+        for failure in result.failures:
+            print(f"  {failure}")
     for result in results:
         if result.step.runner:
             CLOSING.parent.mkdir(exist_ok=True)
