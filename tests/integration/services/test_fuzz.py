@@ -265,5 +265,5 @@ def test_no_message_is_a_fault_of_the_server(server: HatobaServer) -> None:
         nearly_good_message()
         count = "/hatoba.v1.JobService/CountJobs"
         assert send(count, b"") is grpc.StatusCode.OK
-    assert "call failed" not in server.log_text()
-    assert "decision.failed" not in server.log_text()
+    assert '"event": "call failed"' not in server.log_text()
+    assert '"event": "decision.failed"' not in server.log_text()
