@@ -93,8 +93,8 @@ def _measure_all(names: list[str], out: Path) -> int:
         if not found:
             unmeasured.append(name)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+        write(figures, out)  # what is measured stays, should a later one be cut short
     print(table(figures))
-    write(figures, out)
     if unmeasured:
         print(f"not measured: {', '.join(unmeasured)}", file=sys.stderr)
     return 1 if unmeasured else 0
