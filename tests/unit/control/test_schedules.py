@@ -8,6 +8,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from zoneinfo import ZoneInfo
 
 import pytest
 from domain_rows import NOW, intent
@@ -91,7 +92,7 @@ class House:
         settings = replace(Settings(cron, "", SPEC), **said)  # type: ignore[arg-type]
         now = round(self.clock.time() * 1e6)
         row = Schedule(f"uid-{name}", "default", name, settings, "ann", now, position=now)
-        return await self.book.add(row, times_of(settings))
+        return await self.book.add(row, await asyncio.to_thread(times_of, settings))
 
     def live(self) -> Live:
         return self.book.get("default", "digits")
@@ -172,6 +173,28 @@ async def test_each_time_is_one_job_of_its_maker(house: House, clock: FakeClock)
     schedule = house.live().schedule
     assert schedule.recent == ("digits-2", "digits-1")
     assert schedule.last_outcome == "skipped: digits-2 has not ended"
+
+
+@pytest.mark.parametrize(
+    ("start", "wanted"),
+    [
+        # 02:30 is not there on the 29th, and comes twice on the 25th.
+        ("2026-03-28", ["03-28 02:30 +0100", "03-29 03:00 +0200", "03-30 02:30 +0200"]),
+        ("2026-10-24", ["10-24 02:30 +0200", "10-25 02:30 +0200", "10-26 02:30 +0100"]),
+    ],
+)
+async def test_nights_in_which_the_clock_is_changed(
+    disk: Disk, start: str, wanted: list[str]
+) -> None:
+    zone = ZoneInfo("Europe/Berlin")
+    clock = FakeClock(dt.datetime.fromisoformat(start).replace(tzinfo=zone).timestamp())
+    async with serving(disk, clock) as house:
+        await house.add(cron="30 2 * * *", time_zone="Europe/Berlin", overlap=Overlap.ALLOW)
+        for _ in range(3 * 24 * 4):
+            await passes(clock, HOUR / 4)
+        created = [job.create_time / 1e6 for job in disk.store.jobs.values()]
+    made = [dt.datetime.fromtimestamp(second, zone) for second in created]
+    assert [f"{moment:%m-%d %H:%M %z}" for moment in made] == wanted
 
 
 async def test_a_run_that_waits_goes_when_the_one_before_ends(
