@@ -32,11 +32,11 @@ from hatoba_scheduler.store.samples import (
 )
 from hatoba_scheduler.store.sqlite.database import connect, migrate, migrations
 from hatoba_scheduler.store.sqlite.recent_specs import RecentSpecs
+from hatoba_scheduler.store.sqlite.submits import Submit
 from hatoba_scheduler.store.sqlite.unit import (
     AddMetrics,
     Apply,
     Remember,
-    Submit,
     Write,
     carry_out,
 )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 
 from hatoba_scheduler.domain.records import Event, Job
+from hatoba_scheduler.store.base import Submission
 from hatoba_scheduler.store.sqlite import rows
 from hatoba_scheduler.store.sqlite.statements import Row, chunks, many, write
 
@@ -34,14 +35,16 @@ class Kind:
 
 @dataclass(slots=True)
 class Run:
-    """Jobs of one kind whose positions follow each other."""
+    """Jobs of one kind whose positions and numbers follow each other."""
 
     kind: Kind
     first: int
+    number: int
+    """Of the first of them."""
     spec: int
-    """Where their specs are stored; 0: each under its own id."""
-    own: list[Row] = field(default_factory=list)
-    """Position, number, uid, create_time, trace_id, span_id and sampled of each."""
+    """Where their spec is stored."""
+    own: Sequence[Row]
+    """Of each: how many come before it, uid, create_time, trace_id, span_id and sampled."""
 
 
 def kind_of(job: Job, base_name: str, event: Event) -> Kind:
@@ -53,15 +56,18 @@ def kind_of(job: Job, base_name: str, event: Event) -> Kind:
     )
 
 
-def own_values(job: Job) -> Row:
-    """What a job has of its own, after its position and number."""
-    return (job.uid, job.create_time, job.trace_id, job.span_id, 1 if job.sampled else 0)
+def own_values(items: Sequence[Submission]) -> list[Row]:
+    """What each of these jobs has of its own, see `Run.own`."""
+    return [
+        (place, job.uid, job.create_time, job.trace_id, job.span_id, 1 if job.sampled else 0)
+        for place, job in enumerate([item.job for item in items])
+    ]
 
 
 def insert_runs(connection: sqlite3.Connection, runs: Sequence[Run]) -> None:
     """Store the jobs of these runs, and their first events."""
     for run in runs:
-        shared = [*run.kind.job, run.spec]
+        shared = [run.first, run.number, *run.kind.job, run.spec]
         for chunk in chunks(run.own):
             sql = many("insert_alike_jobs", len(chunk))
             connection.execute(sql, [*shared, *chain.from_iterable(chunk)])

@@ -67,12 +67,12 @@ from hatoba_scheduler.store.sqlite.publications import SqlitePublications
 from hatoba_scheduler.store.sqlite.readers import Parameters, Readers, decoded, fetch, keyed, page
 from hatoba_scheduler.store.sqlite.schedules import SqliteSchedules
 from hatoba_scheduler.store.sqlite.statements import Row, read, warm, write
+from hatoba_scheduler.store.sqlite.submits import Submit
 from hatoba_scheduler.store.sqlite.unit import (
     AddMetrics,
     Apply,
     Direct,
     Remember,
-    Submit,
     compare_request,
 )
 from hatoba_scheduler.store.sqlite.upgrade import open_upgraded

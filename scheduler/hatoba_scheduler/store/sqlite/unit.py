@@ -6,32 +6,21 @@ Only the writer's thread writes, so what is loaded inside its transaction holds 
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from hatoba_scheduler.domain.models import ModelVersion, links_of
-from hatoba_scheduler.domain.naming import DEFAULT_QUEUE
-from hatoba_scheduler.domain.records import Change, Event, Job, MetricPoint, Micros, Queue
+from hatoba_scheduler.domain.records import Change, Event, MetricPoint, Micros
 from hatoba_scheduler.store.base import (
     Applied,
     Duplicate,
     Mismatch,
     RequestKey,
     Stale,
-    Submission,
-    Submitted,
 )
 from hatoba_scheduler.store.sqlite import rows
-from hatoba_scheduler.store.sqlite.alike import (
-    LEAST,
-    Kind,
-    Run,
-    insert_runs,
-    kind_of,
-    own_values,
-)
+from hatoba_scheduler.store.sqlite.alike import Run, insert_runs
 from hatoba_scheduler.store.sqlite.recent_specs import RecentSpecs
 from hatoba_scheduler.store.sqlite.statements import Row, execute_rows
 
@@ -114,115 +103,20 @@ class Write(Protocol):
         ...
 
 
-# -- submit --------------------------------------------------------------------------------------
+# -- requests ------------------------------------------------------------------------------------
 
 
-class _NewJob(NamedTuple):
-    item: Submission
-    kind: Kind | None
-    """Of those that have others like them; the rows are for the rest."""
-    row: Row
-    event: Row
-
-
-class Submit:
-    """Jobs to number and store."""
-
-    def __init__(self, items: Sequence[Submission], now: Micros) -> None:
-        self._given = items
-        self._items: list[_NewJob] = []
-        self._now = now
-        self.weight = 6 * len(items)
-
-    def need(self, needs: Needs) -> None:
-        """Their request keys and name counters."""
-        self._items = _new_jobs(self._given)
-        for item, *_ in self._items:
-            needs.names[item.job.project, item.base_name] = 0
-            if item.request is not None:
-                needs.requests[item.request[:3]] = None
-
-    def decide(self, known: Known, out: Rows) -> list[Submitted | Duplicate | Mismatch]:
-        """Per item what became of it."""
-        return [self._decide_one(new, known, out) for new in self._items]
-
-    def _decide_one(
-        self, new: _NewJob, known: Known, out: Rows
-    ) -> Submitted | Duplicate | Mismatch:
-        request = new.item.request
-        if request is not None:
-            met = _met(request, known)
-            if met is not None:
-                return met
-            _remember(request, new.item.job.uid, self._now, known, out)
-        return _store(new, known, out)
-
-
-def _new_jobs(items: Sequence[Submission]) -> list[_NewJob]:
-    """Items with their rows, or with what they have in common with others of the call."""
-    alike = Counter(id(item.like) for item in items if item.like is not None)
-    kinds: dict[int, Kind] = {}
-    found = []
-    for item in items:
-        key = id(item.like)
-        if alike.get(key, 0) < LEAST:
-            job_row = rows.new_job_row(item.job, item.base_name)
-            found.append(_NewJob(item, None, job_row, rows.event_row(item.event)))
-            continue
-        kind = kinds.get(key)
-        if kind is None:
-            kind = kinds[key] = kind_of(item.job, item.base_name, item.event)
-        found.append(_NewJob(item, kind, own_values(item.job), ()))
-    return found
-
-
-def _store(new: _NewJob, known: Known, out: Rows) -> Submitted:
-    item = new.item
-    job, base_name = item.job, item.base_name
-    key = (job.project, base_name)
-    number = known.names[key] = out.names[key] = known.names.get(key, 0) + 1
-    out.position += 1
-    position = out.position
-    name = f"{base_name}-{number}"
-    if job.project not in out.queues:
-        out.queues[job.project] = _default_queue(job)
-    stored = out.recent.known(item.spec, position)
-    if not stored:
-        out.specs.append((position, item.spec))
-    if new.kind is None:
-        out.new_jobs.append((position, number, *new.row, stored))
-        out.events.append((position, name, *new.event))
-    else:
-        _run_of(new.kind, stored, position, out).own.append((position, number, *new.row))
-    if job.labels:
-        out.labels += [(label, value, position) for label, value in job.labels]
-    if item.reads:
-        out.inputs += [(resource, job.uid) for resource in item.reads]
-    if item.publishes:
-        out.publications.append((job.uid, 0, "", ""))
-    known.jobs[job.uid] = job.version
-    return Submitted(job.completed(name), position)
-
-
-def _run_of(kind: Kind, spec: int, position: int, out: Rows) -> Run:
-    """The run that a job of this kind goes on with, or begins."""
-    if out.runs:
-        last = out.runs[-1]
-        follows = last.first + len(last.own) == position
-        if follows and last.kind is kind and last.spec == spec:
-            return last
-    run = Run(kind, position, spec)
-    out.runs.append(run)
-    return run
-
-
-def _default_queue(job: Job) -> Row:
-    return rows.queue_row(Queue(job.project, DEFAULT_QUEUE, 1, "system", job.create_time))
-
-
-def _met(key: RequestKey, known: Known) -> Duplicate | Mismatch | None:
-    found = known.requests.get(key[:3])
-    return None if found is None else compare_request(key, *found)
+def met_or_kept(
+    key: RequestKey, resource: str, now: Micros, known: Known, out: Rows
+) -> Duplicate | Mismatch | None:
+    """What a key met that is known; None for a new one, which is kept with what it makes."""
+    name = key[:3]
+    found = known.requests.get(name)
+    if found is not None:
+        return compare_request(key, *found)
+    known.requests[name] = (key.body_sha256, resource)
+    out.requests.append((*key, resource, now))
+    return None
 
 
 def compare_request(key: RequestKey, body_sha256: bytes, resource: str) -> Duplicate | Mismatch:
@@ -232,9 +126,23 @@ def compare_request(key: RequestKey, body_sha256: bytes, resource: str) -> Dupli
     return Mismatch(body_sha256.hex(), key.body_sha256.hex())
 
 
-def _remember(key: RequestKey, resource: str, now: Micros, known: Known, out: Rows) -> None:
-    known.requests[key[:3]] = (key.body_sha256, resource)
-    out.requests.append((*key, resource, now))
+class Remember:
+    """A request key to keep."""
+
+    weight = 1
+
+    def __init__(self, key: RequestKey, resource: str, now: Micros) -> None:
+        self._key = key
+        self._resource = resource
+        self._now = now
+
+    def need(self, needs: Needs) -> None:
+        """The key."""
+        needs.requests[self._key[:3]] = None
+
+    def decide(self, known: Known, out: Rows) -> Duplicate | Mismatch | None:
+        """What it met before."""
+        return met_or_kept(self._key, self._resource, self._now, known, out)
 
 
 # -- apply ---------------------------------------------------------------------------------------
@@ -368,29 +276,7 @@ def _holds(change: _Change, known: Known) -> bool:
     return all(known.attempts[key] == new.expected for key, new in change.attempts)
 
 
-# -- requests and metrics ------------------------------------------------------------------------
-
-
-class Remember:
-    """A request key to keep."""
-
-    weight = 1
-
-    def __init__(self, key: RequestKey, resource: str, now: Micros) -> None:
-        self._key = key
-        self._resource = resource
-        self._now = now
-
-    def need(self, needs: Needs) -> None:
-        """The key."""
-        needs.requests[self._key[:3]] = None
-
-    def decide(self, known: Known, out: Rows) -> Duplicate | Mismatch | None:
-        """What it met before."""
-        met = _met(self._key, known)
-        if met is None:
-            _remember(self._key, self._resource, self._now, known, out)
-        return met
+# -- metrics -------------------------------------------------------------------------------------
 
 
 class AddMetrics:
