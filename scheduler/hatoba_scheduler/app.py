@@ -71,7 +71,7 @@ from hatoba_scheduler.control.deployments import DeploymentBook
 from hatoba_scheduler.control.disconnects import Disconnects
 from hatoba_scheduler.control.disk_watch import DiskWatch
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
-from hatoba_scheduler.control.draining import Drainer, HostDrains
+from hatoba_scheduler.control.draining import Drainer, Drains, host_place, queue_places
 from hatoba_scheduler.control.events import EventLog
 from hatoba_scheduler.control.figures import Figures
 from hatoba_scheduler.control.followers import Followers
@@ -121,6 +121,7 @@ from hatoba_scheduler.interceptors import (
 )
 from hatoba_scheduler.services.admin import AdminParts, AdminServicer
 from hatoba_scheduler.services.artifacts import ArtifactParts, ArtifactServicer
+from hatoba_scheduler.services.cordons import check_drain
 from hatoba_scheduler.services.datasets import DatasetParts, DatasetServicer
 from hatoba_scheduler.services.deployments import DeploymentParts, DeploymentServicer
 from hatoba_scheduler.services.explaining import Explainer
@@ -234,6 +235,7 @@ class Core:
     started: float = field(default_factory=time.time)
     loops: dict[str, BackendLoop] = field(default_factory=dict)
     serving_loops: dict[str, DeploymentLoop] = field(default_factory=dict)
+    drainer: Drainer = field(init=False)
     backend_book: BackendBook = field(init=False)
     disconnects: Disconnects = field(init=False)
     quarantine: Quarantine = field(init=False)
@@ -241,7 +243,8 @@ class Core:
     def __post_init__(self) -> None:
         self.disconnects = Disconnects(self.ledger, self.clock, random.Random())
         self.quarantine = Quarantine(self.ledger, self.hub, self.clock, Blame())
-        self.backend_book = BackendBook(self.store, self.ledger, self.clock, self.loops)
+        self.drainer = Drainer(self.ledger, self.clock, lambda: self.activity.live)
+        self.backend_book = BackendBook(self.store, self.drainer, self.loops)
 
     def now(self) -> int:
         """Microseconds since 1970."""
@@ -511,7 +514,7 @@ def _start_loops(
         "followers": core.followers.run,
         "timers": core.timers.run,
         "quarantine": core.quarantine.run,
-        "host-drains": HostDrains(core.hub, Drainer(core.ledger, core.clock), core.clock).run,
+        "drains": _drains(core).run,
         "gang-clock": core.gang_clock.run,
         "shares": core.share_keeper.run,
         "disconnects": core.disconnects.run,
@@ -532,6 +535,16 @@ def _start_loops(
         tasks.create_task(_own(run) if name in RESTORED_LOOPS else _adopted(core, run), name=name)
         for name, run in loops.items()
     ]
+
+
+def _drains(core: Core) -> Drains:
+    return Drains(
+        core.drainer,
+        core.clock,
+        lambda: map(host_place, (host for host in core.hub.hosts() if host.draining)),
+        lambda: queue_places(core.queues),
+        core.backend_book.places,
+    )
 
 
 def _alias_follower(core: Core) -> AliasFollower:
@@ -688,7 +701,7 @@ def _add_services(
     latecomers = Latecomers(core.ledger, core.store, core.clock, lambda: _backend_of_hosts(core))
     items = WorkerItems(core.hub, core.desk, latecomers, core.metric_writer, core.traces)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(
-        WorkerServicer(core.hub, items, core.ledger, core.pager, tasks), server
+        WorkerServicer(core.hub, items, core.ledger, core.drainer, core.pager, tasks), server
     )
     runner = RunnerServicer(core.desk, core.ledger, core.store, core.logs, core.metric_writer)
     runner_pb2_grpc.add_RunnerServiceServicer_to_server(runner, server)
@@ -730,9 +743,10 @@ def _add_admin(
         return backends.report(core.loops, core.dispatcher.planner)
 
     async def cordon_backend(request: admin_pb2.CordonBackendRequest) -> admin_pb2.BackendInfo:
-        note = BackendNote(request.name, request.cordoned, request.reason * request.cordoned)
-        actor = current_call().principal
-        await core.backend_book.cordon(note, drain=request.drain, actor=actor)
+        check_drain(request)
+        reason = request.reason if request.cordoned else ""
+        note = BackendNote(request.name, request.cordoned, reason, request.drain)
+        await core.backend_book.cordon(note, current_call().principal)
         return backends.info(note.name, core.loops[note.name], core.dispatcher.planner)
 
     overview = OverviewParts(
@@ -817,8 +831,7 @@ def _show_figures(core: Core) -> None:
 
 
 def _queue_parts(core: Core) -> QueueParts:
-    drainer = Drainer(core.ledger, core.clock)
-    return QueueParts(core.queues, core.store, drainer, _usages(core), core.pager, core.now)
+    return QueueParts(core.queues, core.store, core.drainer, _usages(core), core.pager, core.now)
 
 
 def _usages(core: Core) -> QueueUsages:

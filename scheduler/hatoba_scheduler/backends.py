@@ -15,7 +15,7 @@ from hatoba_plugins.values import Capabilities
 from hatoba_scheduler.config import BackendConfig, Config
 from hatoba_scheduler.control.backend_loop import BackendLoop, LoopSettings
 from hatoba_scheduler.control.calls import CallSettings
-from hatoba_scheduler.domain.capacity import describe_free
+from hatoba_scheduler.domain.capacity import room_of
 from hatoba_scheduler.domain.planning.planner import Planner
 
 log = structlog.get_logger(__name__)
@@ -69,11 +69,7 @@ class Backends:
             health="unhealthy",
             message="it has no job role",
             capabilities=_shown(opened.backend.capabilities()),
-            capacity={
-                pool.name: describe_free(pool, pool.total) or "nothing"
-                for pool in planner.pools(name)
-                if pool.accepting
-            },
+            capacity=room_of(pool for pool in planner.pools(name) if pool.accepting),
             distribution=f"{opened.registered.distribution} {opened.registered.version}",
             is_default=name == self.default,
         )
@@ -86,7 +82,9 @@ def _add_loop(info: admin_pb2.BackendInfo, loop: BackendLoop) -> None:
     info.health, info.message = loop.health.status.value, loop.health.message
     info.breaker = loop.calls.state.value
     info.calls, info.calls_limit = loop.calls.under_way, loop.calls.limit
-    info.cordoned, info.cordon_reason = loop.supply.cordoned, loop.supply.cordon_reason
+    note = loop.supply.note
+    info.cordoned, info.cordon_reason = note.cordoned, note.cordon_reason
+    info.draining = note.draining
     info.cost_per_hour = loop.supply.cost_per_hour
     info.operations.update(loop.calls.texts())
 

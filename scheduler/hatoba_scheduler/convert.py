@@ -290,6 +290,7 @@ def queue_to_proto(queue: Queue) -> queue_pb2.Queue:
         no_borrowing=queue.no_borrowing,
         cordoned=queue.cordoned,
         cordon_reason=queue.cordon_reason,
+        draining=queue.draining,
     )
     # What is not set stays absent, so that nobody takes it for a limit of nothing.
     if queue.quota != Resources():

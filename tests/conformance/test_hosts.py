@@ -38,6 +38,7 @@ from hatoba_plugins.conformance import (
     ReplicaHarness,
     ShellHarness,
 )
+from hatoba_scheduler.control.draining import Drainer
 from hatoba_scheduler.control.hub import Hub
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.runners import RunnerDesk
@@ -194,7 +195,9 @@ async def _serving(hub: Hub, trees: ScriptedServer) -> AsyncIterator[tuple[int, 
     items = WorkerItems(hub, desk, nobody, nobody, spans)
     async with asyncio.TaskGroup() as tasks:
         server = grpc.aio.server()
-        servicer = WorkerServicer(hub, items, cast(Ledger, None), Pager(), tasks)
+        servicer = WorkerServicer(
+            hub, items, cast(Ledger, None), cast(Drainer, None), Pager(), tasks
+        )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(servicer, server)
         runner_pb2_grpc.add_RunnerServiceServicer_to_server(SwallowLogs(), server)
         artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(trees, server)

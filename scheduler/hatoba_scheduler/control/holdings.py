@@ -56,11 +56,6 @@ class Holdings:
         else:
             of_host.hold(attempt)
 
-    def names(self, host: str) -> list[str]:
-        """Attempts that hold something of a host."""
-        known = self._hosts.get(host)
-        return list(known.amounts) if known is not None else []
-
     def of(self, host: str) -> Held:
         """What a host gives to attempts."""
         known = self._hosts.get(host)

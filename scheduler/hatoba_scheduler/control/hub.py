@@ -585,10 +585,6 @@ class Hub:
 
     # -- what operators use ---------------------------------------------------------------------
 
-    def attempts_on(self, host: str) -> list[str]:
-        """Names of attempts that hold something of a host."""
-        return self._holdings.names(host)
-
     def held_of(self, host: str) -> tuple[Resources, int]:
         """What attempts and replicas hold of a host, and how many attempts they are."""
         jobs = self._holdings.of(host)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from hatoba_scheduler.domain.naming import DEFAULT_QUEUE
 from hatoba_scheduler.domain.records import Queue
@@ -15,11 +16,16 @@ from hatoba_scheduler.errors import (
     NotFound,
     Reason,
 )
-from hatoba_scheduler.store.base import Stale, Store
+from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Stale, Store
 from hatoba_scheduler.whole import whole
 
 PAGE = 1_000
+TRIES = 5
+"""Times that a change is decided anew because its queue was written meanwhile."""
 Changed = Callable[[Queue], None]
+Decide = Callable[[Queue], Queue]
+"""A queue as it shall be, of the queue as it is; raises what the change is refused with."""
+Known = Duplicate | Mismatch
 Dropped = Callable[[tuple[str, str]], None]
 
 
@@ -92,6 +98,14 @@ class QueueBook:
             if (one.project, one.parent) == (queue.project, queue.name)
         )
 
+    def below(self, queue: Queue) -> list[str]:
+        """Names of all queues below it."""
+        return [
+            one.name
+            for one in self._queues.values()
+            if one.project == queue.project and queue.name in {up.name for up in self.above(one)}
+        ]
+
     def above(self, queue: Queue) -> Iterator[Queue]:
         """The queues above it, nearest first."""
         seen = {queue.name}
@@ -104,17 +118,52 @@ class QueueBook:
         """The queue that keeps it back: itself or one above; None: nothing does."""
         return next((one for one in (queue, *self.above(queue)) if one.cordoned), None)
 
-    async def put(self, queue: Queue) -> Queue:
-        """Write a queue over the version before its own.
+    async def add(self, queue: Queue, request: RequestKey | None = None) -> Queue | Known:
+        """Write a new queue, of version 1, and the key of who asked; a known key changes nothing.
 
-        Raises Aborted when that is stale, InvalidArgument for a parent that it cannot have.
+        Raises Aborted when it is there, InvalidArgument for a parent that it cannot have.
         """
-        return await whole(self._put(queue))
+        return await whole(self._add(queue, request))
 
-    async def _put(self, queue: Queue) -> Queue:
+    async def _add(self, queue: Queue, request: RequestKey | None) -> Queue | Known:
         async with self._changing:
             self._check_parent(queue)
-            return await self._write(queue)
+            stored = await self._write(queue, request)
+        if isinstance(stored, Stale):
+            raise _changed(queue.name)
+        return stored
+
+    async def change(
+        self, project: str, name: str, decide: Decide, request: RequestKey | None = None
+    ) -> Queue | Known:
+        """Write what `decide` makes of the newest version, which may be asked several times.
+
+        Raises NotFound, InvalidArgument for a parent that it cannot have, Aborted when the queue
+        is written over and over by others.
+        """
+        return await whole(self._change(project, name, decide, request))
+
+    async def _change(
+        self, project: str, name: str, decide: Decide, request: RequestKey | None
+    ) -> Queue | Known:
+        async with self._changing:
+            for _ in range(TRIES):
+                known = await self.fresh(project, name)
+                queue = replace(decide(known), version=known.version + 1)
+                self._check_parent(queue)
+                stored = await self._write(queue, request)
+                if not isinstance(stored, Stale):
+                    return stored
+                await self._read_again(project, name)
+        raise _changed(name)
+
+    async def _read_again(self, project: str, name: str) -> None:
+        """A submit can make `default`, and a write can be stored whose answer never came."""
+        stored = await self._store.queue(project, name)
+        if stored is not None:
+            self._take(stored)
+        elif self._queues.pop((project, name), None) is not None:
+            self._dropped((project, name))
 
     def _check_parent(self, queue: Queue) -> None:
         if not queue.parent:
@@ -140,19 +189,17 @@ class QueueBook:
         """The queues above its parent as it shall be; ends where one comes again."""
         return self.above(self.get(queue.project, queue.parent))
 
-    async def _write(self, queue: Queue) -> Queue:
-        stored = await self._store.put_queue(queue, queue.version - 1)
-        if isinstance(stored, Stale):
-            raise Aborted(f"queue {queue.name!r} was changed meanwhile; read it again and retry")
-        return self._take(stored)
+    async def _write(self, queue: Queue, request: RequestKey | None) -> Queue | Known | Stale:
+        stored = await self._store.put_queue(queue, queue.version - 1, request)
+        return self._take(stored) if isinstance(stored, Queue) else stored
 
-    async def delete(self, queue: Queue) -> None:
+    async def delete(self, queue: Queue, request: RequestKey | None = None) -> Known | None:
         """Remove a queue. Raises FailedPrecondition while it has unfinished jobs or children."""
         if queue.name == DEFAULT_QUEUE:
             raise FailedPrecondition("queue 'default' stays; every project has it")
-        await whole(self._delete(queue))
+        return await whole(self._delete(queue, request))
 
-    async def _delete(self, queue: Queue) -> None:
+    async def _delete(self, queue: Queue, request: RequestKey | None) -> Known | None:
         async with self._changing:
             below = self.children(queue)
             if below:
@@ -161,12 +208,14 @@ class QueueBook:
                     "remove them or move them first",
                     reason=Reason.NOT_EMPTY,
                 )
-            await self._remove(queue)
+            return await self._remove(queue, request)
 
-    async def _remove(self, queue: Queue) -> None:
-        done = await self._store.delete_queue(queue.project, queue.name, queue.version)
+    async def _remove(self, queue: Queue, request: RequestKey | None) -> Known | None:
+        done = await self._store.delete_queue(queue.project, queue.name, queue.version, request)
+        if isinstance(done, Duplicate | Mismatch):
+            return done
         if isinstance(done, Stale):
-            raise Aborted(f"queue {queue.name!r} was changed meanwhile; read it again and retry")
+            raise _changed(queue.name)
         if not done:
             raise FailedPrecondition(
                 f"queue {queue.name!r} has unfinished jobs; cancel or move them first",
@@ -174,3 +223,8 @@ class QueueBook:
             )
         self._queues.pop((queue.project, queue.name), None)
         self._dropped((queue.project, queue.name))
+        return None
+
+
+def _changed(name: str) -> Aborted:
+    return Aborted(f"queue {name!r} was changed meanwhile; read it again and retry")

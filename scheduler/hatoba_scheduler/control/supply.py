@@ -12,6 +12,7 @@ from collections.abc import Callable
 from hatoba_scheduler.control.breaker import BreakerState
 from hatoba_scheduler.control.instance import GROUP, Instance
 from hatoba_scheduler.domain.planning.model import BackendSettings
+from hatoba_scheduler.domain.records import BackendNote
 
 LOOK_AGAIN = 0.25
 UNLIMITED = 1 << 30
@@ -26,8 +27,8 @@ class Supply:
         self._instance = instance
         self._clock = instance.clock
         self.cost_per_hour = cost_per_hour
-        self.cordoned = False
-        self.cordon_reason = ""
+        self.note = BackendNote(instance.name, cordoned=False)
+        """What an operator said last."""
         self.elastic = False
         limits = dict(instance.backend.capabilities().limits)
         self._rate = limits.get("launch")
@@ -72,9 +73,9 @@ class Supply:
 
     # -- for the planner ------------------------------------------------------------------------
 
-    def cordon(self, cordoned: bool, reason: str) -> None:
+    def take(self, note: BackendNote) -> None:
         """An operator keeps work away, or lets it come."""
-        self.cordoned, self.cordon_reason = cordoned, reason if cordoned else ""
+        self.note = note
         self.tell()
 
     def settings(self) -> BackendSettings:
@@ -91,10 +92,9 @@ class Supply:
 
     def _why_not(self) -> str:
         name = self._instance.name
-        if self.cordoned:
-            return f"Backend {name!r} is cordoned" + (
-                f": {self.cordon_reason}." if self.cordon_reason else "."
-            )
+        if self.note.cordoned:
+            reason = self.note.cordon_reason
+            return f"Backend {name!r} is cordoned" + (f": {reason}." if reason else ".")
         if self._instance.calls["launch"].state is BreakerState.OPEN:
             return f"Launches on backend {name!r} keep failing; it is tried again soon."
         if self._held_until > self._clock.monotonic():

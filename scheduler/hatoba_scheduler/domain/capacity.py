@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import reduce
 
 from hatoba_scheduler.domain.causes import human_bytes
 from hatoba_scheduler.domain.records import Resources
+
+ENDLESS = Resources(cpus=2.0**40, memory=2**60)
+"""A pool of so much takes whatever comes: what is free of it is not worth telling."""
 
 
 @dataclass(slots=True)
@@ -59,3 +64,26 @@ def describe_free(pool: PoolRoom, wanted: Resources) -> str:
     if wanted.slots and not parts:
         parts.append(f"{free.slots} of {total.slots} slots")
     return ", ".join(parts)
+
+
+def room_of(pools: Iterable[PoolRoom]) -> dict[str, str]:
+    """By resource, how much is free of all that these pools have: `cpus: 3 of 4 free`."""
+    found = list(pools)
+    free, total = _sum(pool.free() for pool in found), _sum(pool.total for pool in found)
+    room = {}
+    if 0 < total.cpus < ENDLESS.cpus:
+        room["cpus"] = f"{free.cpus:g} of {total.cpus:g} free"
+    if 0 < total.memory < ENDLESS.memory:
+        left = human_bytes(free.memory) if free.memory else "0 B"
+        room["memory"] = f"{left} of {human_bytes(total.memory)} free"
+    if total.gpus:
+        room["gpus"] = f"{free.gpus} of {total.gpus} free"
+    rest = dict(free.named)
+    room |= {name: f"{rest.get(name, 0)} of {count} free" for name, count in total.named}
+    if total.slots:
+        room["slots"] = f"{free.slots} of {total.slots} free"
+    return room
+
+
+def _sum(amounts: Iterable[Resources]) -> Resources:
+    return reduce(Resources.plus, amounts, Resources())

@@ -464,6 +464,7 @@ class Queue:
     no_borrowing: bool = False
     cordoned: bool = False
     cordon_reason: str = ""
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -496,6 +497,7 @@ class BackendNote:
     name: str
     cordoned: bool
     cordon_reason: str = ""
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)

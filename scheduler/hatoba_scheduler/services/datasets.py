@@ -58,13 +58,8 @@ from hatoba_scheduler.errors import (
 )
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.paging import Pager, page_size
-from hatoba_scheduler.services.requests import (
-    mark_deduplicated,
-    mismatch,
-    request_key,
-    seen_before,
-)
-from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Stale, Store
+from hatoba_scheduler.services.requests import made_before, request_key, seen_before
+from hatoba_scheduler.store.base import RequestKey, Stale, Store
 from hatoba_scheduler.store.blobs import ChunkStore, Piece
 from hatoba_scheduler.store.datasets import EVERY_BATCH, Appended, DatasetKey, InUse, Kept, KeptCode
 
@@ -152,7 +147,7 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
             if kept.unchanged:
                 current_call().trailers.append(UNCHANGED)
             return version_to_proto(kept.record)
-        return version_to_proto(await self._version(parse(_made(kept, key), "datasets")))
+        return version_to_proto(await self._version(parse(made_before(kept, key), "datasets")))
 
     async def _stored(self, field: str, told: common_pb2.ManifestRef) -> ManifestRef:
         """A manifest reference with its true sizes. Raises InvalidArgument."""
@@ -281,7 +276,7 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
             )
         if isinstance(outcome, DatasetVersionRecord):
             return version_to_proto(outcome)
-        return dataset_pb2.DatasetVersion(name=_made(outcome, key), version=reference.version)
+        return dataset_pb2.DatasetVersion(name=made_before(outcome, key), version=reference.version)
 
     # -- items ------------------------------------------------------------------------------------
 
@@ -374,7 +369,7 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
         added = Appended(items, current_call().principal, self._parts.now())
         outcome = await self._kept.append(own, added, key)
         if not isinstance(outcome, int):
-            _made(outcome, key)
+            made_before(outcome, key)
             outcome = await self._head_items(own)
         return dataset_pb2.AppendDatasetItemsResponse(head_items=outcome)
 
@@ -486,7 +481,7 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
             if kept.unchanged:
                 current_call().trailers.append(UNCHANGED)
             return code_to_proto(kept.record)
-        return code_to_proto(await self._code(parse(_made(kept, key), "code")))
+        return code_to_proto(await self._code(parse(made_before(kept, key), "code")))
 
     async def GetCodeVersion(
         self, request: dataset_pb2.GetCodeVersionRequest, context: Context
@@ -523,14 +518,6 @@ class DatasetServicer(dataset_pb2_grpc.DatasetServiceServicer):
             position = f"{last.create_time}/{last.code}/{last.version}"
             reply.next_page_token = self._parts.pager.token(scope, position)
         return reply
-
-
-def _made(outcome: Duplicate | Mismatch, key: RequestKey | None) -> str:
-    """What a repeated request made. Raises AlreadyExists for another body."""
-    if isinstance(outcome, Mismatch):
-        raise mismatch(key.request_id if key else "", outcome)
-    mark_deduplicated()
-    return outcome.resource
 
 
 def _reference(field: str, text: str, kind: str, project: str) -> Reference:

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from hatoba.v1 import queue_pb2, queue_pb2_grpc
-from hatoba_scheduler.control.draining import Drainer
+from hatoba_scheduler.control.draining import Drainer, queue_place
 from hatoba_scheduler.control.queues import QueueBook
 from hatoba_scheduler.control.usage import QueueUsages, Usage
 from hatoba_scheduler.convert import (
@@ -21,14 +21,15 @@ from hatoba_scheduler.convert import (
     resources_to_proto,
 )
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, parse_queue, queue_name
-from hatoba_scheduler.domain.records import Attempt, Job, Micros, Queue, Resources
+from hatoba_scheduler.domain.records import Micros, Queue, Resources
 from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.errors import Aborted, AlreadyExists, InvalidArgument
 from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.interceptors.context import current_call
+from hatoba_scheduler.services.cordons import check_drain
 from hatoba_scheduler.services.paging import Pager, page_size
-from hatoba_scheduler.services.requests import remember, request_key, seen_before
-from hatoba_scheduler.store.base import Store
+from hatoba_scheduler.services.requests import made_before, remember, request_key, seen_before
+from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
 LEAST_WEIGHT = 0.001
@@ -91,19 +92,32 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         _check_weight(request.queue.weight)
         plain = Queue(project, request.queue_id, 1, current_call().principal, self._now())
         wanted = _as_told(plain, request.queue, set(MASKABLE))
-        queue = await self._same(wanted) or await self._put_new(wanted)
-        await remember(self._store, key, queue.name)
-        return self._message(queue)
+        same = await self._same(wanted)
+        if same is None:
+            return self._message(await self._add(wanted, key))
+        await remember(self._store, key, same.name)
+        return self._message(same)
 
-    async def _put_new(self, wanted: Queue) -> Queue:
+    async def _add(self, wanted: Queue, key: RequestKey | None) -> Queue:
         try:
-            return await self._book.put(wanted)
+            added = await self._book.add(wanted, key)
         except Aborted:
             # Somebody made it meanwhile: as if that had been before.
             same = await self._same(wanted)
             if same is None:
                 raise
+            await remember(self._store, key, same.name)
             return same
+        return self._written(added, wanted, key)
+
+    def _written(
+        self, written: Queue | Duplicate | Mismatch, asked: Queue, key: RequestKey | None
+    ) -> Queue:
+        """The queue after a write that may have met its own key."""
+        if isinstance(written, Queue):
+            return written
+        made_before(written, key)
+        return self._book.get(asked.project, asked.name)
 
     async def _same(self, wanted: Queue) -> Queue | None:
         """The queue when it is there just like this. Raises AlreadyExists when it differs."""
@@ -119,6 +133,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
             create_time=known.create_time,
             cordoned=known.cordoned,
             cordon_reason=known.cordon_reason,
+            draining=known.draining,
         )
         if alike != known:
             raise AlreadyExists(
@@ -164,12 +179,14 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         key = request_key(known.project, "UpdateQueue", request.request_id, request)
         if await seen_before(self._store, key) is not None:
             return self._message(known)
-        _check_etag(known, request.queue.etag)
         _check_weight(request.queue.weight)
-        changed = _as_told(replace(known, version=known.version + 1), request.queue, paths)
-        stored = await self._book.put(changed)
-        await remember(self._store, key, stored.name)
-        return self._message(stored)
+
+        def decide(queue: Queue) -> Queue:
+            _check_etag(queue, request.queue.etag)
+            return _as_told(queue, request.queue, paths)
+
+        stored = await self._book.change(known.project, known.name, decide, key)
+        return self._message(self._written(stored, known, key))
 
     async def DeleteQueue(
         self, request: queue_pb2.DeleteQueueRequest, context: Context
@@ -181,8 +198,9 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         if await seen_before(self._store, key) is None:
             queue = await self._named(request.name)
             _check_etag(queue, request.etag)
-            await self._book.delete(queue)
-            await remember(self._store, key, queue.name)
+            met = await self._book.delete(queue, key)
+            if met is not None:
+                made_before(met, key)
         return queue_pb2.DeleteQueueResponse()
 
     async def CordonQueue(
@@ -193,42 +211,23 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
         key = request_key(known.project, "CordonQueue", request.request_id, request)
         if await seen_before(self._store, key) is not None:
             return self._message(known)
-        if request.drain and not request.cordoned:
-            raise InvalidArgument.field(
-                "drain", "goes with cordoned", value=True, remedy="leave it out, or cordon"
+        check_drain(request)
+
+        def decide(queue: Queue) -> Queue:
+            return replace(
+                queue,
+                cordoned=request.cordoned,
+                cordon_reason=request.reason if request.cordoned else "",
+                draining=request.drain,
             )
-        queue = replace(
-            known,
-            version=known.version + 1,
-            cordoned=request.cordoned,
-            cordon_reason=request.reason if request.cordoned else "",
-        )
+
         hit("queue.cordon.before")
-        stored = await self._book.put(queue)
+        stored = await self._book.change(known.project, known.name, decide, key)
         hit("queue.cordon.after")
-        if request.drain:
-            await self._drain(stored, current_call().principal)
-        await remember(self._store, key, stored.name)
-        return self._message(stored)
-
-    async def _drain(self, queue: Queue, actor: str) -> None:
-        """What runs of a queue and those below it gives way, at nobody's charge."""
-        below = {queue.name, *self._below(queue)}
-
-        def within(job: Job, attempt: Attempt) -> bool:
-            del attempt
-            return job.project == queue.project and job.queue in below
-
-        await self._drainer.drain(within, f"Queue {queue.name!r}", actor, queue.cordon_reason)
-
-    def _below(self, queue: Queue) -> list[str]:
-        """Names of all queues below it."""
-        return [
-            one.name
-            for one in self._book.all()
-            if one.project == queue.project
-            and queue.name in {up.name for up in self._book.above(one)}
-        ]
+        queue = self._written(stored, known, key)
+        if queue.draining:
+            await self._drainer.drain(queue_place(self._book, queue), current_call().principal)
+        return self._message(queue)
 
     async def GetQueueUsage(
         self, request: queue_pb2.GetQueueUsageRequest, context: Context

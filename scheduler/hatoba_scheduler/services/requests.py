@@ -49,6 +49,14 @@ async def seen_before(store: Store, key: RequestKey | None) -> str | None:
     return None
 
 
+def made_before(known: Duplicate | Mismatch, key: RequestKey | None) -> str:
+    """What a request had made that met its own key at its write. Raises AlreadyExists."""
+    if isinstance(known, Mismatch):
+        raise mismatch(key.request_id if key else "", known)
+    mark_deduplicated()
+    return known.resource
+
+
 async def remember(store: Store, key: RequestKey | None, resource: str) -> None:
     """Keep the key of a request that was carried out."""
     if key is not None:

@@ -12,7 +12,7 @@ import structlog
 
 from hatoba.v1 import runner_pb2, worker_pb2, worker_pb2_grpc
 from hatoba_plugins.values import Exit, ExitKind
-from hatoba_scheduler.control.draining import Drainer
+from hatoba_scheduler.control.draining import Drainer, host_place
 from hatoba_scheduler.control.hub import Hub, Session
 from hatoba_scheduler.control.latecomers import Latecomers
 from hatoba_scheduler.control.ledger import Ledger
@@ -29,6 +29,7 @@ from hatoba_scheduler.domain.transitions import Now, Outcome, View, released
 from hatoba_scheduler.errors import InvalidArgument
 from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.interceptors.context import current_call
+from hatoba_scheduler.services.cordons import check_drain
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.telemetry.trace_store import TraceStore
 
@@ -213,14 +214,20 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     """See proto/hatoba/v1/worker.proto. `tasks` owns the readers of open streams."""
 
     def __init__(
-        self, hub: Hub, items: WorkerItems, ledger: Ledger, pager: Pager, tasks: asyncio.TaskGroup
+        self,
+        hub: Hub,
+        items: WorkerItems,
+        ledger: Ledger,
+        drainer: Drainer,
+        pager: Pager,
+        tasks: asyncio.TaskGroup,
     ) -> None:
         self._clock = hub.clock
         self._rng = random.Random()
         self._hub = hub
         self._items = items
         self._ledger = ledger
-        self._drainer = Drainer(ledger, hub.clock)
+        self._drainer = drainer
         self._pager = pager
         self._tasks = tasks
 
@@ -292,14 +299,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self, request: worker_pb2.CordonHostRequest, context: Context
     ) -> worker_pb2.Host:
         """Keep new work away from a host, or let it come again; have what runs there give way."""
-        drain = request.cordoned and request.drain
+        check_drain(request)
         host = await self._hub.cordon(
-            _bare(request.name), request.cordoned, request.reason, drain=drain
+            _bare(request.name), request.cordoned, request.reason, drain=request.drain
         )
-        if drain:
+        if host.draining:
             actor = current_call().principal
-            names = self._hub.attempts_on(host.name)
-            count = await self._drainer.drain_host(host.name, names, actor, request.reason)
+            count = await self._drainer.drain(host_place(host), actor)
             log.info("host.drained", host=host.name, jobs=count, actor=actor)
         return self._message(host)
 

@@ -343,8 +343,11 @@ class Store(Protocol):
         ...
 
     # -- queues, hosts, tokens ------------------------------------------------------------------
-    async def put_queue(self, queue: Queue, expected_version: int) -> Queue | Stale:
-        """Write a queue over this version (0: it must not exist)."""
+    async def put_queue(
+        self, queue: Queue, expected_version: int, request: RequestKey | None = None
+    ) -> Queue | Stale | Duplicate | Mismatch:
+        """Write a queue over this version (0: it must not exist), and the key with it; a key that
+        is known changes nothing."""
         ...
 
     async def queue(self, project: str, name: str) -> Queue | None:
@@ -356,8 +359,10 @@ class Store(Protocol):
         project and name, above `after` = "PROJECT/NAME"."""
         ...
 
-    async def delete_queue(self, project: str, name: str, expected_version: int) -> bool | Stale:
-        """Remove a queue of this version; False when it has unfinished jobs."""
+    async def delete_queue(
+        self, project: str, name: str, expected_version: int, request: RequestKey | None = None
+    ) -> bool | Stale | Duplicate | Mismatch:
+        """Remove a queue of this version, keeping the key; False when it has unfinished jobs."""
         ...
 
     async def put_host(self, host: Host) -> None:

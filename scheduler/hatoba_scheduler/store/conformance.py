@@ -1040,6 +1040,7 @@ class StoreConformance:
             True,
             True,
             "moved",
+            True,
         )
         assert await store.put_queue(queue, 1) is Stale.STALE
         assert await store.put_queue(queue, 0) == queue
@@ -1048,6 +1049,25 @@ class StoreConformance:
         newer = replace(queue, version=2, weight=1.0, labels=())
         assert await store.put_queue(newer, 1) == newer
         assert await store.queue("lab", "fast") == newer
+
+    async def test_a_queue_is_written_with_the_key_of_who_asked(self, store: Store) -> None:
+        """Both or none; a known key changes nothing, of a removal too."""
+        key = RequestKey("lab", "UpdateQueue", "r-1", b"\x01" * 32)
+        other = key._replace(body_sha256=b"\x02" * 32)
+        queue = Queue("lab", "fast", 1, "ada", 5)
+        assert await store.put_queue(queue, 3, key) is Stale.STALE
+        assert await store.recall_request(key) is None
+        assert await store.put_queue(queue, 0, key) == queue
+        assert await store.recall_request(key) == Duplicate("fast")
+        newer = replace(queue, version=2)
+        assert await store.put_queue(newer, 1, key) == Duplicate("fast")
+        assert await store.put_queue(newer, 1, other) == Mismatch("01" * 32, "02" * 32)
+        assert await store.delete_queue("lab", "fast", 1, key) == Duplicate("fast")
+        assert await store.queue("lab", "fast") == queue
+        removal = key._replace(method="DeleteQueue")
+        assert await store.delete_queue("lab", "fast", 2, removal) is Stale.STALE
+        assert await store.delete_queue("lab", "fast", 1, removal) is True
+        assert await store.delete_queue("lab", "fast", 1, removal) == Duplicate("fast")
 
     async def test_queues_are_paged(self, store: Store) -> None:
         """Of one project by name; of all by project and name."""
@@ -1104,9 +1124,12 @@ class StoreConformance:
     async def test_what_operators_say_of_backends_is_kept(self, store: Store) -> None:
         """By name; the last write stays."""
         await store.put_backend(BackendNote("spot", True, "prices"))
-        await store.put_backend(BackendNote("gpu", True))
+        await store.put_backend(BackendNote("gpu", True, draining=True))
         await store.put_backend(BackendNote("spot", False))
-        assert await store.backends() == [BackendNote("gpu", True), BackendNote("spot", False)]
+        assert await store.backends() == [
+            BackendNote("gpu", True, draining=True),
+            BackendNote("spot", False),
+        ]
 
     async def test_what_queues_used_is_kept(self, store: Store) -> None:
         """By queue; the last write stays, of each queue alone."""

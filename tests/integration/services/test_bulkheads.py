@@ -9,10 +9,11 @@ from pathlib import Path
 import grpc
 import pytest
 from server_process import HatobaServer, running_server
+from waiting import eventually
 from wire import TERMINAL, Wire
 
 from hatoba.v1 import admin_pb2, common_pb2, job_pb2
-from tests.integration.services.conftest import cancel, eventually, refused, submit
+from tests.integration.services.conftest import cancel, refused, submit
 
 CONFIG = """
 [defaults]
@@ -162,6 +163,16 @@ async def test_a_drained_backend_gives_back_what_ran_there_at_nobodys_charge(cal
     await until_in(calls, job, common_pb2.JOB_STATE_RUNNING)
     await cordon(calls, "well", cordoned=True, drain=True, reason="new disks")
     await until_in(calls, job, common_pb2.JOB_STATE_QUEUED)
+    assert (await backend(calls, "well")).draining
+    assert not (await cordon(calls, "well", cordoned=False)).draining
+
+
+async def test_a_backend_that_goes_on_is_not_drained(calls: Wire) -> None:
+    request = admin_pb2.CordonBackendRequest(name="well", drain=True)
+    refusal = await refused(calls.once(request, admin_pb2.BackendInfo))
+    assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["drain"])
+    assert "set `cordoned` too" in refusal.message
+    assert not (await backend(calls, "well")).draining
 
 
 async def test_what_is_no_backend_cannot_be_cordoned(calls: Wire) -> None:

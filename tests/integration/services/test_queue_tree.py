@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
 import pytest
-from server_process import HatobaServer
+from server_process import ColdLauncher, HatobaServer, runs
+from waiting import eventually, until
 from wire import Wire
 
 from hatoba.v1 import common_pb2, job_pb2, queue_pb2
 
-from .conftest import cancel, eventually, held, refused, running, spec, submit
+from .conftest import cancel, held, refused, running, spec, submit
 from .test_queues import create, delete, get, in_queue, update
 
 Queue = queue_pb2.Queue
@@ -167,6 +169,51 @@ async def test_draining_has_what_runs_give_way_at_nobodys_charge(wire: Wire, pro
     assert "drained by admin: repairs" in attempt.cause.message
     assert (await usage(wire, queue.name)).cordoned
     await cancel(wire, job.name)
+
+
+async def test_cordons_that_meet_are_both_carried_out(wire: Wire, project: str) -> None:
+    made = await create(wire, project, "q")
+    said = [{"cordoned": True, "reason": str(number)} for number in range(20)]
+    changes = [update(wire, Queue(name=made.name, max_running=n), "max_running") for n in (7, 8)]
+    await asyncio.gather(*(cordon(wire, made.name, **one) for one in said), *changes)
+    found = await get(wire, made.name)
+    assert found.cordoned
+    assert found.max_running in (7, 8)
+    assert found.etag != made.etag
+
+
+async def test_a_drain_that_a_death_cut_short_goes_on_by_itself(own_server: HatobaServer) -> None:
+    launcher = own_server.launcher
+    assert isinstance(launcher, ColdLauncher)
+    await own_server.kill()
+    launcher.environ = {"HATOBA_FAILPOINTS": "queue.cordon.after:kill9@1"}
+    await own_server.start()
+    async with Wire(own_server) as wire:
+        wanted = spec(backend="null")
+        wanted.backend_options.update({"null": {"delay": 600}})
+        job = await submit(wire, wanted)
+
+        async def state_is(state: int) -> bool:
+            return (await wire.job(job.name)).state == state
+
+        await eventually(lambda: state_is(common_pb2.JOB_STATE_RUNNING))
+        request = queue_pb2.CordonQueueRequest(
+            name="default", cordoned=True, drain=True, request_id="once"
+        )
+        with pytest.raises(grpc.aio.AioRpcError):
+            await wire.once(request, Queue)
+        await until(lambda: not runs(own_server.pid))
+        launcher.environ = {}
+        await own_server.start()
+        await eventually(lambda: state_is(common_pb2.JOB_STATE_QUEUED))
+        listed = job_pb2.ListAttemptsRequest(job=job.name)
+        (attempt,) = (await wire.once(listed, job_pb2.ListAttemptsResponse)).attempts
+        assert attempt.cause.message == "Queue 'default' was drained by an operator."
+        shown, repeated = await wire.answer(request, Queue)
+        assert repeated
+        assert (shown.cordoned, shown.draining) == (True, True)
+        shown = await cordon(wire, "default", cordoned=True)
+        assert (shown.cordoned, shown.draining) == (True, False)
 
 
 async def test_usage_counts_what_is_there(wire: Wire, project: str) -> None:

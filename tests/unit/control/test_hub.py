@@ -14,11 +14,20 @@ from fake_hosts import FakeHost, KeptHosts
 from hatoba.v1 import runner_pb2
 from hatoba_plugins.clock import FakeClock
 from hatoba_plugins.values import CapacitySnapshot, Gap
-from hatoba_scheduler.control.draining import Drainer, HostDrains
+from hatoba_scheduler.control.activity import Activity
+from hatoba_scheduler.control.draining import (
+    Drainer,
+    Drains,
+    Place,
+    backend_place,
+    host_place,
+    queue_places,
+)
 from hatoba_scheduler.control.hub import Hub
 from hatoba_scheduler.control.observe import of_attempt
+from hatoba_scheduler.control.queues import QueueBook
 from hatoba_scheduler.domain import causes, gangs
-from hatoba_scheduler.domain.records import Attempt, Change, Host, Terms
+from hatoba_scheduler.domain.records import Attempt, BackendNote, Change, Host, Queue, Terms
 from hatoba_scheduler.domain.states import AttemptState, CauseCode
 from hatoba_scheduler.domain.transitions import Outcome, Rows, View, ended, launch, running
 from hatoba_scheduler.store.base import Store
@@ -169,6 +178,13 @@ def states(books: Books, *uids: str) -> list[AttemptState]:
     return [books.rows(uid).attempts[0].state for uid in uids]
 
 
+def drainer_of(books: Books, clock: FakeClock) -> Drainer:
+    activity = Activity(clock)
+    activity.recover(books.ledger.all_rows())
+    books.ledger.listen(activity.on_commit)
+    return Drainer(books.ledger, clock, lambda: activity.live)
+
+
 async def test_a_drain_goes_on_until_nothing_is_left(books: Books) -> None:
     clock = FakeClock()
     hub = hub_on(KeptHosts())
@@ -177,7 +193,10 @@ async def test_a_drain_goes_on_until_nothing_is_left(books: Books) -> None:
         await FakeHost(name).connect(hub)
     await placed(books, "early", "a")
     await placed(books, "elsewhere", "b")
-    drains = HostDrains(hub, Drainer(books.ledger, clock), clock)
+    drainer = drainer_of(books, clock)
+    drains = Drains(
+        drainer, clock, lambda: [host_place(host) for host in hub.hosts() if host.draining]
+    )
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(drains.run())
         await clock.advance(10.0)
@@ -204,13 +223,15 @@ async def test_a_drain_goes_on_until_nothing_is_left(books: Books) -> None:
 async def test_what_has_moved_on_meanwhile_is_not_drained(books: Books) -> None:
     clock = FakeClock()
     attempt = await placed(books, "a", "old")
-    drainer = Drainer(books.ledger, clock)
+    drainer = drainer_of(books, clock)
     books.store.open.clear()
     lost = Outcome(AttemptState.LOST, causes.lost("Its host is gone."), gone=True)
     books.ledger.ask("a", of_attempt(0, attempt.name, lambda view: ended(view, lost, NOW)))
     books.ledger.ask("a", lambda rows: launch(rows, replace(intent(rows), host="new"), NOW))
     async with asyncio.TaskGroup() as tasks:
-        drain = drainer.drain_host("old", [attempt.name], "admin", "fans")
+        drain = drainer.drain(
+            Place("Host 'old'", "fans", lambda _, one: one.host == "old"), "admin"
+        )
         draining = tasks.create_task(drain)
         await turns()
         books.store.open.set()
@@ -222,10 +243,48 @@ async def test_a_drain_of_a_queue_is_of_what_is_in_it(books: Books) -> None:
     clock = FakeClock()
     for number in range(3):
         await placed(books, f"job-{number}", "a")
-    drainer = Drainer(books.ledger, clock)
-    assert await drainer.drain(lambda job, _: job.uid != "job-1", "Queue 'q'", "admin", "") == 2
+    drainer = drainer_of(books, clock)
+    place = Place("Queue 'q'", "", lambda job, _: job.uid != "job-1")
+    assert await drainer.drain(place, "admin") == 2
     assert states(books, "job-0", "job-1", "job-2") == [
         AttemptState.STOPPING,
         AttemptState.RUNNING,
         AttemptState.STOPPING,
+    ]
+
+
+class StoredQueues:
+    """A store of these queues alone."""
+
+    def __init__(self, *queues: Queue) -> None:
+        self._queues = list(queues)
+
+    async def queues(self, project: str | None, after: str, limit: int) -> list[Queue]:
+        return self._queues if not after else []
+
+
+async def test_drains_of_queues_and_backends_go_on_after_a_restart(books: Books) -> None:
+    clock = FakeClock()
+    drainer = drainer_of(books, clock)
+    stored = StoredQueues(
+        Queue("default", "above", 1, "admin", 0, cordoned=True, draining=True),
+        Queue("default", "below", 1, "admin", 0, parent="above"),
+    )
+    queues = QueueBook(cast(Store, stored), lambda _: None, lambda _: None)
+    await queues.recover()
+    notes = [BackendNote("spot", cordoned=True, cordon_reason="prices", draining=True)]
+    drains = Drains(drainer, clock, lambda: queue_places(queues), lambda: map(backend_place, notes))
+    for uid, queue, backend in (("q", "below", "mock"), ("b", "other", "spot"), ("c", "o", "mock")):
+        await books.submit(replace(new_job(uid), queue=queue, backend=backend))
+        await books.ledger.decide(uid, lambda rows: launch(rows, intent(rows), NOW))
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(drains.run())
+        await clock.advance(6.0)
+        task.cancel()
+    launching, stopping = AttemptState.LAUNCHING, AttemptState.STOPPING
+    assert states(books, "q", "b", "c") == [stopping, stopping, launching]
+    told = [books.rows(uid).attempts[0].cause for uid in ("q", "b")]
+    assert [cause.message for cause in told if cause is not None] == [
+        "Queue 'above' was drained by an operator.",
+        "Backend 'spot' was drained by an operator: prices.",
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hatoba_scheduler.domain.capacity import PoolRoom, describe, describe_free
+from hatoba_scheduler.domain.capacity import PoolRoom, describe, describe_free, room_of
 from hatoba_scheduler.domain.records import Resources
 
 GIB = 1 << 30
@@ -43,3 +43,20 @@ def test_what_is_free_of_what_is_wanted(wanted: Resources, words: str) -> None:
 
 def test_an_overfull_pool_has_nothing_free() -> None:
     assert PoolRoom("a", Resources(cpus=2.0), used=Resources(cpus=4.0)).free() == Resources()
+
+
+def test_the_room_of_pools_is_told_by_resource() -> None:
+    big = PoolRoom(
+        "big",
+        Resources(16.0, 64 * GIB, 1, 512, (("license", 2),)),
+        used=Resources(14.5, 64 * GIB, 1, 2, (("license", 1),)),
+    )
+    small = PoolRoom("small", Resources(4.0, 0, 0, 8))
+    assert room_of([big, small]) == {
+        "cpus": "5.5 of 20 free",
+        "memory": "0 B of 64 GiB free",
+        "gpus": "0 of 1 free",
+        "license": "1 of 2 free",
+        "slots": "518 of 520 free",
+    }
+    assert room_of([]) == {}

@@ -33,7 +33,8 @@ def list_backends(output: str) -> None:
 def state_of(backend: admin_pb2.BackendInfo) -> str:
     """How a backend is: what keeps work away from it first."""
     if backend.cordoned:
-        return "cordoned" + (f": {backend.cordon_reason}" if backend.cordon_reason else "")
+        state = "draining" if backend.draining else "cordoned"
+        return state + (f": {backend.cordon_reason}" if backend.cordon_reason else "")
     if backend.breaker not in ("", "closed"):
         return f"breaker {backend.breaker}"
     return backend.health + (f": {backend.message}" if backend.message else "")

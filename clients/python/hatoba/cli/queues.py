@@ -115,7 +115,8 @@ def show(found: Sequence[queue_pb2.Queue], *, wide: bool = False) -> None:
         limits = [str(limit or "-") for limit in (queue.max_running, queue.max_pending)]
         amounts = [amount(queue.quota), _guaranteed(queue)]
         name = "  " * depth + short_name(queue.name)
-        row = [name, _state(queue), f"{queue.weight or 1:g}", *limits, *amounts]
+        state = _state(queue.cordoned, draining=queue.draining)
+        row = [name, state, f"{queue.weight or 1:g}", *limits, *amounts]
         more = [queue.created_by, moment(queue.create_time) or "-", queue.cordon_reason or "-"]
         rows.append(row + (more if wide else []))
     heads = ["QUEUE", "STATE", "WEIGHT", "RUN<=", "JOBS<=", "QUOTA", "GUARANTEED"]
@@ -125,8 +126,8 @@ def show(found: Sequence[queue_pb2.Queue], *, wide: bool = False) -> None:
             click.echo(f"hatoba: {short_name(queue.name)}: {warning}", err=True)
 
 
-def _state(queue: queue_pb2.Queue | queue_pb2.QueueUsage) -> str:
-    return "cordoned" if queue.cordoned else "open"
+def _state(cordoned: bool, *, draining: bool = False) -> str:
+    return "draining" if draining else "cordoned" if cordoned else "open"
 
 
 def _tree(found: Mapping[str, Q]) -> list[tuple[int, Q]]:
@@ -280,7 +281,7 @@ def show_usages(found: Sequence[queue_pb2.QueueUsage], *, wide: bool = False) ->
         name = "  " * depth + short_name(one.queue)
         used, fair, past = map(_percent, _shares(one))
         shares = [bar(one.used_share, one.fair_share), used, fair]
-        row = [name, _state(one), *shares, str(one.waiting), _waited(one), str(one.jobs)]
+        row = [name, _state(one.cordoned), *shares, str(one.waiting), _waited(one), str(one.jobs)]
         more = [past, f"{one.start_rate:.1f}", f"{one.end_rate:.1f}"]
         rows.append(row + (more if wide else []))
     heads = ["QUEUE", "STATE", f"USED {FAIR} FAIR", "USED", "FAIR", "WAITING", "OLDEST", "JOBS"]

@@ -719,6 +719,7 @@ class BackendInfo(_message.Message):
     CORDON_REASON_FIELD_NUMBER: _builtins.int
     COST_PER_HOUR_FIELD_NUMBER: _builtins.int
     OPERATIONS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Instance name, used in job specs."""
     type: _builtins.str
@@ -745,13 +746,15 @@ class BackendInfo(_message.Message):
     """Why."""
     cost_per_hour: _builtins.float
     """Configured price of one hour of a task there; 0: none."""
+    draining: _builtins.bool
+    """Being drained: cordoned, and what runs there is asked to go elsewhere, until nothing is left."""
     @_builtins.property
     def capabilities(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """What it can, by capability name."""
 
     @_builtins.property
     def capacity(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Room as last told, by resource, for example `cpus: 3 of 4 free`."""
+        """Room in the pools that take work, as last told, by resource, for example `cpus: 3 of 4 free`."""
 
     @_builtins.property
     def operations(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -775,10 +778,11 @@ class BackendInfo(_message.Message):
         cordon_reason: _builtins.str = ...,
         cost_per_hour: _builtins.float = ...,
         operations: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker", "calls", b"calls", "calls_limit", b"calls_limit", "capabilities", b"capabilities", "capacity", b"capacity", "cordon_reason", b"cordon_reason", "cordoned", b"cordoned", "cost_per_hour", b"cost_per_hour", "distribution", b"distribution", "health", b"health", "is_default", b"is_default", "message", b"message", "name", b"name", "operations", b"operations", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker", "calls", b"calls", "calls_limit", b"calls_limit", "capabilities", b"capabilities", "capacity", b"capacity", "cordon_reason", b"cordon_reason", "cordoned", b"cordoned", "cost_per_hour", b"cost_per_hour", "distribution", b"distribution", "draining", b"draining", "health", b"health", "is_default", b"is_default", "message", b"message", "name", b"name", "operations", b"operations", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,6 +63,7 @@ class Queue(_message.Message):
     CORDONED_FIELD_NUMBER: _builtins.int
     CORDON_REASON_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/PROJECT/queues/NAME`."""
     weight: _builtins.float
@@ -85,6 +86,10 @@ class Queue(_message.Message):
     """Set by CordonQueue."""
     cordon_reason: _builtins.str
     """Why it was cordoned."""
+    draining: _builtins.bool
+    """Being drained: cordoned, and what runs of it and those below it is asked to go elsewhere, until nothing is
+    left. Output only.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When."""
@@ -123,10 +128,11 @@ class Queue(_message.Message):
         cordoned: _builtins.bool = ...,
         cordon_reason: _builtins.str = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        draining: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "guaranteed", b"guaranteed", "quota", b"quota"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordon_reason", b"cordon_reason", "cordoned", b"cordoned", "create_time", b"create_time", "created_by", b"created_by", "etag", b"etag", "guaranteed", b"guaranteed", "labels", b"labels", "max_pending", b"max_pending", "max_running", b"max_running", "name", b"name", "no_borrowing", b"no_borrowing", "parent", b"parent", "quota", b"quota", "warnings", b"warnings", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cordon_reason", b"cordon_reason", "cordoned", b"cordoned", "create_time", b"create_time", "created_by", b"created_by", "draining", b"draining", "etag", b"etag", "guaranteed", b"guaranteed", "labels", b"labels", "max_pending", b"max_pending", "max_running", b"max_running", "name", b"name", "no_borrowing", b"no_borrowing", "parent", b"parent", "quota", b"quota", "warnings", b"warnings", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -826,13 +826,14 @@ def queue_row(queue: Queue) -> Row:
         int(queue.no_borrowing),
         int(queue.cordoned),
         queue.cordon_reason,
+        int(queue.draining),
     )
 
 
 def queue_from(row: Row) -> Queue:
     """The queue of a row. Raises ValueError when it cannot be read."""
     project, name, version, creator, created, weight, running, pending, labels, *rest = row
-    parent, quota, guaranteed, no_borrowing, cordoned, reason = rest
+    parent, quota, guaranteed, no_borrowing, cordoned, reason, draining = rest
     return Queue(
         project,
         name,
@@ -849,6 +850,7 @@ def queue_from(row: Row) -> Queue:
         _FLAGS[no_borrowing],
         _FLAGS[cordoned],
         reason,
+        _FLAGS[draining],
     )
 
 

@@ -65,6 +65,7 @@ from hatoba_scheduler.store.sqlite.live import (
 from hatoba_scheduler.store.sqlite.models import SqliteModels
 from hatoba_scheduler.store.sqlite.publications import SqlitePublications
 from hatoba_scheduler.store.sqlite.readers import Parameters, Readers, decoded, fetch, keyed, page
+from hatoba_scheduler.store.sqlite.requests import keep, met
 from hatoba_scheduler.store.sqlite.schedules import SqliteSchedules
 from hatoba_scheduler.store.sqlite.statements import Row, read, warm, write
 from hatoba_scheduler.store.sqlite.submits import Submit
@@ -389,17 +390,23 @@ class SqliteStore:
 
     # -- queues, hosts, tokens ------------------------------------------------------------------
 
-    async def put_queue(self, queue: Queue, expected_version: int) -> Queue | Stale:
-        """Write a queue over this version (0: it must not exist)."""
-        row = rows.queue_row(queue)
+    async def put_queue(
+        self, queue: Queue, expected_version: int, request: RequestKey | None = None
+    ) -> Queue | Stale | Duplicate | Mismatch:
+        """See `Store.put_queue`."""
+        row, now = rows.queue_row(queue), self._now()
 
-        def work(connection: sqlite3.Connection) -> Queue | Stale:
+        def work(connection: sqlite3.Connection) -> Queue | Stale | Duplicate | Mismatch:
+            known = met(connection, request)
+            if known is not None:
+                return known
             if _queue_version(connection, queue.project, queue.name) != expected_version:
                 return Stale.STALE
             connection.execute(write("put_queue"), row)
+            keep(connection, request, queue.name, now)
             return queue
 
-        answer: Queue | Stale = await self._writer.call(Direct(work))
+        answer: Queue | Stale | Duplicate | Mismatch = await self._writer.call(Direct(work))
         return answer
 
     async def queue(self, project: str, name: str) -> Queue | None:
@@ -424,18 +431,25 @@ class SqliteStore:
 
         return await self._readers.run(work)
 
-    async def delete_queue(self, project: str, name: str, expected_version: int) -> bool | Stale:
-        """Remove a queue of this version; False when it has unfinished jobs."""
+    async def delete_queue(
+        self, project: str, name: str, expected_version: int, request: RequestKey | None = None
+    ) -> bool | Stale | Duplicate | Mismatch:
+        """See `Store.delete_queue`."""
+        now = self._now()
 
-        def work(connection: sqlite3.Connection) -> bool | Stale:
+        def work(connection: sqlite3.Connection) -> bool | Stale | Duplicate | Mismatch:
+            known = met(connection, request)
+            if known is not None:
+                return known
             if _queue_version(connection, project, name) != expected_version:
                 return Stale.STALE
             if connection.execute(write("queue_in_use"), (project, name)).fetchone():
                 return False
             connection.execute(write("delete_queue"), (project, name))
+            keep(connection, request, name, now)
             return True
 
-        answer: bool | Stale = await self._writer.call(Direct(work))
+        answer: bool | Stale | Duplicate | Mismatch = await self._writer.call(Direct(work))
         return answer
 
     async def put_host(self, host: Host) -> None:
@@ -448,12 +462,16 @@ class SqliteStore:
 
     async def put_backend(self, note: BackendNote) -> None:
         """Write what an operator said of a backend."""
-        await self._put("put_backend", (note.name, int(note.cordoned), note.cordon_reason))
+        row = (note.name, int(note.cordoned), note.cordon_reason, int(note.draining))
+        await self._put("put_backend", row)
 
     async def backends(self) -> list[BackendNote]:
         """All that operators said of backends, by name."""
         found = await self._rows(read("backends"), ())
-        return [BackendNote(name, bool(cordoned), reason) for name, cordoned, reason in found]
+        return [
+            BackendNote(name, bool(cordoned), reason, bool(draining))
+            for name, cordoned, reason, draining in found
+        ]
 
     async def put_queue_usage(self, usage: Mapping[tuple[str, str], tuple[float, Micros]]) -> None:
         """Write what queues used on average."""

@@ -74,7 +74,7 @@ SELECT job_uid, idx, key, step, attempt, value, time FROM metrics;
 
 -- name: queues
 SELECT project, name, version, created_by, create_time, weight, max_running, max_pending, labels,
-    parent, quota, guaranteed, no_borrowing, cordoned, cordon_reason
+    parent, quota, guaranteed, no_borrowing, cordoned, cordon_reason, draining
 FROM queues;
 
 -- name: hosts
@@ -83,7 +83,7 @@ SELECT name, boot_id, keeper, capacity, gpus, labels, secrets, version, embedded
 FROM hosts ORDER BY name;
 
 -- name: backends
-SELECT name, cordoned, cordon_reason FROM backend_settings ORDER BY name;
+SELECT name, cordoned, cordon_reason, draining FROM backend_settings ORDER BY name;
 
 -- name: queue_usage
 SELECT project, name, usage, time FROM queue_usage;

@@ -145,8 +145,8 @@ WHERE excluded.attempt >= metrics.attempt;
 -- name: add_default_queues
 INSERT INTO queues (
     project, name, version, created_by, create_time, weight, max_running, max_pending, labels,
-    parent, quota, guaranteed, no_borrowing, cordoned, cordon_reason
-) VALUES /*rows 15*/
+    parent, quota, guaranteed, no_borrowing, cordoned, cordon_reason, draining
+) VALUES /*rows 16*/
 ON CONFLICT (project, name) DO NOTHING;
 
 -- name: queue_version
@@ -155,15 +155,16 @@ SELECT version FROM queues WHERE project = ? AND name = ?;
 -- name: put_queue
 INSERT INTO queues (
     project, name, version, created_by, create_time, weight, max_running, max_pending, labels,
-    parent, quota, guaranteed, no_borrowing, cordoned, cordon_reason
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    parent, quota, guaranteed, no_borrowing, cordoned, cordon_reason, draining
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 ON CONFLICT (project, name) DO UPDATE SET
     version = excluded.version, created_by = excluded.created_by,
     create_time = excluded.create_time, weight = excluded.weight,
     max_running = excluded.max_running, max_pending = excluded.max_pending,
     labels = excluded.labels, parent = excluded.parent, quota = excluded.quota,
     guaranteed = excluded.guaranteed, no_borrowing = excluded.no_borrowing,
-    cordoned = excluded.cordoned, cordon_reason = excluded.cordon_reason;
+    cordoned = excluded.cordoned, cordon_reason = excluded.cordon_reason,
+    draining = excluded.draining;
 
 -- name: queue_in_use
 SELECT 1 FROM jobs INDEXED BY jobs_by_queue
@@ -182,7 +183,8 @@ INSERT OR REPLACE INTO hosts (
 INSERT OR REPLACE INTO queue_usage (project, name, usage, time) VALUES (?, ?, ?, ?);
 
 -- name: put_backend
-INSERT OR REPLACE INTO backend_settings (name, cordoned, cordon_reason) VALUES (?, ?, ?);
+INSERT OR REPLACE INTO backend_settings (name, cordoned, cordon_reason, draining)
+VALUES (?, ?, ?, ?);
 
 -- name: put_token
 INSERT OR REPLACE INTO tokens (
