@@ -18,7 +18,7 @@ import structlog
 
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.alarm import Alarm
-from hatoba_scheduler.control.ledger import Commit, Ledger
+from hatoba_scheduler.control.ledger import Answer, Commit, Ledger
 from hatoba_scheduler.control.rounds import Slice
 from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.gangs import launch_all
@@ -69,7 +69,7 @@ class _Landed:
     """What became of an assignment's intents; the answer is None where nothing was written."""
 
     assignment: Assignment
-    answer: Change | BaseException | None
+    answer: Answer
 
 
 class Dispatcher:
@@ -134,7 +134,7 @@ class Dispatcher:
 
     def on_parked(self, batch: Sequence[Parked]) -> None:
         """Take in jobs that are not in the ledger's memory, at start."""
-        self._feed.take_parked(job for job in batch if job.state is JobState.QUEUED)
+        self._feed.take_parked(alike for alike in batch if alike.state is JobState.QUEUED)
         self._wake.set()
 
     def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
@@ -243,11 +243,10 @@ class Dispatcher:
         for assignment in found.assignments:
             try:
                 hit("dispatch.intent.before")
-                asked = self._ledger.ask(job_of(assignment.uid), self._decision(assignment))
+                told = partial(self._land, assignment)
+                self._ledger.request(job_of(assignment.uid), self._decision(assignment), told)
             except Exception as error:  # noqa: BLE001 - its places must not stay taken
                 self._land(assignment, error)
-            else:
-                asked.add_done_callback(partial(self._answered, assignment))
         for preemption in found.preemptions:
             self._preempt(preemption)
 
@@ -285,14 +284,7 @@ class Dispatcher:
             span_id=f"{self._ids.getrandbits(64):016x}",
         )
 
-    def _answered(self, assignment: Assignment, asked: asyncio.Future[Change | None]) -> None:
-        if asked.cancelled():
-            answer: Change | BaseException | None = asyncio.CancelledError()
-        else:
-            answer = asked.exception() or asked.result()
-        self._land(assignment, answer)
-
-    def _land(self, assignment: Assignment, answer: Change | BaseException | None) -> None:
+    def _land(self, assignment: Assignment, answer: Answer) -> None:
         self._landed.append(_Landed(assignment, answer))
         self._wake.set()
 
@@ -347,16 +339,13 @@ class Dispatcher:
             try:
                 hit("dispatch.preempt.before")
                 decide = partial(give_way, indices=names.keys(), cause=cause, now=now)
-                asked = self._ledger.ask(uid, decide)
+                self._ledger.request(uid, decide, partial(self._preempted, tuple(names.values())))
             except Exception as error:  # noqa: BLE001 - nobody must count as leaving for ever
                 self._keep(names.values(), error)
-            else:
-                asked.add_done_callback(partial(self._preempted, tuple(names.values())))
 
-    def _preempted(self, victims: Iterable[str], asked: asyncio.Future[Change | None]) -> None:
-        error = asyncio.CancelledError() if asked.cancelled() else asked.exception()
-        if error is not None:
-            self._keep(victims, error)
+    def _preempted(self, victims: Iterable[str], answer: Answer) -> None:
+        if isinstance(answer, BaseException):
+            self._keep(victims, answer)
 
     def _keep(self, victims: Iterable[str], error: BaseException) -> None:
         """They were not told to give way."""

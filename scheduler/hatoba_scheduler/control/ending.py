@@ -80,7 +80,7 @@ class Ender:
             return
         step = never_was_step(self._instance.now())
         unknown = [one.name for one in results if not one.known]
-        await self._instance.settle([(n, self._instance.ask(n, step)) for n in unknown])
+        await self._instance.settle([(name, step) for name in unknown])
 
     # -- releasing ------------------------------------------------------------------------------
 
@@ -119,8 +119,7 @@ class Ender:
         self, attempts: Sequence[Attempt], results: Sequence[ReleaseOutcome], wait: float
     ) -> None:
         done = {one.name for one in results if isinstance(one, Released)}
-        asked = [(name, self._instance.ask(name, released)) for name in done]
-        failed = await self._instance.settle(asked)
+        failed = await self._instance.settle([(name, released) for name in done])
         waits = {one.name: one.after for one in results if not isinstance(one, Released)}
         for name in [*failed, *({attempt.name for attempt in attempts} - done)]:
             self._releases.add_later(name, waits.get(name, wait))

@@ -6,17 +6,18 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
 from hatoba_plugins.backend import Backend, Clock, JobBackend
 from hatoba_scheduler.control.calls import Calls, CallSettings
-from hatoba_scheduler.control.ledger import Ledger
+from hatoba_scheduler.control.ledger import Answer, Ledger
 from hatoba_scheduler.control.observe import Step, of_attempt
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.planning.model import BackendSettings
-from hatoba_scheduler.domain.records import Attempt, Change, Job
+from hatoba_scheduler.domain.records import Attempt, Job
 from hatoba_scheduler.domain.transitions import Now, Rows
 from hatoba_scheduler.store.base import Store
 
@@ -26,7 +27,6 @@ GROUP = 100
 """Attempts of one call."""
 AGAIN = 1.0
 """Seconds until something that went wrong is tried again."""
-Asked = asyncio.Future[Change | None] | None
 DescribePools = Callable[[str, Sequence[PoolRoom]], None]
 
 
@@ -78,22 +78,45 @@ class Instance:
                 found.append((rows, rows.attempts[where[1]]))
         return found
 
-    def ask(self, name: str, step: Step) -> Asked:
-        """Have a decision on an attempt taken; None when it is not its task's newest."""
+    def request(self, name: str, step: Step, told: Callable[[Answer], None]) -> None:
+        """Have a decision on an attempt taken, as `Ledger.request`; nothing when it is not its
+        task's newest."""
         where = self.ctx.ledger.find_attempt(name)
-        if where is None:
-            return None
-        return self.ctx.ledger.ask(where[0], of_attempt(where[1], name, step))
+        if where is not None:
+            self.ctx.ledger.request(where[0], of_attempt(where[1], name, step), told)
 
-    async def settle(self, asked: Iterable[tuple[str, Asked]]) -> list[str]:
-        """Wait for decisions; the names of those that could not be stored."""
-        wanted = [(name, future) for name, future in asked if future is not None]
-        answers = await asyncio.gather(*(f for _, f in wanted), return_exceptions=True)
-        failed = [
-            name
-            for (name, _), answer in zip(wanted, answers, strict=True)
-            if isinstance(answer, BaseException)
-        ]
+    async def settle(self, steps: Iterable[tuple[str, Step]]) -> list[str]:
+        """Have decisions on attempts taken; the names of those that could not be stored."""
+        find = self.ctx.ledger.find_attempt
+        wanted = [(name, step, where) for name, step in steps if (where := find(name)) is not None]
+        answers = _Answers(len(wanted))
+        for name, step, (uid, index) in wanted:
+            told = partial(answers.hear, name)
+            self.ctx.ledger.request(uid, of_attempt(index, name, step), told)
+        failed = await answers.failures()
         if failed:
             log.warning("decisions.not_stored", backend=self.name, count=len(failed))
         return failed
+
+
+class _Answers:
+    """Waits for many answers as for one."""
+
+    def __init__(self, count: int) -> None:
+        self._open = count
+        self._failed: list[str] = []
+        self._all = asyncio.Event()
+
+    def hear(self, name: str, answer: Answer) -> None:
+        """One has come."""
+        self._open -= 1
+        if isinstance(answer, BaseException):
+            self._failed.append(name)
+        if not self._open:
+            self._all.set()
+
+    async def failures(self) -> list[str]:
+        """Names of those that failed, once all have come."""
+        if self._open:
+            await self._all.wait()
+        return self._failed

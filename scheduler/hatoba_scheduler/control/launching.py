@@ -25,9 +25,9 @@ from hatoba_plugins.values import (
     Unsure,
 )
 from hatoba_scheduler.control.calls import LANES
-from hatoba_scheduler.control.instance import AGAIN, GROUP, Asked, Instance
+from hatoba_scheduler.control.instance import AGAIN, GROUP, Instance
 from hatoba_scheduler.control.launches import launch_request, ref_of
-from hatoba_scheduler.control.observe import handle_step, refused_step
+from hatoba_scheduler.control.observe import Step, handle_step, refused_step
 from hatoba_scheduler.control.supply import Supply
 from hatoba_scheduler.control.todo import Todo
 from hatoba_scheduler.domain.records import Attempt
@@ -116,10 +116,15 @@ class Launcher:
             if request.name not in answered
         ]
         hit("launch.stored.before")
-        asked = [(one.name, self._outcome(one)) for one in (*outcomes, *missing)]
-        for name in await self._instance.settle(asked):
-            self._doubtful.add_later(name, AGAIN)
+        steps = [(one.name, self._outcome(one)) for one in (*outcomes, *missing)]
+        await self._settle(steps)
         hit("launch.stored.after")
+
+    async def _settle(self, steps: Iterable[tuple[str, Step | None]]) -> None:
+        """Have what was told stored; what could not be is in doubt."""
+        told = [(name, step) for name, step in steps if step is not None]
+        for name in await self._instance.settle(told):
+            self._doubtful.add_later(name, AGAIN)
 
     async def _call(self, group: LaunchGroup) -> Sequence[LaunchOutcome]:
         async def made() -> list[LaunchOutcome]:
@@ -136,14 +141,14 @@ class Launcher:
             log.warning("launch.ambiguous", backend=self._instance.name, error=repr(error))
             return [Ambiguous(request.name, repr(error)) for request in group.members]
 
-    def _outcome(self, outcome: LaunchOutcome) -> Asked:
-        ask, now = self._instance.ask, self._instance.now()
+    def _outcome(self, outcome: LaunchOutcome) -> Step | None:
+        now = self._instance.now()
         if isinstance(outcome, Launched):
-            return ask(outcome.name, handle_step(outcome.handle, outcome.phase, now))
+            return handle_step(outcome.handle, outcome.phase, now)
         if isinstance(outcome, Refused):
             if isinstance(outcome.error, Throttled):
                 self._supply.hold(outcome.error.after or AGAIN, outcome.error.message)
-            return ask(outcome.name, refused_step(outcome.error, now))
+            return refused_step(outcome.error, now)
         self._doubtful.add(outcome.name)
         return None
 
@@ -172,17 +177,14 @@ class Launcher:
         except Exception as error:  # noqa: BLE001 - not knowing is what this loop is for
             log.warning("find.failed", backend=self._instance.name, error=repr(error))
             found = []
-        asked = [(one.name, self._resolved(one)) for one in found]
-        for name in await self._instance.settle(asked):
-            self._doubtful.add_later(name, AGAIN)
+        await self._settle([(one.name, self._resolved(one)) for one in found])
         for name in {ref.name for ref in refs} - {one.name for one in found}:
             self._doubtful.add_later(name, AGAIN)
         hit("find.stored.after")
 
-    def _resolved(self, outcome: Found | Absent | Unsure) -> Asked:
+    def _resolved(self, outcome: Found | Absent | Unsure) -> Step | None:
         if isinstance(outcome, Found):
-            step = handle_step(outcome.handle, outcome.phase, self._instance.now())
-            return self._instance.ask(outcome.name, step)
+            return handle_step(outcome.handle, outcome.phase, self._instance.now())
         if isinstance(outcome, Absent):
             self._launches.add(outcome.name)
         else:

@@ -13,6 +13,7 @@ import asyncio
 from collections import ChainMap
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -50,6 +51,8 @@ from hatoba_scheduler.store.base import (
 from hatoba_scheduler.store.errors import WriteRefused
 
 Decide = Callable[[Rows], Change | None]
+Answer = Change | BaseException | None
+"""What became of a decision: what was committed, None for nothing, or why it was not stored."""
 SubmitResult = Submitted | Duplicate | Mismatch
 BATCH = 500
 QUEUE = 20_000
@@ -107,7 +110,14 @@ class _New:
 class _Ask:
     uid: str
     decide: Decide
-    answer: asyncio.Future[Change | None]
+    told: Callable[[Answer], None]
+    answered: bool = False
+
+    def answer(self, answer: Answer) -> None:
+        """Tell what became of it, the first time."""
+        if not self.answered:
+            self.answered = True
+            self.told(answer)
 
 
 @dataclass(slots=True)
@@ -237,7 +247,7 @@ class Ledger:
     async def recover_parked(self) -> None:
         """Tell of all parked jobs, once everybody listens."""
         async for batch in self._store.parked(self._keep):
-            self._parked += len(batch)
+            self._parked += sum(len(alike.uids) for alike in batch)
             for hear in self._on_parked:
                 hear(batch)
 
@@ -348,14 +358,21 @@ class Ledger:
         nothing never change: None. The future raises StorageFull or StorageFailed when the commit
         failed, and Unavailable when too much waits or the server stops; then nothing changed.
         """
-        ask = _Ask(uid, decide, asyncio.get_running_loop().create_future())
+        answer: asyncio.Future[Change | None] = asyncio.get_running_loop().create_future()
+        self.request(uid, decide, partial(_fulfil, answer))
+        return answer
+
+    def request(self, uid: str, decide: Decide, told: Callable[[Answer], None]) -> None:
+        """As `ask`, for those who ask a lot: `told` hears the answer as soon as it is known.
+
+        That may be at once, and is once; it must not block and must not raise.
+        """
         if self._stopped or len(self._asks) >= QUEUE:
             busy = Unavailable("too many changes wait to be stored", retry_after=1.0)
-            _fail(ask.answer, _stopping() if self._stopped else busy)
-            return ask.answer
-        self._asks.append(ask)
+            told(_stopping() if self._stopped else busy)
+            return
+        self._asks.append(_Ask(uid, decide, told))
         self._wake.set()
-        return ask.answer
 
     async def run(self) -> None:
         """Commit batch after batch, until cancelled; then what was asked for fails."""
@@ -370,7 +387,7 @@ class Ledger:
                         _fail(new.answer, _stopping())
         finally:
             for ask in [*self._asks, *self._early]:
-                _fail(ask.answer, _stopping())
+                ask.answer(_stopping())
             self._asks, self._early = [], []
 
     async def _commit_all(self) -> None:
@@ -393,7 +410,7 @@ class Ledger:
             await self._carry_out(batch)
         except asyncio.CancelledError:
             for ask in batch:
-                _fail(ask.answer, _stopping())
+                ask.answer(_stopping())
             raise
         finally:
             for live in loaded:
@@ -410,7 +427,7 @@ class Ledger:
         except HatobaError as error:
             for ask in batch:
                 if ask.uid in missing:
-                    _fail(ask.answer, error)
+                    ask.answer(error)
             return ()
         loaded = [_Live(job) for job in jobs]
         self._live |= {live.job.uid: live for live in loaded}
@@ -426,7 +443,7 @@ class Ledger:
         except Exception as error:  # noqa: BLE001 - told to everybody who asked
             log.error("commit.failed", error=str(error), asks=len(batch))
             for ask in batch:
-                _fail(ask.answer, error)
+                ask.answer(error)
             self._doubt((change.job.uid, change.expected) for change in changes)
             return
         await self._settle(changed, changes, results)
@@ -484,11 +501,11 @@ class Ledger:
             if change is not None:
                 work.take(change)
         except HatobaError as refusal:
-            _fail(ask.answer, refusal)
+            ask.answer(refusal)
             return None
         except Exception as error:  # a bug in one decision must not take the others with it
             log.exception("decision.failed", job=work.job.name)
-            _fail(ask.answer, error)
+            ask.answer(error)
             return None
         return change
 
@@ -638,13 +655,11 @@ class Ledger:
         self, batch: Sequence[_Ask], answers: Sequence[Change | None], stale: set[str]
     ) -> None:
         for ask, answer in zip(batch, answers, strict=True):
-            if ask.answer.done():
-                continue
-            if ask.uid in stale:
+            if ask.uid not in stale:
+                ask.answer(answer)
+            elif not ask.answered:
                 self._asks.append(ask)
                 self._wake.set()
-            else:
-                ask.answer.set_result(answer)
 
     def _tell(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
         if not commits:
@@ -682,6 +697,15 @@ def _difference(known: _Live, found: _Live, version: int, events: Sequence[Event
         if before != attempt.version:
             attempts.append(AttemptWrite(attempt, before))
     return Change(found.job, version, tuple(tasks), tuple(attempts), tuple(events))
+
+
+def _fulfil(future: asyncio.Future[Change | None], answer: Answer) -> None:
+    if future.done():
+        return
+    if isinstance(answer, BaseException):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
 
 
 def _fail(answer: asyncio.Future[Any], error: BaseException) -> None:

@@ -6,7 +6,6 @@ choice (`control.disconnects`).
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -23,13 +22,14 @@ from hatoba_plugins.values import (
     WatchItem,
 )
 from hatoba_scheduler.control.breaker import BreakerState
-from hatoba_scheduler.control.instance import GROUP, Asked, Instance
+from hatoba_scheduler.control.instance import GROUP, Instance
 from hatoba_scheduler.control.launches import ref_of
 from hatoba_scheduler.control.launching import Launcher
-from hatoba_scheduler.control.observe import never_arrived, observation_step, told_before
+from hatoba_scheduler.control.ledger import Answer
+from hatoba_scheduler.control.observe import Step, never_arrived, observation_step, told_before
 from hatoba_scheduler.control.supply import Supply
 from hatoba_scheduler.domain.capacity import PoolRoom
-from hatoba_scheduler.domain.records import Attempt, Change, Resources
+from hatoba_scheduler.domain.records import Attempt, Resources
 from hatoba_scheduler.domain.states import AttemptState
 from hatoba_scheduler.failpoints import hit
 
@@ -79,17 +79,17 @@ class Observer:
 
     def _take_note(self, seen: Observation) -> None:
         """Have it decided; not waited for, so that the decisions on all that comes go together."""
-        asked = self._seen(seen)
-        if asked is not None:
-            asked.add_done_callback(self._note_failure)
+        step = self._seen(seen)
+        if step is not None:
+            self._instance.request(seen.name, step, self._note_failure)
 
-    def _note_failure(self, asked: asyncio.Future[Change | None]) -> None:
+    def _note_failure(self, answer: Answer) -> None:
         """What was seen and not stored is asked after again by `observe_forever`."""
-        if not asked.cancelled() and asked.exception() is not None:
+        if isinstance(answer, BaseException):
             name = self._instance.name
-            log.warning("observation.not_stored", backend=name, error=repr(asked.exception()))
+            log.warning("observation.not_stored", backend=name, error=repr(answer))
 
-    def _seen(self, seen: Observation) -> Asked:
+    def _seen(self, seen: Observation) -> Step | None:
         for _, attempt in self._instance.current((seen.name,)):
             if never_arrived(attempt, seen):
                 self._launcher.launch(seen.name)
@@ -97,8 +97,7 @@ class Observer:
             if told_before(attempt, seen):
                 return None
         ctx = self._instance.ctx
-        step = observation_step(seen, self._instance.now(), ctx.rng, ctx.most_memory)
-        return self._instance.ask(seen.name, step)
+        return observation_step(seen, self._instance.now(), ctx.rng, ctx.most_memory)
 
     # -- questions ------------------------------------------------------------------------------
 
@@ -136,7 +135,8 @@ class Observer:
                 raise
             log.warning("observe.failed", backend=self._instance.name, error=repr(error))
             seen = [Observation(r.name, Phase.EXISTS, exists=True, reachable=False) for r in refs]
-        await self._instance.settle([(one.name, self._seen(one)) for one in seen])
+        steps = [(one.name, self._seen(one)) for one in seen]
+        await self._instance.settle([(name, step) for name, step in steps if step is not None])
         hit("observe.stored.after")
 
     async def ask_health_forever(self) -> None:
