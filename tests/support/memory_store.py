@@ -46,7 +46,7 @@ class MemoryStore:
     lookups: list[int] = field(default_factory=list)
     """How many jobs were asked for at a time."""
     reads: int = 0
-    """How often specs or events were asked for."""
+    """How often specs, events or attempts were asked for."""
 
     def __post_init__(self) -> None:
         self.open = asyncio.Event()
@@ -127,6 +127,11 @@ class MemoryStore:
     async def attempt(self, name: str) -> Attempt | None:
         """One attempt by external name."""
         return self.kept_attempts.get(name)
+
+    async def attempts_by_name(self, names: Sequence[str]) -> dict[str, Attempt]:
+        """Those of the attempts that exist."""
+        self.reads += 1
+        return {name: self.kept_attempts[name] for name in names if name in self.kept_attempts}
 
     async def recall_request(self, key: RequestKey) -> Duplicate | None:
         """What a request made before."""

@@ -18,7 +18,7 @@ from hatoba_plugins.values import Owned
 from hatoba_scheduler.control.hub import Hub
 from hatoba_scheduler.control.launches import encode_handle
 from hatoba_scheduler.control.ledger import Ledger
-from hatoba_scheduler.domain.adopting import Stray, attached, why_not
+from hatoba_scheduler.domain.adopting import Stray, attached, over, why_not
 from hatoba_scheduler.domain.transitions import Now, Rows
 from hatoba_scheduler.errors import FailedPrecondition
 from hatoba_scheduler.failpoints import hit
@@ -101,7 +101,11 @@ class Adoption:
         if rows is None:
             known = await self.store.job(owned.job_uid)
             why = "its job is over in this store" if known else "this store has no such job"
-            report.reported.append(f"{owned.name}: {why}")
+            if not (known and owned.ended):
+                report.reported.append(f"{owned.name}: {why}")
+            return
+        if owned.ended and over(rows, owned.index, owned.number):
+            # Over there and here: nobody has anything to do or to know.
             return
         stray = self._stray(name, backend, owned)
         known_as = rows.attempts.get(owned.index)

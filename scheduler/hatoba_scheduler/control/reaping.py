@@ -15,12 +15,15 @@ from hatoba_plugins.values import Owned, Ref
 from hatoba_scheduler.control.instance import GROUP, Instance
 from hatoba_scheduler.control.launching import Launcher
 from hatoba_scheduler.domain.naming import parse_attempt
+from hatoba_scheduler.domain.records import Attempt
 from hatoba_scheduler.domain.states import AttemptState
 from hatoba_scheduler.failpoints import hit
 
 log = structlog.get_logger(__name__)
 
 STOP_GRACE = 10.0
+AT_ONCE = 500
+"""Names that the store is asked for in one read."""
 MOST_OFTEN, LEAST_OFTEN = 1.0, 60.0
 """Seconds between two looks, at least and at most."""
 
@@ -46,7 +49,9 @@ class Reaper:
     async def look(self) -> None:
         """Look once, and end what has been unwanted for long enough."""
         listed = await self._list()
-        unwanted = [owned for owned in listed if await self._unwanted(owned)]
+        unwanted: list[Owned] = []
+        for start in range(0, len(listed), AT_ONCE):
+            unwanted += await self._unwanted(listed[start : start + AT_ONCE])
         now = self._instance.clock.monotonic()
         self._since = {one.name: self._since.get(one.name, now) for one in unwanted}
         due = [one for one in unwanted if now - self._since[one.name] >= self._after]
@@ -63,15 +68,24 @@ class Reaper:
 
         return await self._instance.calls["list"].call(made)
 
-    async def _unwanted(self, owned: Owned) -> bool:
-        if self._instance.ctx.ledger.find_attempt(owned.name) is not None:
-            self._adopt(owned)
-            return False
-        named = parse_attempt(owned.name)
-        row = await self._instance.ctx.store.attempt(owned.name)
+    async def _unwanted(self, some: Sequence[Owned]) -> list[Owned]:
+        """Those of them that nobody wants; of the rest, those that are wanted are adopted."""
+        ctx, strangers = self._instance.ctx, list[Owned]()
+        for owned in some:
+            if ctx.ledger.find_attempt(owned.name) is not None:
+                self._adopt(owned)
+            else:
+                strangers.append(owned)
+        names = [owned.name for owned in strangers]
+        rows = await ctx.store.attempts_by_name(names) if names else {}
+        return [owned for owned in strangers if self._is_over(owned.name, rows.get(owned.name))]
+
+    def _is_over(self, name: str, row: Attempt | None) -> bool:
+        """Whether something that no live task has ended long ago, or was never stored."""
         if row is not None:
             return row.state.terminal
-        return named is not None and named.epoch == self._instance.ctx.store.identity.store_epoch
+        named, ours = parse_attempt(name), self._instance.ctx.store.identity.store_epoch
+        return named is not None and named.epoch == ours
 
     def _adopt(self, owned: Owned) -> None:
         """It is wanted: have its handle stored, when it is not."""

@@ -88,6 +88,18 @@ def why_not(rows: Rows, stray: Stray) -> str:
     return ""
 
 
+def over(rows: Rows, index: int, number: int) -> bool:
+    """Whether an attempt is over in the store: its task is, or went on, or saw it end."""
+    job, task, attempt = rows.job, rows.tasks.get(index), rows.attempts.get(index)
+    if job.state.terminal:
+        return True
+    if task is None:
+        return index < job.size and index not in job.unstarted
+    if task.state.terminal or task.attempt > number:
+        return True
+    return attempt is not None and attempt.number == number and attempt.state.terminal
+
+
 def _completed(view: View, stray: Stray, now: Now) -> Change | None:
     """Known already; its handle and claim may not be."""
     if view.attempt.state.terminal:

@@ -295,6 +295,10 @@ class Store(Protocol):
         """One attempt by external name."""
         ...
 
+    async def attempts_by_name(self, names: Sequence[str]) -> dict[str, Attempt]:
+        """Those of the attempts that exist, by external name."""
+        ...
+
     async def live(self, plain: int) -> LiveState:
         """All that is not over, of plain waiting jobs only so many; for recovery at start."""
         ...

@@ -433,6 +433,8 @@ class StoreConformance:
         assert await store.job(job.uid) == after
         assert await store.tasks(job.uid, -1, 10) == [task]
         assert await store.attempt(attempt.name) == attempt
+        found = await store.attempts_by_name(["nobody", attempt.name])
+        assert found == {attempt.name: attempt}
         assert await store.events(1, 10) == [replace(events[0], seq=2), replace(events[1], seq=3)]
 
     async def test_rows_are_written_over(self, store: Store) -> None:

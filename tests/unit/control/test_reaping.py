@@ -79,7 +79,12 @@ def thing(name: str, *, cluster: str = "cluster", ended: bool = False) -> Owned:
 
 
 def reaper_of(books: Books, attic: Attic, clock: FakeClock) -> Reaper:
-    store = StoreOfEpoch(kept_attempts=books.store.kept_attempts).as_store()
+    store = StoreOfEpoch(kept_attempts=books.store.kept_attempts)
+    return reaper_on(books, attic, clock, store)
+
+
+def reaper_on(books: Books, attic: Attic, clock: FakeClock, kept: StoreOfEpoch) -> Reaper:
+    store = kept.as_store()
     ctx = LoopContext(
         books.ledger, store, SpecCache(store), clock, random.Random(1), "cluster", lambda *_: None
     )
@@ -154,3 +159,15 @@ async def test_of_an_earlier_epoch_what_this_store_knows_to_be_over_is_ended(boo
     attic = Attic([thing(name)])
     await looked(books, attic, AFTER, 1.0)
     assert attic.stopped == [name, name]
+
+
+async def test_the_store_is_asked_for_many_at_once(books: Books) -> None:
+    names = [attempt_name(2, UID, index, 1) for index in range(1_200)]
+    attic, kept = Attic([thing(name) for name in names]), StoreOfEpoch()
+    clock = FakeClock()
+    reaper = reaper_on(books, attic, clock, kept)
+    await reaper.look()
+    assert kept.reads == 3
+    await clock.advance(AFTER)
+    await reaper.look()
+    assert attic.stopped == names

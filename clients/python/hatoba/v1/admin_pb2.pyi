@@ -485,7 +485,9 @@ class AdoptStoreResponse(_message.Message):
     REPORTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adopted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """External names that were attached to the tasks they belong to, running ones and ended ones."""
+        """External names that were attached to the tasks they belong to, running ones and ended ones. What is over for
+        the store as well is not named.
+        """
 
     @_builtins.property
     def reported(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

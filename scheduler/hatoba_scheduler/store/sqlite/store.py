@@ -298,6 +298,13 @@ class SqliteStore:
         found = await self._all(sql, (name,), rows.attempt_from, "attempts")
         return found[0] if found else None
 
+    async def attempts_by_name(self, names: Sequence[str]) -> dict[str, Attempt]:
+        """Those of the attempts that exist, by external name."""
+        some_of, own = keyed(names)
+        sql = f"{read('attempts')} WHERE name {some_of}"
+        found = await self._all(sql, own, rows.attempt_from, "attempts")
+        return {attempt.name: attempt for attempt in found}
+
     async def live(self, plain: int) -> LiveState:
         """See `Store.live`. A job of which a row cannot be read is left out whole."""
         return await self._readers.run(lambda c: live(c, live_jobs(plain)))
