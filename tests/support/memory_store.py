@@ -98,7 +98,7 @@ class MemoryStore:
         """Plain jobs, two at a time."""
         waiting = [job for job in self.jobs.values() if is_plain(job)][skip:]
         for start in range(0, len(waiting), 2):
-            yield [_parked(job) for job in waiting[start : start + 2]]
+            yield [parked_of(job) for job in waiting[start : start + 2]]
 
     async def jobs_by_uid(self, uids: Sequence[str]) -> dict[str, Job]:
         """Those that exist."""
@@ -182,9 +182,10 @@ class MemoryStore:
         return list(newest.values())
 
 
-def _parked(job: Job) -> Parked:
+def parked_of(job: Job) -> Parked:
+    """A plain job as recovery tells of it, alone."""
     return Parked(
-        job.uid,
+        [job.uid],
         job.project,
         job.queue,
         job.backend,
@@ -195,5 +196,4 @@ def _parked(job: Job) -> Parked:
         job.secrets,
         job.embedded_only,
         job.created_by,
-        job.create_time,
     )

@@ -116,10 +116,10 @@ class JobCounts:
 
     def on_parked(self, batch: Sequence[Parked]) -> None:
         """Take in jobs that are parked at start."""
-        alike = Counter([(job.project, job.queue, job.created_by, job.state) for job in batch])
-        for (project, queue, owner, state), count in alike.items():
-            _row(self._tasks, (project, queue))[state] += count
-            self._owners[OwnerKey(project, queue, owner)] += count
+        for alike in batch:
+            count = len(alike.uids)
+            _row(self._tasks, (alike.project, alike.queue))[alike.state] += count
+            self._owners[OwnerKey(alike.project, alike.queue, alike.created_by)] += count
 
     def _count(self, job: Job, by: int) -> None:
         _row(self._states, (job.project, job.queue))[job.state] += by

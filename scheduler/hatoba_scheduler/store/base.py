@@ -140,9 +140,9 @@ class LiveState(NamedTuple):
 
 
 class Parked(NamedTuple):
-    """A plain waiting job, as much of it as those need who plan: see `domain.parking`."""
+    """Plain waiting jobs, alike in all that those need who plan and count: see `domain.parking`."""
 
-    uid: str
+    uids: Sequence[str]
     project: str
     queue: str
     backend: str
@@ -153,7 +153,11 @@ class Parked(NamedTuple):
     secrets: tuple[str, ...]
     embedded_only: bool
     created_by: str
-    create_time: Micros
+
+    @property
+    def uid(self) -> str:
+        """The first of them, which stands for all."""
+        return self.uids[0]
 
 
 class JobCount(NamedTuple):
@@ -304,7 +308,10 @@ class Store(Protocol):
         ...
 
     def parked(self, skip: int) -> AsyncIterator[Sequence[Parked]]:
-        """All plain waiting jobs, many at a time, without the `skip` that `live` would give."""
+        """All plain waiting jobs, many at a time, without the `skip` that `live` would give.
+
+        Of those at a time, all that are alike are one.
+        """
         ...
 
     async def live_job(self, uid: str) -> LiveState:

@@ -172,7 +172,7 @@ async def test_recovery_tells_of_parked_jobs_and_loads_the_rest(few: Books) -> N
     await again.recover()
     assert in_memory(again) == {"a", "b", "c", "array"}
     await again.recover_parked()
-    assert [(job.uid, job.state, job.queue) for job in heard] == [("d", J.QUEUED, "default")]
+    assert [(one.uids, one.state, one.queue) for one in heard] == [(["d"], J.QUEUED, "default")]
     assert again.active() == 5
 
 

@@ -10,6 +10,7 @@ from domain_rows import MANIFEST, NOW, intent, new_job
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from memory_store import parked_of
 
 from hatoba_scheduler.domain import causes, gangs
 from hatoba_scheduler.domain.capacity import PoolRoom
@@ -182,12 +183,23 @@ def test_what_was_not_committed_waits_again() -> None:
 def test_what_is_not_in_memory_is_to_be_brought() -> None:
     yard = Yard()
     parked = job("a")
-    yard.feed.take_parked([parked])
+    yard.feed.take_parked([parked_of(parked)])
     (assignment,) = yard.plan()
     assert not yard.feed.reject(assignment)
     assert yard.plan() == []
     yard.feed.recover(Rows(parked, {}, {}))
     assert [one.uid for one in yard.plan()] == ["a"]
+
+
+def test_what_is_alike_and_not_in_memory_waits_as_each_alone_would() -> None:
+    for terms in (Terms(timeout=5.0), Terms(placement=Placement(apart=True))):
+        one, other = job("a", terms=terms), job("b", terms=terms)
+        yard = Yard()
+        yard.feed.take_parked([parked_of(one)._replace(uids=["a", "b"])])
+        assert {plan.uid: plan.needs for plan in yard.plan()} == {
+            "a": needs_of(one),
+            "b": needs_of(other),
+        }
 
 
 def test_what_was_found_committed_after_all_keeps_what_it_holds() -> None:

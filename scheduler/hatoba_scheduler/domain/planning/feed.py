@@ -9,7 +9,7 @@ could not be made again from the rows.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -72,6 +72,13 @@ class _Asking(Protocol):
     def embedded_only(self) -> bool: ...
 
 
+class _Parked(_Asking, Protocol):
+    """Jobs that are alike in all this but their uids."""
+
+    @property
+    def uids(self) -> Sequence[str]: ...
+
+
 # -- what a job is, in the planner's words --------------------------------------------------------
 
 
@@ -96,20 +103,6 @@ def needs_of(job: _Asking, adapted: Adapted = AS_ASKED, members: int = 1) -> Nee
         avoid=adapted.avoid,
         timeout=terms.timeout,
         owner=job.uid if terms.placement.apart else "",
-    )
-
-
-def _alike(one: _Asking, other: _Asking) -> bool:
-    """Whether the same objects say of both where they wait and for what."""
-    return (
-        one.queue is other.queue
-        and one.project is other.project
-        and one.backend is other.backend
-        and one.resources is other.resources
-        and one.terms is other.terms
-        and one.secrets is other.secrets
-        and one.embedded_only is other.embedded_only
-        and not other.terms.placement.apart
     )
 
 
@@ -245,13 +238,15 @@ class Feed:
         else:
             self._look_at(rows, rows.tasks)
 
-    def take_parked(self, jobs: Iterable[_Asking]) -> None:
+    def take_parked(self, parked: Iterable[_Parked]) -> None:
         """Take in jobs that stand in line and are not in memory."""
-        last: tuple[_Asking, QueueKey, Needs] | None = None
-        for job in jobs:
-            if last is None or not _alike(last[0], job):
-                last = (job, queue_key(job), needs_of(job))
-            self._planner.put_plain(job.uid, last[1], last[2], job.priority)
+        for alike in parked:
+            key, needs = queue_key(alike), needs_of(alike)
+            if not needs.owner:
+                self._planner.put_alike(alike.uids, key, needs, alike.priority)
+                continue
+            for uid in alike.uids:
+                self._planner.put_plain(uid, key, needs._replace(owner=uid), alike.priority)
 
     def take(self, before: Job | None, change: Change, rows: Rows) -> None:
         """Take in a committed change; `rows` are the job's after it, `before` its row before."""

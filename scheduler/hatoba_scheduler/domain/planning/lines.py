@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from hatoba_scheduler.domain.planning.model import Entry
@@ -106,6 +106,15 @@ class Line:
                 uids.insert(at, uid)
         self.size += 1
         return True
+
+    def put_all(self, uids: Sequence[str]) -> int:
+        """Take in jobs, each named once; how many of them were not there."""
+        more = sorted(uids)
+        if self._uids and more[0] <= self._uids[-1]:
+            return sum(map(self.put, more))
+        self._uids += more
+        self.size += len(more)
+        return len(more)
 
     def drop(self, uid: str) -> bool:
         """Forget a job; False when it is not there."""

@@ -7,7 +7,7 @@ the tree of queues; where a task goes, the placer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from hatoba_scheduler.domain.capacity import PoolRoom
@@ -77,6 +77,10 @@ class Planner:
     def put_plain(self, uid: str, queue: QueueKey, needs: Needs, priority: int) -> None:
         """A job of one task that never started waits; twice is once."""
         self._parts.waiting.put_plain(uid, queue, needs, priority)
+
+    def put_alike(self, uids: Sequence[str], queue: QueueKey, needs: Needs, priority: int) -> None:
+        """As `put_plain`, many that are alike, each named once."""
+        self._parts.waiting.put_alike(uids, queue, needs, priority)
 
     def remove_plain(self, uid: str, queue: QueueKey, needs: Needs, priority: int) -> None:
         """It waits no more; nothing when it did not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from hatoba_scheduler.domain.planning.kinds import Shapes
 from hatoba_scheduler.domain.planning.lines import Line
@@ -38,6 +38,13 @@ class Waiting:
             line.node.waiting += 1
             if line.rank is None or uid < line.rank.uid:
                 self.rank(line)
+
+    def put_alike(self, uids: Sequence[str], queue: QueueKey, needs: Needs, priority: int) -> None:
+        """As `put_plain`, many that are alike, each named once."""
+        line = self._lines.get((queue, needs, priority)) or self._line(queue, needs, priority)
+        line.node.waiting += line.put_all(uids)
+        if line.head_rank() != line.rank:
+            self.rank(line)
 
     def remove_plain(self, uid: str, queue: QueueKey, needs: Needs, priority: int) -> None:
         """It waits no more; nothing when it did not."""

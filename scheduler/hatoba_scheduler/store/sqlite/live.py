@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from hatoba_scheduler.domain.parking import is_plain
 from hatoba_scheduler.domain.records import Attempt, Job, Task
 from hatoba_scheduler.domain.states import JobState
-from hatoba_scheduler.store.base import LiveState
+from hatoba_scheduler.store.base import LiveState, Parked
 from hatoba_scheduler.store.sqlite import rows
 from hatoba_scheduler.store.sqlite.queries import Where
-from hatoba_scheduler.store.sqlite.readers import decoded, fetch, keyed
+from hatoba_scheduler.store.sqlite.readers import decoded, fetch, keyed, legible
 from hatoba_scheduler.store.sqlite.statements import Row, read
 
 JOBS_AT_ONCE = 500
-PARKED_AT_ONCE = 5_000
+PARKED_AT_ONCE = 20_000
 PLAIN_STATES = (int(JobState.QUEUED), int(JobState.HELD))
-PARKED = (
+_PARKED = (
     f"{read('parked')} WHERE state = ? AND project = ? AND id > ? AND {read('plain')} "
     "ORDER BY id LIMIT ?"
 )
 """After a state, a project and an id."""
+
+
+class ParkedPage(NamedTuple):
+    """Some parked jobs, those that cannot be read left out."""
+
+    alike: list[Parked]
+    rows: int
+    last: int
+    """Id of the last row."""
+
 
 _WAITING = f"jobs INDEXED BY jobs_by_state WHERE state IN {PLAIN_STATES}"
 _OTHERS = (
@@ -59,6 +71,18 @@ def live(connection: sqlite3.Connection, where: Where) -> LiveState:
     finally:
         connection.execute("COMMIT")
     return _whole(jobs, tasks, attempts)
+
+
+def parked(
+    connection: sqlite3.Connection, state: int, project: str, after: int, skip: int
+) -> ParkedPage:
+    """Parked jobs of a state and project above an id, the first `skip` passed over."""
+    found = fetch(connection, _PARKED, (state, project, after, PARKED_AT_ONCE))
+    uids: dict[str, list[str]] = defaultdict(list)
+    for _, uid, common in legible(found[skip:], "jobs"):
+        uids[common].append(uid)
+    alike = decoded(uids.items(), rows.parked_from, "jobs")
+    return ParkedPage(alike, len(found), found[-1][0] if found else after)
 
 
 def _started(connection: sqlite3.Connection, uids: Sequence[str]) -> tuple[list[Row], list[Row]]:

@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain
 from typing import Any, TypeVar
 
 import structlog
@@ -150,6 +151,13 @@ def decoded(
             if bad is not None:
                 bad.append(row)
     return found
+
+
+def legible(rows: Sequence[Row], table: str) -> Sequence[Row]:
+    """Rows as they are, without those in which a text is no UTF-8; these are logged."""
+    if Garbled not in map(type, chain.from_iterable(rows)):
+        return rows
+    return decoded(rows, lambda row: row, table)
 
 
 def decoded_row(row: Row, decode: Callable[[Row], T]) -> T:

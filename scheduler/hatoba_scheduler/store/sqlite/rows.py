@@ -459,47 +459,29 @@ def job_from(row: Row) -> Job:
 
 
 def parked_from(row: Row) -> Parked:
-    """The parked job of a row, after its id. Raises ValueError or KeyError as `job_from`."""
-    _, uid, priority, create_time, rest = row
-    return _shared(rest)(uid, priority, create_time)
+    """Parked jobs of what they have in common and their uids. Raises as `job_from`."""
+    common, uids = row
+    return _alike(common)._replace(uids=uids)
 
 
 @functools.lru_cache(maxsize=4096)
-def _shared(text: str) -> Callable[[str, int, int], Parked]:
-    """Makes those parked jobs that have all this in common."""
-    project, queue, backend, state, *rest = _load(text)
+def _alike(text: str) -> Parked:
+    """What parked jobs have in common, without their uids."""
+    project, queue, backend, priority, state, *rest = _load(text)
     resources, terms, secrets, embedded_only, created_by = rest
-    pattern = Parked(
-        "",
-        _kept(project),
-        _kept(queue),
-        _kept(backend),
-        0,
+    return Parked(
+        (),
+        project,
+        queue,
+        backend,
+        priority,
         _JOB_STATES[state],
         _resources(resources),
         _terms(terms),
-        _secrets(secrets),
+        _texts(secrets),
         _FLAGS[embedded_only],
-        _kept(created_by),
-        0,
+        created_by,
     )
-    head, tail = pattern[1:4], pattern[5:-1]
-
-    def made(uid: str, priority: int, create_time: int) -> Parked:
-        return Parked._make((uid, *head, priority, *tail, create_time))
-
-    return made
-
-
-@functools.lru_cache(maxsize=4096)
-def _kept(text: str) -> str:
-    """One object for equal texts: a million jobs name few queues."""
-    return text
-
-
-@functools.lru_cache(maxsize=1024)
-def _secrets(text: str) -> tuple[str, ...]:
-    return _texts(text)
 
 
 # -- tasks and attempts --------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import sqlite3
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import closing
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -55,12 +56,12 @@ from hatoba_scheduler.store.sqlite.database import (
 from hatoba_scheduler.store.sqlite.datasets import SqliteDatasets
 from hatoba_scheduler.store.sqlite.deployments import SqliteDeployments
 from hatoba_scheduler.store.sqlite.live import (
-    PARKED,
-    PARKED_AT_ONCE,
     PLAIN_STATES,
+    ParkedPage,
     live,
     live_jobs,
     one_live_job,
+    parked,
 )
 from hatoba_scheduler.store.sqlite.models import SqliteModels
 from hatoba_scheduler.store.sqlite.publications import SqlitePublications
@@ -316,14 +317,15 @@ class SqliteStore:
     async def parked(self, skip: int) -> AsyncIterator[Sequence[Parked]]:
         """See `Store.parked`. A job that cannot be read is left out."""
         projects = [row[0] for row in await self._rows(read("projects"), ())]
-        for state in PLAIN_STATES:
-            for project in projects:
-                after = 0
-                while found := await self._rows(PARKED, (state, project, after, PARKED_AT_ONCE)):
-                    after, left = found[-1][0], found[skip:]
-                    skip = max(0, skip - len(found))
-                    if left:
-                        yield decoded(left, rows.parked_from, "jobs")
+        for state, project in product(PLAIN_STATES, projects):
+            after = 0
+            while (page := await self._parked(state, project, after, skip)).rows:
+                after, skip = page.last, max(0, skip - page.rows)
+                if page.alike:
+                    yield page.alike
+
+    async def _parked(self, state: int, project: str, after: int, skip: int) -> ParkedPage:
+        return await self._readers.run(lambda c: parked(c, state, project, after, skip))
 
     async def job_counts(self) -> list[JobCount]:
         """Jobs of all projects by queue and state."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from planner_yard import MAIN, NIGHT, START, Yard, cores, placed, pool, uid
 
 from hatoba_scheduler.domain.planning.model import Entry, PlannerRules
@@ -61,6 +63,21 @@ def test_a_million_that_wait_cost_a_round_nothing() -> None:
         yard.planner.put_plain(uid(number), MAIN, cores(1.0 + number % 7), 0)
     yard.planner.plan(yard.now, 10_000)
     assert not yard.planner.plan(yard.now, 1).more
+
+
+@given(batches=st.lists(st.lists(st.integers(0, 40), min_size=1, unique=True), max_size=5))
+def test_many_that_are_alike_go_as_each_alone_would(batches: list[list[int]]) -> None:
+    alone, together = Yard(pool("a", 20.0)), Yard(pool("a", 20.0))
+    for yard in (alone, together):
+        yard.put(cores(2.0), name=uid(20))
+    for batch in batches:
+        names = list(map(uid, batch))
+        together.planner.put_alike(names, MAIN, ONE, 0)
+        for name in names:
+            alone.planner.put_plain(name, MAIN, ONE, 0)
+    assert together.planner.share(MAIN).waiting == alone.planner.share(MAIN).waiting
+    plans = [yard.planner.plan(yard.now).assignments for yard in (together, alone)]
+    assert placed(plans[0]) == placed(plans[1])
 
 
 def test_what_is_removed_does_not_go() -> None:

@@ -18,8 +18,8 @@ AND (terms = '' OR (
 
 -- name: parked
 -- What many have in common is one text, so that it is read once for all of them.
-SELECT id, uid, priority, create_time, json_array(
-    project, queue, backend, state, resources, terms, secrets, embedded_only, created_by
+SELECT id, uid, json_array(
+    project, queue, backend, priority, state, resources, terms, secrets, embedded_only, created_by
 )
 FROM jobs INDEXED BY jobs_by_state;
 
