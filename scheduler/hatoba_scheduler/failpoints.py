@@ -37,6 +37,8 @@ POINTS: dict[str, str] = {
     "adopt.commit.after": "how something ended that a host remembers is stored",
     "disconnect.lost.before": "what cannot be reached is about to be taken for lost",
     "disconnect.lost.after": "that it is lost is stored",
+    "recall.call.before": "the backend is about to be asked to stop what was taken for lost",
+    "recall.call.after": "the backend took note that what was taken for lost is to end",
     "list.call.before": "the backend is about to be asked for all that is ours",
     "list.call.after": "the backend told all that is ours",
     "reap.call.before": "the backend is about to be told to end what nobody wants",

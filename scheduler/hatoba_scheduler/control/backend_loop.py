@@ -17,6 +17,7 @@ import structlog
 from hatoba_plugins.backend import Backend
 from hatoba_plugins.values import Health
 from hatoba_scheduler.control.calls import Calls, CallSettings
+from hatoba_scheduler.control.disconnects import Recalls
 from hatoba_scheduler.control.ending import Ender
 from hatoba_scheduler.control.instance import AGAIN, Instance, LoopContext
 from hatoba_scheduler.control.launching import Launcher
@@ -56,6 +57,7 @@ class BackendLoop:
         self.supply = Supply(self._instance, settings.cost_per_hour)
         self._launcher = Launcher(self._instance, self.supply)
         self._ender = Ender(self._instance)
+        self._recalls = Recalls(self._instance)
         self._observer = Observer(self._instance, self._launcher, self.supply, self._attempts)
         self._reaper = Reaper(self._instance, self._launcher, settings.reap_after)
         ctx.ledger.listen(self._on_commit)
@@ -113,6 +115,7 @@ class BackendLoop:
         else:
             self._held[attempt.name] = None
         self._ender.note(attempt)
+        self._recalls.note(attempt)
 
     def _attempts(self) -> list[Attempt]:
         """Those that hold something, each with what its row asks for noted once more."""
@@ -135,6 +138,7 @@ class BackendLoop:
                 self._observer.observe_forever,
                 self._ender.stop_forever,
                 self._ender.release_forever,
+                self._recalls.recall_forever,
                 self._reaper.reap_forever,
             ):
                 group.create_task(self._forever(loop), name=f"{self.name}:{loop.__name__}")

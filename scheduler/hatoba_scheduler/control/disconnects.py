@@ -4,6 +4,9 @@ The owner said so, and the runner has stopped it by itself before (`stop_after`)
 attempt that cannot be reached stays what it was, however long that lasts. Time is counted by this
 process's own clock, from when it noticed: neither a clock that was set nor a server that was away
 ends anything.
+
+Its place is free then if the job's runner was to stop it before; that it did is not taken on trust:
+the backend is asked to stop what was taken for lost until it says that nothing of it is left.
 """
 
 from __future__ import annotations
@@ -11,7 +14,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import structlog
+
 from hatoba_plugins.backend import Clock
+from hatoba_plugins.values import Ref, Released
+from hatoba_scheduler.control.instance import Instance
+from hatoba_scheduler.control.launches import ref_of
 from hatoba_scheduler.control.ledger import Commit, Ledger
 from hatoba_scheduler.control.observe import of_attempt
 from hatoba_scheduler.control.todo import Todo
@@ -25,6 +33,10 @@ from hatoba_scheduler.failpoints import hit
 
 GROUP = 100
 AGAIN = 1.0
+STOP_AGAIN = 10.0
+"""Seconds until what was taken for lost is asked after again."""
+STOP_GRACE = 10.0
+log = structlog.get_logger(__name__)
 
 
 class Disconnects:
@@ -89,3 +101,49 @@ class Disconnects:
             gone=terms.stop_after > 0,
         )
         return ended(view, outcome, Now(round(self._clock.time() * 1e6)))
+
+
+class Recalls:
+    """Has a backend stop what was taken for lost there, once it can be reached again.
+
+    Whether the store still waits for its release does not matter: without `stop_after` it does, and
+    with it another may run already. After a restart the reaper finds what was not stopped yet.
+    """
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._refs: dict[str, Ref] = {}
+        self._due = Todo(instance.clock)
+
+    def note(self, attempt: Attempt) -> None:
+        """Take in how an attempt is now."""
+        if attempt.cause is None or attempt.cause.code is not CauseCode.DISCONNECTED:
+            return
+        if attempt.state.terminal and attempt.name not in self._refs:
+            self._refs[attempt.name] = ref_of(attempt)
+            self._due.add(attempt.name)
+
+    async def recall_forever(self) -> None:
+        """Ask for each, and again until nothing of it is left."""
+        while True:
+            names = await self._due.take(GROUP)
+            gone: set[str] = set()
+            try:
+                gone = await self._recall([self._refs[name] for name in names])
+            except Exception as error:  # noqa: BLE001 - it is asked for again
+                log.warning("recall.failed", backend=self._instance.name, error=repr(error))
+            for name in names:
+                if name in gone:
+                    del self._refs[name]
+                else:
+                    self._due.add_later(name, STOP_AGAIN)
+
+    async def _recall(self, refs: Sequence[Ref]) -> set[str]:
+        """Those of which nothing is left."""
+        jobs, calls = self._instance.jobs, self._instance.calls
+        hit("recall.call.before")
+        stopped = await calls["stop"].call(lambda: jobs.stop(refs, STOP_GRACE))
+        released = await calls["release"].call(lambda: jobs.release(refs))
+        hit("recall.call.after")
+        never = {one.name for one in stopped if not one.known}
+        return never | {one.name for one in released if isinstance(one, Released)}

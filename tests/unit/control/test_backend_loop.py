@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+import pytest
 from domain_rows import CANCEL, NOW, intent, new_job
 
 from hatoba_plugins.backend import Backend
@@ -23,6 +24,7 @@ from hatoba_plugins.values import (
     Observation,
     Phase,
     Ref,
+    Released,
     ReleaseOutcome,
     StopResult,
     Synced,
@@ -34,8 +36,16 @@ from hatoba_scheduler.control.ending import STOP_AGAIN
 from hatoba_scheduler.control.instance import LoopContext
 from hatoba_scheduler.control.observe import Step, of_attempt
 from hatoba_scheduler.control.specs import SpecCache
-from hatoba_scheduler.domain.states import AttemptState
-from hatoba_scheduler.domain.transitions import cancel, claimed, launch, launched
+from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.states import AttemptState, CauseCode
+from hatoba_scheduler.domain.transitions import (
+    Outcome,
+    cancel,
+    claimed,
+    ended,
+    launch,
+    launched,
+)
 
 if TYPE_CHECKING:
     from tests.unit.control.conftest import Books
@@ -83,6 +93,8 @@ class Away:
         return [StopResult(ref.name, known=True) for ref in refs]
 
     async def release(self, refs: Sequence[Ref]) -> list[ReleaseOutcome]:
+        if self.gone:
+            return [Released(ref.name) for ref in refs]
         return [NotYet(ref.name, 1.0) for ref in refs]
 
 
@@ -138,3 +150,27 @@ async def test_what_was_claimed_before_its_handle_was_stored_is_looked_after(boo
     async with looping(books, Away(gone=True)) as clock:
         await moved(clock, 3)
     assert books.rows().attempts[0].state is AttemptState.LOST
+
+
+def cut_off(gone: bool) -> Step:
+    lost = causes.lost("It could not be reached.", CauseCode.DISCONNECTED)
+    return lambda view: ended(view, Outcome(AttemptState.LOST, lost, wait=60.0, gone=gone), NOW)
+
+
+@pytest.mark.parametrize("released", [True, False])
+async def test_what_was_taken_for_lost_is_stopped_until_nothing_of_it_is_left(
+    books: Books, released: bool
+) -> None:
+    backend = Away()
+    await launching(books)
+    async with looping(books, backend) as clock:
+        await books.ledger.decide("job-1", of_attempt(0, NAME, cut_off(released)))
+        await moved(clock, 1)
+        assert backend.stops == [NAME]
+        await moved(clock, round(2 * STOP_AGAIN) + 1)
+        assert backend.stops == [NAME] * 3
+        backend.gone = True
+        await moved(clock, round(STOP_AGAIN) + 1)
+        asked = len(backend.stops)
+        await moved(clock, round(3 * STOP_AGAIN))
+        assert len(backend.stops) == asked
