@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from google.protobuf import field_mask_pb2
-from server_process import living, running_server, runs, until
+from server_process import living, running_server, runs
 from trees import get_tree, put_tree
+from waiting import eventually, until
 from wire import TERMINAL, Wire, shell
 
 from hatoba.v1 import common_pb2, job_pb2, queue_pb2, worker_pb2
@@ -344,9 +345,12 @@ async def test_metrics_and_progress_are_read_back(wire: Wire, tmp_path: Path) ->
         str(go),
     )
     job = await wire.submit(spec)
-    async with asyncio.timeout(30):
-        while not (found := (await wire.job(job.name)).progress).total:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+
+    async def told() -> job_pb2.Progress | None:
+        progress = (await wire.job(job.name)).progress
+        return progress if progress.total else None
+
+    found = await eventually(told)
     assert (found.done, found.message) == (200, "half way")
     await asyncio.to_thread(go.touch)
     await wire.ended(job.name)
@@ -424,9 +428,11 @@ async def test_a_secret_reaches_the_job_and_nothing_else(tmp_path: Path) -> None
 async def a_host_is_there(wire: Wire) -> None:
     """Wait for the worker, whose secrets are known from then on."""
     request = worker_pb2.ListHostsRequest()
-    async with asyncio.timeout(20):
-        while not (await wire.once(request, worker_pb2.ListHostsResponse)).hosts:  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+
+    async def there() -> bool:
+        return bool((await wire.once(request, worker_pb2.ListHostsResponse)).hosts)
+
+    await eventually(there)
 
 
 def put_private(path: Path, text: str) -> None:

@@ -18,8 +18,8 @@ from server_process import (
     living,
     running_server,
     runs,
-    until,
 )
+from waiting import eventually, until
 from wire import Wire, shell
 
 from hatoba.v1 import common_pb2, job_pb2
@@ -182,12 +182,12 @@ async def test_the_keeper_is_killed(own_server: HatobaServer, own_wire: Wire) ->
 
 async def attempts_until(wire: Wire, name: str, count: int) -> list[job_pb2.Attempt]:
     """The attempts of a job once there are so many."""
-    async with asyncio.timeout(30):
-        while True:
-            attempts = await wire.attempts(name)
-            if len(attempts) >= count:
-                return attempts
-            await asyncio.sleep(0.02)
+
+    async def there() -> list[job_pb2.Attempt] | None:
+        attempts = await wire.attempts(name)
+        return attempts if len(attempts) >= count else None
+
+    return await eventually(there)
 
 
 async def test_without_a_retry_budget_a_dead_keeper_fails_the_job(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from house_fixtures import cli_environment
 from server_process import HatobaServer
+from waiting import eventually
 from wire import Wire
 
 from hatoba.v1 import common_pb2, job_pb2
@@ -68,11 +69,12 @@ async def spans_until(
 ) -> list[job_pb2.Span]:
     """The kept spans of a job's trace once there are some of each of these processes, and this."""
     request = job_pb2.GetJobTraceRequest(job=name)
-    async with asyncio.timeout(20):
-        while True:
-            spans = list((await wire.call(request, job_pb2.GetJobTraceResponse)).spans)
-            made = {span.process for span in spans}
-            known = not span_id or any(span.span_id == span_id for span in spans)
-            if known and all(any(one.startswith(wanted) for one in made) for wanted in processes):
-                return spans
-            await asyncio.sleep(0.02)
+
+    async def complete() -> list[job_pb2.Span] | None:
+        spans = list((await wire.call(request, job_pb2.GetJobTraceResponse)).spans)
+        made = {span.process for span in spans}
+        known = not span_id or any(span.span_id == span_id for span in spans)
+        whole = all(any(one.startswith(wanted) for one in made) for wanted in processes)
+        return spans if known and whole else None
+
+    return await eventually(complete)

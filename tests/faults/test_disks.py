@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -18,7 +18,8 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
-from server_process import HatobaServer, running_server, runs, until
+from server_process import HatobaServer, running_server, runs
+from waiting import PATIENCE, eventually, until
 from wire import Wire, shell
 
 from hatoba.v1 import admin_pb2, common_pb2, job_pb2
@@ -26,7 +27,6 @@ from hatoba_scheduler.store.sqlite.database import connect
 from hatoba_scheduler.store.sqlite.doctor import check
 
 MEGABYTES = 24
-PATIENCE = 30.0
 CONFIG = '[defaults]\ntrain = "null"\n\n[backends.null]\ntype = "null"\n'
 
 pytestmark = [pytest.mark.faults, pytest.mark.root, pytest.mark.timeout(180)]
@@ -61,12 +61,6 @@ async def serving(wire: Wire, service: str) -> bool:
     )
     answer = await ask(health_pb2.HealthCheckRequest(service=service))
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-async def eventually(holds: Callable[[], Awaitable[bool]], patience: float = PATIENCE) -> None:
-    async with asyncio.timeout(patience):
-        while not await holds():  # noqa: ASYNC110 - it is asked over the wire
-            await asyncio.sleep(0.05)
 
 
 async def until_phase(wire: Wire, phase: str, patience: float = PATIENCE) -> None:

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 from server_process import HatobaServer, running_server
+from waiting import until
 from wire import Wire, shell
 
 from hatoba.v1 import admin_pb2, common_pb2, job_pb2
@@ -50,9 +51,7 @@ class Work:
         return [file.read_text().split() if file.exists() else [] for file in files]
 
     async def until(self, wanted: list[list[str]]) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while await asyncio.to_thread(self.said) != wanted:  # noqa: ASYNC110
-                await asyncio.sleep(0.1)
+        await until(lambda: self.said() == wanted, PATIENCE)
 
 
 def command(server: HatobaServer, *arguments: str) -> subprocess.CompletedProcess[str]:

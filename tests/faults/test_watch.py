@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
 from fault_zygote import ZygoteLauncher
-from server_process import PATIENCE, HatobaServer
+from server_process import HatobaServer
+from waiting import PATIENCE, News, eventually
 from wire import Wire
 
 from hatoba.v1 import admin_pb2, job_pb2
@@ -18,6 +20,7 @@ from hatoba.v1 import admin_pb2, job_pb2
 Message = job_pb2.WatchJobsResponse
 NULL = '[defaults]\ntrain = "null"\n[backends.null]\ntype = "null"\n'
 KILLS = 5
+FOLLOWED = 180.0
 BATCH = 200
 FLOOD = 1_000
 BATCHES = 25
@@ -72,29 +75,28 @@ class Watched:
     def __init__(self, server: HatobaServer) -> None:
         self.seqs: list[int] = []
         self.resyncs = 0
-        self.heard = asyncio.Event()
+        self.news = News()
         self._server = server
         self._cursor = "0"
 
-    async def follow(self, until: asyncio.Event, last: list[int]) -> None:
-        """Until there is nothing more after `until`, whose last position is then in `last`."""
+    async def follow(self) -> None:
+        """Until cancelled, whatever becomes of servers meanwhile."""
         async with Wire(self._server) as wire:
-            while not (until.is_set() and self.seqs and self.seqs[-1] >= last[0]):
-                try:
-                    await self._once(wire, until, last)
-                except grpc.aio.AioRpcError:
-                    await asyncio.sleep(0.02)
+            await eventually(partial(self._once, wire), FOLLOWED, despite=(grpc.aio.AioRpcError,))
 
-    async def _once(self, wire: Wire, until: asyncio.Event, last: list[int]) -> None:
+    async def _once(self, wire: Wire) -> None:
         request = job_pb2.WatchJobsRequest(cursor=self._cursor)
         async for message in wire.stream(request, Message):
             self._cursor = message.cursor
             self.resyncs += message.HasField("resync")
             if message.HasField("event"):
                 self.seqs.append(message.event.seq)
-                self.heard.set()
-                if until.is_set() and self.seqs[-1] >= last[0]:
-                    return
+                self.news.tell()
+
+    async def more(self) -> None:
+        """Until it hears something that it has not heard yet."""
+        heard = len(self.seqs)
+        await self.news.until(lambda: len(self.seqs) > heard)
 
 
 async def submit(wire: Wire, count: int, first: int, *, hold: bool = False) -> None:
@@ -109,12 +111,12 @@ async def submit(wire: Wire, count: int, first: int, *, hold: bool = False) -> N
 
 async def settled(wire: Wire, jobs: int) -> int:
     """The newest position once all jobs have ended."""
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            counted = await wire.call(job_pb2.CountJobsRequest(), job_pb2.CountJobsResponse)
-            if counted.by_state.get("SUCCEEDED", 0) == jobs:
-                break
-            await asyncio.sleep(0.05)
+
+    async def ended() -> bool:
+        counted = await wire.call(job_pb2.CountJobsRequest(), job_pb2.CountJobsResponse)
+        return counted.by_state.get("SUCCEEDED", 0) == jobs
+
+    await eventually(ended)
     status = await wire.call(admin_pb2.GetServerStatusRequest(), admin_pb2.ServerStatus)
     return status.last_event
 
@@ -124,20 +126,19 @@ async def test_every_event_is_told_once_however_often_the_server_is_killed(
     server: HatobaServer,
 ) -> None:
     """The kills come while jobs run and events are told."""
-    over, last, watched = asyncio.Event(), [0], Watched(server)
+    watched = Watched(server)
     async with asyncio.TaskGroup() as group, Wire(server) as wire:
-        group.create_task(watched.follow(over, last), name="watcher")
+        follower = group.create_task(watched.follow(), name="watcher")
         for round_ in range(KILLS):
             await submit(wire, BATCH, round_ * BATCH)
-            watched.heard.clear()
-            async with asyncio.timeout(PATIENCE):
-                await watched.heard.wait()
+            await watched.more()
             await server.kill()
             await server.start()
-        last[0] = await settled(wire, KILLS * BATCH)
-        over.set()
+        last = await settled(wire, KILLS * BATCH)
+        await watched.news.until(lambda: watched.seqs[-1:] >= [last])
+        follower.cancel()
     assert watched.resyncs == 0
-    assert watched.seqs == list(range(1, last[0] + 1))
+    assert watched.seqs == list(range(1, len(watched.seqs) + 1))
 
 
 def memory(pid: int) -> int:
@@ -196,7 +197,6 @@ async def test_a_flood_of_one_user_does_not_keep_another_waiting(server: HatobaS
                         await one.once(request, job_pb2.Job)
                     except grpc.aio.AioRpcError as error:
                         codes.add(error.code())
-                        await asyncio.sleep(0.01)
 
         async with asyncio.TaskGroup() as group, Wire(server, token=made[1]) as calm:
             for number in range(100):

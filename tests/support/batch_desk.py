@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from server_process import PATIENCE, HatobaServer
+from server_process import HatobaServer
+from serving_house import checked
 from trees import get_tree, put_tree
 from wire import Wire
 
@@ -56,11 +56,7 @@ class Desk:
         request.serving.example.media_type = "application/json"
         request.serving.code.CopyFrom(await put_tree(self.wire, {"serve.py": HANDLER}))
         made = await self.wire.once(request, model_pb2.ModelVersion)
-        asked = model_pb2.GetModelVersionRequest(name=made.name)
-        async with asyncio.timeout(PATIENCE):
-            while made.state == model_pb2.MODEL_STATE_REGISTERING:
-                await asyncio.sleep(0.02)
-                made = await self.wire.call(asked, model_pb2.ModelVersion)
+        made = await checked(self.wire, made.name)
         assert made.state == model_pb2.MODEL_STATE_READY, made.cause
         return f"{name}:1"
 

@@ -8,12 +8,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 20.0
+from waiting import PATIENCE, eventually, until
+
 HANDLER = """
 import asyncio, pathlib, time
 from hatoba import handlers
@@ -199,12 +199,13 @@ class Replica:
 
     async def says(self, path: str, status: int, kind: str = "") -> Answer:
         """Ask until it answers like this; returns the answer."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                found = await self.probe(path)
-                if found.status == status and (not kind or found.json["kind"] == kind):
-                    return found
-                await asyncio.sleep(0.005)
+
+        async def said() -> Answer | None:
+            found = await self.probe(path)
+            fits = found.status == status and (not kind or found.json["kind"] == kind)
+            return found if fits else None
+
+        return await eventually(said)
 
     async def probe(self, path: str) -> Answer:
         """A look at it, on a connection that is kept."""
@@ -235,11 +236,11 @@ class Replica:
 
     async def counts(self, name: str, count: int) -> None:
         """Wait until a gauge has this value."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                if await self.metric(f"hatoba_serving_{name}") == count:
-                    return
-                await asyncio.sleep(0.005)
+
+        async def holds() -> bool:
+            return await self.metric(f"hatoba_serving_{name}") == count
+
+        await eventually(holds)
 
     def open(self, gate: str) -> None:
         """Let a prediction go on that waits for this."""
@@ -275,10 +276,3 @@ class Replica:
         if self.process is not None and self.process.returncode is None:
             self.process.kill()
             await self.process.wait()
-
-
-async def until(what: Callable[[], bool]) -> None:
-    """Wait for something that another process does."""
-    async with asyncio.timeout(PATIENCE):
-        while not await asyncio.to_thread(what):  # noqa: ASYNC110 - other processes set no event
-            await asyncio.sleep(0.005)

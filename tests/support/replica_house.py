@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import sys
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-from worker_house import House, until
+from waiting import until
+from worker_house import House
 
 from hatoba.v1 import deployment_pb2, worker_pb2
 
@@ -139,14 +139,3 @@ async def predict(address: str, **inputs: Any) -> dict[str, Any]:
         response.raise_for_status()
         found: dict[str, Any] = await response.json()
         return found
-
-
-async def answers(address: str) -> None:
-    """Wait until a replica answers, whoever looks after it."""
-    while True:
-        try:
-            await predict(address, x=1)
-        except aiohttp.ClientError:
-            await asyncio.sleep(0.01)
-        else:
-            return

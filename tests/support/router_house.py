@@ -17,7 +17,8 @@ from typing import Any
 
 import aiohttp
 from scripted_feed import ROUTER_TOKEN, USER_TOKEN, ScriptedFeed
-from server_process import clean_environment, until
+from server_process import clean_environment
+from waiting import eventually, until
 
 from hatoba.router_port import router_address
 from hatoba.v1 import deployment_pb2
@@ -93,6 +94,16 @@ async def back_within() -> float:
     return max(2.0, 4 * (time.monotonic() - began))
 
 
+async def answers(session: aiohttp.ClientSession, url: str) -> None:
+    """Wait until the router there answers; nobody tells when another process listens."""
+
+    async def well() -> bool:
+        async with session.get(f"{url}/-/healthz") as reply:
+            return reply.status == 200
+
+    await eventually(well, despite=(aiohttp.ClientError,))
+
+
 class RouterHouse:
     """One router's directory."""
 
@@ -147,13 +158,7 @@ class RouterHouse:
 
     async def answers(self) -> None:
         """Wait until the router answers."""
-        async with asyncio.timeout(25):
-            while True:
-                with contextlib.suppress(aiohttp.ClientError):
-                    async with self.session.get(f"{self.url}/-/healthz"):
-                        return
-                # Nobody tells when another process listens.
-                await asyncio.sleep(0.01)
+        await answers(self.session, self.url)
 
     async def replica(self, name: str, port: int = 0) -> TinyReplica:
         """Start a replica, and wait until it listens."""

@@ -10,10 +10,10 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from waiting import News
 
 from hatoba.v1 import deployment_pb2, deployment_pb2_grpc
 
-PATIENCE = 25.0
 ROUTER_TOKEN = "hr_scripted"
 USER_TOKEN = "hu_scripted"
 
@@ -54,7 +54,7 @@ class ScriptedFeed(deployment_pb2_grpc.DeploymentServiceServicer):
         self._routes: dict[str, deployment_pb2.Route] = {}
         self._access = [access(USER_TOKEN)]
         self._streams: list[asyncio.Queue[deployment_pb2.WatchDeploymentsResponse]] = []
-        self._news = asyncio.Condition()
+        self._news = News()
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -104,12 +104,7 @@ class ScriptedFeed(deployment_pb2_grpc.DeploymentServiceServicer):
 
     async def until(self, what: Callable[[], bool]) -> None:
         """Wait until `what()` holds; it is asked whenever something came."""
-        async with asyncio.timeout(PATIENCE), self._news:
-            await self._news.wait_for(what)
-
-    async def _changed(self) -> None:
-        async with self._news:
-            self._news.notify_all()
+        await self._news.until(what)
 
     @property
     def captured(self) -> list[deployment_pb2.CapturedItem]:
@@ -168,7 +163,7 @@ class ScriptedFeed(deployment_pb2_grpc.DeploymentServiceServicer):
                 self.first_acks.append(request.acked)
             self.acked = request.acked
             self.statistics += request.statistics
-            await self._changed()
+            self._news.tell()
 
     async def GetDeployment(
         self, request: deployment_pb2.GetDeploymentRequest, context: Any
@@ -187,7 +182,7 @@ class ScriptedFeed(deployment_pb2_grpc.DeploymentServiceServicer):
             await context.abort(self.refuse_reports, "not now")
         self.deliveries[request.batch] += 1
         self.batches.setdefault(request.batch, request)
-        await self._changed()
+        self._news.tell()
         if self.lose_replies:
             self.lose_replies -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the reply was lost")

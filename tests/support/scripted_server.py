@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from waiting import News
 
 from hatoba.v1 import (
     artifact_pb2,
@@ -23,7 +24,6 @@ from hatoba.v1 import (
     worker_pb2_grpc,
 )
 
-PATIENCE = 25.0
 TOKEN = "hw_scripted"
 GRANTED = runner_pb2.CLAIM_VERDICT_GRANTED
 
@@ -42,21 +42,20 @@ class Heard:
 
     def __init__(self) -> None:
         self._items: dict[tuple[str, str | None], list[Any]] = defaultdict(list)
-        self._news = asyncio.Condition()
+        self._news = News()
 
-    async def add(self, item: worker_pb2.WorkerItem) -> None:
+    def add(self, item: worker_pb2.WorkerItem) -> None:
         """Remember an item by its kind and attempt."""
         kind = item.WhichOneof("item") or ""
         body = getattr(item, kind)
         self._items[kind, None].append(body)
         if hasattr(body, "attempt"):
             self._items[kind, body.attempt].append(body)
-        await self.changed()
+        self.changed()
 
-    async def changed(self) -> None:
+    def changed(self) -> None:
         """Something else happened that tests wait for."""
-        async with self._news:
-            self._news.notify_all()
+        self._news.tell()
 
     def all(self, kind: str, attempt: str | None = None) -> list[Any]:
         """Items of one kind, for one attempt."""
@@ -69,8 +68,7 @@ class Heard:
 
     async def until(self, what: Callable[[], bool]) -> None:
         """Wait until `what()` holds; it is asked whenever something was said."""
-        async with asyncio.timeout(PATIENCE), self._news:
-            await self._news.wait_for(what)
+        await self._news.until(what)
 
 
 async def _absent(_self: object, _request: object, context: Any) -> None:
@@ -195,7 +193,7 @@ class ScriptedServer(
             if answers:
                 self.send(*answers)
             for item in request.items:
-                await self.heard.add(item)
+                self.heard.add(item)
 
     def _answer(self, item: worker_pb2.WorkerItem) -> worker_pb2.ServerItem | None:
         kind = item.WhichOneof("item")
@@ -246,7 +244,7 @@ class ScriptedServer(
                 log.data += bytes(length)
             elif piece.offset <= size:
                 log.data += piece.data[size - piece.offset :]
-            await self.heard.changed()
+            self.heard.changed()
             yield runner_pb2.PushLogsResponse(
                 attempt=piece.attempt,
                 stream=piece.stream,

@@ -16,25 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from waiting import PATIENCE, until
+
 from hatoba_worker.keeper import procfs
 from hatoba_worker.keeper.ask import ask
 from hatoba_worker.keeper.family import KEEPER_MARK
 from hatoba_worker.keeper.keeper import data_key
 
-PATIENCE = 30.0
-POLL = 0.005
 LOG_LINES = 30
 
 
 class Unready(AssertionError):
     """The server did not come up; the message has the end of its log."""
-
-
-async def until(what: Callable[[], object], patience: float = PATIENCE) -> None:
-    """Wait until `what()`, which is asked in a thread, holds. Raises TimeoutError."""
-    async with asyncio.timeout(patience):
-        while not await asyncio.to_thread(what):  # noqa: ASYNC110 - other processes set no event
-            await asyncio.sleep(POLL)
 
 
 def runs(pid: int) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import aiohttp
 from server_process import HatobaServer
+from waiting import News, eventually
 from wire import Wire
 
 from hatoba.artifacts.pack import pack_tree
@@ -73,14 +74,20 @@ async def registered(wire: Wire, home: Path, name: str = "echo") -> model_pb2.Mo
     request = model_pb2.RegisterModelRequest(
         model=name, manifest=await upload(wire, model), serving=serving
     )
-    version = await wire.call(request, model_pb2.ModelVersion)
-    async with asyncio.timeout(PATIENCE):
-        while version.state == model_pb2.MODEL_STATE_REGISTERING:
-            await asyncio.sleep(0.05)
-            asked = model_pb2.GetModelVersionRequest(name=version.name)
-            version = await wire.call(asked, model_pb2.ModelVersion)
+    version = await checked(wire, (await wire.call(request, model_pb2.ModelVersion)).name)
     assert version.state == model_pb2.MODEL_STATE_READY, version
     return version
+
+
+async def checked(wire: Wire, name: str) -> model_pb2.ModelVersion:
+    """A model's version once its check has ended."""
+    asked = model_pb2.GetModelVersionRequest(name=name)
+
+    async def over() -> model_pb2.ModelVersion | None:
+        found = await wire.call(asked, model_pb2.ModelVersion)
+        return None if found.state == model_pb2.MODEL_STATE_REGISTERING else found
+
+    return await eventually(over, PATIENCE)
 
 
 async def settled(wire: Wire, name: str, patience: float = PATIENCE) -> deployment_pb2.Deployment:
@@ -90,13 +97,13 @@ async def settled(wire: Wire, name: str, patience: float = PATIENCE) -> deployme
         deployment_pb2.ROLLOUT_STATE_ROLLED_BACK,
         deployment_pb2.ROLLOUT_STATE_FAILED,
     )
-    async with asyncio.timeout(patience):
-        while True:
-            asked = deployment_pb2.GetDeploymentRequest(name=name)
-            found = await wire.call(asked, deployment_pb2.Deployment)
-            if found.rollout.state in over and found.state in SETTLED:
-                return found
-            await asyncio.sleep(0.05)
+    asked = deployment_pb2.GetDeploymentRequest(name=name)
+
+    async def over_and_well() -> deployment_pb2.Deployment | None:
+        found = await wire.call(asked, deployment_pb2.Deployment)
+        return found if found.rollout.state in over and found.state in SETTLED else None
+
+    return await eventually(over_and_well, patience)
 
 
 async def deployed(
@@ -117,6 +124,7 @@ class Tally:
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     longest: float = 0.0
+    news: News = field(default_factory=News)
 
     @property
     def answered(self) -> int:
@@ -176,3 +184,4 @@ def _count(tally: Tally, status: int, body: bytes, number: int) -> None:
     answer = json.loads(body)
     assert answer["x"] == number
     tally.answers[answer["model"], answer["revision"]] += 1
+    tally.news.tell()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self, TypeVar
@@ -10,19 +9,20 @@ from typing import Self, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
-from server_process import PATIENCE, HatobaServer
+from server_process import HatobaServer
+from waiting import PATIENCE, eventually
 
 from hatoba.v1 import common_pb2, job_pb2
 
 R = TypeVar("R", bound=Message)
 
 AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-REDIAL = 0.02
 LEFT = 8
 """Channels to former servers that are kept until whoever called there has noticed."""
 OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # How long one try may take: a busy server takes its time over a hand-shake.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.max_receive_message_length", 32 << 20),
@@ -126,16 +126,17 @@ class Wire:
         self, request: Message, reply: type[R], *, patience: float = PATIENCE
     ) -> tuple[R, bool]:
         """As `call`; also whether the server said that it had carried out the request before."""
-        async with asyncio.timeout(patience):
-            while True:
-                try:
-                    found, trailers = await self._answered(request, reply, 5.0)
-                except grpc.aio.AioRpcError as error:
-                    if error.code() not in AWAY:
-                        raise
-                    await asyncio.sleep(REDIAL)
-                else:
-                    return found, trailers.get("hatoba-deduplicated") == "true"
+
+        async def tried() -> tuple[R, bool] | None:
+            try:
+                found, trailers = await self._answered(request, reply, 5.0)
+            except grpc.aio.AioRpcError as error:
+                if error.code() in AWAY:
+                    return None
+                raise
+            return found, trailers.get("hatoba-deduplicated") == "true"
+
+        return await eventually(tried, patience)
 
     async def stream(self, request: Message, reply: type[R]) -> AsyncIterator[R]:
         """Messages of a server stream. Raises grpc.aio.AioRpcError."""
@@ -188,12 +189,7 @@ class Wire:
         self, name: str, fits: Callable[[job_pb2.Job], bool], patience: float
     ) -> job_pb2.Job:
         """The job once it fits; looked at after each of its events."""
-        async with asyncio.timeout(patience):
-            while True:
-                job = await self._watched_once(name, fits)
-                if job is not None:
-                    return job
-                await asyncio.sleep(REDIAL)
+        return await eventually(lambda: self._watched_once(name, fits), patience)
 
     async def _watched_once(
         self, name: str, fits: Callable[[job_pb2.Job], bool]

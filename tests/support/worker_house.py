@@ -8,11 +8,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripted_server import PATIENCE, TOKEN, ScriptedServer
+from scripted_server import TOKEN, ScriptedServer
+from server_process import runs
+from waiting import PATIENCE, until
 
 from hatoba.v1 import worker_pb2
 from hatoba_worker.config import Config
@@ -20,21 +21,6 @@ from hatoba_worker.keeper import procfs
 from hatoba_worker.keeper.client import KeeperClient, KeeperGone
 from hatoba_worker.keeper.family import KEEPER_MARK
 from hatoba_worker.keeper.keeper import data_key
-
-POLL = 0.005
-
-
-async def until(what: Callable[[], bool]) -> None:
-    """Wait until `what()`, which is asked in a thread, holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not await asyncio.to_thread(what):  # noqa: ASYNC110 - other processes set no event
-            await asyncio.sleep(POLL)
-
-
-def runs(pid: int) -> bool:
-    """Whether `pid` is a process that still runs; reads files."""
-    known = procfs.stat(pid)
-    return known is not None and not known.dead
 
 
 class House:

@@ -18,7 +18,8 @@ ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from google.protobuf.duration_pb2 import Duration  # noqa: E402
-from server_process import ColdLauncher, HatobaServer, clean_environment, until  # noqa: E402
+from server_process import ColdLauncher, HatobaServer, clean_environment  # noqa: E402
+from waiting import until  # noqa: E402
 from wire import Wire  # noqa: E402
 
 from hatoba.v1 import common_pb2, job_pb2  # noqa: E402

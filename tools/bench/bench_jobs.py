@@ -16,7 +16,7 @@ from pathlib import Path
 from bench_house import HERE, NULL, all_ended, batch, position, server
 from bench_report import Figure, Measured
 from bench_statistics import percentile
-from server_process import until
+from waiting import until
 from wire import Wire
 
 from hatoba.v1 import job_pb2

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench_house import server
 from bench_idle import MIB, memory, reset_peak
 from bench_report import Figure, Measured
-from server_process import until
+from waiting import until
 from wire import Wire
 
 from hatoba.v1 import job_pb2

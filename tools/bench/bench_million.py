@@ -18,7 +18,8 @@ from bench_idle import MIB, memory
 from bench_report import Figure, Measured
 from bench_statistics import percentile
 from google.protobuf.message import Message
-from server_process import HatobaServer, until
+from server_process import HatobaServer
+from waiting import until
 from wire import Wire
 
 from hatoba.v1 import admin_pb2, common_pb2, job_pb2, queue_pb2

@@ -17,7 +17,8 @@ from bench_report import Figure, Measured
 from bench_statistics import abba
 from router_house import RouterHouse, TinyReplica, route
 from scripted_feed import USER_TOKEN
-from server_process import clean_environment, until
+from server_process import clean_environment
+from waiting import until
 
 AT_ONCE = 20
 RUNS = 3

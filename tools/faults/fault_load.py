@@ -14,13 +14,14 @@ import grpc.aio
 from fault_jobs import Wish, Workload
 from fault_oracle import Ask, Told
 from google.protobuf.message import Message
-from wire import AWAY, REDIAL, TERMINAL, Wire
+from wire import AWAY, TERMINAL, Wire
 
 from hatoba.v1 import common_pb2, job_pb2, schedule_pb2
 from hatoba_scheduler.control.schedules import LABEL, TIME_LABEL
 
 BATCH = 10
 PATIENCE = 120.0
+REDIAL = 0.02
 ELSEWHERE = grpc.StatusCode.UNAUTHENTICATED
 R = TypeVar("R", bound=Message)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+from fault_load import REDIAL
 from server_process import HatobaServer
-from wire import AWAY, REDIAL, Wire
+from wire import AWAY, Wire
 
 from hatoba.v1 import admin_pb2
 from hatoba_scheduler.store.sqlite.backup import restore

@@ -31,7 +31,8 @@ from fault_points import Armed, Points
 from fault_provoke import DESK, Provoker, plant_orphan
 from fault_restore import adopt, put_back
 from fault_zygote import ZygoteLauncher
-from server_process import ColdLauncher, HatobaServer, Unready, died, kill9, until
+from server_process import ColdLauncher, HatobaServer, Unready, died, kill9
+from waiting import until
 from wire import Wire
 
 from hatoba.v1 import admin_pb2

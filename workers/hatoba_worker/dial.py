@@ -21,7 +21,8 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # How long one try may take, hand-shake included; one that is refused waits for the others only.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     # Or control and bulk would share one connection, and a failed dial its back-off.
     ("grpc.use_local_subchannel_pool", 1),

@@ -11,6 +11,7 @@ import grpc
 import pytest
 from server_process import running_server
 from trees import put_chunks
+from waiting import eventually
 from wire import Wire, shell
 
 from hatoba.v1 import job_pb2
@@ -61,13 +62,11 @@ async def test_a_full_disk(small_disk: Path) -> None:
         assert counted.total == len(acknowledged)
 
         await asyncio.to_thread(ballast.unlink)
-        async with asyncio.timeout(5):
-            while True:
-                try:
-                    acknowledged.append(await filled(wire, len(acknowledged)))
-                    break
-                except grpc.aio.AioRpcError:
-                    await asyncio.sleep(0.02)
+
+        async def goes_on() -> str:
+            return await filled(wire, len(acknowledged))
+
+        acknowledged.append(await eventually(goes_on, 5, despite=(grpc.aio.AioRpcError,)))
         await server.restart()
         counted = await wire.call(job_pb2.CountJobsRequest(), job_pb2.CountJobsResponse)
         assert counted.total == len(acknowledged)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 from s3_server import CREDENTIALS, S3Server
-from server_process import HatobaServer, running_server, until
+from server_process import HatobaServer, running_server
+from waiting import until
 
 from hatoba.aio import AsyncClient, AsyncJob
 from hatoba.v1 import common_pb2

@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from server_process import HatobaServer, running_server, until
+from server_process import HatobaServer, running_server
+from waiting import until
 from wire import Wire
 
 from hatoba.v1 import job_pb2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server_process import HatobaServer, until
+from server_process import HatobaServer
+from waiting import until
 from wire import Wire
 
 from hatoba.v1 import common_pb2, job_pb2, worker_pb2

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from server_process import runs
+from waiting import PATIENCE, until
 
 from hatoba_worker.keeper import procfs
 from hatoba_worker.keeper.client import KeeperClient, KeeperGone
@@ -18,22 +20,6 @@ from hatoba_worker.keeper.ensure import ensure_keeper
 from hatoba_worker.keeper.family import KEEPER_MARK
 from hatoba_worker.keeper.keeper import data_key
 from hatoba_worker.keeper.messages import Event, Exited, Gone, Limits, Spawn, Spawned, Stray
-
-PATIENCE = 20.0
-POLL = 0.005
-
-
-async def until(what: Callable[[], bool]) -> None:
-    """Wait until `what()`, which is asked in a thread, holds."""
-    async with asyncio.timeout(PATIENCE):
-        while not await asyncio.to_thread(what):  # noqa: ASYNC110 - other processes set no event
-            await asyncio.sleep(POLL)
-
-
-def runs(pid: int) -> bool:
-    """Return whether `pid` is a process that still runs; reads files."""
-    known = procfs.stat(pid)
-    return known is not None and not known.dead
 
 
 def working_directory(pid: int) -> str:

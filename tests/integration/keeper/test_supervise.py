@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from waiting import until
 
 from hatoba_worker.keeper.client import KeeperClient, KeeperRefused
 from hatoba_worker.keeper.messages import SupervisedStatus
@@ -39,8 +40,6 @@ async def status_when(
 
 async def lives(house: House, count: int) -> list[int]:
     """Wait until the process was started `count` times, and return the pids of its lives."""
-    from tests.integration.keeper.conftest import until
-
     path = house.data / "lives"
     await until(lambda: path.exists() and path.read_text().count("\n") >= count)
     return [int(line) for line in path.read_text().split()]
@@ -87,8 +86,6 @@ async def test_what_it_left_behind_does_not_meet_its_successor(
     script = f"setsid sh -c 'trap \"\" TERM; echo $$ > child; sleep 60' & {FOREVER}"
     await supervise(house, watcher.client, script)
     [first] = await lives(house, 1)
-    from tests.integration.keeper.conftest import until
-
     await until(
         lambda: (house.data / "child").exists() and bool((house.data / "child").read_text())
     )

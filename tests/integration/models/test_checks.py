@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from typing import Any
 
 import grpc
 import pytest
-from server_process import PATIENCE, HatobaServer
+from server_process import HatobaServer
+from serving_house import checked
 from trees import put_tree
 from wire import Wire
 
@@ -56,17 +56,6 @@ async def register(
     if code is not None:
         request.serving.code.CopyFrom(await put_tree(wire, {"serve.py": code}))
     return await wire.once(request, model_pb2.ModelVersion)
-
-
-async def checked(wire: Wire, name: str) -> model_pb2.ModelVersion:
-    """A version once its check has ended."""
-    request = model_pb2.GetModelVersionRequest(name=name)
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            found = await wire.call(request, model_pb2.ModelVersion)
-            if found.state != REGISTERING:
-                return found
-            await asyncio.sleep(0.02)
 
 
 async def aliased(wire: Wire, model: str) -> Any:

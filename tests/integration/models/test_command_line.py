@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 from house_fixtures import cli_environment
-from server_process import PATIENCE, HatobaServer
+from server_process import HatobaServer
+from waiting import PATIENCE, until
 
 HANDLER = """\
 import json
@@ -115,9 +116,7 @@ async def is_ready(url: str) -> None:
             error.close()
             return False
 
-    async with asyncio.timeout(PATIENCE):
-        while not await asyncio.to_thread(look):  # noqa: ASYNC110 - another process's readiness
-            await asyncio.sleep(0.05)
+    await until(look)
 
 
 async def test_a_model_is_registered_looked_at_and_served_here(cli: Cli, model: str) -> None:

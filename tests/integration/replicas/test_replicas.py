@@ -17,8 +17,8 @@ from replica_house import (
     ReplicaHouse,
     predict,
 )
-from scripted_server import PATIENCE
-from worker_house import runs, until
+from server_process import runs
+from waiting import PATIENCE, until
 
 from hatoba.v1 import common_pb2, worker_pb2
 

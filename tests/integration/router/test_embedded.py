@@ -7,22 +7,17 @@ import sys
 import time
 
 import aiohttp
-from router_house import back_within
-from server_process import HatobaServer, clean_environment, until
+from router_house import answers, back_within
+from server_process import HatobaServer, clean_environment
+from waiting import until
 
 
 async def _answers(server: HatobaServer) -> float:
     """Seconds until the router answers."""
     began = time.monotonic()
-    async with asyncio.timeout(25), aiohttp.ClientSession() as session:
-        while True:
-            try:
-                async with session.get(f"{server.router_url}/-/healthz") as reply:
-                    assert reply.status == 200
-                    return time.monotonic() - began
-            except aiohttp.ClientError:
-                # Nobody tells when another process listens.
-                await asyncio.sleep(0.01)
+    async with aiohttp.ClientSession() as session:
+        await answers(session, server.router_url)
+    return time.monotonic() - began
 
 
 async def test_it_answers_where_the_server_said_and_is_back_without_the_server(

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from router_house import READER, RouterHouse, memory, route
 from scripted_feed import USER_TOKEN, access
-from server_process import until
+from waiting import until
 
 TRACE, SPAN = "ab" * 16, "cd" * 8
 OTHER = "projects/lab/deployments/reader"
@@ -172,10 +172,9 @@ async def test_a_replicas_own_failure_is_passed_on_and_counted(house: RouterHous
 # -- bodies ---------------------------------------------------------------------------------------
 
 
-async def _pieces(count: int, pause: float = 0.0) -> AsyncIterator[bytes]:
+async def _pieces(count: int) -> AsyncIterator[bytes]:
     for _ in range(count):
         yield b"y" * 65_536
-        await asyncio.sleep(pause)
 
 
 async def test_bodies_over_the_limit_are_413(house: RouterHouse) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import grpc
 from google.protobuf import json_format
 from router_house import READER, RouterHouse, back_within, route
-from server_process import until
+from waiting import until
 
 CLIENTS = 8
 

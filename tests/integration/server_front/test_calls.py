@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from waiting import until
 
 from hatoba.v1 import (
     artifact_pb2,
@@ -616,9 +617,7 @@ async def test_stopping_the_server_ends_what_is_open_without_noise(
     for ending in (watch.read(), tail.read(), call):
         failure = await failing(ending)
         assert failure.code in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
-    async with asyncio.timeout(10):
-        while front.active(WATCH) or front.active(TAIL) or front.active(SUBMIT):  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await until(lambda: not any(map(front.active, (WATCH, TAIL, SUBMIT))))
     assert not logged.getvalue()
 
 

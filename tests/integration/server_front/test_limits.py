@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from waiting import until
 
 from hatoba.v1 import job_pb2
 from hatoba_scheduler.auth import Role
@@ -43,8 +44,7 @@ async def test_calls_under_way_are_bounded_for_each_and_others_come_in(tight: Ha
     tight.script.unary = wait
     async with asyncio.TaskGroup() as group:
         held = [group.create_task(tight.submit(Role.USER)) for _ in range(LIMITS.calls)]
-        while len(tight.script.seen) < LIMITS.calls:  # noqa: ASYNC110 - the server says nothing
-            await asyncio.sleep(0.001)
+        await until(lambda: len(tight.script.seen) >= LIMITS.calls)
         loop = asyncio.get_running_loop()
         began = loop.time()
         failure = await failing(tight.submit(Role.USER))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,8 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 from google.rpc import error_details_pb2, status_pb2
-from server_process import PATIENCE, HatobaServer, running_server
+from server_process import HatobaServer, running_server
+from waiting import PATIENCE
 from wire import Wire
 
 from hatoba.v1 import admin_pb2, common_pb2, job_pb2, runner_pb2, worker_pb2
@@ -160,13 +161,6 @@ def state(job: job_pb2.Job | job_pb2.Task | job_pb2.CancelResult) -> str:
     return common_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_")
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what no event tells of."""
-    async with asyncio.timeout(PATIENCE):
-        while not await holds():  # noqa: ASYNC110 - it is asked over the wire
-            await asyncio.sleep(0.01)
-
-
 # -- refusals --------------------------------------------------------------------------------------
 
 
@@ -225,9 +219,9 @@ class Host:
         """Send items."""
         await self._stream.write(worker_pb2.WorkerServiceConnectRequest(items=items))
 
-    async def hears(self, kind: str) -> Any:
+    async def hears(self, kind: str, patience: float = PATIENCE) -> Any:
         """The next item of a kind; others are dropped."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             while True:
                 while self._heard:
                     item = self._heard.pop(0)
@@ -243,9 +237,9 @@ class Host:
             while await self._stream.read() is not grpc.aio.EOF:
                 pass
 
-    async def launched(self) -> worker_pb2.LaunchAttempt:
+    async def launched(self, patience: float = PATIENCE) -> worker_pb2.LaunchAttempt:
         """The next launch."""
-        launch: worker_pb2.LaunchAttempt = await self.hears("launch")
+        launch: worker_pb2.LaunchAttempt = await self.hears("launch", patience)
         return launch
 
     async def claim(

@@ -12,12 +12,13 @@ from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from server_process import HatobaServer
+from waiting import eventually
 from wire import Wire
 
 from hatoba import __version__
 from hatoba.v1 import admin_pb2, job_pb2, queue_pb2
 
-from .conftest import eventually, held, refused, running, spec, submit, token_of
+from .conftest import held, refused, running, spec, submit, token_of
 
 SERVICES = {
     f"hatoba.v1.{name}Service" for name in ("Job", "Queue", "Artifact", "Runner", "Worker", "Admin")

@@ -10,11 +10,12 @@ from typing import Any
 import grpc
 import pytest
 from server_process import HatobaServer
+from waiting import eventually
 from wire import Wire
 
 from hatoba.v1 import job_pb2
 
-from .conftest import cancel, events_of, eventually, held, refused, spec, state, submit, watch
+from .conftest import cancel, events_of, held, refused, spec, state, submit, watch
 
 FAILING: dict[str, Any] = {"exit_code": 3}
 

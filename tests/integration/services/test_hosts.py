@@ -12,7 +12,8 @@ from typing import Any
 
 import grpc
 import pytest
-from server_process import HatobaServer, clean_environment, kill9, until
+from server_process import HatobaServer, clean_environment, kill9
+from waiting import eventually, until
 from wire import Wire, shell
 
 from hatoba.v1 import common_pb2, job_pb2, runner_pb2, worker_pb2
@@ -22,7 +23,6 @@ from .conftest import (
     cancel,
     commit_of,
     connected,
-    eventually,
     fresh,
     job_on,
     refusal_of,

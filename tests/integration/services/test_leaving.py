@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from server_process import HatobaServer, running_server
+from waiting import eventually
 from wire import Wire
 
 from hatoba.v1 import common_pb2, job_pb2, worker_pb2
 
-from .conftest import Host, connected, eventually, fresh, job_on, spec, state, submit
+from .conftest import Host, connected, fresh, job_on, spec, state, submit
 
 NEVER = 1_000_000
 CORES = 4.0
@@ -101,10 +101,6 @@ def held_by(host: Host, launch: worker_pb2.LaunchAttempt) -> list[worker_pb2.Wor
     return [Item(held=held), Item(inventory_complete=worker_pb2.InventoryComplete())]
 
 
-async def relaunched(wire: Wire, job: job_pb2.Job) -> bool:
-    return len(await wire.attempts(job.name)) == 2
-
-
 @pytest.mark.timeout(120)
 async def test_what_was_taken_for_lost_is_ended_when_it_comes_back_and_decides_nothing(
     wire: Wire,
@@ -118,10 +114,7 @@ async def test_what_was_taken_for_lost_is_ended_when_it_comes_back_and_decides_n
         await host.started(launch)
         await wire.in_state(job.name, common_pb2.JOB_STATE_RUNNING)
     async with connected(wire, second, secrets=[secret]) as other:
-        async with asyncio.timeout(60):
-            while not await relaunched(wire, job):  # noqa: ASYNC110 - it is asked over the wire
-                await asyncio.sleep(0.2)
-        again = await other.launched()
+        again = await other.launched(patience=60)
         assert (again.job, again.number) == (job.name, 2)
         (lost, _) = await wire.attempts(job.name)
         assert lost.state == common_pb2.ATTEMPT_STATE_LOST

@@ -8,11 +8,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 from server_process import HatobaServer, running_server
+from waiting import eventually
 from wire import Wire
 
 from hatoba.v1 import admin_pb2, common_pb2, job_pb2
 
-from .conftest import cancel, configure, eventually, held, running, spec, submit
+from .conftest import cancel, configure, held, running, spec, submit
 from .test_queue_tree import cordon
 from .test_queues import create, in_queue
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from waiting import eventually
 from wire import Wire
 
 from hatoba.v1 import common_pb2, runner_pb2, worker_pb2
 from hatoba_scheduler.domain.blame import BlameRules
 
-from .conftest import Host, connected, eventually, fresh, job_on, submit
+from .conftest import Host, connected, fresh, job_on, submit
 
 FAILED = runner_pb2.EXIT_KIND_OUTPUT_FAILED
 

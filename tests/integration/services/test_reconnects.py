@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from waiting import eventually
 from wire import Wire
 
 from hatoba.v1 import common_pb2, runner_pb2, worker_pb2
 
-from .conftest import Host, commit_of, connected, eventually, fresh, job_on, state, submit
+from .conftest import Host, commit_of, connected, fresh, job_on, state, submit
 
 Item = worker_pb2.WorkerItem
 

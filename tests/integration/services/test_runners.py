@@ -10,11 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
+from waiting import eventually, turns
 from wire import Wire, path_of
 
 from hatoba.v1 import common_pb2, job_pb2, runner_pb2, worker_pb2
 
-from .conftest import Host, cancel, commit_of, eventually, held, job_on, refused, state, submit
+from .conftest import Host, cancel, commit_of, held, job_on, refused, state, submit
 
 GRANTED = runner_pb2.CLAIM_VERDICT_GRANTED
 DUPLICATE = runner_pb2.CLAIM_VERDICT_DUPLICATE
@@ -284,9 +285,9 @@ async def test_a_report_whose_sender_went_away_harms_nobody(
     method: Any = channel.unary_unary(
         path_of(report), request_serializer=lambda message: message.SerializeToString()
     )
-    for delay in range(60):
+    for count in range(60):
         call = method(report, metadata=wire.metadata)
-        await asyncio.sleep(delay / 20_000)
+        await turns(count)  # it is cancelled further on its way each time
         call.cancel()
     reply = await wire.once(report, runner_pb2.ReportMetricsResponse)
     assert reply.attempt == launch.attempt

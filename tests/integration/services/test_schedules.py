@@ -15,14 +15,15 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 from google.protobuf.message import Message
 from house_fixtures import cli_environment
-from server_process import HatobaServer, until
+from server_process import HatobaServer, runs
+from waiting import eventually, until
 from wire import Wire
 
 from hatoba.aio import AsyncClient
 from hatoba.errors import InvalidSpec
 from hatoba.v1 import common_pb2, job_pb2, schedule_pb2
 
-from .conftest import Refusal, cancel, eventually, held, refused, running, spec, state
+from .conftest import Refusal, cancel, held, refused, running, spec, state
 
 Schedule = schedule_pb2.Schedule
 HOUR = 3600
@@ -270,7 +271,7 @@ async def test_a_time_is_one_job_whatever_a_kill_interrupts(
     await wind_back(own_server, HOUR)
     own_server.launcher.environ = {"HATOBA_FAILPOINTS": f"schedule.{point}:kill9"}  # type: ignore[attr-defined]
     own_server.launch()
-    await until(lambda: not _runs(own_server.pid))
+    await until(lambda: not runs(own_server.pid))
     own_server.launcher.environ = {}  # type: ignore[attr-defined]
     await own_server.start()
     async with Wire(own_server) as wire:
@@ -286,12 +287,6 @@ async def test_a_time_is_one_job_whatever_a_kill_interrupts(
         assert list(schedule.recent_jobs) == [job.name]
         wanted = dict(job.spec.labels)["hatoba/scheduled-for"]
         assert moments([schedule.last_time])[0] == dt.datetime.fromisoformat(wanted)
-
-
-def _runs(pid: int) -> bool:
-    from server_process import runs
-
-    return runs(pid)
 
 
 async def test_a_refused_run_says_why(own_server: HatobaServer, project: str) -> None:
@@ -314,7 +309,7 @@ async def test_a_refused_run_says_why(own_server: HatobaServer, project: str) ->
 # -- deadlines and times in a queue -------------------------------------------------------------
 
 
-async def test_a_deadline_ends_what_runs(wire: Wire, project: str) -> None:
+async def test_a_deadline_ends_whatruns(wire: Wire, project: str) -> None:
     wanted = running("late")
     wanted.deadline.GetCurrentTime()
     wanted.deadline.seconds += 2

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+from waiting import eventually
 from wire import Wire
 
 from hatoba.v1 import common_pb2, job_pb2, queue_pb2, runner_pb2
@@ -16,7 +17,6 @@ from .conftest import (
     Host,
     cancel,
     connected,
-    eventually,
     fresh,
     held,
     job_on,

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from server_process import PATIENCE, HatobaServer
+from server_process import HatobaServer
+from waiting import PATIENCE
 from wire import Wire
 
 from hatoba.v1 import common_pb2, job_pb2

@@ -14,14 +14,13 @@ from typing import Any
 import grpc
 import pytest
 from aiohttp import web
-from server_process import HatobaServer
+from server_process import HatobaServer, running_server
+from waiting import PATIENCE, News, eventually
 from wire import Wire
 
 from hatoba.v1 import admin_pb2, job_pb2, webhook_pb2
 from hatoba.webhooks import BadSignature, verify
 from tests.integration.services.conftest import refused, spec, submit, token_of
-
-PATIENCE = 30.0
 
 
 class Receiver:
@@ -32,7 +31,7 @@ class Receiver:
         self.status = 200
         self.hanging = False
         self.port = 0
-        self._grown = asyncio.Event()
+        self.news = News()
         self._over = asyncio.Event()
         self._runner: web.AppRunner | None = None
 
@@ -57,17 +56,14 @@ class Receiver:
 
     async def _take(self, request: web.Request) -> web.Response:
         self.got.append((dict(request.headers), await request.read()))
-        self._grown.set()
-        self._grown = asyncio.Event()
+        self.news.tell()
         if self.hanging:
             await self._over.wait()
         return web.Response(status=self.status)
 
     async def until(self, count: int) -> None:
         """Wait for so many deliveries in all."""
-        async with asyncio.timeout(PATIENCE):
-            while len(self.got) < count:
-                await self._grown.wait()
+        await self.news.until(lambda: len(self.got) >= count)
 
     def events(self) -> list[dict[str, Any]]:
         """The events, each once, in the order of their first coming."""
@@ -126,6 +122,16 @@ async def history(wire: Wire, job: job_pb2.Job) -> list[int]:
             async for message in wire.stream(request, job_pb2.WatchJobsResponse)
             if message.HasField("event")
         ]
+
+
+async def told_to_another(wire: Wire, project: str) -> list[int]:
+    """All events of a job, once another receiver of the project has them."""
+    async with receiving() as witness:
+        await hooked(wire, project, witness.url, "witness")
+        expected = await history(wire, await submit(wire, spec("a", backend="null"), project))
+        await witness.until(len(expected))
+        assert witness.seqs() == expected
+    return expected
 
 
 async def test_events_come_in_order_signed_and_with_their_job(
@@ -203,7 +209,7 @@ async def test_a_paused_one_goes_on_where_it_was(
     wire: Wire, project: str, receiver: Receiver
 ) -> None:
     made = await hooked(wire, project, receiver.url, paused=True)
-    expected = await history(wire, await submit(wire, spec("a", backend="null"), project))
+    expected = await told_to_another(wire, project)
     assert receiver.got == []
     assert not (await updated(wire, made.webhook.name, paused=False)).paused
     await receiver.until(len(expected))
@@ -213,9 +219,11 @@ async def test_a_paused_one_goes_on_where_it_was(
 async def test_an_update_is_tried_at_once(wire: Wire, project: str, receiver: Receiver) -> None:
     made = await hooked(wire, project, "http://127.0.0.1:1/nobody")
     expected = await history(wire, await submit(wire, spec("a", backend="null"), project))
-    async with asyncio.timeout(PATIENCE):
-        while (await looked_at(wire, made.webhook.name)).failures < 3:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+
+    async def failing() -> bool:
+        return (await looked_at(wire, made.webhook.name)).failures >= 3
+
+    await eventually(failing)
     await updated(wire, made.webhook.name, url=receiver.url)
     async with asyncio.timeout(3):
         await receiver.until(len(expected))
@@ -239,9 +247,7 @@ async def test_kills_of_receiver_and_server_leave_no_gap(
         for job in jobs:
             expected += await history(own_wire, job)
     expected.sort()
-    async with asyncio.timeout(60):
-        while receiver.seqs() != expected:  # noqa: ASYNC110 - repeats may come before
-            await asyncio.sleep(0.05)
+    await receiver.news.until(lambda: receiver.seqs() == expected, patience=60)
 
 
 async def test_the_key_is_shown_once(wire: Wire, project: str, receiver: Receiver) -> None:
@@ -273,7 +279,7 @@ async def test_deleting_is_once(wire: Wire, project: str, receiver: Receiver) ->
     for _ in range(2):
         end = webhook_pb2.DeleteWebhookRequest(name=made.webhook.name)
         await wire.once(end, webhook_pb2.DeleteWebhookResponse)
-    await history(wire, await submit(wire, spec("a", backend="null"), project))
+    await told_to_another(wire, project)
     assert receiver.got == []
     gone = await refused(looked_at(wire, made.webhook.name))
     assert gone.code is grpc.StatusCode.NOT_FOUND
@@ -334,8 +340,6 @@ async def test_only_administrators_make_them(
 
 
 async def test_only_allowed_hosts(tmp_path: Path) -> None:
-    from server_process import running_server
-
     data = tmp_path / "data"
     await asyncio.to_thread(data.mkdir, mode=0o700)
     config = '[webhooks]\nallow = ["*.example.org", "127.0.0.1"]\n[backends.null]\ntype = "null"\n'

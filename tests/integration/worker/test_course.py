@@ -8,7 +8,9 @@ import os
 import sys
 
 import pytest
-from worker_house import House, runs, until
+from server_process import runs
+from waiting import until
+from worker_house import House
 
 from hatoba.v1 import job_pb2, runner_pb2
 

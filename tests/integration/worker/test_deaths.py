@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from worker_house import House, until
+from waiting import until
+from worker_house import House
 
 from hatoba.v1 import runner_pb2
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from worker_house import House, until
+from waiting import until
+from worker_house import House
 
 LIMIT = 1 << 20
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from domain_rows import NOW, new_job
+from waiting import News
 
 from hatoba_plugins.clock import FakeClock
 from hatoba_scheduler.control.followers import AGAIN, STEP, Followers
@@ -72,16 +73,14 @@ class Told:
 
     def __init__(self, books: Books) -> None:
         self._books = books
-        self._news = asyncio.Event()
+        self._news = News()
         books.ledger.listen(self._note)
 
     def _note(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
-        self._news.set()
+        self._news.tell()
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        while not holds():
-            self._news.clear()
-            await self._news.wait()
+        await self._news.until(holds)
 
     async def ended(self, count: int) -> None:
         """Until so many jobs have ended."""

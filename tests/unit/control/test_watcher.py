@@ -10,6 +10,7 @@ from typing import cast
 import pytest
 from domain_rows import NOW, new_job
 from memory_store import MemoryStore
+from waiting import turns
 
 from hatoba.v1 import job_pb2
 from hatoba_scheduler.control import events as events_module
@@ -97,12 +98,6 @@ class House:
     def watch(self, followed: Sequence[Job] = (), **request: object) -> AsyncIterator[Message]:
         watcher = Watcher(self.log, cast(Store, self.store), self.stopping)
         return watcher.watch(Request(**request), followed)  # type: ignore[arg-type]
-
-
-async def turns() -> None:
-    """Let everybody do what they can do now."""
-    for _ in range(20):
-        await asyncio.sleep(0)
 
 
 async def live(house: House, stream: AsyncIterator[Message]) -> list[Message]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from blockbuster import BlockBuster
+from waiting import turns
 
 from hatoba.v1 import worker_pb2
 from hatoba_worker import host
@@ -134,8 +135,7 @@ async def test_who_may_not_be_without_the_server_long_beats_more_often(absence: 
         await clock.waiting.wait()
         absence.forget("a-1")
         clock.turns.release()
-        for _ in range(10):
-            await asyncio.sleep(0)
+        await turns()
         beating.cancel()
     assert [item.WhichOneof("item") for item in outbox.items] == ["heartbeat"] * 2
     assert clock.asked == [2.0] * 2
