@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from hatoba.v1 import job_pb2
@@ -10,6 +11,9 @@ from hatoba_scheduler.domain.records import Job
 from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.services.explaining import Explainer
 from hatoba_scheduler.services.job_parts import JobParts
+
+SLICE = 25
+"""Messages that are made between two turns that others get."""
 
 
 class JobMessages:
@@ -27,13 +31,14 @@ class JobMessages:
         return (await self.all([job]))[0]
 
     async def all(self, jobs: Sequence[Job]) -> list[job_pb2.Job]:
-        """The messages of jobs, in order."""
+        """The messages of jobs, in order; others have their turns while a long page is made."""
         specs = await self._specs.get([job.uid for job in jobs])
         reasons = self._explainer.waiting_all(jobs)
-        messages = [
-            self._dressed(job, specs.get(job.uid), why)
-            for job, why in zip(jobs, reasons, strict=True)
-        ]
+        messages: list[job_pb2.Job] = []
+        for job, why in zip(jobs, reasons, strict=True):
+            if messages and not len(messages) % SLICE:
+                await asyncio.sleep(0)
+            messages.append(self._dressed(job, specs.get(job.uid), why))
         await self._put_models(messages)
         await self._put_published(messages)
         return messages
