@@ -803,6 +803,7 @@ def _upkeep(core: Core, backends: Backends) -> Upkeep:
     async def adopt_all(dry_run: bool) -> Adopted:
         report = await adoption.adopt(dry_run=dry_run)
         if not dry_run:
+            await core.schedules.adopted()
             await core.store.backups.adopted()
             core.hub.adopted()
             core.admission.adopted()

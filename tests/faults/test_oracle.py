@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fault_oracle import Ask, Evidence, Line, Told, read_lines, violations
+from fault_oracle import Ask, Evidence, LeftOut, Line, Told, read_lines, violations
 
 ATTEMPT = "h1-0123-0-1"
 NEXT = "h1-0123-0-2"
@@ -35,6 +36,12 @@ def with_lines(*lines: Line) -> Evidence:
     return replace(good(), lines=lines)
 
 
+def left_out(schedule: str, minute: int) -> LeftOut:
+    """A restore just before this minute after ten, and its adoption in it."""
+    time = dt.datetime(2026, 3, 1, 10, minute, tzinfo=dt.UTC)
+    return LeftOut(schedule, time - dt.timedelta(seconds=1), time + dt.timedelta(seconds=9))
+
+
 def with_runs(*times: str, state: str = "SUCCEEDED") -> Evidence:
     """A schedule's runs, each its own job."""
     days = [f"2026-03-01T{time}:00Z" for time in times]
@@ -58,6 +65,8 @@ def with_runs(*times: str, state: str = "SUCCEEDED") -> Evidence:
 def test_a_good_round_is_called_good() -> None:
     assert violations(good()) == []
     assert violations(with_runs("10:00", "10:01")) == []
+    restored = replace(with_runs("10:00", "10:02"), left_out=[left_out("nightly", 1)])
+    assert violations(restored) == []
 
 
 BAD = {
@@ -105,6 +114,14 @@ BAD = {
         "0123-0-3 started before 0123-0-1 ended",
     ),
     "a schedule that ran twice": (with_runs("10:00", "10:00"), "ran 2 times for"),
+    "a schedule that left out more than a restore lets pass": (
+        replace(with_runs("10:00", "10:03"), left_out=[left_out("nightly", 1)]),
+        "ran for 2 of 3 minutes",
+    ),
+    "another schedule that left a minute out": (
+        replace(with_runs("10:00", "10:02"), left_out=[left_out("hourly", 1)]),
+        "ran for 2 of 3 minutes",
+    ),
     "a schedule that left a minute out": (with_runs("10:00", "10:02"), "ran for 2 of 3 minutes"),
     "a schedule's run that failed": (
         with_runs("10:00", state="FAILED"),

@@ -21,16 +21,19 @@ from hatoba_scheduler.store.sqlite.database import FILE
 ADOPT_SECONDS = 40.0
 
 
-def put_back(data: Path) -> None:
+def put_back(data: Path) -> dict[str, float]:
     """Restore the store of a server that is dead from a copy of itself; blocks.
 
     Nothing that was acknowledged is missing from it, but what happens until it is adopted is.
+    Returns up to when it knows the runs of each schedule, in seconds since 1970.
     """
     copy = data / "copy.db"
     copy.unlink(missing_ok=True)
     with closing(sqlite3.connect(f"file:{data / FILE}?mode=ro", uri=True)) as connection:
         connection.execute("VACUUM INTO ?", (str(copy),))
+        positions = connection.execute("SELECT name, position FROM schedules").fetchall()
     restore(copy, data, round(time.time() * 1e6), replace=True)
+    return {name: position / 1e6 for name, position in positions}
 
 
 async def adopt(server: HatobaServer) -> None:

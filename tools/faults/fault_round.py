@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import json
 import random
 import time
@@ -26,7 +27,7 @@ from fault_load import (
     with_attempts,
 )
 from fault_operator import Operator
-from fault_oracle import Evidence, Line, read_lines, violations
+from fault_oracle import Evidence, LeftOut, Line, read_lines, violations
 from fault_points import Armed, Points
 from fault_provoke import DESK, Provoker, plant_orphan
 from fault_restore import adopt, put_back
@@ -103,6 +104,8 @@ class Round:
         self._visiting = 0.0
         self._starts = 0
         self._adopting: asyncio.Task[None] | None = None
+        self._known_until: dict[str, float] = {}
+        self._left_out: list[LeftOut] = []
         self._visit: asyncio.Task[None] | None = None
 
     async def run(self) -> Verdict:
@@ -276,9 +279,17 @@ class Round:
             # One that dies while it starts is an ordinary kill.
             return
         if armed.name.startswith("adopt."):
-            self._adopting = work.create_task(adopt(self._server), name="adopt")
+            self._adopting = work.create_task(self._adopt(), name="adopt")
         elif armed.name:
             work.create_task(provoker.provoke(armed.name), name=f"provoke {armed.name}")
+
+    async def _adopt(self) -> None:
+        await adopt(self._server)
+        now = dt.datetime.now(dt.UTC)
+        self._left_out += [
+            LeftOut(name, dt.datetime.fromtimestamp(known, dt.UTC), now)
+            for name, known in self._known_until.items()
+        ]
 
     async def _leave_work_behind(self, provoker: Provoker) -> None:
         """A server more, which dies while jobs run, so that there is something to adopt."""
@@ -295,7 +306,7 @@ class Round:
     def _prepare(self, point: str) -> None:
         """What must be done for a failpoint while no server runs; blocks."""
         if point.startswith("adopt."):
-            put_back(self._server.data)
+            self._known_until = put_back(self._server.data)
             self._progress.restores += 1
         elif point.startswith("reap."):
             plant_orphan(self._server.data / "mock.ledger", self._dice)
@@ -334,6 +345,7 @@ class Round:
             told=told,
             unfinished=found.unfinished,
             runs=found.runs,
+            left_out=self._left_out,
             lines=await asyncio.to_thread(self._lines),
             terminal_events=progress.ended,
             gaps=progress.gaps,

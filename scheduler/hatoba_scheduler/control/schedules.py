@@ -13,6 +13,7 @@ import hashlib
 import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -35,6 +36,7 @@ from hatoba_scheduler.domain.schedules import (
     brought_back,
     delayed,
     due_times,
+    let_pass,
     next_step,
     next_time,
     refused,
@@ -129,6 +131,26 @@ class Schedules:
                     self._watch(lives[uid], job)
         for live in self._book.all():
             self._look_at(live)
+
+    async def adopted(self) -> None:
+        """Of a store from a backup: leave out all times up to now, for each may have had its run.
+
+        Whether it had died with the store that was in use until then, and nothing runs twice.
+        """
+        now = self._now()
+        for live in list(self._book.all()):
+            time = self._newest_due(live, now)
+            if time:
+                decide = partial(let_pass, time=time, now=now)
+                await self._book.change(live.schedule.uid, decide)
+                live.backlog.clear()
+                self._look_at(live)
+
+    def _newest_due(self, live: Live, now: Micros) -> Micros:
+        """The newest time whose run the schedule would make now; 0: none."""
+        schedule = live.schedule
+        due = due_times(schedule, live.times, now) if live.times is not None else []
+        return max(schedule.submitting, schedule.waiting, *due)
 
     async def _find_submitted(self, live: Live) -> None:
         """What was submitted just before a crash is known, before its request is forgotten."""

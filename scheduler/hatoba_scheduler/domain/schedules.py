@@ -383,6 +383,22 @@ def delayed(schedule: Schedule, words: str) -> Schedule:
     return changed(schedule, version=schedule.version + 1, last_outcome=words)
 
 
+def let_pass(schedule: Schedule, time: Micros, now: Micros) -> Schedule:
+    """Without its times up to now, the newest of which was `time`.
+
+    For a store from a backup: they may have had their runs after it, and it knows of none.
+    """
+    return changed(
+        schedule,
+        version=schedule.version + 1,
+        position=max(schedule.position, now),
+        last_time=max(schedule.last_time, time),
+        last_outcome="left out: the store was restored, and it may have run before that",
+        waiting=0,
+        submitting=0,
+    )
+
+
 def with_run(schedule: Schedule, name: str) -> Schedule:
     """With one more recent job."""
     others = tuple(known for known in schedule.recent if known != name)

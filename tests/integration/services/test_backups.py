@@ -7,21 +7,21 @@ import hashlib
 import json
 import os
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from command_line import server_command
 from server_process import HatobaServer
 from trees import put_tree
 from wire import Wire
 
-from hatoba.v1 import admin_pb2, common_pb2, job_pb2
+from hatoba.v1 import admin_pb2, common_pb2, job_pb2, schedule_pb2
 from hatoba_scheduler.store.sqlite.doctor import visit
 from tests.integration.services.conftest import held, refused, spec, submit, token_of
+from tests.integration.services.test_schedules import HOUR, create, get, wind_back
 
 
 async def backup(wire: Wire, **fields: Any) -> admin_pb2.Backup:
@@ -166,11 +166,6 @@ def _spoil(file: Path, uid: str) -> None:
         connection.execute("UPDATE jobs SET counts = ? WHERE uid = ?", (counts, uid))
 
 
-def command(server: HatobaServer, *arguments: str) -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "hatoba", "server", *arguments, "--data", str(server.data)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60)
-
-
 async def test_the_same_commands_with_a_server_and_without(
     own_server: HatobaServer, own_wire: Wire, tmp_path: Path
 ) -> None:
@@ -179,21 +174,21 @@ async def test_the_same_commands_with_a_server_and_without(
         if place == "stopped":
             await own_server.terminate()
         target = str(tmp_path / place)
-        made = await asyncio.to_thread(command, own_server, "backup", target)
-        assert (made.returncode, made.stdout.strip()) == (0, target), made.stderr
-        listed = await asyncio.to_thread(command, own_server, "backups", "list")
-        assert target in listed.stdout
-        assert "MANIFESTS" in listed.stdout
-        doctor = await asyncio.to_thread(command, own_server, "doctor")
-        assert (doctor.returncode, doctor.stdout) == (0, "")
+        made = await asyncio.to_thread(server_command, own_server, "backup", target)
+        assert (made.code, made.out.strip()) == (0, target), made.err
+        listed = await asyncio.to_thread(server_command, own_server, "backups", "list")
+        assert target in listed.out
+        assert "MANIFESTS" in listed.out
+        doctor = await asyncio.to_thread(server_command, own_server, "doctor")
+        assert (doctor.code, doctor.out) == (0, "")
         note = await asyncio.to_thread((tmp_path / place / "backup.json").read_text)
         name = json.loads(note)["id"]
-        ended = await asyncio.to_thread(command, own_server, "backups", "delete", name)
-        assert ended.returncode == 0
+        ended = await asyncio.to_thread(server_command, own_server, "backups", "delete", name)
+        assert ended.code == 0
         assert place not in await asyncio.to_thread(os.listdir, tmp_path)
-    again = await asyncio.to_thread(command, own_server, "backup", str(tmp_path))
-    assert again.returncode == 1
-    assert "exists" in again.stderr
+    again = await asyncio.to_thread(server_command, own_server, "backup", str(tmp_path))
+    assert again.code == 1
+    assert "exists" in again.err
 
 
 @pytest.mark.parametrize("spoil", ["missing", "garbage"])
@@ -206,9 +201,9 @@ async def test_what_is_no_backup_is_not_restored(
     if spoil == "garbage":
         await asyncio.to_thread((place / "hatoba.db").write_bytes, b"garbage" * 2000)
     before = await asyncio.to_thread((own_server.data / "hatoba.db").read_bytes)
-    done = await asyncio.to_thread(command, own_server, "restore", str(place), "--replace")
-    assert done.returncode == 1
-    assert "is no backup" in done.stderr
+    done = await asyncio.to_thread(server_command, own_server, "restore", str(place), "--replace")
+    assert done.code == 1
+    assert "is no backup" in done.err
     assert await asyncio.to_thread((own_server.data / "hatoba.db").read_bytes) == before
     await own_server.start()
 
@@ -217,6 +212,25 @@ async def test_a_running_server_is_not_replaced(
     own_server: HatobaServer, own_wire: Wire, tmp_path: Path
 ) -> None:
     taken = await backup(own_wire, path=str(tmp_path / "copy"))
-    done = await asyncio.to_thread(command, own_server, "restore", taken.path, "--replace")
-    assert done.returncode == 75
-    assert "hatoba server stop" in done.stderr
+    done = await asyncio.to_thread(server_command, own_server, "restore", taken.path, "--replace")
+    assert done.code == 75
+    assert "hatoba server stop" in done.err
+
+
+async def test_times_that_may_have_run_before_a_restore_do_not_run_again(
+    own_server: HatobaServer, own_wire: Wire, project: str, tmp_path: Path
+) -> None:
+    made = await create(own_wire, project, cron="0 * * * *", spec=held("any"))
+    taken = await backup(own_wire, path=str(tmp_path / "copy"))
+    await own_server.terminate()
+    done = await asyncio.to_thread(server_command, own_server, "restore", taken.path, "--replace")
+    assert done.code == 0, done.err
+    await wind_back(own_server, HOUR)
+    await own_server.start()
+    assert (await get(own_wire, made.name)).last_outcome == ""
+    await own_wire.call(admin_pb2.AdoptStoreRequest(), admin_pb2.AdoptStoreResponse)
+    after = await get(own_wire, made.name)
+    assert after.last_outcome.startswith("left out: the store was restored")
+    await own_wire.call(schedule_pb2.RunScheduleRequest(name=made.name), job_pb2.Job)
+    listed = await own_wire.call(job_pb2.ListJobsRequest(project=project), job_pb2.ListJobsResponse)
+    assert len(listed.jobs) == 1

@@ -120,14 +120,16 @@ def hours(text: str) -> int:
 
 
 @asynccontextmanager
-async def serving(disk: Disk, clock: FakeClock) -> AsyncIterator[House]:
-    """A server on this disk, killed at the end."""
+async def serving(disk: Disk, clock: FakeClock, *, restored: bool = False) -> AsyncIterator[House]:
+    """A server on this disk, killed at the end; adopted at once if it came out of a backup."""
     house = House(disk, clock)
     async with asyncio.TaskGroup() as group:
         ledger = group.create_task(house.ledger.run(), name="ledger")
         await house.ledger.recover()
         await house.book.recover()
         await house.loop.recover()
+        if restored:
+            await house.loop.adopted()
         house.loop.open(house.submit)
         loop = group.create_task(house.loop.run(), name="schedules")
         try:
@@ -423,3 +425,41 @@ def count_calls(book: ScheduleBook, name: str) -> Callable[[], int]:
 
     setattr(book, name, called)
     return lambda: counted
+
+
+# -- restores --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("catch_up", [CatchUp.LAST, CatchUp.ALL, CatchUp.NONE])
+async def test_after_a_restore_no_time_before_the_adoption_runs(
+    disk: Disk, clock: FakeClock, catch_up: CatchUp
+) -> None:
+    """The store of then knew of them; the one from the backup cannot."""
+    async with serving(disk, clock) as house:
+        await house.add(catch_up=catch_up)
+        await clock.advance(HOUR)
+        await house.end()
+        assert house.times() == [1]
+        await house.loop.adopted()
+        assert house.outcome.startswith("submitted")
+    await clock.advance(5 * HOUR + MINUTE)
+    async with serving(disk, clock, restored=True) as house:
+        assert house.outcome.startswith("left out: the store was restored")
+        assert house.live().schedule.last_time == round((START + 6 * HOUR) * 1e6)
+        await clock.advance(HOUR)
+        assert house.times() == [1, 7]
+
+
+async def test_after_a_restore_what_was_being_submitted_is_left_out_too(
+    disk: Disk, clock: FakeClock
+) -> None:
+    async with serving(disk, clock) as house:
+        uid = (await house.add()).schedule.uid
+    kept = disk.schedules.kept
+    kept[uid] = replace(kept[uid], submitting=round((START + HOUR) * 1e6))
+    await clock.advance(HOUR + MINUTE)
+    async with serving(disk, clock, restored=True) as house:
+        assert house.asked == 0
+        assert house.live().schedule.submitting == 0
+        await clock.advance(HOUR)
+        assert house.times() == [2]
