@@ -134,12 +134,26 @@ class LaunchGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class Observation:
+    """What the backend sees of one attempt. `exists`: something of it still holds resources."""
+
+    name: str
+    phase: Phase
+    exists: bool
+    exit: Exit | None = None
+    host: str = ""
+    reachable: bool = True
+    """False: it cannot be reached now; says nothing about how it is."""
+
+
+@dataclass(frozen=True, slots=True)
 class Launched:
-    """It exists; `phase` when the backend already knows."""
+    """It exists; `phase` when the backend already knows, or all that it sees of it already."""
 
     name: str
     handle: Handle
     phase: Phase | None = None
+    seen: Observation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,19 +204,6 @@ class Unsure:
 
     name: str
     after: float
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What the backend sees of one attempt. `exists`: something of it still holds resources."""
-
-    name: str
-    phase: Phase
-    exists: bool
-    exit: Exit | None = None
-    host: str = ""
-    reachable: bool = True
-    """False: it cannot be reached now; says nothing about how it is."""
 
 
 @dataclass(frozen=True, slots=True)

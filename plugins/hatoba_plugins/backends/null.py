@@ -234,25 +234,28 @@ class NullJobs:
     async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
         """Each member exists at once, and has ended unless there is a delay."""
         require_kind(group, CAPABILITIES)
-        ended: list[_Object] = []
+        ended: list[Observation] = []
         outcomes = [self._launch(member, ended) for member in group.members]
-        self._feed.publish(object.observation() for object in ended)
+        self._feed.publish(ended)
         return outcomes
 
-    def _launch(self, request: LaunchRequest, ended: list[_Object]) -> LaunchOutcome:
+    def _launch(self, request: LaunchRequest, ended: list[Observation]) -> LaunchOutcome:
         name = request.name
         identity = _Identity(self._cluster_id, request.job_uid, request.index, request.number)
         known = self._world.objects.get(name)
         if known is None:
             if name in self._world.marks:
                 return Refused(name, Fatal(f"{name} was {self._world.marks[name]}"))
-            known = self._create(request, identity, ended)
+            known = self._create(request, identity)
+            if known.ended:
+                ended.append(known.observation())
+                return Launched(name, known.handle, known.phase, ended[-1])
         elif known.identity != identity:
             evidence = f"it belongs to {known.identity}"
             return Refused(name, Conflict(f"{name} exists", evidence=evidence))
         return Launched(name, known.handle, known.phase)
 
-    def _create(self, request: LaunchRequest, identity: _Identity, ended: list[_Object]) -> _Object:
+    def _create(self, request: LaunchRequest, identity: _Identity) -> _Object:
         delay, code = self._options.delay, self._options.exit_code
         if KEY in request.spec.backend_options.fields:
             given = request.spec.backend_options.fields[KEY].struct_value.fields
@@ -264,7 +267,6 @@ class NullJobs:
         created = _Object(request.name, identity, ends_at, end, handle)
         self._world.objects[request.name] = created
         if created.ended:
-            ended.append(created)
             self._world.keep_ended(created.name)
         self._begin(created)
         return created

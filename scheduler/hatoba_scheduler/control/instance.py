@@ -11,9 +11,10 @@ from functools import partial
 import structlog
 
 from hatoba_plugins.backend import Backend, Clock, JobBackend
+from hatoba_plugins.values import Observation
 from hatoba_scheduler.control.calls import Calls, CallSettings
 from hatoba_scheduler.control.ledger import Answer, Ledger
-from hatoba_scheduler.control.observe import Step, of_attempt
+from hatoba_scheduler.control.observe import Step, observation_step, of_attempt
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.planning.model import BackendSettings
@@ -77,6 +78,10 @@ class Instance:
             if where is not None and rows is not None:
                 found.append((rows, rows.attempts[where[1]]))
         return found
+
+    def seen(self, seen: Observation) -> Step:
+        """What an observation decides."""
+        return observation_step(seen, self.now(), self.ctx.rng, self.ctx.most_memory)
 
     def request(self, name: str, step: Step, told: Callable[[Answer], None]) -> None:
         """Have a decision on an attempt taken, as `Ledger.request`; nothing when it is not its

@@ -21,13 +21,14 @@ from hatoba_plugins.values import (
     LaunchGroup,
     LaunchOutcome,
     LaunchRequest,
+    Observation,
     Refused,
     Unsure,
 )
 from hatoba_scheduler.control.calls import LANES
 from hatoba_scheduler.control.instance import AGAIN, GROUP, Instance
 from hatoba_scheduler.control.launches import launch_request, ref_of
-from hatoba_scheduler.control.observe import Step, handle_step, refused_step
+from hatoba_scheduler.control.observe import Step, handle_step, launched_step, refused_step
 from hatoba_scheduler.control.supply import Supply
 from hatoba_scheduler.control.todo import Todo
 from hatoba_scheduler.domain.records import Attempt
@@ -47,6 +48,8 @@ class Launcher:
         self._supply = supply
         self._launches = Todo(instance.clock)
         self._doubtful = Todo(instance.clock)
+        self._seen: dict[str, Observation] = {}
+        """What launches saw of attempts, while it is being stored."""
         self._turns = asyncio.Semaphore(LANES["launch"])
         supply.waiting = lambda: len(self._launches)
 
@@ -116,9 +119,18 @@ class Launcher:
             if request.name not in answered
         ]
         hit("launch.stored.before")
-        steps = [(one.name, self._outcome(one)) for one in (*outcomes, *missing)]
-        await self._settle(steps)
+        seen = {one.name: one.seen for one in outcomes if isinstance(one, Launched) and one.seen}
+        self._seen |= seen
+        try:
+            await self._settle([(one.name, self._outcome(one)) for one in (*outcomes, *missing)])
+        finally:
+            for name in seen:
+                self._seen.pop(name, None)
         hit("launch.stored.after")
+
+    def stores(self, seen: Observation) -> bool:
+        """Whether a launch's answer told the same, and is being stored."""
+        return self._seen.get(seen.name) == seen
 
     async def _settle(self, steps: Iterable[tuple[str, Step | None]]) -> None:
         """Have what was told stored; what could not be is in doubt."""
@@ -144,7 +156,7 @@ class Launcher:
     def _outcome(self, outcome: LaunchOutcome) -> Step | None:
         now = self._instance.now()
         if isinstance(outcome, Launched):
-            return handle_step(outcome.handle, outcome.phase, now)
+            return launched_step(outcome, self._instance.seen, now)
         if isinstance(outcome, Refused):
             if isinstance(outcome.error, Throttled):
                 self._supply.hold(outcome.error.after or AGAIN, outcome.error.message)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 
 from hatoba_plugins import errors
-from hatoba_plugins.values import Exit, Handle, Observation, Phase
+from hatoba_plugins.values import Exit, Handle, Launched, Observation, Phase
 from hatoba_plugins.values import ExitKind as Told
 from hatoba_scheduler.control.launches import encode_handle
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending, ExitKind
+from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.gangs import ended
 from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Cause, Change, Job
 from hatoba_scheduler.domain.retries import back_off
@@ -79,11 +79,35 @@ def handle_step(handle: Handle, phase: Phase | None, now: Now) -> Step:
     return step
 
 
+def launched_step(told: Launched, see: Callable[[Observation], Step], now: Now) -> Step:
+    """It was launched: its handle is kept, and what was seen of it taken, in one change."""
+    keep = handle_step(told.handle, told.phase, now)
+    if told.seen is None:
+        return keep
+    taken, handle = see(told.seen), encode_handle(told.handle)
+
+    def step(view: View) -> Change | None:
+        return taken(_holding(view, handle)) or keep(view)
+
+    return step
+
+
+def _holding(view: View, handle: bytes) -> View:
+    """As if the handle had been there before: whatever becomes of the attempt keeps it."""
+    if view.attempt.state.terminal:
+        return view
+    attempt = changed(view.attempt, handle=handle)
+    rows = view.rows
+    if rows is not None and view.job.terms.gang:
+        rows = Rows(rows.job, rows.tasks, {**rows.attempts, attempt.index: attempt})
+    return View(view.job, view.task, attempt, rows)
+
+
 def _with_handle(view: View, change: Change | None, handle: bytes) -> Change | None:
     if change is None:
         return launched(view, handle)
     row, expected = change.attempts[0]
-    return replace(change, attempts=(AttemptWrite(replace(row, handle=handle), expected),))
+    return changed(change, attempts=(AttemptWrite(changed(row, handle=handle), expected),))
 
 
 def refused_step(error: errors.BackendError, now: Now) -> Step:

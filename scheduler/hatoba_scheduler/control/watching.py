@@ -26,7 +26,7 @@ from hatoba_scheduler.control.instance import GROUP, Instance
 from hatoba_scheduler.control.launches import ref_of
 from hatoba_scheduler.control.launching import Launcher
 from hatoba_scheduler.control.ledger import Answer
-from hatoba_scheduler.control.observe import Step, never_arrived, observation_step, told_before
+from hatoba_scheduler.control.observe import Step, never_arrived, told_before
 from hatoba_scheduler.control.supply import Supply
 from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.records import Attempt, Resources
@@ -90,14 +90,15 @@ class Observer:
             log.warning("observation.not_stored", backend=name, error=repr(answer))
 
     def _seen(self, seen: Observation) -> Step | None:
+        if self._launcher.stores(seen):
+            return None
         for _, attempt in self._instance.current((seen.name,)):
             if never_arrived(attempt, seen):
                 self._launcher.launch(seen.name)
                 return None
             if told_before(attempt, seen):
                 return None
-        ctx = self._instance.ctx
-        return observation_step(seen, self._instance.now(), ctx.rng, ctx.most_memory)
+        return self._instance.seen(seen)
 
     # -- questions ------------------------------------------------------------------------------
 

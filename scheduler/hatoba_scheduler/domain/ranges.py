@@ -90,6 +90,8 @@ class Ranges:
 
     def without(self, index: int) -> Ranges:
         """The same set less one index; unchanged when it is not in it."""
+        if self.runs == ((index, index + 1),):
+            return NONE
         out: list[tuple[int, int]] = []
         for a, b in self.runs:
             if a <= index < b:
@@ -97,6 +99,10 @@ class Ranges:
             else:
                 out.append((a, b))
         return Ranges(tuple(out))
+
+
+NONE = Ranges()
+"""The empty set."""
 
 
 def read_ranges(text: str, size: int) -> Ranges:

@@ -27,15 +27,14 @@ class JobState(IntEnum):
     TIMED_OUT = 12
     UPSTREAM_FAILED = 13
 
-    @property
-    def terminal(self) -> bool:
-        """True when nothing can follow."""
-        return self >= JobState.SUCCEEDED
+    terminal: bool
+    """True when nothing can follow."""
+    pending: bool
+    """True while no attempt is under way."""
 
-    @property
-    def pending(self) -> bool:
-        """True while no attempt is under way."""
-        return self <= JobState.BLOCKED
+    def __init__(self, number: int) -> None:
+        self.terminal = number >= 9
+        self.pending = number <= 3
 
 
 class AttemptState(IntEnum):
@@ -54,10 +53,11 @@ class AttemptState(IntEnum):
     LOST = 11
     REFUSED = 12
 
-    @property
-    def terminal(self) -> bool:
-        """True when nothing can follow."""
-        return self >= AttemptState.SUCCEEDED
+    terminal: bool
+    """True when nothing can follow."""
+
+    def __init__(self, number: int) -> None:
+        self.terminal = number >= 6
 
 
 class Desired(IntEnum):

@@ -8,7 +8,7 @@ when nothing changes. What a stale observer says changes nothing; what is illega
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hatoba_scheduler.domain import causes
@@ -44,6 +44,9 @@ from hatoba_scheduler.domain.states import (
 
 _J = JobState
 _ENDS = frozenset({_J.SUCCEEDED, _J.FAILED, _J.TIMED_OUT})
+_SUCCEEDED, _RUNNING = _J.SUCCEEDED, _J.RUNNING  # members are slow to look up
+_STATES: tuple[JobState, ...] = (JobState.QUEUED, *JobState)
+"""By number; 0 is none."""
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
     _J.QUEUED: frozenset({_J.HELD, _J.LAUNCHING, _J.CANCELLED, _J.TIMED_OUT}),
@@ -85,6 +88,7 @@ class IllegalTransition(Exception):
     """A bug of ours: a change that the table does not have."""
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Now:
     """When something is decided, and by whom."""
@@ -121,7 +125,7 @@ class Rows:
 
 
 def derive_state(
-    size: int, desired: Desired, counts: Counts, started: bool, waiting: JobState
+    size: int, desired: Desired, counts: Sequence[int], started: bool, waiting: JobState
 ) -> JobState:
     """A job's state from its tasks' counts.
 
@@ -130,7 +134,7 @@ def derive_state(
     UPSTREAM_FAILED or CANCELLED, the first that any task is.
     """
     if size == 1:
-        return JobState(next(n for n, count in enumerate(counts) if count))
+        return _STATES[counts.index(1)]
     ended = sum(counts[_J.SUCCEEDED :])
     if ended < size:
         return _derive_live(counts, started, waiting)
@@ -142,7 +146,14 @@ def derive_state(
     return next(state for state in order if counts[state])
 
 
-def _derive_live(counts: Counts, started: bool, waiting: JobState) -> JobState:
+def state_of(job: Job) -> JobState:
+    """A job's state by its tasks."""
+    return derive_state(
+        job.size, job.desired, job.counts, bool(job.start_time), job.unstarted_state
+    )
+
+
+def _derive_live(counts: Sequence[int], started: bool, waiting: JobState) -> JobState:
     if started or counts[_J.RUNNING]:
         return _J.RUNNING
     for state in (_J.STOPPING, _J.STARTING, _J.WAITING, _J.LAUNCHING):
@@ -205,7 +216,10 @@ class Move:
 
 
 def moved(job: Job, move: Move, now: Now, attempts: tuple[AttemptWrite, ...] = ()) -> Change:
-    """The change that a task's step makes to its job."""
+    """The change that a task's step makes to its job: its state is derived, its end recorded.
+
+    The job's cause is noted with the first of its tasks that ends badly, or with the cancel.
+    """
     old = move.before.state if move.before else job.unstarted_state
     new = move.after.state
     if new not in TRANSITIONS[old]:
@@ -213,42 +227,24 @@ def moved(job: Job, move: Move, now: Now, attempts: tuple[AttemptWrite, ...] = (
     counts = list(job.counts)
     counts[old] -= 1
     counts[new] += 1
-    unstarted = job.unstarted if move.before else job.unstarted.without(move.after.index)
-    running = new is _J.RUNNING
-    after = settled(
-        changed(
-            job,
-            version=job.version + 1,
-            counts=tuple(counts),
-            unstarted=unstarted,
-            start_time=job.start_time or (now.time if running else 0),
-            cause=_first_cause(job, move.cause) if new.terminal else job.cause,
-        ),
-        now,
-        move.after.outputs,
+    start = job.start_time or (now.time if new is _RUNNING else 0)
+    state = derive_state(job.size, job.desired, counts, bool(start), job.unstarted_state)
+    good = state is _SUCCEEDED
+    cause = _first_cause(job, move.cause) if new.terminal else job.cause
+    after = changed(
+        job,
+        version=job.version + 1,
+        state=state,
+        counts=tuple(counts),
+        unstarted=job.unstarted if move.before else job.unstarted.without(move.after.index),
+        start_time=start,
+        end_time=now.time if state.terminal else job.end_time,
+        cause=None if good else cause,
+        outputs=move.after.outputs if good and job.size == 1 else None,
     )
     event = _event(job, after, now, move)
     expected = move.before.version if move.before else 0
     return Change(after, job.version, (TaskWrite(move.after, expected),), attempts, (event,))
-
-
-def settled(job: Job, now: Now, outputs: ManifestRef | None) -> Job:
-    """The job with its state derived, and its end recorded when this was it.
-
-    Its cause is noted with the first of its tasks that ends badly, or with the cancel.
-    """
-    state = derive_state(
-        job.size, job.desired, job.counts, bool(job.start_time), job.unstarted_state
-    )
-    if not state.terminal:
-        return changed(job, state=state)
-    return changed(
-        job,
-        state=state,
-        end_time=now.time,
-        cause=None if state is _J.SUCCEEDED else job.cause,
-        outputs=outputs if job.size == 1 and state is _J.SUCCEEDED else None,
-    )
 
 
 def _first_cause(job: Job, cause: Cause | None) -> Cause | None:
@@ -443,6 +439,7 @@ def _stopping_for_good(view: View, intended: AttemptState, cause: Cause | None) 
     return noted(view, changed(view.attempt, intended=intended, cause=cause))
 
 
+@quick
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an attempt ended: `wait` is the back-off in seconds before another, if one follows.
@@ -521,14 +518,29 @@ def as_intended(view: View, outcome: Outcome) -> Outcome:
 
 def _after_attempt(view: View, outcome: Outcome, verdict: Verdict, now: Now) -> Task:
     task = charge(view.task, verdict.charge)
-    task = changed(task, version=task.version + 1, cause=outcome.cause, adapted=verdict.adapted)
+    version, cause, adapted = task.version + 1, outcome.cause, verdict.adapted
     if verdict.retry:
         wait = round(verdict.wait * 1_000_000)
-        return changed(task, state=_J.QUEUED, not_before=now.time + wait if wait else 0)
+        return changed(
+            task,
+            state=_J.QUEUED,
+            version=version,
+            cause=cause,
+            adapted=adapted,
+            not_before=now.time + wait if wait else 0,
+        )
     state = ATTEMPT_OF[outcome.state]
     if view.job.desired is Desired.CANCELLED and state is not _J.SUCCEEDED:
         state = _J.CANCELLED
-    return changed(task, state=state, end_time=outcome.end or now.time, outputs=outcome.outputs)
+    return changed(
+        task,
+        state=state,
+        version=version,
+        cause=cause,
+        adapted=adapted,
+        end_time=outcome.end or now.time,
+        outputs=outcome.outputs,
+    )
 
 
 def released(view: View) -> Change | None:
@@ -576,8 +588,14 @@ def job_moved(
         counts[before.unstarted_state] -= moved
         counts[after.unstarted_state] += moved
         after = changed(after, counts=tuple(counts))
-    after = changed(after, version=before.version + 1, cause=_first_cause(after, cause))
-    after = settled(after, now, None)
+    state = state_of(after)
+    after = changed(
+        after,
+        version=before.version + 1,
+        state=state,
+        end_time=now.time if state.terminal else after.end_time,
+        cause=None if state is _SUCCEEDED else _first_cause(after, cause),
+    )
     event = Event(
         job_uid=after.uid,
         job_seq=after.version,

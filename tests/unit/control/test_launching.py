@@ -19,12 +19,16 @@ from hatoba_plugins.values import (
     Absent,
     Ambiguous,
     Capabilities,
+    Exit,
+    ExitKind,
     FindOutcome,
     GroupKind,
     Handle,
     Launched,
     LaunchGroup,
     LaunchOutcome,
+    Observation,
+    Phase,
     Rate,
     Ref,
     Refused,
@@ -51,6 +55,8 @@ class Desk:
     limits: tuple[tuple[str, Rate], ...] = ()
     answers: list[Exception | type[Ambiguous]] = field(default_factory=list)
     """How the next launches fail; then all succeed."""
+    sights: dict[str, Observation] = field(default_factory=dict)
+    """What launches see already, by attempt."""
     groups: list[tuple[GroupKind, list[str]]] = field(default_factory=list)
     looked_up: list[str] = field(default_factory=list)
 
@@ -71,7 +77,7 @@ class Desk:
             raise wrong
         if wrong is not None:
             return [Ambiguous(name, "no reply") for name in names]
-        return [Launched(name, Handle(1, name)) for name in names]
+        return [Launched(name, Handle(1, name), None, self.sights.get(name)) for name in names]
 
     async def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
         self.looked_up += [ref.name for ref in refs]
@@ -153,6 +159,21 @@ async def test_what_is_ready_together_goes_out_together(books: Books) -> None:
         await room.settle()
     assert desk.groups == [(GroupKind.SINGLE, names)]
     assert books.rows().attempts[0].handle
+
+
+async def test_what_is_over_at_once_ends_with_its_launch(books: Books) -> None:
+    desk = Desk()
+    async with working(books, desk) as room:
+        (name,) = await intended(books, new_job())
+        over = Observation(name, Phase.ENDED, exists=False, exit=Exit(ExitKind.EXITED))
+        desk.sights[name] = over
+        stored: list[bool] = []
+        books.ledger.listen(lambda *_: stored.append(room.launcher.stores(over)))
+        room.launcher.launch(name)
+        await room.settle()
+        assert not room.launcher.stores(over)
+    assert stored == [True]
+    assert books.store.jobs["job-1"].state is JobState.SUCCEEDED
 
 
 async def test_a_gang_goes_out_whole_once_all_its_intents_are_there(books: Books) -> None:

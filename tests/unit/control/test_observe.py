@@ -9,17 +9,18 @@ import pytest
 from domain_rows import CANCEL, NOW, after, intent, launched_rows, new_job, rows_of, view_of
 
 from hatoba_plugins import errors
-from hatoba_plugins.values import Exit, ExitKind, Handle, Observation, Phase
+from hatoba_plugins.values import Exit, ExitKind, Handle, Launched, Observation, Phase
 from hatoba_scheduler.control.observe import (
     Step,
     handle_step,
+    launched_step,
     never_arrived,
     never_was_step,
     observation_step,
     of_attempt,
     refused_step,
 )
-from hatoba_scheduler.domain.records import Change
+from hatoba_scheduler.domain.records import Change, Terms
 from hatoba_scheduler.domain.states import AttemptState, CauseCode, JobState, Release
 from hatoba_scheduler.domain.transitions import Rows, cancel, launch
 
@@ -99,6 +100,47 @@ def test_a_handle_is_kept_with_the_phase_that_came_with_it(rows: Rows) -> None:
     kept = told(rows, handle_step(HANDLE, None, NOW))
     assert (kept.job.state, kept.attempts[0].handle) == (J.LAUNCHING, b"1:x")
     assert handle_step(HANDLE, None, NOW)(view_of(kept)) is None
+
+
+def launched(phase: Phase | None, *, exists: bool = False, code: int = 0) -> Step:
+    exit = Exit(ExitKind.EXITED, code) if phase is Phase.ENDED else None
+    sight = None if phase is None else Observation("a", phase, exists, exit)
+    return launched_step(
+        Launched("a", HANDLE, phase, sight), lambda one: observation_step(one, NOW, RNG), NOW
+    )
+
+
+def test_what_a_launch_saw_is_taken_with_its_handle(rows: Rows) -> None:
+    ended = told(rows, launched(Phase.ENDED))
+    attempt = ended.attempts[0]
+    assert (ended.job.state, attempt.handle) == (J.SUCCEEDED, b"1:x")
+    assert (attempt.version, attempt.release) == (rows.attempts[0].version + 1, Release.RELEASED)
+    runs = told(rows, launched(Phase.RUNNING))
+    assert (runs.job.state, runs.attempts[0].handle) == (J.RUNNING, b"1:x")
+    for step in (launched(None), launched(Phase.EXISTS)):
+        kept = told(rows, step)
+        assert (kept.job.state, kept.attempts[0].handle) == (J.LAUNCHING, b"1:x")
+
+
+def test_what_a_launch_saw_too_late_changes_nothing(rows: Rows) -> None:
+    rows = told(rows, seen(Phase.ENDED, exists=False))
+    assert launched(Phase.ENDED)(view_of(rows)) is None
+
+
+def test_a_launch_that_is_over_at_once_ends_as_it_was_meant_to(rows: Rows) -> None:
+    rows = after(rows, cancel(rows, CANCEL, NOW))
+    rows = told(rows, launched(Phase.ENDED, code=1))
+    assert (rows.job.state, rows.attempts[0].handle) == (J.CANCELLED, b"1:x")
+
+
+def test_a_member_of_a_gang_that_is_over_at_once_keeps_its_handle() -> None:
+    rows = rows_of(replace(new_job(size=2), terms=Terms(gang=True), generation=1))
+    for index in range(2):
+        wanted = replace(intent(rows, index), generation=1)
+        rows = after(rows, launch(rows, wanted, NOW))
+    rows = told(rows, launched(Phase.ENDED))
+    assert (rows.attempts[0].state, rows.attempts[0].handle) == (A.SUCCEEDED, b"1:x")
+    assert rows.job.state is not J.SUCCEEDED
 
 
 @pytest.mark.parametrize(

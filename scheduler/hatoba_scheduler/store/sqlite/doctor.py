@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 from hatoba_scheduler.domain.mending import let_go, recounted
 from hatoba_scheduler.domain.records import PLAIN, Change, Counts, Job, Micros, no_counts
 from hatoba_scheduler.domain.states import AttemptState, Desired, JobState, Release
-from hatoba_scheduler.domain.transitions import Now, settled
+from hatoba_scheduler.domain.transitions import Now, state_of
 from hatoba_scheduler.store.base import Applied
 from hatoba_scheduler.store.problems import Execute, LetGo, Recount, StoreProblem
 from hatoba_scheduler.store.sqlite import rows
@@ -359,7 +359,7 @@ def _job(job: Job, started: Mapping[int, int]) -> Iterator[StoreProblem]:
     if sum(counts) != job.size:
         yield StoreProblem("I8", f"{job.name} has {job.size} tasks and counts {sum(counts)}")
         return
-    state = settled(job, Now(0), None).state
+    state = state_of(job)
     if state is not job.state:
         text = f"{job.name} is {job.state.name}, by its tasks it is {state.name}"
         yield _miscounted(job, counts, text)
