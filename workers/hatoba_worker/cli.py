@@ -23,6 +23,8 @@ def _labels(
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise click.BadParameter(f"{text!r} is no label: write KEY=VALUE")
+        if key.startswith("hatoba/"):
+            raise click.BadParameter(f"{text!r}: labels `hatoba/...` are not given by people")
         labels[key] = value
     return labels
 

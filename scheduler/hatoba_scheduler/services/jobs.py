@@ -18,6 +18,7 @@ from hatoba_scheduler.services.explaining import Explainer
 from hatoba_scheduler.services.finding import JobFinder
 from hatoba_scheduler.services.job_messages import JobMessages
 from hatoba_scheduler.services.job_parts import JobParts
+from hatoba_scheduler.services.labels import check_labels
 from hatoba_scheduler.services.metrics_query import query_metrics
 from hatoba_scheduler.services.reading import JobReader
 from hatoba_scheduler.services.rerunning import Rerunner
@@ -68,6 +69,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         self, request: job_pb2.PlanJobRequest, context: Context
     ) -> job_pb2.Explanation:
         """What would happen to a job if it were submitted now."""
+        check_labels(request.spec)
         visit = self.submitter.visit(request.project)
         job = await self.submitter.drafted(request.spec, visit)
         return await self._explainer.plan(job, warnings_of_terms(request.spec))

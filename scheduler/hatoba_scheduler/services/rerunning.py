@@ -10,9 +10,16 @@ from hatoba_scheduler.domain.naming import job_name
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import Checkpoint, Job
 from hatoba_scheduler.domain.states import JobState
-from hatoba_scheduler.errors import FailedPrecondition, InvalidArgument, Reason, shown
+from hatoba_scheduler.errors import (
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    Reason,
+    shown,
+)
 from hatoba_scheduler.services.finding import JobFinder
 from hatoba_scheduler.services.job_parts import JobParts
+from hatoba_scheduler.services.labels import reserved_labels
 from hatoba_scheduler.services.requests import request_key
 from hatoba_scheduler.services.submitting import Submitter
 from hatoba_scheduler.validation import violations
@@ -39,7 +46,7 @@ class Rerunner:
         spec = job_pb2.JobSpec()
         spec.CopyFrom((await self._specs.get([old.uid]))[old.uid])
         _override(spec, old, request)
-        found = violations(spec, "spec")
+        found = [*violations(spec, "spec"), *_reserved(request)]
         if found:
             raise InvalidArgument.of(found)
         origin = Origin(
@@ -105,6 +112,12 @@ def _override(spec: job_pb2.JobSpec, old: Job, request: job_pb2.RerunJobRequest)
     for name, value in request.params.items():
         spec.params[name].CopyFrom(value)
     spec.env.update(request.env)
+
+
+def _reserved(request: job_pb2.RerunJobRequest) -> list[FieldViolation]:
+    """Labels that a rerun may keep, and not set."""
+    given = request.overrides.labels if "labels" in request.override_mask.paths else ()
+    return reserved_labels(given, "overrides.labels")
 
 
 def _check_mask(paths: Sequence[str]) -> None:

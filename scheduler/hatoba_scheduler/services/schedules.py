@@ -44,6 +44,7 @@ from hatoba_scheduler.errors import (
     shown,
 )
 from hatoba_scheduler.interceptors.context import current_call
+from hatoba_scheduler.services.labels import reserved_labels
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.services.requests import remember, request_key, seen_before
 from hatoba_scheduler.services.submitting import Submitter
@@ -154,6 +155,7 @@ class ScheduleServicer(schedule_pb2_grpc.ScheduleServiceServicer):
         """Settings that keep the contract's rules. Raises InvalidArgument."""
         told.spec.name = name
         found = violations(told, "schedule")
+        found += reserved_labels(told.spec.labels, "schedule.spec.labels")
         if told.HasField("end_time") and not micros(told.end_time):
             found.append(_no_moment("schedule.end_time"))
         found += [

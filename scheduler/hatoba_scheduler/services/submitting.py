@@ -33,6 +33,7 @@ from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.dependencies import Dependencies, waits
 from hatoba_scheduler.services.finding import JobFinder
 from hatoba_scheduler.services.job_parts import JobParts
+from hatoba_scheduler.services.labels import check_labels, reserved_labels
 from hatoba_scheduler.services.requests import mark_deduplicated, mismatch, request_key
 from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Submission, Submitted
 from hatoba_scheduler.validation import violations
@@ -96,6 +97,7 @@ class Submitter:
 
     async def submit_job(self, request: job_pb2.SubmitJobRequest) -> job_pb2.Job:
         """Accept one job durably."""
+        check_labels(request.spec)
         visit = self.visit(request.project)
         if request.validate_only:
             return job_to_proto(await self.drafted(request.spec, visit), request.spec)
@@ -288,8 +290,8 @@ class Submitter:
                 found = refused
         return await self._made_before(key) or found
 
-    async def _judged(self, spec: job_pb2.JobSpec, visit: Visit) -> Submission | HatobaError:
-        bad = violations(spec, "spec")
+    async def _judge(self, spec: job_pb2.JobSpec, visit: Visit) -> _Judged | HatobaError:
+        bad = [*violations(spec, "spec"), *reserved_labels(spec.labels, "spec.labels")]
         if bad:
             return InvalidArgument.of(bad)
         try:

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from wire import Wire
 
-from hatoba.v1 import common_pb2, job_pb2, queue_pb2
+from hatoba.v1 import common_pb2, job_pb2, queue_pb2, schedule_pb2
 
 from .conftest import fresh, held, refused, running, spec, state, submit
 
@@ -326,3 +326,44 @@ async def test_a_bare_name_is_of_the_jobs_own_project(wire: Wire, project: str) 
         grpc.StatusCode.INVALID_ARGUMENT,
         ["spec.after_ok[0]"],
     )
+
+
+async def test_labels_of_the_server_are_not_given_by_people(wire: Wire, project: str) -> None:
+    wanted = held()
+    wanted.labels["team"] = "vision"
+    wanted.labels["hatoba/schedule"] = "nightly"
+    field = 'spec.labels["hatoba/schedule"]'
+    refusal = await refused(submit(wire, wanted, project))
+    assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
+    refusal = await refused(
+        wire.once(job_pb2.PlanJobRequest(spec=wanted, project=project), job_pb2.Explanation)
+    )
+    assert refusal.fields == [field]
+    batch = job_pb2.SubmitJobsRequest(project=project)
+    batch.items.add(spec=wanted)
+    (result,) = (await wire.once(batch, job_pb2.SubmitJobsResponse)).results
+    assert result.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    del wanted.labels["hatoba/schedule"]
+    job = await submit(wire, wanted, project)
+    again = job_pb2.RerunJobRequest(job=job.name)
+    again.overrides.labels["hatoba/checks"] = "mine"
+    again.override_mask.paths.append("labels")
+    refusal = await refused(wire.once(again, job_pb2.Job))
+    assert refusal.fields == ['overrides.labels["hatoba/checks"]']
+
+
+async def test_a_run_of_a_schedule_keeps_its_label_when_it_is_run_again(
+    wire: Wire, project: str
+) -> None:
+    made = schedule_pb2.CreateScheduleRequest(project=project, schedule_id="nightly")
+    made.schedule.cron = "@daily"
+    made.schedule.spec.CopyFrom(held())
+    made.schedule.spec.labels["hatoba/schedule"] = "another"
+    refusal = await refused(wire.once(made, schedule_pb2.Schedule))
+    assert refusal.fields == ['schedule.spec.labels["hatoba/schedule"]']
+    del made.schedule.spec.labels["hatoba/schedule"]
+    name = (await wire.once(made, schedule_pb2.Schedule)).name
+    job = await wire.once(schedule_pb2.RunScheduleRequest(name=name), job_pb2.Job)
+    assert job.spec.labels["hatoba/schedule"] == "nightly"
+    again = await wire.once(job_pb2.RerunJobRequest(job=job.name), job_pb2.Job)
+    assert again.spec.labels["hatoba/schedule"] == "nightly"

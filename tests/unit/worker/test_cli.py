@@ -51,6 +51,7 @@ def test_flags_are_kept_for_the_next_start(tmp_path: Path, ran: list[Config]) ->
         (["--server", "nowhere"], "is not an address"),
         (["--memory", "12 GBs"], "12 GBs"),
         (["--label", "zone"], "KEY=VALUE"),
+        (["--label", "hatoba/host=big"], "not given by people"),
         (["--resource", "license"], "NAME=N"),
         (["--resource", "License=2"], "NAME=N"),
         (["--resource", "license=0"], "1 to 1,000,000"),

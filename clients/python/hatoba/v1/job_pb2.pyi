@@ -824,7 +824,7 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Free labels."""
+        """Free labels. Keys that begin with `hatoba/` only the server gives."""
 
     @_builtins.property
     def backend_options(self) -> _struct_pb2.Struct:
