@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench_house import HERE, NULL, all_ended, batch, position, server
+from bench_house import HERE, NULL, batch, position, server
 from bench_report import Figure, Measured
 from bench_statistics import percentile
 from waiting import until
@@ -24,6 +24,7 @@ from hatoba.v1 import job_pb2
 NULL_JOBS = 6_000
 NULL_RUNS = 5
 NULL_RATE = 3_000.0
+NULL_LOOK_SECONDS = 0.05
 BATCH = 1_000
 COMMIT_ROWS = 500
 EVENT_BYTES = 200
@@ -45,7 +46,7 @@ WARM_LATENCIES = 5
 
 
 async def null_jobs(work: Path) -> list[Figure]:
-    """Jobs of the null backend from the first submit to the last end; the median of five.
+    """Jobs of the null backend from the first submit until all are done; the median of five.
 
     The floor stores as many rows of an event's size, a commit for each batch, and does no more.
     """
@@ -60,33 +61,38 @@ async def null_jobs(work: Path) -> list[Figure]:
 
 
 async def _through(wire: Wire, spec: job_pb2.JobSpec, first: int, count: int) -> tuple[float, int]:
-    """Submit jobs all at once; the rate to their last end, and how many events that took."""
+    """Submit jobs all at once; the rate until all are seen to have succeeded, and their events.
+
+    Nobody watches meanwhile: what it costs to tell watchers is measured by itself.
+    """
     requests = [batch(spec, number, BATCH) for number in range(first, first + count, BATCH)]
-    cursor = await position(wire)
+    before = await position(wire)
     began = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        ended = group.create_task(all_ended(wire, count, cursor), name="ended")
-        for request in requests:
-            await _submit(wire, request)
+    for request in requests:
+        await _submit(wire, request)
+    await _all_succeeded(wire, NULL_LOOK_SECONDS)
     seconds = time.perf_counter() - began
-    return count / seconds, _place(ended.result()) - _place(cursor)
+    return count / seconds, _place(await position(wire)) - _place(before)
 
 
 async def _unwatched(wire: Wire, spec: job_pb2.JobSpec, first: int, count: int) -> float:
-    """As `_through`, with nobody who looks on: the last end is read from the jobs' records."""
+    """As `_through`, hardly looked at: the last end is read from the jobs' records."""
     requests = [batch(spec, number, BATCH) for number in range(first, first + count, BATCH)]
     began = time.time()
     for request in requests:
         await _submit(wire, request)
-    await _all_succeeded(wire)
+    await _all_succeeded(wire, LOOK_SECONDS)
     query = job_pb2.ListJobsRequest(page_size=1000, filter="state = SUCCEEDED")
     page = await wire.once(query, job_pb2.ListJobsResponse)
     last = max(job.end_time.ToNanoseconds() for job in page.jobs)
     return count / (last / 1e9 - began)
 
 
-async def _all_succeeded(wire: Wire) -> None:
-    """Look now and then, until all jobs have ended. Raises RuntimeError unless all succeeded."""
+async def _all_succeeded(wire: Wire, pause: float) -> None:
+    """Look again and again, with pauses in seconds, until all jobs have ended.
+
+    Raises RuntimeError unless all succeeded.
+    """
     while True:
         counted = await wire.once(job_pb2.CountJobsRequest(), job_pb2.CountJobsResponse)
         by_state = dict(counted.by_state)
@@ -94,7 +100,7 @@ async def _all_succeeded(wire: Wire) -> None:
             return
         if not LIVE.intersection(by_state):
             raise RuntimeError(f"the jobs ended {by_state}")
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(pause)
 
 
 async def _submit(wire: Wire, request: job_pb2.SubmitJobsRequest) -> None:
