@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from hatoba_scheduler.domain.capacity import PoolRoom, describe, describe_free
 from hatoba_scheduler.domain.planning.amounts import count_in, resources, within
@@ -23,13 +23,14 @@ def never_fits(rooms: Rooms, shape: Shape) -> str:
     sites = shape.kind.sites(rooms)
     if any(_could_ever(site, shape) for site in sites):
         return ""
-    known = [pool for site in sites for pool in site.pools.values() if pool.room.accepting]
+    known = _known(sites)
     if not known:
         return ""
     want = describe(shape.needs.resources)
-    suited = [pool for pool in known if shape.kind.suits(pool) and shape.kind.names(pool)]
+    suited = [pool for pool in known if _suited(pool, shape)]
     if not suited:
-        return f"Needs {want} and {special(shape)}; no known host has that."
+        lacking = " and ".join(map(required, unmet(known, shape))) or "that"
+        return f"Needs {want} and {special(shape)}; no known host has {lacking}."
     if shape.members > 1 and any(within(shape.amount, pool.total) for pool in suited):
         most = max(_members_in(site, shape) for site in sites)
         return f"Needs {shape.members} times {want}; all hosts of one backend hold {most} of that."
@@ -38,6 +39,39 @@ def never_fits(rooms: Rooms, shape: Shape) -> str:
         f"Needs {want}; that is more than any host has "
         f"(the largest, {largest.name}, has {describe(largest.room.total)})."
     )
+
+
+def never_remedy(rooms: Rooms, shape: Shape) -> str:
+    """What to do about what `never_fits`."""
+    known = _known(shape.kind.sites(rooms))
+    if any(_suited(pool, shape) for pool in known):
+        return "Ask for less, or add a host that has as much."
+    lacking = unmet(known, shape)
+    if not lacking:
+        return "Ask for something else of a host, or add one that has it."
+    if any(one.key == HOST for one in lacking):
+        return "Correct `placement`; `hatoba hosts list` names the hosts there are."
+    labels = [f"--label {one.key}={one.values[0] if one.values else 'VALUE'}" for one in lacking]
+    if any(one.operator not in (Operator.IN, Operator.EXISTS) for one in lacking):
+        return "Correct `placement`, or add a host without such a label."
+    return f"Correct `placement`, or start the worker of a host with `{' '.join(labels)}`."
+
+
+def unmet(known: Iterable[Pool], shape: Shape) -> list[LabelRequirement]:
+    """What it requires of labels that not one of these pools has."""
+    return [
+        one
+        for one in shape.needs.placement.require
+        if not any(holds(one, pool.label(one.key)) for pool in known)
+    ]
+
+
+def _known(sites: Iterable[Site]) -> list[Pool]:
+    return [pool for site in sites for pool in site.pools.values() if pool.room.accepting]
+
+
+def _suited(pool: Pool, shape: Shape) -> bool:
+    return shape.kind.suits(pool) and shape.kind.names(pool)
 
 
 def _could_ever(site: Site, shape: Shape) -> bool:
@@ -59,7 +93,7 @@ def _members_in(site: Site, shape: Shape) -> int:
 
 
 def _could_hold(pool: Pool, shape: Shape) -> bool:
-    return within(shape.amount, pool.total) and shape.kind.suits(pool) and shape.kind.names(pool)
+    return within(shape.amount, pool.total) and _suited(pool, shape)
 
 
 def special(shape: Shape) -> str:
@@ -151,7 +185,7 @@ def _candidate(
 def _why_not(reservations: Reservations, pool: Pool, shape: Shape, now: Micros) -> tuple[int, str]:
     """(how far it is from taking a member, why); 0: it would now."""
     kind, site = shape.kind, reservations.rooms.site(pool.backend)
-    if not kind.suits(pool) or not kind.names(pool):
+    if not _suited(pool, shape):
         return 7, _unsuited(pool, shape)
     if not within(shape.amount, pool.total):
         return 6, f"has {describe(pool.room.total)} in all"

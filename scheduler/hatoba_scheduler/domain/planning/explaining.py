@@ -18,6 +18,7 @@ from hatoba_scheduler.domain.planning.candidates import (
     candidates,
     free_words,
     nearest,
+    never_remedy,
     special,
 )
 from hatoba_scheduler.domain.planning.estimating import Estimate, estimate
@@ -104,9 +105,8 @@ class _Look:
     def _never(self) -> Explained | None:
         never = self._parts.never_fits(self._shape)
         if never:
-            return Explained(
-                WaitReason.NEVER_FITS, never, "Ask for less, or add a host that has as much."
-            )
+            remedy = never_remedy(self._parts.rooms, self._shape)
+            return Explained(WaitReason.NEVER_FITS, never, remedy)
         for node in self._node.path:
             if never := _beyond(node, self._shape):
                 remedy = f"Raise the limits of queue {node.queue[1]!r}, or use another queue."

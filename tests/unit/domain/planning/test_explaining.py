@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from planner_yard import GIB, MAIN, NIGHT, PROMPT, SECOND, Yard, cores, pool
 
@@ -36,7 +38,7 @@ def busy() -> Yard:
         ),
         (
             cores(1.0, placement=Placement(require=(LabelRequirement("z", Operator.IN, ("x",)),))),
-            "Needs 1 cpu and the label z = x; no known host has that.",
+            "Needs 1 cpu and the label z = x; no known host has the label z = x.",
         ),
         (
             cores(3.0, members=2),
@@ -50,6 +52,51 @@ def test_what_never_fits(needs: Needs, message: str) -> None:
     assert (told.reason, told.message) == (WaitReason.NEVER_FITS, message)
     assert yard.planner.never_fits(needs) == message
     assert told.remedy
+
+
+def label(key: str, *values: str, operator: Operator = Operator.IN) -> LabelRequirement:
+    return LabelRequirement(key, operator, values)
+
+
+@pytest.mark.parametrize(
+    ("require", "lacks", "remedy"),
+    [
+        (
+            (label("zone", "a"), label("gpu", "h100", "h200")),
+            "the label gpu = h100 or h200",
+            "Correct `placement`, or start the worker of a host with `--label gpu=h100`.",
+        ),
+        (
+            (label("zone", operator=Operator.NOT_EXISTS),),
+            "no label zone",
+            "Correct `placement`, or add a host without such a label.",
+        ),
+        (
+            (label("fast", operator=Operator.EXISTS),),
+            "the label fast",
+            "Correct `placement`, or start the worker of a host with `--label fast=VALUE`.",
+        ),
+        (
+            (label("hatoba/host", "nowhere"),),
+            "the label hatoba/host = nowhere",
+            "Correct `placement`; `hatoba hosts list` names the hosts there are.",
+        ),
+        (
+            (label("zone", "a"), label("disk", "ssd")),
+            "that",
+            "Ask for something else of a host, or add one that has it.",
+        ),
+    ],
+)
+def test_a_label_that_no_host_has_is_named(
+    require: tuple[LabelRequirement, ...], lacks: str, remedy: str
+) -> None:
+    one = replace(pool("one", 4.0), labels=(("zone", "a"),))
+    two = replace(pool("two", 4.0), labels=(("zone", "b"), ("disk", "ssd")))
+    told = Yard(one, two).ask(cores(1.0, placement=Placement(require=require)))
+    assert told.reason is WaitReason.NEVER_FITS
+    assert told.message.endswith(f"; no known host has {lacks}.")
+    assert told.remedy == remedy
 
 
 def test_while_no_host_is_known_nothing_is_said_to_never_fit() -> None:
