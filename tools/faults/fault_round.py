@@ -55,6 +55,8 @@ DYING_AT = {"adopt.": 25.0, "disconnect.": 40.0, "list.": 2.5, "observe.": 2.5, 
 LULL_SECONDS = 1.0
 SETTLE_SECONDS = 90.0
 REST_SECONDS = 20.0
+BREATHLESS = 15
+"""Kills with no end of a job between them, after which one server is left to work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,8 @@ class Round:
         self._known_until: dict[str, float] = {}
         self._left_out: list[LeftOut] = []
         self._visit: asyncio.Task[None] | None = None
+        self._last_end = (0, 0)
+        """Ends that were heard of, and how many kills there had been when the last one was."""
 
     async def run(self) -> Verdict:
         """The verdict; everything that was started is gone when it is there."""
@@ -268,6 +272,8 @@ class Round:
             await self._revive()
             await self._adopting
             await self._kill_as_it_is()
+        if self._breathless():
+            await self._breathe()
         armed = self._points.next(time.time())
         if armed.name.startswith("adopt."):
             await self._leave_work_behind(provoker)
@@ -282,6 +288,20 @@ class Round:
             self._adopting = work.create_task(self._adopt(), name="adopt")
         elif armed.name:
             work.create_task(provoker.provoke(armed.name), name=f"provoke {armed.name}")
+
+    def _breathless(self) -> bool:
+        """Whether kills come faster than this machine gets anything done."""
+        ended, kills = len(self._progress.ended), sum(self._kills.values())
+        if ended > self._last_end[0]:
+            self._last_end = (ended, kills)
+        return kills - self._last_end[1] >= BREATHLESS
+
+    async def _breathe(self) -> None:
+        """A server more, left alone until a job ends."""
+        await self._revive()
+        ended = self._last_end[0]
+        await wait_for(self._progress, lambda: len(self._progress.ended) > ended, REST_SECONDS)
+        await self._kill_as_it_is()
 
     async def _adopt(self) -> None:
         await adopt(self._server)
