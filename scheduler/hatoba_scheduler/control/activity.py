@@ -14,9 +14,10 @@ from hatoba_scheduler.control.counts import OwnerKey
 from hatoba_scheduler.control.ledger import Commit
 from hatoba_scheduler.domain.planning.model import QueueKey
 from hatoba_scheduler.domain.records import Attempt, Event, Job
-from hatoba_scheduler.domain.states import AttemptState, JobState, Release
+from hatoba_scheduler.domain.states import AttemptState, CauseCode, JobState, Release
 from hatoba_scheduler.domain.transitions import Rows
 
+_RUNNING, _RELEASED = JobState.RUNNING, Release.RELEASED
 SPAN_SECONDS = 10.0
 SPANS = 30
 """Rates are over the last five minutes, in spans of ten seconds."""
@@ -59,7 +60,7 @@ class Activity:
         """Jobs since the start, by queue; likewise tasks started and ended."""
         self.started: Counter[QueueKey] = Counter()
         self.ended: Counter[QueueKey] = Counter()
-        self.transitions: Counter[Transition] = Counter()
+        self._moves: Counter[tuple[JobState, JobState, CauseCode | None]] = Counter()
         self.retries: Counter[str] = Counter()
         """Further attempts, by the cause of the one before."""
         self.preemptions = 0
@@ -81,6 +82,14 @@ class Activity:
                 self._note_attempt(attempt)
 
     # -- reading --------------------------------------------------------------------------------
+
+    @property
+    def transitions(self) -> dict[Transition, int]:
+        """Changes of state since the start."""
+        return {
+            Transition(before.name, after.name, cause.name if cause else ""): count
+            for (before, after, cause), count in self._moves.items()
+        }
 
     def rates(self, key: QueueKey | None = None) -> Rates:
         """Of one queue, or of all."""
@@ -119,45 +128,53 @@ class Activity:
 
     def _note_event(self, span: _Span, event: Event) -> None:
         key, before, after = (event.project, event.queue), event.from_state, event.to_state
-        cause = event.cause.code.name if event.cause is not None else ""
         if event.reason == "submit":
             span.submitted[key] += 1
             self.submitted[key] += 1
             return
         if before is after:
             return
-        self.transitions[Transition(before.name, after.name, cause)] += 1
+        cause = event.cause.code if event.cause is not None else None
+        self._moves[before, after, cause] += 1
         if event.index is None:
             return
-        if after is JobState.RUNNING:
+        if after is _RUNNING:
             span.started[key] += 1
             self.started[key] += 1
         elif after.terminal:
             span.ended[key] += 1
             self.ended[key] += 1
         elif after is JobState.QUEUED and event.attempt:
-            self.retries[cause or "NONE"] += 1
+            self.retries[cause.name if cause else "NONE"] += 1
         self.preemptions += event.reason == "preempt"
 
     def _note_job(self, before: Job | None, job: Job) -> None:
         was, now = before is not None and _under_way(before), _under_way(job)
-        if before is not None and was and (not now or _owner(before) != _owner(job)):
+        if before is not None and was and now and before.queue == job.queue:
+            return
+        if before is not None and was:
             _take_off(self.running, _owner(before))
-        if now and (before is None or not was or _owner(before) != _owner(job)):
+        if now:
             self.running[_owner(job)] += 1
 
     def _note_attempt(self, attempt: Attempt) -> None:
-        over = attempt.state.terminal
+        name, over = attempt.name, attempt.state.terminal
         if over:
-            self.live.pop(attempt.name, None)
+            self.live.pop(name, None)
         else:
-            self.live[attempt.name] = attempt.state
-        _keep(self.unknown, attempt, bool(attempt.unknown_since) and not over)
-        _keep(self.releasing, attempt, over and attempt.release is not Release.RELEASED)
+            self.live[name] = attempt.state
+        if attempt.unknown_since and not over:
+            self.unknown[name] = attempt
+        elif self.unknown:
+            self.unknown.pop(name, None)
+        if over and attempt.release is not _RELEASED:
+            self.releasing[name] = attempt
+        elif self.releasing:
+            self.releasing.pop(name, None)
 
 
 def _under_way(job: Job) -> bool:
-    return JobState.BLOCKED < job.state < JobState.SUCCEEDED
+    return not (job.state.pending or job.state.terminal)
 
 
 def _owner(job: Job) -> OwnerKey:
@@ -172,10 +189,3 @@ def _take_off(counts: Counter[OwnerKey], key: OwnerKey) -> None:
     counts[key] -= 1
     if counts[key] <= 0:
         del counts[key]
-
-
-def _keep(table: dict[str, Attempt], attempt: Attempt, there: bool) -> None:
-    if there:
-        table[attempt.name] = attempt
-    else:
-        table.pop(attempt.name, None)

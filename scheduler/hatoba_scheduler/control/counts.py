@@ -44,7 +44,8 @@ class JobCounts:
             _row(self._states, (project, queue))[state] += count
         for rows in self._ledger.all_rows():
             if not rows.job.state.terminal:
-                self._count_unfinished(rows.job, 1)
+                self._count_tasks(rows.job, 1)
+                self._count_owner(rows.job, 1)
 
     # -- reading --------------------------------------------------------------------------------
 
@@ -104,15 +105,19 @@ class JobCounts:
             before, after = commit.before, commit.change.job
             if before is None:
                 self._count(after, 1)
+                self._count_owner(after, 1)
             elif before is not after:
                 self._move(before, after)
 
     def _move(self, before: Job, after: Job) -> None:
-        same_place = before.state is after.state and before.queue == after.queue
-        if same_place and before.counts == after.counts:
+        same_queue = before.queue == after.queue
+        if same_queue and before.state is after.state and before.counts == after.counts:
             return
         self._count(before, -1)
         self._count(after, 1)
+        if not same_queue or before.state.terminal is not after.state.terminal:
+            self._count_owner(before, -1)
+            self._count_owner(after, 1)
 
     def on_parked(self, batch: Sequence[Parked]) -> None:
         """Take in jobs that are parked at start."""
@@ -123,16 +128,20 @@ class JobCounts:
 
     def _count(self, job: Job, by: int) -> None:
         _row(self._states, (job.project, job.queue))[job.state] += by
-        if job.state < JobState.SUCCEEDED:
-            self._count_unfinished(job, by)
+        if not job.state.terminal:
+            self._count_tasks(job, by)
 
-    def _count_unfinished(self, job: Job, by: int) -> None:
+    def _count_tasks(self, job: Job, by: int) -> None:
         tasks = _row(self._tasks, (job.project, job.queue))
         if job.size == 1:
             tasks[job.state] += by
         else:
             for state, count in enumerate(job.counts):
                 tasks[state] += by * count
+
+    def _count_owner(self, job: Job, by: int) -> None:
+        if job.state.terminal:
+            return
         owner = OwnerKey(job.project, job.queue, job.created_by)
         left = self._owners.get(owner, 0) + by
         if left:

@@ -240,11 +240,13 @@ class Dispatcher:
     def _carry_out(self, found: Round) -> None:
         self._feed.planned(found.assignments)
         self._in_flight += len(found.assignments)
+        now = Now(self._now())
         for assignment in found.assignments:
             try:
                 hit("dispatch.intent.before")
+                decide = partial(self._decide, assignment, now)
                 told = partial(self._land, assignment)
-                self._ledger.request(job_of(assignment.uid), self._decision(assignment), told)
+                self._ledger.request(job_of(assignment.uid), decide, told)
             except Exception as error:  # noqa: BLE001 - its places must not stay taken
                 self._land(assignment, error)
         for preemption in found.preemptions:
@@ -252,22 +254,17 @@ class Dispatcher:
 
     # -- launching --------------------------------------------------------------------------------
 
-    def _decision(self, assignment: Assignment) -> Callable[[Rows], Change | None]:
-        now = Now(self._now())
-
-        def decide(rows: Rows) -> Change | None:
-            job = rows.job
-            if job.max_parallel and under_way(job) >= job.max_parallel:
-                return None
-            intents = [
-                self._intent(rows, task, place, assignment)
-                for task, place in zip(assignment.tasks, assignment.places, strict=True)
-            ]
-            if job.terms.gang:
-                return launch_all(rows, intents, now)
-            return launch(rows, intents[0], now)
-
-        return decide
+    def _decide(self, assignment: Assignment, now: Now, rows: Rows) -> Change | None:
+        job = rows.job
+        if job.max_parallel and under_way(job) >= job.max_parallel:
+            return None
+        intents = [
+            self._intent(rows, task, place, assignment)
+            for task, place in zip(assignment.tasks, assignment.places, strict=True)
+        ]
+        if job.terms.gang:
+            return launch_all(rows, intents, now)
+        return launch(rows, intents[0], now)
 
     def _intent(self, rows: Rows, index: int, place: Place, assignment: Assignment) -> Intent:
         task = rows.tasks.get(index)

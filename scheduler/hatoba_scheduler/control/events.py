@@ -57,19 +57,26 @@ class EventLog:
 
     def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
         """Take in committed events; a listener of the ledger."""
-        jobs = {commit.change.job.uid: facts_of(commit.change.job) for commit in commits}
-        for event in events:
-            self._early[event.seq] = Told(event, jobs.get(event.job_uid))
+        facts = {commit.change.job.uid: facts_of(commit.change.job) for commit in commits}
         come: list[Told] = []
-        while (told := self._early.pop(self._newest + 1, None)) is not None:
-            self._newest += 1
-            self._ring[self._newest % KEPT] = told
-            come.append(told)
+        for event in events:
+            told = Told(event, facts.get(event.job_uid))
+            if event.seq == self._newest + 1:
+                self._come(told, come)
+            else:
+                self._early[event.seq] = told
+        while self._early and (early := self._early.pop(self._newest + 1, None)) is not None:
+            self._come(early, come)
         if come:
             self._first = max(self._first, self._newest - KEPT + 1)
             self._moved.set()
             self._moved = asyncio.Event()
             self._fanout.tell(come)
+
+    def _come(self, told: Told, come: list[Told]) -> None:
+        self._newest += 1
+        self._ring[self._newest % KEPT] = told
+        come.append(told)
 
     async def wait_beyond(self, seq: int) -> None:
         """Return once there is an event after this position."""

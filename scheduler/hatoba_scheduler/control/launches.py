@@ -44,13 +44,20 @@ def filled_in(argument: str, params: Mapping[str, struct_pb2.Value]) -> str:
     return PLACEHOLDER.sub(lambda found: param_text(params[found[1]]), argument)
 
 
+def _filled(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
+    """The specification with its placeholders replaced; itself when there are none."""
+    if not any("${" in argument for argument in spec.command):
+        return spec
+    filled = job_pb2.JobSpec()
+    filled.CopyFrom(spec)
+    filled.command[:] = [filled_in(argument, spec.params) for argument in spec.command]
+    return filled
+
+
 def launch_request(
     job: Job, attempt: Attempt, spec: job_pb2.JobSpec, cluster_id: str
 ) -> LaunchRequest:
     """What the backend is asked for one attempt."""
-    filled = job_pb2.JobSpec()
-    filled.CopyFrom(spec)
-    filled.command[:] = [filled_in(argument, spec.params) for argument in spec.command]
     return LaunchRequest(
         name=attempt.name,
         fence=attempt.fence,
@@ -59,7 +66,7 @@ def launch_request(
         index=attempt.index,
         number=attempt.number,
         task_count=job.size,
-        spec=filled,
+        spec=_filled(spec),
         placement=Placement(attempt.host, attempt.gpus, attempt.reserved.memory),
         traceparent=f"00-{job.trace_id}-{attempt.span_id}-{'01' if job.sampled else '00'}",
         labels=(

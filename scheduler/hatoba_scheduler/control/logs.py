@@ -121,6 +121,8 @@ class LogStore:
     def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
         """Wake those who wait for an attempt to begin or to end; a listener of the ledger."""
         del events
+        if not self._grown:
+            return
         for commit in commits:
             for attempt, _ in commit.change.attempts:
                 self.poke(attempt.name)

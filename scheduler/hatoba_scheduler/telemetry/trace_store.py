@@ -61,7 +61,7 @@ class TraceStore:
     def __init__(self, path: Path, kept: int = KEPT_SPANS) -> None:
         self._path = path
         self._kept = kept
-        self._queue: queue.Queue[_Item] = queue.Queue(QUEUE_SPANS)
+        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
         self._closing = threading.Event()
         self.dropped = 0
         """Spans that were not kept, since the start."""
@@ -83,21 +83,20 @@ class TraceStore:
             return []
         loop = asyncio.get_running_loop()
         query = _Query(trace_id, loop, loop.create_future())
-        await asyncio.to_thread(self._queue.put, query)
+        self._queue.put(query)
         spans = await query.reply
         return sorted(spans, key=lambda span: (span.start_unix_nanos, span.span_id))
 
     async def close(self) -> None:
         """Write what is queued and end the thread."""
         self._closing.set()
-        with contextlib.suppress(queue.Full):
-            self._queue.put_nowait(None)
+        self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
     def _put(self, span: FinishedSpan | job_pb2.Span) -> None:
-        try:
-            self._queue.put_nowait(span)
-        except queue.Full:
+        if self._queue.qsize() < QUEUE_SPANS:
+            self._queue.put(span)
+        else:
             self.dropped += 1
 
     # -- the thread's side ----------------------------------------------------------------------

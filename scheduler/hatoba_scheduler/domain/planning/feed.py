@@ -43,6 +43,7 @@ from hatoba_scheduler.domain.states import (
 )
 from hatoba_scheduler.domain.transitions import Rows
 
+_QUEUED, _RELEASED = JobState.QUEUED, Release.RELEASED  # members are slow to look up
 NO_LIMIT = 1 << 30
 _ONE_SLOT = Resources(slots=1)
 _DISPLACED = frozenset({CauseCode.PREEMPTED, CauseCode.DRAINED})
@@ -110,8 +111,8 @@ def stands_in_line(job: Job) -> bool:
     """Nothing is to be known of it but its place: one task that never started and may."""
     return (
         job.size == 1
-        and bool(job.unstarted)
-        and job.unstarted_state is JobState.QUEUED
+        and bool(job.unstarted.runs)
+        and job.unstarted_state is _QUEUED
         and job.desired is Desired.RUN
         and not job.terms.start_after
     )
@@ -252,7 +253,7 @@ class Feed:
         """Take in a committed change; `rows` are the job's after it, `before` its row before."""
         confirmed = self._confirm(change, rows)
         for attempt, _ in change.attempts:
-            if attempt.name not in confirmed or attempt.release is Release.RELEASED:
+            if attempt.name not in confirmed or attempt.release is _RELEASED:
                 self._take_attempt(rows, attempt)
         if before is not None and _moved(before, rows.job):
             self._move_running(rows)
@@ -265,8 +266,9 @@ class Feed:
 
     def _has_more(self, job: Job) -> bool:
         """Whether anything of it waits, or did, beside a place in a line."""
-        queued = job.counts[JobState.QUEUED] and not stands_in_line(job)
-        return bool(queued) or job.uid in self._waiting
+        if job.counts[_QUEUED] and not stands_in_line(job):
+            return True
+        return job.uid in self._waiting
 
     def _take_line(self, before: Job | None, job: Job) -> None:
         was = before is not None and stands_in_line(before)
@@ -284,7 +286,7 @@ class Feed:
 
     def _take_attempt(self, rows: Rows, attempt: Attempt) -> None:
         known = self._held.get(attempt.name)
-        if attempt.release is Release.RELEASED:
+        if attempt.release is _RELEASED:
             if known is not None:
                 del self._held[attempt.name]
                 self._planner.ended(attempt.name)
@@ -333,7 +335,7 @@ class Feed:
         task, attempt = rows.tasks.get(index), rows.attempts.get(index)
         if task is None or task.state is not JobState.QUEUED:
             return
-        if attempt is not None and attempt.release is not Release.RELEASED:
+        if attempt is not None and attempt.release is not _RELEASED:
             return
         if not self._is_later(_Date(task.not_before, rows.job.uid, index)):
             waiting.ready[index] = turn_of(rows.job, task)
@@ -540,7 +542,7 @@ def _may_start(job: Job) -> bool:
 
 def _all_gone(rows: Rows) -> bool:
     """Nothing is left of any attempt, so that a gang may begin anew."""
-    return all(one.release is Release.RELEASED for one in rows.attempts.values())
+    return all(one.release is _RELEASED for one in rows.attempts.values())
 
 
 def _moved(before: Job, after: Job) -> bool:
@@ -551,4 +553,4 @@ def _matters(before: Job | None, change: Change) -> bool:
     """Whether a change can make a difference to what waits of the job."""
     if before is None or before.settings_version != change.job.settings_version:
         return True
-    return bool(change.events) or any(row.release is Release.RELEASED for row, _ in change.attempts)
+    return bool(change.events) or any(row.release is _RELEASED for row, _ in change.attempts)
