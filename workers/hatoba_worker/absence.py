@@ -68,6 +68,8 @@ class Absence:
 
     def watch(self, attempt: Attempt, stop: Stop) -> None:
         """Call `stop` once the server was not heard for as long as the attempt may be without."""
+        if not attempt.launch.HasField("stop_after"):
+            return
         limit = attempt.launch.stop_after.ToTimedelta().total_seconds()
         if limit > 0 and not attempt.why:
             self._limits[attempt.name] = limit

@@ -7,10 +7,9 @@ costs a hundredth of that.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 from hatoba_worker.failures import staging_failed
@@ -19,6 +18,7 @@ DIRECTORIES = ("work", "outputs", "checkpoints")
 SPARE = ".spare"
 MOST_SPARE = 256
 _MODE = 0o700
+_HOLDS = frozenset(DIRECTORIES)
 
 
 class Homes:
@@ -47,10 +47,10 @@ class Homes:
     def take_back(self, home: str, files: Iterable[str]) -> bool:
         """Remove a home with these files in it; False when it holds more, and is still there."""
         try:
-            for name in files:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"{home}/{name}")
-            if not _is_as_made(home):
+            found = set(os.listdir(home))
+            for name in found.intersection(files):
+                os.unlink(f"{home}/{name}")
+            if not _is_as_made(home, found.difference(files)):
                 return False
             self._keep(home)
         except FileNotFoundError:
@@ -70,12 +70,12 @@ class Homes:
         self._kept.append(spare)
 
 
-def _is_as_made(home: str) -> bool:
+def _is_as_made(home: str, holds: Set[str]) -> bool:
     """Whether it holds nothing but our empty directories, with the rights we gave them."""
-    if sorted(os.listdir(home)) != sorted(DIRECTORIES):
+    if holds != _HOLDS or not _is_ours(home):
         return False
     paths = [f"{home}/{name}" for name in DIRECTORIES]
-    return _is_ours(home) and all(_is_ours(path) and not os.listdir(path) for path in paths)
+    return all(_is_ours(path) and not os.listdir(path) for path in paths)
 
 
 def _is_ours(path: str) -> bool:

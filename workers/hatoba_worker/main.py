@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import gc
 import os
 import signal
 import sys
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str]) -> int:
 def run(config: Config) -> int:
     """Work until SIGTERM or SIGINT; returns the exit code. 75: another worker has the directory."""
     configure_log()
+    # What lives here lives long: frequent full collections would only walk it.
+    gc.set_threshold(20_000, 20, 50)
     try:
         lock = hold(config.data)
     except AlreadyRuns as error:

@@ -205,6 +205,7 @@ class Session:
         while True:
             await self._wake.wait()
             self._wake.clear()
+            await self._gather()
             while self._out:
                 batch = self._next_batch()
                 self.sent += len(batch.items)
@@ -212,6 +213,14 @@ class Session:
                     await call.write(batch)
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
                     return
+
+    async def _gather(self) -> None:
+        """Wait for as long as each turn of the loop has more to send: a message costs much more
+        than an item in it."""
+        seen = 0
+        while seen < len(self._out) < BATCH:
+            seen = len(self._out)
+            await asyncio.sleep(0)
 
     def _next_batch(self) -> worker_pb2.WorkerServiceConnectRequest:
         items: list[worker_pb2.WorkerItem] = []

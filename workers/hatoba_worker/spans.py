@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections import deque
+from functools import lru_cache
 from typing import NamedTuple
 
 from hatoba.v1 import job_pb2, worker_pb2
@@ -27,6 +28,7 @@ class Parent(NamedTuple):
         return bool(int(self.flags, 16) & 1)
 
 
+@lru_cache(maxsize=MOST)
 def parent_of(traceparent: str) -> Parent | None:
     """Read a W3C trace context; None when there is none to speak of."""
     match = _TRACEPARENT.fullmatch(traceparent)

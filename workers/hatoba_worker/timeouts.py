@@ -25,6 +25,8 @@ class Timeouts:
 
     def watch(self, attempt: Attempt, stop: Stop) -> None:
         """Call `stop` once the attempt has run for as long as it may."""
+        if not attempt.launch.HasField("timeout"):
+            return
         limit = attempt.launch.timeout.ToTimedelta().total_seconds()
         if limit > 0 and not attempt.why:
             self._look(attempt, self._deadline(attempt, limit), stop)

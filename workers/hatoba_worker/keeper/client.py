@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from hatoba_worker.keeper import messages
-from hatoba_worker.keeper.frames import MAX_FRAME, FrameBuffer, FrameError, Json, encode
+from hatoba_worker.keeper.frames import MAX_FRAME, FrameBuffer, FrameError, Json, frame, to_json
 from hatoba_worker.keeper.messages import (
     Ending,
     Event,
@@ -178,7 +178,7 @@ class KeeperClient:
             yield messages.event_of(await self._wire.next_event())
 
     async def _one(self, command: Json) -> Json:
-        return _good((await self._wire.request([command]))[0])
+        return _good((await self._many([command]))[0])
 
     async def _many(self, commands: _Rows) -> _Rows:
         replies: _Rows = []
@@ -218,12 +218,12 @@ class _Wire(asyncio.Protocol):
                 future.set_exception(KeeperGone("the keeper hung up"))
         self._waiting.clear()
 
-    async def request(self, commands: list[Json]) -> list[Json]:
+    async def request(self, commands: Sequence[bytes]) -> list[Json]:
         if self._transport is None or self._closed.is_set():
             raise KeeperGone("the keeper hung up")
         self._number += 1
         number = self._number
-        data = encode({"id": number, "commands": commands})
+        data = frame(b'{"id":%d,"commands":[%s]}' % (number, b",".join(commands)))
         future: asyncio.Future[list[Json]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = future
         self._transport.write(data)
@@ -272,16 +272,15 @@ def _good(reply: Json) -> Json:
     return reply
 
 
-def _batches(commands: list[Json]) -> Iterable[list[Json]]:
-    """Cut `commands` into requests of a bounded number and size."""
-    batch: list[Json] = []
+def _batches(commands: Iterable[Json]) -> Iterable[list[bytes]]:
+    """Cut `commands`, each as JSON, into requests of a bounded number and size."""
+    batch: list[bytes] = []
     size = 0
-    for command in commands:
-        length = len(encode(command))
-        if batch and (len(batch) >= _A_REQUEST or size + length > _BYTES_A_REQUEST):
+    for command in map(to_json, commands):
+        if batch and (len(batch) >= _A_REQUEST or size + len(command) > _BYTES_A_REQUEST):
             yield batch
             batch, size = [], 0
         batch.append(command)
-        size += length
+        size += len(command)
     if batch:
         yield batch

@@ -25,7 +25,11 @@ def to_json(body: Json) -> bytes:
 
 def encode(body: Json) -> bytes:
     """Return `body` as one frame; raises FrameError when it is larger than `MAX_FRAME` bytes."""
-    data = to_json(body)
+    return frame(to_json(body))
+
+
+def frame(data: bytes) -> bytes:
+    """Return JSON as one frame; raises FrameError when it is larger than `MAX_FRAME` bytes."""
     if len(data) > MAX_FRAME:
         raise FrameError(f"frame of {len(data)} bytes; the limit is {MAX_FRAME}")
     return _HEAD.pack(len(data)) + data

@@ -288,8 +288,9 @@ class Keeper:
         procfs.wear_tag(attempt.tag)
         try:
             self._intend(attempt)
-            with inside(attempt.group, self._groups):
-                attempt.pid = launch(argv, env, cwd, logs, soft)
+            attempt.pid = inside(
+                attempt.group, self._groups, lambda: launch(argv, env, cwd, logs, soft)
+            )
         except LaunchError:
             if attempt.group:
                 self._remove_group(attempt.group)

@@ -8,7 +8,7 @@ import functools
 import os
 import resource
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from hatoba_worker.keeper.cgroups import MemoryGroup, MemoryGroups
 from hatoba_worker.keeper.note import note
@@ -55,33 +55,37 @@ def launch(
     """
     if not argv:
         raise LaunchError(errno.EINVAL, OTHER, "the command is empty")
+    handles: list[int] = []
     try:
-        with contextlib.ExitStack() as stack:
-            stdout, stderr = (stack.enter_context(_log(path)) for path in logs)
-            with _taken(soft):
-                pid = _popen(argv, env, cwd, stdout, stderr)
+        for path in logs:
+            handles.append(_log(path))  # noqa: PERF401 - the first is closed if the second fails
+        pid = _under(soft, lambda: _popen(argv, env, cwd, *handles))
     except (ValueError, TypeError, OverflowError) as error:
         raise LaunchError(errno.EINVAL, OTHER, str(error)) from error
     except MemoryError as error:
         raise LaunchError(errno.ENOMEM, OTHER, "out of memory") from error
     except OSError as error:
         raise _explained(error, argv, cwd) from error
+    finally:
+        for handle in handles:
+            os.close(handle)
     _harden(pid, soft)
     return pid
 
 
-@contextlib.contextmanager
-def inside(group: MemoryGroup | None, groups: MemoryGroups | None) -> Iterator[None]:
-    """Stand in `group` meanwhile, so that a child is born in it; raises LaunchError."""
+def inside(group: MemoryGroup | None, groups: MemoryGroups | None, start: Callable[[], int]) -> int:
+    """What `start` returns, called while we stand in `group`, so that a child is born in it.
+
+    Raises LaunchError.
+    """
     if group is None or groups is None:
-        yield
-        return
+        return start()
     try:
         group.enter()
     except OSError as error:
         raise LaunchError(error.errno or 0, OTHER, f"control group: {error}") from error
     try:
-        yield
+        return start()
     finally:
         try:
             groups.leave()
@@ -112,25 +116,20 @@ def _nothing() -> int:
     return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
 
 
-@contextlib.contextmanager
-def _log(path: str) -> Iterator[int]:
+def _log(path: str) -> int:
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise LaunchError(error.errno or 0, OTHER, f"log file: {error}") from error
-    try:
-        yield handle
-    finally:
-        os.close(handle)
 
 
-@contextlib.contextmanager
-def _taken(soft: SoftLimits) -> Iterator[None]:
+def _under(soft: SoftLimits, start: Callable[[], int]) -> int:
+    """What `start` returns, called while these limits are ours."""
     before = {which: resource.getrlimit(which) for which in soft}
     try:
         for which, value in soft.items():
             resource.setrlimit(which, (_within(value, before[which][1]), before[which][1]))
-        yield
+        return start()
     finally:
         for which, limits in before.items():
             resource.setrlimit(which, limits)
