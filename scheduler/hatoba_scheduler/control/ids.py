@@ -25,5 +25,5 @@ class UidMaker:
         stamp = max(int(self._clock() * 1000) << 12, self._last + 1)
         self._last = stamp
         high = (stamp >> 12) << 16 | 0x7000 | stamp & 0xFFF
-        text = f"{high:016x}{0x8000_0000_0000_0000 | self._bits(62):016x}"
+        text = "%032x" % (high << 64 | 0x8000_0000_0000_0000 | self._bits(62))
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

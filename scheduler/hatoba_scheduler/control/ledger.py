@@ -313,18 +313,20 @@ class Ledger:
             if not isinstance(result, Submitted) or result.job.uid in self._live:
                 continue
             event = item.event.completed(result.seq, result.job.name)
-            change = Change(result.job, 0, events=(event,))
+            change = Change(result.job, 0, (), (), (event,))
             commits.append(Commit(None, change, self._admit(result.job), item.publishes))
             events.append(event)
         self._tell(commits, events)
 
     def _admit(self, job: Job) -> Rows:
         """A new job comes into memory, or is parked."""
-        if len(self._plain) >= self._keep and is_plain(job):
+        plain = is_plain(job)
+        if plain and len(self._plain) >= self._keep:
             self._parked += 1
             return Rows(job, {}, {})
         live = self._live[job.uid] = _Live(job)
-        self._place(live)
+        if plain:
+            self._plain.add(job.uid)
         return Rows(job, live.tasks, live.attempts)
 
     def _arrived(self, group: Sequence[_New]) -> None:

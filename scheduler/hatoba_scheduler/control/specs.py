@@ -28,6 +28,10 @@ class SpecCache:
             return
         self._kept[uid] = spec
         self._size += len(spec)
+        if len(self._kept) > MOST or self._size > self._limit:
+            self._shrink()
+
+    def _shrink(self) -> None:
         while len(self._kept) > MOST or (self._size > self._limit and len(self._kept) > 1):
             _, dropped = self._kept.popitem(last=False)
             self._size -= len(dropped)

@@ -10,10 +10,10 @@ from hatoba.v1 import job_pb2
 from hatoba_scheduler.control.lineage import reads_of
 from hatoba_scheduler.control.terms import POLICY, retry_policy, seconds, task_count, terms_of
 from hatoba_scheduler.convert import pairs, resources_of
-from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.changing import changed, copier
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, DEFAULT_QUEUE
 from hatoba_scheduler.domain.ranges import Ranges
-from hatoba_scheduler.domain.records import Checkpoint, Job
+from hatoba_scheduler.domain.records import Checkpoint, Event, Job
 from hatoba_scheduler.domain.states import Desired
 from hatoba_scheduler.domain.transitions import Now, first_state, initial_counts, submitted
 from hatoba_scheduler.store.base import RequestKey, Submission
@@ -21,6 +21,8 @@ from hatoba_scheduler.telemetry.tracing import SpanContext
 
 STOP_GRACE = 10.0
 _ONE = Ranges.upto(1)
+_with_uid = copier(Job, "uid")
+_of_job = copier(Event, "job_uid")
 
 
 class Caller(NamedTuple):
@@ -110,6 +112,20 @@ class JobMaker:
             pattern.base_name,
             pattern.spec,
             event,
+            request,
+            pattern.reads,
+            pattern.publishes,
+            pattern,
+        )
+
+    def another(self, pattern: Submission, request: RequestKey | None) -> Submission:
+        """The rows of one more job of the pattern's own call."""
+        uid = self._uid()
+        return Submission(
+            _with_uid(pattern.job, uid),
+            pattern.base_name,
+            pattern.spec,
+            _of_job(pattern.event, uid),
             request,
             pattern.reads,
             pattern.publishes,

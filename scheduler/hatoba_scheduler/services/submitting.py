@@ -20,7 +20,6 @@ from hatoba_scheduler.domain.naming import (
     DEFAULT_PROJECT,
     job_name,
 )
-from hatoba_scheduler.domain.planning.model import QueueKey
 from hatoba_scheduler.domain.records import PLAIN, Job, Queue
 from hatoba_scheduler.domain.states import JobState
 from hatoba_scheduler.domain.transitions import Now
@@ -247,45 +246,46 @@ class Submitter:
         """Accept many jobs; each item succeeds or fails on its own."""
         visit = self.visit(request.project)
         results: list[_Result] = []
-        places: Counter[QueueKey] = Counter()
-        checked: dict[bytes, Submission | HatobaError] = {}
+        judged: dict[bytes, _Judged | HatobaError] = {}
         try:
             for item in request.items:
-                result = await self._item(item, visit, checked)
-                results.append(result)
-                if isinstance(result, Submission):
-                    places[result.job.project, result.job.queue] += 1
+                results.append(await self._item(item, visit, judged))
                 if len(results) % SLICE == 0:
                     await asyncio.sleep(0)
             outcomes = await self._store_all([r for r in results if isinstance(r, Submission)])
         finally:
-            for key, count in places.items():
-                self._room.give_back(key, count)
+            self._give_back(results)
         return await self._answered(results, iter(outcomes))
+
+    def _give_back(self, results: Sequence[_Result]) -> None:
+        places = Counter(
+            [(r.job.project, r.job.queue) for r in results if isinstance(r, Submission)]
+        )
+        for key, count in places.items():
+            self._room.give_back(key, count)
 
     async def _item(
         self,
         item: job_pb2.SubmitJobsItem,
         visit: Visit,
-        checked: dict[bytes, Submission | HatobaError],
+        judged: dict[bytes, _Judged | HatobaError],
     ) -> _Result:
         """One item to be stored, or its result where that is known already.
 
-        `checked` has what was found of the specs that came before, by their text.
+        `judged` has what was found of the specs that came before, by their text.
         """
-        try:
-            _check_request_id(item.request_id)
-        except InvalidArgument as error:
-            return error
+        request_id = item.request_id
+        if request_id and not REQUEST_ID.fullmatch(request_id):
+            return _bad_request_id(request_id)
         text = item.spec.SerializeToString()
-        key = request_key(visit.caller.project, "SubmitJobs", item.request_id, item)
-        found = checked.get(text)
+        key = request_key(visit.caller.project, "SubmitJobs", request_id, item)
+        found = judged.get(text)
         if found is None:
-            found = checked[text] = await self._judged(item.spec, visit)
-        if isinstance(found, Submission):
+            found = judged[text] = await self._judge(item.spec, visit)
+        if isinstance(found, _Judged):
             try:
-                self._room.take(self._queue_of(found, visit))
-                return self._parts.maker.like(found, visit.caller, visit.now, key)
+                self._room.take(found.queue)
+                return self._parts.maker.another(found.pattern, key)
             except HatobaError as refused:
                 found = refused
         return await self._made_before(key) or found
@@ -295,9 +295,10 @@ class Submitter:
         if bad:
             return InvalidArgument.of(bad)
         try:
-            return await self._checked(spec, visit, Origin())
+            pattern = await self._checked(spec, visit, Origin())
         except HatobaError as error:
             return error
+        return _Judged(pattern, self._queue_of(pattern, visit))
 
     async def _store_all(
         self, submissions: Sequence[Submission]
@@ -325,7 +326,11 @@ class Submitter:
         response = job_pb2.SubmitJobsResponse()
         for place, result in enumerate(results):
             if isinstance(result, Submission):
-                await self._put(result, next(outcomes), response)
+                outcome = next(outcomes)
+                if isinstance(outcome, Submitted):
+                    _add_job(response, outcome.job)
+                else:
+                    await self._put_unstored(result, outcome, response)
             elif isinstance(result, Job):
                 _add_duplicate(response, result)
             else:
@@ -334,16 +339,12 @@ class Submitter:
                 await asyncio.sleep(0)
         return response
 
-    async def _put(
+    async def _put_unstored(
         self,
         submission: Submission,
-        outcome: SubmitResult | HatobaError,
+        outcome: Duplicate | Mismatch | HatobaError,
         response: job_pb2.SubmitJobsResponse,
     ) -> None:
-        if isinstance(outcome, Submitted):
-            job = outcome.job
-            response.results.add(name=job_name(job.project, job.name), uid=job.uid)
-            return
         self._parts.specs.drop(submission.job.uid)
         if isinstance(outcome, Duplicate):
             _add_duplicate(response, await self._finder.by_uid(outcome.resource))
@@ -351,6 +352,13 @@ class Submitter:
             _add_error(response, outcome)
         elif submission.request is not None:
             _add_error(response, mismatch(submission.request.request_id, outcome))
+
+
+class _Judged(NamedTuple):
+    """What a good spec of a batch makes: jobs like this one, in this queue."""
+
+    pattern: Submission
+    queue: Queue
 
 
 _Result = Submission | Job | HatobaError
@@ -374,20 +382,25 @@ def _like(message: job_pb2.Job, job: Job) -> job_pb2.Job:
     return out
 
 
+def _add_job(response: job_pb2.SubmitJobsResponse, job: Job) -> None:
+    result = response.results.add()
+    result.name = job_name(job.project, job.name)
+    result.uid = job.uid
+
+
 def _add_error(response: job_pb2.SubmitJobsResponse, error: HatobaError) -> None:
     response.results.add(code=error.grpc_code, message=error.message)
 
 
 def _add_duplicate(response: job_pb2.SubmitJobsResponse, job: Job) -> None:
-    name = job_name(job.project, job.name)
-    response.results.add(name=name, uid=job.uid, deduplicated=True)
+    _add_job(response, job)
+    response.results[-1].deduplicated = True
 
 
-def _check_request_id(request_id: str) -> None:
-    if request_id and not REQUEST_ID.fullmatch(request_id):
-        raise InvalidArgument.field(
-            "request_id",
-            "must be 1 to 128 printable ASCII characters without spaces",
-            value=request_id,
-            remedy="send a UUID",
-        )
+def _bad_request_id(request_id: str) -> InvalidArgument:
+    return InvalidArgument.field(
+        "request_id",
+        "must be 1 to 128 printable ASCII characters without spaces",
+        value=request_id,
+        remedy="send a UUID",
+    )

@@ -7,7 +7,7 @@ from dataclasses import FrozenInstanceError, dataclass, replace
 import pytest
 from domain_rows import new_job
 
-from hatoba_scheduler.domain.changing import changed, quick
+from hatoba_scheduler.domain.changing import changed, copier, quick
 
 
 def test_other_values_where_told_and_the_same_elsewhere() -> None:
@@ -15,6 +15,13 @@ def test_other_values_where_told_and_the_same_elsewhere() -> None:
     found = changed(job, version=job.version + 1, queue="other")
     assert found == replace(job, version=job.version + 1, queue="other")
     assert (job.version, job.queue) != (found.version, found.queue)
+
+
+def test_a_copier_copies_with_the_values_it_is_given() -> None:
+    job = new_job()
+    assert copier(type(job), "queue", "uid")(job, "other", "u") == replace(
+        job, uid="u", queue="other"
+    )
 
 
 def test_it_is_as_frozen_as_before() -> None:
