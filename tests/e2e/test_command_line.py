@@ -7,59 +7,21 @@ import json
 import os
 import re
 import signal
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from house_fixtures import cli_environment
+from command_line import CommandLine
 from server_process import HatobaServer
 from wire import Wire, shell
 
 
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-class Cli:
-    """`hatoba` in a directory of its own."""
-
-    def __init__(self, server: HatobaServer, home: Path) -> None:
-        self._environment = cli_environment(server, home)
-        self.work = home / "work"
-        self.work.mkdir()
-
-    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
-        """Start a command."""
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "hatoba", *arguments),
-            cwd=self.work,
-            env=self._environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-
-    async def __call__(self, *arguments: str) -> Done:
-        """Run a command to its end."""
-        process = await self.start(*arguments)
-        out, err = await process.communicate()
-        assert process.returncode is not None
-        assert b"Traceback" not in err, err.decode()
-        return Done(process.returncode, out.decode(), err.decode())
-
-
 @pytest.fixture
-def cli(server: HatobaServer, tmp_path: Path) -> Cli:
+def cli(server: HatobaServer, tmp_path: Path) -> CommandLine:
     """The command line, talking to the shared server."""
-    return Cli(server, tmp_path)
+    return CommandLine(server, tmp_path)
 
 
-async def test_run_brings_the_directory_and_shows_what_the_job_writes(cli: Cli) -> None:
+async def test_run_brings_the_directory_and_shows_what_the_job_writes(cli: CommandLine) -> None:
     (cli.work / "train.py").write_text(
         "import hatoba, pathlib\n"
         "job = hatoba.current_job()\n"
@@ -95,14 +57,14 @@ ENDS = {
 
 
 @pytest.mark.parametrize("case", ENDS)
-async def test_a_followed_job_gives_its_end_as_exit_code(case: str, cli: Cli) -> None:
+async def test_a_followed_job_gives_its_end_as_exit_code(case: str, cli: CommandLine) -> None:
     arguments, code, words = ENDS[case]
     done = await cli("run", "--no-code", *arguments)
     assert done.code == code, done
     assert words in done.err
 
 
-async def test_a_followed_job_that_somebody_cancels(cli: Cli, server: HatobaServer) -> None:
+async def test_a_followed_job_that_somebody_cancels(cli: CommandLine, server: HatobaServer) -> None:
     process = await cli.start("run", "--no-code", "--", "sh", "-c", "echo up; exec sleep 60")
     assert process.stdout is not None
     assert await process.stdout.readline() == b"up\n"
@@ -113,7 +75,7 @@ async def test_a_followed_job_that_somebody_cancels(cli: Cli, server: HatobaServ
     assert process.returncode == 21, err
 
 
-async def test_a_job_whose_upstream_fails(cli: Cli, wire: Wire) -> None:
+async def test_a_job_whose_upstream_fails(cli: CommandLine, wire: Wire) -> None:
     first = shell("exit 3")
     first.hold = True
     job = await wire.submit(first)
@@ -125,7 +87,7 @@ async def test_a_job_whose_upstream_fails(cli: Cli, wire: Wire) -> None:
     assert process.returncode == 23, err
 
 
-async def test_ctrl_c_detaches_and_the_job_goes_on(cli: Cli, tmp_path: Path) -> None:
+async def test_ctrl_c_detaches_and_the_job_goes_on(cli: CommandLine, tmp_path: Path) -> None:
     go = tmp_path / "go"
     waiting = f"echo up; while [ ! -e {go} ]; do sleep 0.01; done; echo over"
     process = await cli.start("run", "--no-code", "--", "sh", "-c", waiting)
@@ -141,7 +103,7 @@ async def test_ctrl_c_detaches_and_the_job_goes_on(cli: Cli, tmp_path: Path) -> 
     assert followed.out == "up\nover\n"
 
 
-async def test_detached_it_prints_the_name_alone(cli: Cli) -> None:
+async def test_detached_it_prints_the_name_alone(cli: CommandLine) -> None:
     done = await cli("run", "--no-code", "--name", "quiet", "-d", "--", "true")
     assert done.code == 0
     assert re.fullmatch(r"quiet-\d+\n", done.out), done
@@ -152,7 +114,7 @@ async def test_detached_it_prints_the_name_alone(cli: Cli) -> None:
 async def test_a_run_outlives_the_death_of_its_server(
     own_server: HatobaServer, tmp_path: Path
 ) -> None:
-    cli, go = Cli(own_server, tmp_path), tmp_path / "go"
+    cli, go = CommandLine(own_server, tmp_path), tmp_path / "go"
     waiting = f"echo up; while [ ! -e {go} ]; do sleep 0.01; done; echo over; exit 3"
     process = await cli.start("run", "--no-code", "--", "sh", "-c", waiting)
     assert process.stdout is not None
@@ -163,7 +125,7 @@ async def test_a_run_outlives_the_death_of_its_server(
     assert (process.returncode, out) == (20, b"over\n"), err
 
 
-async def test_no_colour_and_only_data_when_piped(cli: Cli) -> None:
+async def test_no_colour_and_only_data_when_piped(cli: CommandLine) -> None:
     for command in (["status"], ["jobs", "list"], ["queues", "list"], ["backends", "list"]):
         done = await cli(*command)
         assert done.code == 0, done
@@ -171,7 +133,7 @@ async def test_no_colour_and_only_data_when_piped(cli: Cli) -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self"), reason="needs /proc")
-async def test_stop_says_what_there_is_to_stop(cli: Cli, tmp_path: Path) -> None:
+async def test_stop_says_what_there_is_to_stop(cli: CommandLine, tmp_path: Path) -> None:
     done = await cli("server", "stop", "--data", str(tmp_path / "nothing"))
     assert done.code == 1
     assert "no server runs" in done.err

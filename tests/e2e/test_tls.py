@@ -13,7 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from server_process import running_server
+from server_process import configured, running_server
 from wire import Wire
 
 from hatoba.v1 import job_pb2
@@ -59,10 +59,8 @@ def self_signed(directory: Path) -> tuple[Path, Path]:
 
 async def test_own_certificates(tmp_path: Path) -> None:
     cert, key = await asyncio.to_thread(self_signed, tmp_path)
-    data = tmp_path / "data"
-    await asyncio.to_thread(data.mkdir, mode=0o700)
     config = CONFIG.format(cert=cert, key=key)
-    await asyncio.to_thread((data / "hatoba.toml").write_text, config)
+    data = await asyncio.to_thread(configured, tmp_path / "data", config)
     async with running_server(data, worker=False) as server:
         pem = await asyncio.to_thread(cert.read_bytes)
         credentials = grpc.ssl_channel_credentials(pem)

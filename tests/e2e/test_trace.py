@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-import sys
 from pathlib import Path
 
-from house_fixtures import cli_environment
+from command_line import CommandLine
 from server_process import HatobaServer
 from waiting import eventually
 from wire import Wire
@@ -20,13 +19,9 @@ async def test_one_trace_across_processes_and_restarts(
 ) -> None:
     go = tmp_path / "go"
     waiting = f"echo $TRACEPARENT; while [ ! -e {go} ]; do sleep 0.01; done"
-    hatoba = [sys.executable, "-m", "hatoba"]
-    process = await asyncio.create_subprocess_exec(
-        *(*hatoba, "run", "--no-code", "--name", "traced", "-d", "--", "sh", "-c", waiting),
-        env=cli_environment(own_server, tmp_path),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    name = (await process.communicate())[0].decode().strip()
+    hatoba = CommandLine(own_server, tmp_path)
+    command = ("run", "--no-code", "--name", "traced", "-d", "--", "sh", "-c", waiting)
+    name = (await hatoba(*command)).out.strip()
     await own_wire.in_state(name, common_pb2.JOB_STATE_RUNNING)
     first = own_server.pid
     # Spans are written once a second; what was asked for is on the disk.
@@ -39,8 +34,8 @@ async def test_one_trace_across_processes_and_restarts(
     traceparent = (await own_wire.log(name)).decode().strip()
     assert traceparent.split("-")[1] == job.trace_id
     # The worker tells of the command's span when it gets to it.
-    server, command = f"hatoba-server/{own_server.pid}", traceparent.split("-")[2]
-    spans = await spans_until(own_wire, name, "hatoba-worker", server, span_id=command)
+    server, span_id = f"hatoba-server/{own_server.pid}", traceparent.split("-")[2]
+    spans = await spans_until(own_wire, name, "hatoba-worker", server, span_id=span_id)
     assert {span.trace_id for span in spans} == {job.trace_id}
     # The client, both servers, and the worker.
     processes = {span.process for span in spans}
@@ -53,13 +48,9 @@ async def test_one_trace_across_processes_and_restarts(
     attempt = next(span for span in spans if span.name == "attempt")
     assert attempt.end_unix_nanos > attempt.start_unix_nanos
 
-    drawn = await asyncio.create_subprocess_exec(
-        *(*hatoba, "jobs", "trace", name),
-        env=cli_environment(own_server, tmp_path),
-        stdout=asyncio.subprocess.PIPE,
-    )
-    text = (await drawn.communicate())[0].decode()
-    assert drawn.returncode == 0
+    drawn = await hatoba("jobs", "trace", name)
+    text = drawn.out
+    assert drawn.code == 0
     assert re.search(r"attempt", text), text
     assert job.trace_id in text
 

@@ -18,7 +18,8 @@ import grpc
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
-from server_process import HatobaServer, running_server, runs
+from server_process import HatobaServer, configured, running_server, runs
+from trees import put_chunks
 from waiting import PATIENCE, eventually, until
 from wire import Wire, shell
 
@@ -103,12 +104,6 @@ def doctor(data: Path) -> list[str]:
         return [problem.text() for problem in check(connection)]
 
 
-def configured(data: Path) -> Path:
-    data.mkdir(mode=0o700, parents=True)
-    (data / "hatoba.toml").write_text(CONFIG)
-    return data
-
-
 def fill(path: Path) -> None:
     """Take all the room there is."""
     block = b"\0" * (64 << 10)
@@ -139,7 +134,7 @@ async def ends(wire: Wire, name: str) -> None:
 
 
 async def test_a_full_disk(small_disk: Path) -> None:
-    data = await asyncio.to_thread(configured, small_disk / "data")
+    data = await asyncio.to_thread(configured, small_disk / "data", CONFIG)
     async with running_server(data, worker=False) as server, Wire(server) as wire:
         acknowledged = [await submitted(wire, 0, hold=True)]
         ballast = small_disk / "ballast"
@@ -148,6 +143,9 @@ async def test_a_full_disk(small_disk: Path) -> None:
         assert refusal.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert "free space" in (refusal.details() or "")
         await read_only(wire, "free space")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await put_chunks(wire, {b"\0" * 32: b"x" * 1000})
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         await asyncio.to_thread(ballast.unlink)
         await until_phase(wire, "serving", patience=5)
         assert await serving(wire, "hatoba.v1.JobService")
@@ -180,7 +178,7 @@ def failing_syncs(pid: int) -> Iterator[None]:
 
 
 async def test_a_disk_that_fails(tmp_path: Path) -> None:
-    data = await asyncio.to_thread(configured, tmp_path / "data")
+    data = await asyncio.to_thread(configured, tmp_path / "data", CONFIG)
     async with running_server(data, worker=False) as server, Wire(server) as wire:
         acknowledged = [await submitted(wire, 0, hold=True)]
         for round_ in range(3):
@@ -221,7 +219,7 @@ def overwrite(file: Path, place: int, data: bytes) -> None:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 async def test_a_damaged_file_stops_the_start(damage: str, tmp_path: Path) -> None:
-    data = await asyncio.to_thread(configured, tmp_path / "data")
+    data = await asyncio.to_thread(configured, tmp_path / "data", CONFIG)
     async with running_server(data, worker=False) as server, Wire(server) as wire:
         for number in range(20):
             await submitted(wire, number, hold=True)
@@ -242,7 +240,7 @@ async def test_a_damaged_file_stops_the_start(damage: str, tmp_path: Path) -> No
 
 
 async def test_damage_that_shows_later_stops_the_server(tmp_path: Path) -> None:
-    data = await asyncio.to_thread(configured, tmp_path / "data")
+    data = await asyncio.to_thread(configured, tmp_path / "data", CONFIG)
     async with running_server(data, worker=False) as server, Wire(server) as wire:
         names = [await submitted(wire, number, weight=3) for number in range(20)]
         for name in names:

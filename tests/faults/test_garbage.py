@@ -16,7 +16,7 @@ from pathlib import Path
 
 import grpc.aio
 import pytest
-from server_process import ColdLauncher, HatobaServer
+from server_process import ColdLauncher, HatobaServer, configured
 
 from hatoba.artifacts.pack import pack_tree
 from hatoba.artifacts.scan import Selection
@@ -143,10 +143,8 @@ class Storm:
 @pytest.mark.faults
 @pytest.mark.timeout(300)
 async def test_every_named_tree_is_complete_after_kills(tmp_path: Path, full_round: bool) -> None:
-    data, work = tmp_path / "data", tmp_path / "work"
-    data.mkdir(mode=0o700)
+    data, work = configured(tmp_path / "data", CONFIG), tmp_path / "work"
     work.mkdir()
-    (data / "hatoba.toml").write_text(CONFIG)
     launcher = ColdLauncher()
     house = HatobaServer(data, worker=False, launcher=launcher)
     seed = random.SystemRandom().randrange(1 << 32)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 
 import grpc
 import grpc.aio
 import pytest
+from command_line import server_command
 from server_process import HatobaServer, running_server
 from waiting import until
 from wire import Wire, shell
@@ -54,17 +53,11 @@ class Work:
         await until(lambda: self.said() == wanted, PATIENCE)
 
 
-def command(server: HatobaServer, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """`hatoba server ...` on the data directory of this server."""
-    line = [sys.executable, "-m", "hatoba", "server", *arguments, "--data", str(server.data)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=100)
-
-
 async def done(server: HatobaServer, *arguments: str) -> str:
     """A command that succeeds; what it wrote."""
-    found = await asyncio.to_thread(command, server, *arguments)
-    assert found.returncode == 0, found.stderr
-    return found.stdout
+    found = await asyncio.to_thread(server_command, server, *arguments)
+    assert found.code == 0, found.err
+    return found.out
 
 
 def running(data: Path) -> int:
@@ -96,9 +89,9 @@ async def test_a_hundred_jobs_that_the_backup_does_not_know_of(tmp_path: Path) -
             assert (await wire.ended(name)).state == common_pb2.JOB_STATE_SUCCEEDED
         await server.kill()
 
-        refused = await asyncio.to_thread(command, server, "restore", place)
-        assert refused.returncode == 1
-        assert "--replace" in refused.stderr
+        refused = await asyncio.to_thread(server_command, server, "restore", place)
+        assert refused.code == 1
+        assert "--replace" in refused.err
         await done(server, "restore", place, "--replace")
         await server.start()
         assert await phase(wire) == "restored"
@@ -128,10 +121,10 @@ async def test_a_hundred_jobs_that_the_backup_does_not_know_of(tmp_path: Path) -
             with pytest.raises(grpc.aio.AioRpcError) as gone:
                 await wire.once(job_pb2.GetJobRequest(name=name), job_pb2.Job)
             assert gone.value.code() is grpc.StatusCode.NOT_FOUND
-        assert (await asyncio.to_thread(command, server, "doctor")).returncode == 0
-        again = await asyncio.to_thread(command, server, "adopt")
-        assert again.returncode == 1
-        assert "nothing to adopt" in again.stderr
+        assert (await asyncio.to_thread(server_command, server, "doctor")).code == 0
+        again = await asyncio.to_thread(server_command, server, "adopt")
+        assert again.code == 1
+        assert "nothing to adopt" in again.err
 
 
 async def changes_are_refused(wire: Wire, name: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 from fault_zygote import ZygoteLauncher
-from server_process import HatobaServer
+from server_process import HatobaServer, configured
 from waiting import PATIENCE, News, eventually
 from wire import Wire
 
@@ -28,12 +28,6 @@ BEHIND = 5_000
 STALLED = 50
 MOST_GROWN = 120 << 20
 """For 24,000 jobs, the newest events in memory, and 50 watchers that do not read."""
-
-
-def configured(data: Path, limits: str = "") -> Path:
-    data.mkdir(mode=0o700)
-    (data / "hatoba.toml").write_text(NULL + limits)
-    return data
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +51,7 @@ async def running(data: Path, launcher: ZygoteLauncher) -> AsyncIterator[HatobaS
 @pytest.fixture
 async def server(tmp_path: Path, launcher: ZygoteLauncher) -> AsyncIterator[HatobaServer]:
     """A server whose jobs end at once."""
-    async with running(configured(tmp_path / "data"), launcher) as one:
+    async with running(configured(tmp_path / "data", NULL), launcher) as one:
         yield one
 
 
@@ -65,7 +59,7 @@ async def server(tmp_path: Path, launcher: ZygoteLauncher) -> AsyncIterator[Hato
 async def short(tmp_path: Path, launcher: ZygoteLauncher) -> AsyncIterator[HatobaServer]:
     """One that tells watchers early that they are too slow."""
     limits = f"[limits]\nwatch_behind = {BEHIND}\n"
-    async with running(configured(tmp_path / "data", limits), launcher) as one:
+    async with running(configured(tmp_path / "data", NULL + limits), launcher) as one:
         yield one
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from server_process import HatobaServer, clean_environment, running_server
+from server_process import HatobaServer, running_server
 from wire import Wire
 
 
@@ -39,15 +37,3 @@ async def own_wire(own_server: HatobaServer) -> AsyncIterator[Wire]:
     """Calls to the test's own server."""
     async with Wire(own_server) as one:
         yield one
-
-
-def cli_environment(server: HatobaServer, home: Path) -> dict[str, str]:
-    """An environment in which `hatoba` talks to this server and keeps its memory in `home`."""
-    return {
-        **clean_environment(),
-        "HOME": str(home),
-        "HATOBA_DATA": str(server.data),
-        "HATOBA_CONFIG": str(home / "config"),
-        "HATOBA_STATE": str(home / "state"),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }

@@ -299,6 +299,13 @@ class HatobaServer:
         return self.data / "ready.json"
 
 
+def configured(data: Path, config: str) -> Path:
+    """A new data directory with this `hatoba.toml`; blocks."""
+    data.mkdir(mode=0o700, parents=True)
+    (data / "hatoba.toml").write_text(config)
+    return data
+
+
 def command_of(pid: int) -> str:
     """The command line of a process; empty when it is gone."""
     with contextlib.suppress(OSError):

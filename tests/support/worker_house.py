@@ -174,10 +174,6 @@ class House:
             if not each.dead and procfs.environment(each.pid).get(KEEPER_MARK) == key
         ]
 
-    def worker_log(self) -> str:
-        """What the workers said."""
-        return (self.data / "worker.log").read_text()
-
     async def close(self) -> None:
         """End all."""
         if self._worker is not None:

@@ -5,7 +5,6 @@ Only what this distribution brings is described; commands of other distributions
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -13,11 +12,12 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import click
+from made_page import DOCS, made, table
 
 from hatoba.cli.exits import Exit
 from hatoba.cli.root import COMMANDS, ENTRY_POINTS, EXTRAS, root
 
-TARGET = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+TARGET = DOCS / "cli.md"
 HEAD = """# The command line
 
 Written by `python tools/docs/cli_reference.py` from the commands' own help.
@@ -37,17 +37,7 @@ server in `HATOBA_DATA` (default `~/.local/share/hatoba`), which is started when
 
 def main() -> int:
     """Write the page, or with --check fail when it is not up to date."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true")
-    text = page()
-    if not parser.parse_args().check:
-        TARGET.parent.mkdir(exist_ok=True)
-        TARGET.write_text(text)
-        return 0
-    if TARGET.exists() and TARGET.read_text() == text:
-        return 0
-    print(f"{TARGET} is stale: run python tools/docs/cli_reference.py", file=sys.stderr)
-    return 1
+    return made(TARGET, page, __doc__)
 
 
 def page() -> str:
@@ -63,11 +53,11 @@ def page() -> str:
 def exit_codes() -> str:
     """The table of exit codes, from the documentation of each."""
     module = Path(sys.modules[Exit.__module__].__file__ or "").read_text().splitlines()
-    rows = ["## Exit codes", "", "| code | meaning |", "| --- | --- |"]
+    rows = []
     for code in Exit:
         line = next(n for n, text in enumerate(module) if text.startswith(f"    {code.name} = "))
-        rows.append(f"| {code.value} | {module[line + 1].strip().strip(chr(34))} |")
-    return "\n".join([*rows, ""])
+        rows.append((str(code.value), module[line + 1].strip().strip(chr(34))))
+    return f"## Exit codes\n\n{table(('code', 'meaning'), rows)}\n"
 
 
 def command(name: str) -> click.Command:

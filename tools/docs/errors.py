@@ -6,12 +6,13 @@ raises cannot be documented: it is a fault.
 
 from __future__ import annotations
 
-import argparse
 import ast
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from made_page import DOCS, made, table
 
 import hatoba_scheduler
 from hatoba import errors as client_errors
@@ -19,7 +20,7 @@ from hatoba.cli.exits import OF_ERROR, Exit
 from hatoba_scheduler.errors import HatobaError, Reason
 from hatoba_scheduler.store import errors as _store_errors  # noqa: F401 - its classes are told too
 
-TARGET = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
+TARGET = DOCS / "errors.md"
 SOURCES = Path(hatoba_scheduler.__file__).parent
 HEAD = """# Errors
 
@@ -49,17 +50,7 @@ Statuses = Mapping[Reason, frozenset[str]]
 
 def main() -> int:
     """Write the page, or with --check fail when it is not up to date."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true")
-    text = page()
-    if not parser.parse_args().check:
-        TARGET.parent.mkdir(exist_ok=True)
-        TARGET.write_text(text)
-        return 0
-    if TARGET.exists() and TARGET.read_text() == text:
-        return 0
-    print(f"{TARGET} is stale: run python tools/docs/errors.py", file=sys.stderr)
-    return 1
+    return made(TARGET, page, __doc__)
 
 
 def page() -> str:
@@ -168,12 +159,6 @@ def reason_table(statuses: Statuses) -> str:
         for reason in Reason
     )
     return table(("Reason", "Status", "Means"), rows)
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ named constructors can do to it, and each arrow gets the reasons that its events
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
+
+from made_page import DOCS, ROOT, made, table
 
 from hatoba_plugins import errors
 from hatoba_scheduler.control.observe import refused_step
@@ -52,8 +52,7 @@ from hatoba_scheduler.domain.transitions import (
     waiting,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-TARGET = ROOT / "docs" / "states.md"
+TARGET = DOCS / "states.md"
 CONTRACT = ROOT / "proto" / "hatoba" / "v1" / "common.proto"
 NOW = Now(1)
 HEAD = """# States
@@ -85,17 +84,7 @@ Arrows = dict[tuple[str, str], set[str]]
 
 def main() -> int:
     """Write the page, or with --check fail when it is not up to date."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--check", action="store_true")
-    text = page()
-    if not parser.parse_args().check:
-        TARGET.parent.mkdir(exist_ok=True)
-        TARGET.write_text(text)
-        return 0
-    if TARGET.exists() and TARGET.read_text() == text:
-        return 0
-    print(f"{TARGET} is stale: run python tools/docs/states.py", file=sys.stderr)
-    return 1
+    return made(TARGET, page, __doc__)
 
 
 def page() -> str:
@@ -392,12 +381,6 @@ def order(line: str) -> list[int]:
     names = [state.name for state in (*JobState, *AttemptState, *Release)]
     before, _, after = line.strip().partition(":")[0].partition(" --> ")
     return [names.index(name) if name in names else -1 for name in (before, after)]
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,6 @@ class Provoker:
         self._wire = wire
         self._workload = workload
         self._submitter = submitter
-        self._operator = operator
         self._numbers = itertools.count(FIRST)
         self._schedules: list[schedule_pb2.Schedule] = []
         self._ways: dict[str, Callable[[], Awaitable[object]]] = {

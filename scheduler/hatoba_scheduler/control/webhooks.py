@@ -19,6 +19,7 @@ import structlog
 
 from hatoba import __version__
 from hatoba.plain import to_plain
+from hatoba.webhooks import DELIVERY_HEADER, SIGNATURE_HEADER
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.event_filters import EventFilter
 from hatoba_scheduler.control.events import EventLog
@@ -315,8 +316,8 @@ class Webhooks:
         headers = {
             "content-type": "application/json",
             "user-agent": f"hatoba/{__version__}",
-            "hatoba-delivery": name,
-            "hatoba-signature": signature(row.signing_key, int(self._clock.time()), data),
+            DELIVERY_HEADER: name,
+            SIGNATURE_HEADER: signature(row.signing_key, int(self._clock.time()), data),
         }
         try:
             async with self._session.post(

@@ -26,8 +26,6 @@ _MAX_TEXT = 1_024
 INTERNAL = "internal"
 SERVER = "server"
 CLIENT = "client"
-PRODUCER = "producer"
-CONSUMER = "consumer"
 
 
 class SpanContext(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from s3_server import CREDENTIALS
-from server_process import clean_environment, running_server
+from server_process import clean_environment, configured, running_server
 
 from hatoba_scheduler.config import BlobsConfig
 
@@ -40,11 +40,11 @@ async def test_garbage_is_collected_by_hand(tmp_path: Path) -> None:
     assert "no server runs" in done.stderr
 
 
-def configured(data: Path, blobs: BlobsConfig) -> None:
-    data.mkdir()
-    (data / "hatoba.toml").write_text(
+def with_bucket(data: Path, blobs: BlobsConfig) -> None:
+    configured(
+        data,
         f'[blobs]\nurl = "{blobs.url}"\nendpoint = "{blobs.endpoint}"\n'
-        f'region = "{blobs.region}"\nallow_http = true\n'
+        f'region = "{blobs.region}"\nallow_http = true\n',
     )
 
 
@@ -60,7 +60,7 @@ def test_a_bucket_that_cannot_be_used_is_told(
 ) -> None:
     wrong = bucket.of_bucket(bucket_name) if bucket_name else bucket
     data = tmp_path / "data"
-    configured(data, BlobsConfig(wrong.url, endpoint or wrong.endpoint, wrong.region))
+    with_bucket(data, BlobsConfig(wrong.url, endpoint or wrong.endpoint, wrong.region))
     done = hatoba("server", "check", "--data", str(data), **CREDENTIALS)
     assert done.returncode == 2
     for word in words:
@@ -69,7 +69,7 @@ def test_a_bucket_that_cannot_be_used_is_told(
 
 def test_a_bucket_that_can_be_used_is_good(tmp_path: Path, bucket: BlobsConfig) -> None:
     data = tmp_path / "data"
-    configured(data, bucket)
+    with_bucket(data, bucket)
     done = hatoba("server", "check", "--data", str(data), **CREDENTIALS)
     assert (done.returncode, done.stdout) == (0, "good\n"), done.stderr
 
@@ -78,7 +78,7 @@ def test_a_server_whose_bucket_is_not_there_does_not_start(
     tmp_path: Path, bucket: BlobsConfig
 ) -> None:
     data = tmp_path / "data"
-    configured(data, bucket.of_bucket("no-such-bucket"))
+    with_bucket(data, bucket.of_bucket("no-such-bucket"))
     done = hatoba("server", "start", "--no-worker", "--data", str(data), **CREDENTIALS)
     assert done.returncode == 1
     assert "the server cannot start: s3://no-such-bucket refuses us" in done.stderr

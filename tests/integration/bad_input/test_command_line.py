@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from house_fixtures import cli_environment
+from command_line import CommandLine
 from wire import Wire
 
 from tests.integration.bad_input.conftest import everything
@@ -120,24 +119,13 @@ CASES = {**COMMANDS, **{f"file: {name}": case for name, case in FILES.items()}}
 
 @pytest.mark.parametrize("name", CASES)
 async def test_it_is_refused_in_words(name: str, ground: Ground, tmp_path: Path) -> None:
-    case = CASES[name]
+    case, cli = CASES[name], CommandLine(ground.server, tmp_path)
     if case.text:
-        await asyncio.to_thread((tmp_path / "job.yaml").write_text, case.text)
+        await asyncio.to_thread((cli.work / "job.yaml").write_text, case.text)
     async with Wire(ground.server) as wire:
         before = await everything(wire)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "hatoba", *case.arguments),
-            cwd=tmp_path,
-            env=cli_environment(ground.server, tmp_path),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, err = await process.communicate()
-        said = err.decode()
-        assert process.returncode == case.code, said
-        assert out == b""
-        assert "Traceback" not in said
+        code, out, said = await cli(*case.arguments)
+        assert (code, out) == (case.code, ""), said
         assert "fault of hatoba" not in said
         for word in case.words:
             assert word in said, said

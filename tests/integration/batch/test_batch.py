@@ -7,18 +7,15 @@ publishing fit together, and that a kill between them loses nothing and doubles 
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
-import sys
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from batch_desk import Desk, sitting
-from house_fixtures import cli_environment
+from command_line import CommandLine
 from server_process import HatobaServer
 from trees import put_tree
 from wire import Wire
@@ -184,29 +181,16 @@ async def test_a_model_without_a_handler_is_refused(desk: Desk) -> None:
 # -- the command line ---------------------------------------------------------------------------
 
 
-async def hatoba(server: HatobaServer, home: Path, said: Sequence[str]) -> tuple[int, str, str]:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "hatoba", *said),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=cli_environment(server, home),
-        cwd=os.fspath(home),
-    )
-    out, err = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
 async def test_the_command_follows_and_says_what_became_of_it(
     desk: Desk, server: HatobaServer, tmp_path: Path
 ) -> None:
     model, data = await desk.model(), await desk.dataset(numbers(1_000, i3={"bad": True}))
     said = ["predict", model, "--dataset", data, "--shards", "2", "--on-item-error", "record"]
-    code, _, err = await hatoba(server, tmp_path, said)
+    code, _, err = await CommandLine(server, tmp_path)(*said)
     assert code == 0, err
     assert "999 of 1,000, 1 error" in err
     assert f"published  {data.removesuffix(':1')}-predictions:1" in err
-    code, _, err = await hatoba(server, tmp_path, [*said, "--max-errors", "0", "--to", "none"])
+    code, _, err = await CommandLine(server, tmp_path)(*said, "--max-errors", "0", "--to", "none")
     assert code != 0
-    code, out, err = await hatoba(server, tmp_path, [*said, "--detach", "--to", "later"])
+    code, out, err = await CommandLine(server, tmp_path)(*said, "--detach", "--to", "later")
     assert (code, out.strip().rpartition("-")[0]) == (0, f"predict-{model.removesuffix(':1')}")

@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 from s3_server import CREDENTIALS, S3Server, running_s3
-from server_process import HatobaServer, running_server
+from server_process import HatobaServer, configured, running_server
 from wire import Wire
 
 from hatoba.aio import AsyncClient
@@ -32,10 +32,8 @@ def s3() -> Iterator[S3Server]:
 
 def configure(data: Path, endpoint: str) -> Path:
     """A data directory whose server reaches buckets at an endpoint."""
-    data.mkdir(mode=0o700, parents=True)
     text = f'[blobs]\nendpoint = "{endpoint}"\nregion = "us-east-1"\nallow_http = true\n'
-    (data / "hatoba.toml").write_text(text)
-    return data
+    return configured(data, text)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

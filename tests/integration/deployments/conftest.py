@@ -16,7 +16,8 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 from google.protobuf.message import Message
-from server_process import HatobaServer, running_server
+from house_fixtures import own_wire, wire
+from server_process import HatobaServer, configured, running_server
 from wire import Wire
 
 from hatoba.v1 import deployment_pb2, deployment_pb2_grpc, model_pb2
@@ -32,6 +33,8 @@ Deployment = deployment_pb2.Deployment
 PATIENCE = 15.0
 COMMIT = "c" * 40
 DIGEST = "sha256:" + "a" * 64
+__all__ = ["own_wire", "wire"]
+
 CONFIG = """
 [defaults]
 serves = "mock"
@@ -74,14 +77,9 @@ def model(name: str, **fields: Any) -> ModelVersion:
     return ModelVersion(**{**made, **fields})
 
 
-def _configure(data: Path) -> None:
-    data.mkdir(mode=0o700, parents=True)
-    (data / "hatoba.toml").write_text(CONFIG.format(ledger=data / "mock.ledger"))
-
-
 async def prepare(data: Path) -> None:
     """What is in the store before the server starts: `digits` 1 to 4, and what cannot be served."""
-    _configure(data)
+    configured(data, CONFIG.format(ledger=data / "mock.ledger"))
     store = await open_store(data, lambda: 1)
     try:
         code = CodeVersionRecord(
@@ -118,24 +116,10 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hato
 
 
 @pytest.fixture
-async def wire(server: HatobaServer) -> AsyncIterator[Wire]:
-    """Calls to the shared server."""
-    async with Wire(server) as one:
-        yield one
-
-
-@pytest.fixture
 async def own_server(tmp_path: Path) -> AsyncIterator[HatobaServer]:
     """A server for one test alone."""
     await prepare(tmp_path / "data")
     async with running_server(tmp_path / "data", worker=False) as one:
-        yield one
-
-
-@pytest.fixture
-async def own_wire(own_server: HatobaServer) -> AsyncIterator[Wire]:
-    """Calls to the test's own server."""
-    async with Wire(own_server) as one:
         yield one
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
-import sys
 from pathlib import Path
 
 import grpc
-from house_fixtures import cli_environment
+from command_line import CommandLine
 from server_process import HatobaServer, running_server
 from wire import Wire
 
@@ -266,29 +264,18 @@ async def _read_on(one: FakeRouter) -> None:
 async def test_the_command_line_follows_a_rollout_to_its_end(
     server: HatobaServer, name: str, tmp_path: Path
 ) -> None:
-    def hatoba(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "hatoba", *arguments],
-            env=cli_environment(server, tmp_path),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-
-    made = await asyncio.to_thread(
-        hatoba, "deploy", "digits:1", "--name", name, "--replicas", "2", "--bake", "100ms"
-    )
-    assert made.returncode == 0, made.stderr
-    assert f"{name} is READY" in made.stderr
-    assert "digits:1 2/2 ready 100%" in made.stderr
+    hatoba = CommandLine(server, tmp_path)
+    made = await hatoba("deploy", "digits:1", "--name", name, "--replicas", "2", "--bake", "100ms")
+    assert made.code == 0, made.err
+    assert f"{name} is READY" in made.err
+    assert "digits:1 2/2 ready 100%" in made.err
     env = f"MOCK_REPLICA={script(never_ready=True)['MOCK_REPLICA']}"
-    failed = await asyncio.to_thread(
-        hatoba, "deploy", "digits:2", "--name", name, "--env", env, "--ready-deadline", "500ms"
+    failed = await hatoba(
+        "deploy", "digits:2", "--name", name, "--env", env, "--ready-deadline", "500ms"
     )
-    assert failed.returncode == 24, failed.stderr
-    assert "is ROLLED_BACK" in failed.stderr
-    assert "had 0 of 2 replicas ready after 0.5 s" in failed.stderr
-    shown = await asyncio.to_thread(hatoba, "deployments", "get", name)
-    assert "READY" in shown.stdout
-    assert "1 -> 2, ROLLED_BACK" in shown.stdout
+    assert failed.code == 24, failed.err
+    assert "is ROLLED_BACK" in failed.err
+    assert "had 0 of 2 replicas ready after 0.5 s" in failed.err
+    shown = await hatoba("deployments", "get", name)
+    assert "READY" in shown.out
+    assert "1 -> 2, ROLLED_BACK" in shown.out

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import sys
 import urllib.request
 import uuid
 from collections.abc import AsyncIterator
@@ -15,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from house_fixtures import cli_environment
+from command_line import CommandLine, Done
 from server_process import HatobaServer
 from waiting import PATIENCE, until
 
@@ -32,39 +31,18 @@ class Doubler:
 """
 
 
-class Cli:
-    """Runs `hatoba` in a directory that holds a model and its handler."""
-
-    def __init__(self, server: HatobaServer, home: Path) -> None:
-        self.directory = home / "work"
-        self._environment = cli_environment(server, home)
+class Cli(CommandLine):
+    """Typed in a directory that holds a model and its handler."""
 
     def write(self) -> None:
-        (self.directory / "model").mkdir(parents=True)
-        (self.directory / "model" / "factor.json").write_text("2")
-        (self.directory / "code").mkdir()
-        (self.directory / "code" / "serve.py").write_text(HANDLER)
+        (self.work / "model").mkdir(parents=True)
+        (self.work / "model" / "factor.json").write_text("2")
+        (self.work / "code").mkdir()
+        (self.work / "code" / "serve.py").write_text(HANDLER)
 
-    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            *[sys.executable, "-m", "hatoba", *arguments],
-            cwd=self.directory,
-            env=self._environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-
-    async def run(self, *arguments: str) -> tuple[int, str, str]:
-        """`hatoba models ...`: exit code, stdout, stderr."""
-        return await self.hatoba("models", *arguments)
-
-    async def hatoba(self, *arguments: str) -> tuple[int, str, str]:
-        process = await self.start(*arguments)
-        async with asyncio.timeout(PATIENCE):
-            out, err = await process.communicate()
-        assert process.returncode is not None
-        return process.returncode, out.decode(), err.decode()
+    async def run(self, *arguments: str) -> Done:
+        """`hatoba models ...`."""
+        return await self("models", *arguments)
 
     @asynccontextmanager
     async def serving(self, *arguments: str) -> AsyncIterator[str]:
@@ -131,7 +109,7 @@ async def test_a_model_is_registered_looked_at_and_served_here(cli: Cli, model: 
         assert words in out
     code, _, err = await cli.run("lineage", f"{model}:1", "--plot", "line.png")
     assert code == 0, err
-    assert (cli.directory / "line.png").read_bytes().startswith(b"\x89PNG")
+    assert (cli.work / "line.png").read_bytes().startswith(b"\x89PNG")
     async with cli.serving(f"{model}@production") as url:
         await is_ready(url)
         assert await asyncio.to_thread(ask, url, b'{"value": 21}') == (200, {"value": 42})
@@ -148,7 +126,7 @@ async def test_a_handler_that_cannot_be_imported_is_told_at_register(cli: Cli, m
 
 
 async def test_an_environment_is_built_for_serving(cli: Cli, model: str) -> None:
-    (cli.directory / "requirements.txt").write_text("# nothing but Python\n")
+    (cli.work / "requirements.txt").write_text("# nothing but Python\n")
     own = ("--requirements", "requirements.txt", "--handler", "serve:Doubler")
     code, _, err = await cli.run("register", model, *GOOD, *own)
     assert code == 0, err
@@ -162,7 +140,7 @@ async def test_what_was_registered_comes_back(cli: Cli, model: str) -> None:
     assert (code, json.loads(out)["state"]) == (0, "READY")
     code, _, err = await cli.run("download", model, "back")
     assert code == 0, err
-    assert os.listdir(cli.directory / "back") == ["factor.json"]
+    assert os.listdir(cli.work / "back") == ["factor.json"]
     code, _, err = await cli.run("serve", model)
     assert code == 2
     assert "no handler" in err
@@ -183,14 +161,14 @@ job.log_model(sys.argv[1], out, handler=sys.argv[2], example={"value": 2})
 
 
 async def test_what_a_job_logs_is_a_version_that_can_be_served(cli: Cli, model: str) -> None:
-    (cli.directory / "code" / "train.py").write_text(TRAIN)
+    (cli.work / "code" / "train.py").write_text(TRAIN)
     run = ("run", "--code", "code", "--name", model, "-p", "lr=0.1", "--", "python", "train.py")
-    code, _, err = await cli.hatoba(*run, model, "serve:Doubler")
+    code, _, err = await cli(*run, model, "serve:Doubler")
     assert code == 0, err
     code, out, _ = await cli.run("get", model)
     for words in ("READY", f"jobs/{model}-1", "accuracy 0.75", "lr=0.1", "serve:Doubler"):
         assert words in out, out
-    code, out, _ = await cli.hatoba("jobs", "get", f"{model}-1")
+    code, out, _ = await cli("jobs", "get", f"{model}-1")
     assert f"models/{model}:1" in out
     code, out, _ = await cli.run("lineage", f"{model}:1")
     assert f"jobs/{model}-1  made-by" in out
@@ -201,9 +179,9 @@ async def test_what_a_job_logs_is_a_version_that_can_be_served(cli: Cli, model: 
 
 
 async def test_a_job_whose_model_does_not_answer_its_example_fails(cli: Cli, model: str) -> None:
-    (cli.directory / "code" / "train.py").write_text(TRAIN)
+    (cli.work / "code" / "train.py").write_text(TRAIN)
     run = ("run", "--code", "code", "--name", model, "--", "python", "train.py")
-    code, _, err = await cli.hatoba(*run, model, "serve:Tripler")
+    code, _, err = await cli(*run, model, "serve:Tripler")
     assert code == 20
     assert "Tripler" in err
     code, _, err = await cli.run("get", model)

@@ -15,11 +15,14 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 from google.rpc import error_details_pb2, status_pb2
-from server_process import HatobaServer, running_server
+from house_fixtures import own_wire, wire
+from server_process import HatobaServer, configured, running_server
 from waiting import PATIENCE
 from wire import Wire
 
 from hatoba.v1 import admin_pb2, common_pb2, job_pb2, runner_pb2, worker_pb2
+
+__all__ = ["own_wire", "wire"]
 
 CONFIG = """
 [defaults]
@@ -58,9 +61,7 @@ def _install_broken_plugin(folder: Path) -> None:
 
 def configure(data: Path) -> Path:
     """Make a data directory with the suite's configuration."""
-    data.mkdir(mode=0o700, parents=True)
-    (data / "hatoba.toml").write_text(CONFIG)
-    return data
+    return configured(data, CONFIG)
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -75,23 +76,9 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hato
 
 
 @pytest.fixture
-async def wire(server: HatobaServer) -> AsyncIterator[Wire]:
-    """Calls to the shared server."""
-    async with Wire(server) as one:
-        yield one
-
-
-@pytest.fixture
 async def own_server(tmp_path: Path) -> AsyncIterator[HatobaServer]:
     """A server for one test alone."""
     async with running_server(configure(tmp_path / "data"), worker=False) as one:
-        yield one
-
-
-@pytest.fixture
-async def own_wire(own_server: HatobaServer) -> AsyncIterator[Wire]:
-    """Calls to the test's own server."""
-    async with Wire(own_server) as one:
         yield one
 
 

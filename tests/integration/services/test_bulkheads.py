@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from server_process import HatobaServer, running_server
+from server_process import HatobaServer, configured, running_server
 from waiting import eventually
 from wire import TERMINAL, Wire
 
@@ -42,9 +42,7 @@ JOBS = 40
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[HatobaServer]:
     """A server of one good backend and three bad ones."""
-    data = tmp_path / "data"
-    data.mkdir(mode=0o700)
-    (data / "hatoba.toml").write_text(CONFIG)
+    data = configured(tmp_path / "data", CONFIG)
     async with running_server(data, worker=False) as one:
         yield one
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from server_process import running_server
+from server_process import configured, running_server
 from wire import Wire
 
 from hatoba.v1 import common_pb2, job_pb2
@@ -32,9 +32,7 @@ type = "null"
 @pytest.fixture
 async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
     """Calls to a server with a cheap, a dear and a pretended backend."""
-    data = tmp_path / "data"
-    data.mkdir(mode=0o700)
-    (data / "hatoba.toml").write_text(CONFIG)
+    data = configured(tmp_path / "data", CONFIG)
     async with running_server(data, worker=False) as server, Wire(server) as one:
         yield one
 

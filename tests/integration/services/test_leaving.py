@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_process import HatobaServer, running_server
+from server_process import HatobaServer, configured, running_server
 from waiting import eventually
 from wire import Wire
 
@@ -32,9 +32,7 @@ Item = worker_pb2.WorkerItem
 @pytest.fixture
 async def small(tmp_path: Path) -> AsyncIterator[HatobaServer]:
     """A server of a backend with four cores."""
-    data = tmp_path / "data"
-    data.mkdir(mode=0o700)
-    (data / "hatoba.toml").write_text(CONFIG)
+    data = configured(tmp_path / "data", CONFIG)
     async with running_server(data, worker=False) as one:
         yield one
 

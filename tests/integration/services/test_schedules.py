@@ -6,15 +6,14 @@ import asyncio
 import datetime as dt
 import os
 import sqlite3
-import sys
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from command_line import CommandLine
 from google.protobuf import duration_pb2, timestamp_pb2
 from google.protobuf.message import Message
-from house_fixtures import cli_environment
 from server_process import HatobaServer, runs
 from waiting import eventually, until
 from wire import Wire
@@ -365,21 +364,12 @@ async def test_the_sdk(server: HatobaServer, project: str) -> None:
 
 
 async def test_the_command_line(server: HatobaServer, wire: Wire, tmp_path: Path) -> None:
+    cli = CommandLine(server, tmp_path)
+
     async def hatoba(*arguments: str, code: int = 0) -> str:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "hatoba",
-            "schedules",
-            *arguments,
-            env=cli_environment(server, tmp_path),
-            cwd=tmp_path,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        told, _ = await process.communicate()
-        assert process.returncode == code, told.decode()
-        return told.decode()
+        done = await cli("schedules", *arguments)
+        assert done.code == code, done
+        return done.out + done.err
 
     name = f"cli-{os.getpid()}"
     when = ("--cron", "30 2 * * *", "--tz", "Europe/Berlin", "--overlap", "queue")

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from server_process import HatobaServer, running_server
+from server_process import HatobaServer, configured, running_server
 from waiting import eventually
 from wire import Wire
 
@@ -42,9 +42,7 @@ type = "hosts"
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[HatobaServer]:
     """A server of `hosts` and `null` for one test alone."""
-    data = tmp_path / "data"
-    data.mkdir(mode=0o700)
-    (data / "hatoba.toml").write_text(CONFIG)
+    data = configured(tmp_path / "data", CONFIG)
     async with running_server(data, worker=False) as one:
         yield one
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +12,8 @@ from typing import Any
 import grpc
 import pytest
 from aiohttp import web
-from server_process import HatobaServer, running_server
+from command_line import CommandLine, Done
+from server_process import HatobaServer, configured, running_server
 from waiting import PATIENCE, News, eventually
 from wire import Wire
 
@@ -340,10 +339,8 @@ async def test_only_administrators_make_them(
 
 
 async def test_only_allowed_hosts(tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    await asyncio.to_thread(data.mkdir, mode=0o700)
     config = '[webhooks]\nallow = ["*.example.org", "127.0.0.1"]\n[backends.null]\ntype = "null"\n'
-    await asyncio.to_thread((data / "hatoba.toml").write_text, config)
+    data = await asyncio.to_thread(configured, tmp_path / "data", config)
     async with running_server(data, worker=False) as server, Wire(server) as wire:
         await hooked(wire, "default", "https://a.example.org/x", "good")
         await hooked(wire, "default", "http://127.0.0.1:9/x", "here")
@@ -351,21 +348,11 @@ async def test_only_allowed_hosts(tmp_path: Path) -> None:
         assert "[webhooks] allow" in found.message
 
 
-async def test_the_commands(server: HatobaServer, receiver: Receiver) -> None:
-    async def run(*arguments: str) -> tuple[int, str, str]:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "hatoba", "webhooks", *arguments),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={
-                **os.environ,
-                "HATOBA_ADDRESS": server.address,
-                "HATOBA_TOKEN_FILE": str(server.data / "admin.token"),
-            },
-        )
-        out, err = await process.communicate()
-        return process.returncode or 0, out.decode(), err.decode()
+async def test_the_commands(server: HatobaServer, receiver: Receiver, tmp_path: Path) -> None:
+    async def run(*arguments: str) -> Done:
+        return await cli("webhooks", *arguments)
 
+    cli = CommandLine(server, tmp_path)
     code, key, said = await run("create", "ci", receiver.url, "--reason", "end", "--jobs-only")
     assert (code, len(key.strip())) == (0, 64), said
     assert "shown once" in said

@@ -127,6 +127,9 @@ async def test_what_was_gone_in_between_begins_anew(books: Books) -> None:
     attic.things.append(thing(name))
     await reaper.look()
     assert attic.stopped == []
+    await clock.advance(AFTER)
+    await reaper.look()
+    assert attic.stopped == [name]
 
 
 async def test_what_is_wanted_is_left_alone(books: Books) -> None:

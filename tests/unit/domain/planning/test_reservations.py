@@ -5,15 +5,19 @@ from __future__ import annotations
 import pytest
 from planner_yard import MAIN, NIGHT, PROMPT, SECOND, Yard, cores, placed, pool
 
+from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.planning.model import PlannerRules
+from hatoba_scheduler.domain.records import Resources
 from hatoba_scheduler.domain.states import WaitReason
 
 HOUR = 3600.0
 
 
-def occupied(rules: PlannerRules = PROMPT, timeout: float = HOUR) -> tuple[Yard, str, str]:
+def occupied(
+    rules: PlannerRules = PROMPT, timeout: float = HOUR, slots: int = 0
+) -> tuple[Yard, str, str]:
     """Three of four cores are taken for an hour, and the head of the queue wants all four."""
-    yard = Yard(pool("a", 4.0), rules=rules)
+    yard = Yard(PoolRoom("a", Resources(cpus=4.0, slots=slots)), rules=rules)
     running = yard.put(cores(3.0, timeout=timeout))
     yard.plan()
     head = yard.put(cores(4.0))
@@ -38,8 +42,9 @@ def test_a_short_one_goes_before_the_head_and_a_long_one_does_not() -> None:
 def test_what_ends_too_late_by_its_limit_waits() -> None:
     yard, _, _ = occupied()
     yard.passes(HOUR / 2)
-    yard.put(cores(1.0, timeout=HOUR / 2))
+    late = yard.put(cores(1.0, timeout=HOUR / 2))
     assert yard.plan() == [], "it might end with the very second, or a bit later"
+    assert yard.explain(late).reason is WaitReason.RESERVED
 
 
 def test_the_head_starts_when_it_was_said_to() -> None:
@@ -96,14 +101,13 @@ def test_where_nobody_knows_when_it_ends_a_place_is_drained_after_a_while() -> N
 
 def test_what_the_head_does_not_want_is_free_for_all() -> None:
     """A place that is drained for cores has other things to give."""
-    yard, _, _ = occupied(timeout=0.0)
+    yard, _, _ = occupied(timeout=0.0, slots=2)
     yard.passes(PROMPT.patience + 10)
     yard.plan()
-    slots = cores(0.0)
-    slots = slots._replace(resources=slots.resources._replace(slots=1))
-    yard.put(slots)
-    yard.planner.describe("hosts", [yard.planner.pools("hosts")[0]])
-    assert yard.plan() == [], "the pool has no slots at all"
+    yard.put(cores(1.0))
+    other = cores(0.0)
+    slot = yard.put(other._replace(resources=other.resources._replace(slots=1)))
+    assert placed(yard.plan()) == [slot]
 
 
 def test_a_higher_priority_goes_before_what_is_kept() -> None:
@@ -116,8 +120,9 @@ def test_the_same_priority_of_another_queue_does_not() -> None:
     yard, _, _ = occupied()
     yard.put(cores(2.0))
     yard.plan()
-    yard.put(cores(1.0), queue=NIGHT)
+    late = yard.put(cores(1.0), queue=NIGHT)
     assert yard.plan() == []
+    assert yard.explain(late).reason is WaitReason.RESERVED
 
 
 def test_nothing_is_kept_for_a_head_that_is_gone() -> None:
