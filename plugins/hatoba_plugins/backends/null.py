@@ -72,6 +72,7 @@ KEY = "null"
 """A specification's `backend_options.null` may give its own `delay` and `exit_code`."""
 
 HANDLE_VERSION = 1
+_encode = json.JSONEncoder(check_circular=False).encode
 POOL = "null"
 _MARKS = 100_000
 """Names of released and of stopped attempts that are remembered, to refuse a late launch."""
@@ -106,19 +107,13 @@ class NullOptions(BackendOptions):
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Identity:
+class _Identity(NamedTuple):
     """Whose attempt it is."""
 
     cluster_id: str
     job_uid: str
     index: int
     number: int
-
-    @property
-    def parts(self) -> tuple[str, str, int, int]:
-        """What a handle says of it."""
-        return self.cluster_id, self.job_uid, self.index, self.number
 
 
 class _Object(NamedTuple):
@@ -142,7 +137,7 @@ class _Object(NamedTuple):
 
     def owned(self) -> Owned:
         """What is listed of it."""
-        return Owned(self.name, *self.identity.parts, self.handle, self.ended, POOL)
+        return Owned(self.name, *self.identity, self.handle, self.ended, POOL)
 
     def observation(self) -> Observation:
         """What is seen of it."""
@@ -516,7 +511,7 @@ def _deployment_handle(uid: str) -> Handle:
 
 
 def _to_handle(identity: _Identity, ends_at: float, exit: Exit) -> Handle:
-    return Handle(HANDLE_VERSION, json.dumps([*identity.parts, ends_at, exit.code]))
+    return Handle(HANDLE_VERSION, _encode([*identity, ends_at, exit.code]))
 
 
 def _from_handle(name: str, handle: Handle, now: float) -> _Object:

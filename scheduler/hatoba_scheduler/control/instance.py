@@ -79,9 +79,9 @@ class Instance:
                 found.append((rows, rows.attempts[where[1]]))
         return found
 
-    def seen(self, seen: Observation) -> Step:
+    def seen(self, seen: Observation, now: Now) -> Step:
         """What an observation decides."""
-        return observation_step(seen, self.now(), self.ctx.rng, self.ctx.most_memory)
+        return observation_step(seen, now, self.ctx.rng, self.ctx.most_memory)
 
     def request(self, name: str, step: Step, told: Callable[[Answer], None]) -> None:
         """Have a decision on an attempt taken, as `Ledger.request`; nothing when it is not its

@@ -33,7 +33,7 @@ from hatoba_scheduler.control.supply import Supply
 from hatoba_scheduler.control.todo import Todo
 from hatoba_scheduler.domain.records import Attempt
 from hatoba_scheduler.domain.states import AttemptState
-from hatoba_scheduler.domain.transitions import Rows
+from hatoba_scheduler.domain.transitions import Now, Rows
 from hatoba_scheduler.failpoints import hit
 
 log = structlog.get_logger(__name__)
@@ -122,7 +122,9 @@ class Launcher:
         seen = {one.name: one.seen for one in outcomes if isinstance(one, Launched) and one.seen}
         self._seen |= seen
         try:
-            await self._settle([(one.name, self._outcome(one)) for one in (*outcomes, *missing)])
+            now = self._instance.now()
+            told = (*outcomes, *missing)
+            await self._settle([(one.name, self._outcome(one, now)) for one in told])
         finally:
             for name in seen:
                 self._seen.pop(name, None)
@@ -153,8 +155,7 @@ class Launcher:
             log.warning("launch.ambiguous", backend=self._instance.name, error=repr(error))
             return [Ambiguous(request.name, repr(error)) for request in group.members]
 
-    def _outcome(self, outcome: LaunchOutcome) -> Step | None:
-        now = self._instance.now()
+    def _outcome(self, outcome: LaunchOutcome, now: Now) -> Step | None:
         if isinstance(outcome, Launched):
             return launched_step(outcome, self._instance.seen, now)
         if isinstance(outcome, Refused):

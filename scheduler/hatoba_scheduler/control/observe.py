@@ -79,12 +79,12 @@ def handle_step(handle: Handle, phase: Phase | None, now: Now) -> Step:
     return step
 
 
-def launched_step(told: Launched, see: Callable[[Observation], Step], now: Now) -> Step:
+def launched_step(told: Launched, see: Callable[[Observation, Now], Step], now: Now) -> Step:
     """It was launched: its handle is kept, and what was seen of it taken, in one change."""
     keep = handle_step(told.handle, told.phase, now)
     if told.seen is None:
         return keep
-    taken, handle = see(told.seen), encode_handle(told.handle)
+    taken, handle = see(told.seen, now), encode_handle(told.handle)
 
     def step(view: View) -> Change | None:
         return taken(_holding(view, handle)) or keep(view)
@@ -144,8 +144,7 @@ def observation_step(
         if view.attempt.fenced and seen.exit is not None and seen.exit.code == CLAIM_REFUSED:
             return None
         if seen.phase >= Phase.ENDED:
-            most = most_memory(view.job) if view.job.retries.rules else 0
-            return _ended(view, seen, now, back_off(view.job, view.task, rng), most)
+            return _ended(view, seen, now, rng, most_memory)
         return _advanced(view, seen, now) or reachability(view, reachable=True, now=now)
 
     return step
@@ -161,10 +160,20 @@ def _advanced(view: View, seen: Observation, now: Now) -> Change | None:
     return running(view, now.time, "", now)
 
 
-def _ended(view: View, seen: Observation, now: Now, wait: float, most: int) -> Change | None:
+def _ended(
+    view: View,
+    seen: Observation,
+    now: Now,
+    rng: random.Random,
+    most_memory: Callable[[Job], int],
+) -> Change | None:
     state, cause = _verdict(view.attempt, seen)
-    outcome = Outcome(state, cause, wait=wait, gone=not seen.exists, most_memory=most)
-    return ended(view, outcome, now)
+    gone = not seen.exists
+    if cause is None:
+        return ended(view, Outcome(state, None, gone=gone), now)
+    wait = back_off(view.job, view.task, rng)
+    most = most_memory(view.job) if view.job.retries.rules else 0
+    return ended(view, Outcome(state, cause, wait=wait, gone=gone, most_memory=most), now)
 
 
 def _verdict(attempt: Attempt, seen: Observation) -> tuple[AttemptState, Cause | None]:

@@ -98,7 +98,7 @@ class Observer:
                 return None
             if told_before(attempt, seen):
                 return None
-        return self._instance.seen(seen)
+        return self._instance.seen(seen, self._instance.now())
 
     # -- questions ------------------------------------------------------------------------------
 

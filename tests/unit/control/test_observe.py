@@ -105,9 +105,8 @@ def test_a_handle_is_kept_with_the_phase_that_came_with_it(rows: Rows) -> None:
 def launched(phase: Phase | None, *, exists: bool = False, code: int = 0) -> Step:
     exit = Exit(ExitKind.EXITED, code) if phase is Phase.ENDED else None
     sight = None if phase is None else Observation("a", phase, exists, exit)
-    return launched_step(
-        Launched("a", HANDLE, phase, sight), lambda one: observation_step(one, NOW, RNG), NOW
-    )
+    told = Launched("a", HANDLE, phase, sight)
+    return launched_step(told, lambda one, now: observation_step(one, now, RNG), NOW)
 
 
 def test_what_a_launch_saw_is_taken_with_its_handle(rows: Rows) -> None:
