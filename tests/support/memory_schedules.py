@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hatoba_scheduler.domain.schedules import Schedule
-from hatoba_scheduler.store.base import Stale
+from hatoba_scheduler.store.base import RequestKey, Stale
 
 
 @dataclass
@@ -20,7 +20,7 @@ class MemorySchedules:
         """Every schedule, by project and name."""
         return sorted(self.kept.values(), key=lambda one: (one.project, one.name))
 
-    async def put(self, schedule: Schedule) -> Schedule | Stale:
+    async def put(self, schedule: Schedule, request: RequestKey | None = None) -> Schedule | Stale:
         """Write one over the version before its own."""
         if self.fail_with is not None:
             raise self.fail_with

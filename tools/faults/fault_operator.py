@@ -6,8 +6,6 @@ import asyncio
 import random
 from collections.abc import Callable
 
-import grpc
-import grpc.aio
 from google.protobuf.message import Message
 from wire import Wire
 
@@ -62,15 +60,7 @@ class Operator:
             if not found.hosts:
                 return
             request.name = found.hosts[0].name
-        while True:
-            try:
-                await self._wire.call(request, reply, patience=PATIENCE)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.ABORTED:
-                    raise
-                # Another cordon of the same came between; each of them is carried out.
-                continue
-            return
+        await self._wire.call(request, reply, patience=PATIENCE)
 
     def _of_backend(self, cordoned: bool, drain: bool) -> Call:
         request = admin_pb2.CordonBackendRequest(

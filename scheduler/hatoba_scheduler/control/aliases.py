@@ -15,7 +15,7 @@ from hatoba_scheduler.errors import (
     Reason,
     Resource,
 )
-from hatoba_scheduler.store.base import Store
+from hatoba_scheduler.store.base import Met, RequestKey, Store
 from hatoba_scheduler.whole import whole
 
 
@@ -41,23 +41,28 @@ class Aliases:
         """Tell this listener of every move from now on."""
         self._listeners.append(listener)
 
-    async def move(self, want: Want) -> Moved:
-        """Move an alias, or have a protected one's move wait. Raises NotFound, Aborted (it points
-        elsewhere), FailedPrecondition (the version is not READY, or deployments follow the alias).
-        """
-        return await whole(self._tell(self._store.models.move(want), _About(want)))
+    async def move(self, want: Want, request: RequestKey | None = None) -> Moved | Met:
+        """Move an alias, or have a protected one's move wait; with it the key of who asked is kept.
 
-    async def decide(self, decision: Decision) -> Moved:
+        Raises NotFound, Aborted (it points elsewhere), FailedPrecondition (the version is not
+        READY, or deployments follow the alias).
+        """
+        return await whole(self._tell(self._store.models.move(want, request), _About(want)))
+
+    async def decide(self, decision: Decision, request: RequestKey | None = None) -> Moved | Met:
         """Approve or reject a move. Raises NotFound, PermissionDenied (who asked for it), Aborted
         (the alias moved meanwhile), FailedPrecondition (decided otherwise).
         """
-        return await whole(self._tell(self._store.models.decide(decision), _About(decision)))
+        moving = self._store.models.decide(decision, request)
+        return await whole(self._tell(moving, _About(decision)))
 
-    async def _tell(self, moving: Coroutine[Any, Any, Moved | Refused], about: _About) -> Moved:
+    async def _tell(
+        self, moving: Coroutine[Any, Any, Moved | Refused | Met], about: _About
+    ) -> Moved | Met:
         moved = await moving
         if isinstance(moved, Refused):
             raise about.error(moved)
-        if moved.changed:
+        if isinstance(moved, Moved) and moved.changed:
             move = moved.move
             for listener in self._listeners:
                 listener(move.project, move.model, move.alias, move.target)

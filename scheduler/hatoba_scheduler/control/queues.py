@@ -16,7 +16,7 @@ from hatoba_scheduler.errors import (
     NotFound,
     Reason,
 )
-from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Stale, Store
+from hatoba_scheduler.store.base import Met, RequestKey, Stale, Store
 from hatoba_scheduler.whole import whole
 
 PAGE = 1_000
@@ -25,7 +25,6 @@ TRIES = 5
 Changed = Callable[[Queue], None]
 Decide = Callable[[Queue], Queue]
 """A queue as it shall be, of the queue as it is; raises what the change is refused with."""
-Known = Duplicate | Mismatch
 Dropped = Callable[[tuple[str, str]], None]
 
 
@@ -118,14 +117,14 @@ class QueueBook:
         """The queue that keeps it back: itself or one above; None: nothing does."""
         return next((one for one in (queue, *self.above(queue)) if one.cordoned), None)
 
-    async def add(self, queue: Queue, request: RequestKey | None = None) -> Queue | Known:
+    async def add(self, queue: Queue, request: RequestKey | None = None) -> Queue | Met:
         """Write a new queue, of version 1, and the key of who asked; a known key changes nothing.
 
         Raises Aborted when it is there, InvalidArgument for a parent that it cannot have.
         """
         return await whole(self._add(queue, request))
 
-    async def _add(self, queue: Queue, request: RequestKey | None) -> Queue | Known:
+    async def _add(self, queue: Queue, request: RequestKey | None) -> Queue | Met:
         async with self._changing:
             self._check_parent(queue)
             stored = await self._write(queue, request)
@@ -135,7 +134,7 @@ class QueueBook:
 
     async def change(
         self, project: str, name: str, decide: Decide, request: RequestKey | None = None
-    ) -> Queue | Known:
+    ) -> Queue | Met:
         """Write what `decide` makes of the newest version, which may be asked several times.
 
         Raises NotFound, InvalidArgument for a parent that it cannot have, Aborted when the queue
@@ -145,7 +144,7 @@ class QueueBook:
 
     async def _change(
         self, project: str, name: str, decide: Decide, request: RequestKey | None
-    ) -> Queue | Known:
+    ) -> Queue | Met:
         async with self._changing:
             for _ in range(TRIES):
                 known = await self.fresh(project, name)
@@ -189,17 +188,17 @@ class QueueBook:
         """The queues above its parent as it shall be; ends where one comes again."""
         return self.above(self.get(queue.project, queue.parent))
 
-    async def _write(self, queue: Queue, request: RequestKey | None) -> Queue | Known | Stale:
+    async def _write(self, queue: Queue, request: RequestKey | None) -> Queue | Met | Stale:
         stored = await self._store.put_queue(queue, queue.version - 1, request)
         return self._take(stored) if isinstance(stored, Queue) else stored
 
-    async def delete(self, queue: Queue, request: RequestKey | None = None) -> Known | None:
+    async def delete(self, queue: Queue, request: RequestKey | None = None) -> Met | None:
         """Remove a queue. Raises FailedPrecondition while it has unfinished jobs or children."""
         if queue.name == DEFAULT_QUEUE:
             raise FailedPrecondition("queue 'default' stays; every project has it")
         return await whole(self._delete(queue, request))
 
-    async def _delete(self, queue: Queue, request: RequestKey | None) -> Known | None:
+    async def _delete(self, queue: Queue, request: RequestKey | None) -> Met | None:
         async with self._changing:
             below = self.children(queue)
             if below:
@@ -210,9 +209,9 @@ class QueueBook:
                 )
             return await self._remove(queue, request)
 
-    async def _remove(self, queue: Queue, request: RequestKey | None) -> Known | None:
+    async def _remove(self, queue: Queue, request: RequestKey | None) -> Met | None:
         done = await self._store.delete_queue(queue.project, queue.name, queue.version, request)
-        if isinstance(done, Duplicate | Mismatch):
+        if isinstance(done, Met):
             return done
         if isinstance(done, Stale):
             raise _changed(queue.name)

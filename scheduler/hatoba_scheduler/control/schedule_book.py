@@ -15,7 +15,7 @@ from hatoba_scheduler.control.zones import UnknownZone, load_zone
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.domain.schedules import BadCron, Schedule, Settings, Times
 from hatoba_scheduler.errors import Aborted, AlreadyExists, NotFound, Resource
-from hatoba_scheduler.store.base import Stale
+from hatoba_scheduler.store.base import Met, RequestKey, Stale
 from hatoba_scheduler.store.schedules import ScheduleStore
 from hatoba_scheduler.whole import whole
 
@@ -111,12 +111,19 @@ class ScheduleBook:
         names = sorted(n for p, n in self._named if p == project and n > after)
         return [self._named[project, name] for name in names[:count]]
 
-    async def add(self, schedule: Schedule, times: Times) -> Live:
-        """Keep a new schedule. Raises AlreadyExists."""
-        return await whole(self._add(schedule, times))
+    async def add(
+        self, schedule: Schedule, times: Times, request: RequestKey | None = None
+    ) -> Live | Met:
+        """Keep a new schedule, and the key of who asked. Raises AlreadyExists."""
+        return await whole(self._add(schedule, times, request))
 
-    async def _add(self, schedule: Schedule, times: Times) -> Live:
-        if isinstance(await self._store.put(schedule), Stale):
+    async def _add(
+        self, schedule: Schedule, times: Times, request: RequestKey | None
+    ) -> Live | Met:
+        stored = await self._store.put(schedule, request)
+        if isinstance(stored, Met):
+            return stored
+        if isinstance(stored, Stale):
             raise AlreadyExists(f"schedule {schedule.name!r} was made meanwhile; read it")
         live = Live(schedule, times)
         self._take(live)
@@ -128,13 +135,19 @@ class ScheduleBook:
 
         What `decide` raises is raised, and nothing changes.
         """
-        return await whole(self._change(uid, decide))
+        changed = await whole(self._change(uid, decide, None))
+        assert not isinstance(changed, Met)
+        return changed
 
-    async def _change(self, uid: str, decide: Callable[[Schedule], Schedule]) -> Live | None:
+    async def _change(
+        self, uid: str, decide: Callable[[Schedule], Schedule], request: RequestKey | None
+    ) -> Live | Met | None:
         while (live := self._live.get(uid)) is not None:
             before = live.schedule
-            stored = await self._store.put(decide(before))
-            if not isinstance(stored, Stale):
+            stored = await self._store.put(decide(before), request)
+            if isinstance(stored, Met):
+                return stored
+            if isinstance(stored, Schedule):
                 live.schedule = stored
                 return live
             if live.schedule is before and uid in self._live:
@@ -142,11 +155,15 @@ class ScheduleBook:
         return None
 
     async def change_settings(
-        self, uid: str, decide: Callable[[Schedule], Schedule], times: Times
-    ) -> Live | None:
-        """As `change`, with times to go by from now on."""
-        live = await self.change(uid, decide)
-        if live is not None:
+        self,
+        uid: str,
+        decide: Callable[[Schedule], Schedule],
+        times: Times,
+        request: RequestKey | None = None,
+    ) -> Live | Met | None:
+        """As `change`, with times to go by from now on, and the key of who asked."""
+        live = await whole(self._change(uid, decide, request))
+        if isinstance(live, Live):
             live.times = times
             live.backlog.clear()
             self._changed(live)

@@ -21,7 +21,8 @@ from hatoba_scheduler.errors import FailedPrecondition, InvalidArgument
 from hatoba_scheduler.services.finding import JobFinder
 from hatoba_scheduler.services.job_parts import JobParts
 from hatoba_scheduler.services.reading import job_query
-from hatoba_scheduler.services.requests import remember, request_key, seen_before
+from hatoba_scheduler.services.requests import made_before, remember, request_key, seen_before
+from hatoba_scheduler.store.base import RequestKey
 
 MOST = 1000
 """Jobs that one call ends."""
@@ -58,12 +59,15 @@ class Canceller:
         key = request_key(request.project, "CancelJobs", request.request_id, request)
         before = await seen_before(self._store, key)
         wanted = await self._wanted(request, before)
+        if before is None and not request.jobs:
+            wanted = await self._kept(wanted, key)
         cause = causes.cancelled(now.actor, request.reason)
         if request.indices:
             results = [await self._cancel_tasks(_only(request, wanted.jobs), request, cause, now)]
         else:
             results = await self._cancel_all(wanted.jobs, lambda rows: cancel(rows, cause, now))
-        await remember(self._store, key, "" if request.jobs else wanted.text)
+        if request.jobs:
+            await remember(self._store, key, "")
         return job_pb2.CancelJobsResponse(results=results, more=wanted.more)
 
     async def _wanted(self, request: job_pb2.CancelJobsRequest, before: str | None) -> _Wanted:
@@ -79,6 +83,12 @@ class Canceller:
             return await self._matched(before)
         found = await self._matching(request)
         return _Wanted(found[:MOST], more=len(found) > MOST)
+
+    async def _kept(self, wanted: _Wanted, key: RequestKey | None) -> _Wanted:
+        """Those that match, kept with the request before one is ended: after a crash a repeat
+        ends them, and nothing newer."""
+        met = await self._store.remember_request(key, wanted.text) if key else None
+        return wanted if met is None else await self._matched(made_before(met, key))
 
     async def _matched(self, text: str) -> _Wanted:
         uids = [uid for uid in text.removesuffix(MORE).split(",") if uid]

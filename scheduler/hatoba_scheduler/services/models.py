@@ -49,13 +49,13 @@ from hatoba_scheduler.errors import (
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.services.requests import (
+    made_before,
     mark_deduplicated,
     mismatch,
-    remember,
     request_key,
     seen_before,
 )
-from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Stale, Store
+from hatoba_scheduler.store.base import Duplicate, Met, Mismatch, RequestKey, Stale, Store
 from hatoba_scheduler.store.datasets import DatasetKey
 from hatoba_scheduler.store.models import InUse, MoveQuery
 from hatoba_scheduler.whole import whole
@@ -108,9 +108,7 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             return await self._made_before(made.resource)
         return version_to_proto(await self._models.version(made.key) or made)
 
-    async def _register(
-        self, version: ModelVersion, key: RequestKey | None
-    ) -> ModelVersion | Duplicate | Mismatch:
+    async def _register(self, version: ModelVersion, key: RequestKey | None) -> ModelVersion | Met:
         made = await self._models.register(version, key)
         if isinstance(made, ModelVersion) and made.state is ModelState.REGISTERING:
             await self._parts.registrar.start(made, current_call().trace)
@@ -305,7 +303,10 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         if await seen_before(self._store, key) is not None:
             return model_to_proto(await self._named(request.name, request.project, "name"))
         wanted = tuple(sorted(request.protected_aliases))
-        model = await self._models.protect(named.project, named.name, wanted, request.etag)
+        model = await self._models.protect(named.project, named.name, wanted, request.etag, key)
+        if isinstance(model, Met):
+            made_before(model, key)
+            return model_to_proto(await self._named(request.name, request.project, "name"))
         if model is None:
             raise _no_model(request.name)
         if isinstance(model, Stale):
@@ -313,7 +314,6 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
                 f"model {named.name!r} was changed since it was read (etag {request.etag}); "
                 "read it again and retry"
             )
-        await remember(self._store, key, named.parent)
         return model_to_proto(model)
 
     async def _named(self, text: str, project: str, field: str) -> Model:
@@ -368,10 +368,14 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             current_call().principal,
             self._now(),
         )
-        moved = await self._parts.aliases.move(want)
-        if moved.move.number:
-            await remember(self._store, key, moved.move.name)
-        return moved
+        moved = await self._parts.aliases.move(want, key)
+        return await self._first(moved, key)
+
+    async def _first(self, moved: Moved | Met, key: RequestKey | None) -> Moved:
+        """What this request did, or the one with its key that came first."""
+        if isinstance(moved, Moved):
+            return moved
+        return await self._moved_before(made_before(moved, key))
 
     async def _moved_before(self, name: str) -> Moved:
         """What a repeated request did: its move, and the model as it is now."""
@@ -397,9 +401,8 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             current_call().principal,
             self._now(),
         )
-        moved = await self._parts.aliases.decide(decision)
-        await remember(self._store, key, moved.move.name)
-        return move_to_proto(moved.move)
+        moved = await self._parts.aliases.decide(decision, key)
+        return move_to_proto((await self._first(moved, key)).move)
 
     async def ListAliasMoves(
         self, request: model_pb2.ListAliasMovesRequest, context: Context

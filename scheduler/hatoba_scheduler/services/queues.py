@@ -29,7 +29,7 @@ from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.cordons import check_drain
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.services.requests import made_before, remember, request_key, seen_before
-from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Store
+from hatoba_scheduler.store.base import Met, RequestKey, Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
 LEAST_WEIGHT = 0.001
@@ -110,9 +110,7 @@ class QueueServicer(queue_pb2_grpc.QueueServiceServicer):
             return same
         return self._written(added, wanted, key)
 
-    def _written(
-        self, written: Queue | Duplicate | Mismatch, asked: Queue, key: RequestKey | None
-    ) -> Queue:
+    def _written(self, written: Queue | Met, asked: Queue, key: RequestKey | None) -> Queue:
         """The queue after a write that may have met its own key."""
         if isinstance(written, Queue):
             return written

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT
 from hatoba_scheduler.errors import AlreadyExists, Reason
 from hatoba_scheduler.interceptors.context import current_call
-from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Store
+from hatoba_scheduler.store.base import Duplicate, Met, Mismatch, RequestKey, Store
 
 DEDUPLICATED = ("hatoba-deduplicated", "true")
 
@@ -49,7 +49,7 @@ async def seen_before(store: Store, key: RequestKey | None) -> str | None:
     return None
 
 
-def made_before(known: Duplicate | Mismatch, key: RequestKey | None) -> str:
+def made_before(known: Met, key: RequestKey | None) -> str:
     """What a request had made that met its own key at its write. Raises AlreadyExists."""
     if isinstance(known, Mismatch):
         raise mismatch(key.request_id if key else "", known)

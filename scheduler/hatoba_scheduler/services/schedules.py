@@ -46,9 +46,9 @@ from hatoba_scheduler.errors import (
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.labels import reserved_labels
 from hatoba_scheduler.services.paging import Pager, page_size
-from hatoba_scheduler.services.requests import remember, request_key, seen_before
+from hatoba_scheduler.services.requests import made_before, remember, request_key, seen_before
 from hatoba_scheduler.services.submitting import Submitter
-from hatoba_scheduler.store.base import Store
+from hatoba_scheduler.store.base import Met, RequestKey, Store
 from hatoba_scheduler.validation import violations
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -140,16 +140,24 @@ class ScheduleServicer(schedule_pb2_grpc.ScheduleServiceServicer):
             return self._message(self._book.get(project, name))
         settings = self._settings(request.schedule, name)
         known = self._book.known(project, name)
-        live = _same(known, settings) if known else await self._make(project, name, settings)
+        if known is None:
+            return self._message(await self._make(project, name, settings, key))
+        live = _same(known, settings)
         await remember(self._store, key, name)
         return self._message(live)
 
-    async def _make(self, project: str, name: str, settings: Settings) -> Live:
+    async def _make(
+        self, project: str, name: str, settings: Settings, key: RequestKey | None
+    ) -> Live:
         now = self._now()
         schedule = Schedule(
             self._new_uid(), project, name, settings, current_call().principal, now, position=now
         )
-        return await self._book.add(schedule, await self._checked(schedule))
+        made = await self._book.add(schedule, await self._checked(schedule), key)
+        if isinstance(made, Live):
+            return made
+        made_before(made, key)
+        return self._book.get(project, name)
 
     def _settings(self, told: schedule_pb2.Schedule, name: str) -> Settings:
         """Settings that keep the contract's rules. Raises InvalidArgument."""
@@ -218,9 +226,10 @@ class ScheduleServicer(schedule_pb2_grpc.ScheduleServiceServicer):
             _check_etag(schedule, schedule_etag(known))
             return with_settings(schedule, settings, self._now())
 
-        changed = await self._book.change_settings(known.uid, decide, times)
-        await remember(self._store, key, known.name)
-        return self._message(changed or self._named(request.schedule.name))
+        changed = await self._book.change_settings(known.uid, decide, times, key)
+        if isinstance(changed, Met):
+            made_before(changed, key)
+        return self._message(self._named(request.schedule.name))
 
     async def DeleteSchedule(
         self, request: schedule_pb2.DeleteScheduleRequest, context: Context

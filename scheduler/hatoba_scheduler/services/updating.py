@@ -56,14 +56,21 @@ class Updater:
 
 
 def _decide(rows: Rows, request: job_pb2.UpdateJobRequest, now: Now) -> Change | None:
-    job, paths = rows.job, request.update_mask.paths
+    job = rows.job
     if job.state.terminal:
         raise _ended(job)
-    if request.etag and request.etag != etag(job):
+    change = _change(rows, request, now)
+    # One that is as wanted already was changed by this request, and a crash kept its key from us.
+    if change is not None and request.etag and request.etag != etag(job):
         raise Aborted(
             f"{job.name} was changed since it was read "
             f"(etag {etag(job)}, not {request.etag}); read it again and retry"
         )
+    return change
+
+
+def _change(rows: Rows, request: job_pb2.UpdateJobRequest, now: Now) -> Change | None:
+    paths = request.update_mask.paths
     if "hold" in paths:
         return hold(rows, request.hold, now)
     settings = Settings(

@@ -99,6 +99,10 @@ class Mismatch:
     given_sha256: str
 
 
+Met = Duplicate | Mismatch
+"""What the key of a request met: then the call changes nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """Written; positions of its events, in order."""
@@ -356,7 +360,7 @@ class Store(Protocol):
     # -- queues, hosts, tokens ------------------------------------------------------------------
     async def put_queue(
         self, queue: Queue, expected_version: int, request: RequestKey | None = None
-    ) -> Queue | Stale | Duplicate | Mismatch:
+    ) -> Queue | Stale | Met:
         """Write a queue over this version (0: it must not exist), and the key with it; a key that
         is known changes nothing."""
         ...
@@ -372,7 +376,7 @@ class Store(Protocol):
 
     async def delete_queue(
         self, project: str, name: str, expected_version: int, request: RequestKey | None = None
-    ) -> bool | Stale | Duplicate | Mismatch:
+    ) -> bool | Stale | Met:
         """Remove a queue of this version, keeping the key; False when it has unfinished jobs."""
         ...
 

@@ -13,6 +13,7 @@ from hatoba_scheduler.domain.datasets import NewDatasetVersion, Origins
 from hatoba_scheduler.domain.models import (
     Decision,
     Link,
+    Model,
     ModelState,
     ModelVersion,
     Moved,
@@ -267,12 +268,37 @@ class ModelStoreConformance:
         model = await store.models.model("default", "digits")
         assert model is not None
         now = await store.models.protect("default", "digits", ("a",), model.etag)
-        assert now is not None
-        assert not isinstance(now, Stale)
+        assert isinstance(now, Model)
         assert now.protected == ("a",)
         stale = await store.models.protect("default", "digits", (), model.etag)
         assert stale is Stale.STALE
         assert await store.models.protect("default", "nobody", (), "") is None
+
+    async def test_what_was_asked_for_is_kept_with_it(self, store: Store) -> None:
+        """A key that is known changes nothing; one of what was refused is not kept."""
+        await self.ready(store)
+        key = RequestKey("default", "SetAlias", "r-1", b"\x01" * 32)
+        assert isinstance(await store.models.move(want(9), key), Refused)
+        assert await store.recall_request(key) is None
+        moved = await store.models.move(want(2), key)
+        assert isinstance(moved, Moved)
+        assert await store.models.move(want(2), key) == Duplicate(moved.move.name)
+        other = key._replace(body_sha256=b"\x02" * 32)
+        assert await store.models.move(want(3), other) == Mismatch("01" * 32, "02" * 32)
+        assert await store.models.alias("default", "digits", "production") == 2
+        deciding = key._replace(method="DecideAliasMove")
+        await store.models.protect("default", "digits", ("production",), "")
+        asked = await store.models.move(want(3))
+        assert isinstance(asked, Moved)
+        said = decision(asked.move.number, True)
+        assert isinstance(await store.models.decide(said, deciding), Moved)
+        assert await store.models.decide(said, deciding) == Duplicate(asked.move.name)
+        protecting = key._replace(method="UpdateModel")
+        assert isinstance(
+            await store.models.protect("default", "digits", (), "", protecting), Model
+        )
+        again = await store.models.protect("default", "digits", ("b",), "", protecting)
+        assert again == Duplicate("digits")
 
     async def test_only_ready_versions_are_pointed_to(self, store: Store) -> None:
         """And those that there are."""

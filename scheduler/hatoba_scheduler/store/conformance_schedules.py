@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hatoba_scheduler.domain.schedules import CatchUp, Overlap, Schedule, Settings
-from hatoba_scheduler.store.base import Stale, Store
+from hatoba_scheduler.store.base import Duplicate, RequestKey, Stale, Store
 from hatoba_scheduler.store.conformance import Clock, OpenStore
 
 
@@ -76,6 +76,16 @@ class ScheduleStoreConformance:
         assert await store.schedules.put(replace(first, version=2)) is Stale.STALE
         assert await store.schedules.put(replace(first, version=9)) is Stale.STALE
         assert await store.schedules.all() == [changed]
+
+    async def test_a_change_is_kept_with_the_key_of_who_asked(self, store: Store) -> None:
+        """Both or none; a known key changes nothing."""
+        key = RequestKey("default", "UpdateSchedule", "r-1", b"\x01" * 32)
+        first = new_schedule()
+        assert await store.schedules.put(replace(first, version=2), key) is Stale.STALE
+        assert await store.recall_request(key) is None
+        assert await store.schedules.put(first, key) == first
+        assert await store.schedules.put(replace(first, version=2), key) == Duplicate(first.name)
+        assert await store.schedules.all() == [first]
 
     async def test_a_name_is_taken_once_in_a_project(self, store: Store) -> None:
         """Another uid does not help, and another project does."""

@@ -21,7 +21,7 @@ from hatoba_scheduler.domain.models import (
     Want,
 )
 from hatoba_scheduler.domain.records import Cause
-from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Stale
+from hatoba_scheduler.store.base import Met, RequestKey, Stale
 
 Metrics = tuple[tuple[str, float], ...]
 
@@ -53,7 +53,7 @@ class ModelStore(Protocol):
 
     async def register(
         self, version: ModelVersion, request: RequestKey | None
-    ) -> ModelVersion | Duplicate | Mismatch:
+    ) -> ModelVersion | Met:
         """Number and store a version with the key of its request, in one transaction.
 
         A key that is known changes nothing; `Duplicate.resource` is the version's resource name.
@@ -99,18 +99,26 @@ class ModelStore(Protocol):
         ...
 
     async def protect(
-        self, project: str, model: str, aliases: tuple[str, ...], etag: str
-    ) -> Model | Stale | None:
+        self,
+        project: str,
+        model: str,
+        aliases: tuple[str, ...],
+        etag: str,
+        request: RequestKey | None = None,
+    ) -> Model | Stale | Met | None:
         """Say which aliases are protected, if the model is as read (an empty etag: whatever it is);
-        None when there is no such model."""
+        None when there is no such model. A request key that is known changes nothing, here and
+        below."""
         ...
 
-    async def move(self, want: Want) -> Moved | Refused:
+    async def move(self, want: Want, request: RequestKey | None = None) -> Moved | Refused | Met:
         """Move an alias, or take it away, in one guarded step; a protected one gets a move that
         waits."""
         ...
 
-    async def decide(self, decision: Decision) -> Moved | Refused:
+    async def decide(
+        self, decision: Decision, request: RequestKey | None = None
+    ) -> Moved | Refused | Met:
         """Carry out or reject a move that waits, in one guarded step."""
         ...
 
@@ -120,7 +128,7 @@ class ModelStore(Protocol):
 
     async def delete_version(
         self, key: VersionKey, request: RequestKey | None = None
-    ) -> ModelVersion | InUse | Duplicate | Mismatch | None:
+    ) -> ModelVersion | InUse | Met | None:
         """Remove a version that nothing uses, as it was; None when there is no such version. A
         request key that is known removes nothing."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from hatoba_scheduler.domain.schedules import Schedule
-from hatoba_scheduler.store.base import Stale
+from hatoba_scheduler.store.base import Met, RequestKey, Stale
 
 
 class ScheduleStore(Protocol):
@@ -15,10 +15,13 @@ class ScheduleStore(Protocol):
         """Every schedule, by project and name."""
         ...
 
-    async def put(self, schedule: Schedule) -> Schedule | Stale:
+    async def put(
+        self, schedule: Schedule, request: RequestKey | None = None
+    ) -> Schedule | Stale | Met:
         """Write a schedule over the version before its own; version 1 is a new one.
 
-        Durable when it returns. Stale: somebody else wrote it, or the name is taken.
+        Durable when it returns, with the key of who asked; a known key changes nothing. Stale:
+        somebody else wrote it, or the name is taken.
         """
         ...
 

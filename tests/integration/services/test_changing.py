@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf import struct_pb2
+from server_process import ColdLauncher, HatobaServer, runs
+from waiting import until
 from wire import Wire
 
 from hatoba.v1 import common_pb2, job_pb2, queue_pb2
@@ -300,6 +303,56 @@ async def test_the_same_update_twice_is_done_once(wire: Wire, project: str) -> N
     assert (first.spec.priority, repeated) == (3, False)
     second, repeated = await wire.answer(request, job_pb2.Job)
     assert (second, repeated) == (first, True)
+
+
+async def died(server: HatobaServer, call: Awaitable[Any]) -> None:
+    """A call whose effect is stored, and whose answer dies with the server; another starts."""
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call
+    await until(lambda: not runs(server.pid))
+    assert isinstance(server.launcher, ColdLauncher)
+    server.launcher.environ = {}
+    await server.start()
+
+
+@pytest.fixture
+async def mortal(own_server: HatobaServer) -> HatobaServer:
+    """A server that dies right after the first change of a job is stored."""
+    assert isinstance(own_server.launcher, ColdLauncher)
+    await own_server.kill()
+    own_server.launcher.environ = {"HATOBA_FAILPOINTS": "ledger.commit.after:kill9"}
+    await own_server.start()
+    return own_server
+
+
+async def test_an_update_whose_answer_was_lost_is_no_conflict_with_itself(
+    mortal: HatobaServer,
+) -> None:
+    async with Wire(mortal) as wire:
+        job = await submit(wire, held())
+        request = job_pb2.UpdateJobRequest(name=job.name, priority=3, request_id="k")
+        request.etag = job.etag
+        request.update_mask.paths.append("priority")
+        await died(mortal, wire.once(request, job_pb2.Job))
+        assert (await wire.once(request, job_pb2.Job)).spec.priority == 3
+        other = job_pb2.UpdateJobRequest(name=job.name, priority=4, etag=job.etag)
+        other.update_mask.paths.append("priority")
+        refusal = await refused(wire.once(other, job_pb2.Job))
+        assert refusal.code is grpc.StatusCode.ABORTED
+
+
+async def test_a_cancel_by_filter_whose_answer_was_lost_ends_nothing_newer(
+    mortal: HatobaServer,
+) -> None:
+    async with Wire(mortal) as wire:
+        old = await submit(wire, held("a"))
+        request = job_pb2.CancelJobsRequest(filter="name = a", request_id="key")
+        await died(mortal, wire.once(request, job_pb2.CancelJobsResponse))
+        newer = await submit(wire, held("a"))
+        reply, repeated = await wire.answer(request, job_pb2.CancelJobsResponse)
+        assert repeated
+        assert [result.job for result in reply.results] == [old.name]
+        assert state(await wire.job(newer.name)) == "HELD"
 
 
 # -- rerun -----------------------------------------------------------------------------------------

@@ -92,7 +92,9 @@ class House:
         settings = replace(Settings(cron, "", SPEC), **said)  # type: ignore[arg-type]
         now = round(self.clock.time() * 1e6)
         row = Schedule(f"uid-{name}", "default", name, settings, "ann", now, position=now)
-        return await self.book.add(row, await asyncio.to_thread(times_of, settings))
+        live = await self.book.add(row, await asyncio.to_thread(times_of, settings))
+        assert isinstance(live, Live)
+        return live
 
     def live(self) -> Live:
         return self.book.get("default", "digits")

@@ -29,7 +29,7 @@ from hatoba_scheduler.domain.models import (
 )
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.domain.references import parse, short
-from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Stale
+from hatoba_scheduler.store.base import Met, RequestKey, Stale
 from hatoba_scheduler.store.models import InUse, Metrics, MoveQuery, Verdict
 from hatoba_scheduler.store.sqlite import queries, rows
 from hatoba_scheduler.store.sqlite.readers import Parameters, Readers, decoded, fetch, keyed, page
@@ -61,11 +61,11 @@ class SqliteModels:
 
     async def register(
         self, version: ModelVersion, request: RequestKey | None
-    ) -> ModelVersion | Duplicate | Mismatch:
+    ) -> ModelVersion | Met:
         """See `ModelStore.register`."""
         now = self._now()
 
-        def work(connection: sqlite3.Connection) -> ModelVersion | Duplicate | Mismatch:
+        def work(connection: sqlite3.Connection) -> ModelVersion | Met:
             known = met(connection, request)
             if known is not None:
                 return known
@@ -136,13 +136,13 @@ class SqliteModels:
 
     async def delete_version(
         self, key: VersionKey, request: RequestKey | None = None
-    ) -> ModelVersion | InUse | Duplicate | Mismatch | None:
+    ) -> ModelVersion | InUse | Met | None:
         """See `ModelStore.delete_version`."""
         now = self._now()
 
         def work(
             connection: sqlite3.Connection,
-        ) -> ModelVersion | InUse | Duplicate | Mismatch | None:
+        ) -> ModelVersion | InUse | Met | None:
             known = met(connection, request)
             if known is not None:
                 return known
@@ -198,31 +198,61 @@ class SqliteModels:
         return await self._readers.run(work)
 
     async def protect(
-        self, project: str, model: str, aliases: tuple[str, ...], etag: str
-    ) -> Model | Stale | None:
+        self,
+        project: str,
+        model: str,
+        aliases: tuple[str, ...],
+        etag: str,
+        request: RequestKey | None = None,
+    ) -> Model | Stale | Met | None:
         """See `ModelStore.protect`."""
+        now = self._now()
 
-        def work(connection: sqlite3.Connection) -> Model | Stale | None:
+        def work(connection: sqlite3.Connection) -> Model | Stale | Met | None:
+            before = met(connection, request)
+            if before is not None:
+                return before
             known = _model(connection, project, model)
             if known is None:
                 return None
             if etag and etag != known.etag:
                 return Stale.STALE
-            if set(known.protected) == set(aliases):
-                return known
-            row = (rows.protected_text(aliases), project, model)
-            connection.execute(_sql("protect"), row)
+            if set(known.protected) != set(aliases):
+                row = (rows.protected_text(aliases), project, model)
+                connection.execute(_sql("protect"), row)
+            keep(connection, request, model, now)
             return _model(connection, project, model)
 
         return await self._write(work)
 
-    async def move(self, want: Want) -> Moved | Refused:
+    async def move(self, want: Want, request: RequestKey | None = None) -> Moved | Refused | Met:
         """See `ModelStore.move`."""
-        return await self._write(lambda connection: _want(connection, want))
+        return await self._moved(lambda connection: _want(connection, want), request)
 
-    async def decide(self, decision: Decision) -> Moved | Refused:
+    async def decide(
+        self, decision: Decision, request: RequestKey | None = None
+    ) -> Moved | Refused | Met:
         """See `ModelStore.decide`."""
-        return await self._write(lambda connection: _decide(connection, decision))
+        return await self._moved(lambda connection: _decide(connection, decision), request)
+
+    async def _moved(
+        self,
+        step: Callable[[sqlite3.Connection], Moved | Refused],
+        request: RequestKey | None,
+    ) -> Moved | Refused | Met:
+        """Take a step, and keep the key of who asked for a move with it."""
+        now = self._now()
+
+        def work(connection: sqlite3.Connection) -> Moved | Refused | Met:
+            before = met(connection, request)
+            if before is not None:
+                return before
+            moved = step(connection)
+            if isinstance(moved, Moved) and moved.move.number:
+                keep(connection, request, moved.move.name, now)
+            return moved
+
+        return await self._write(work)
 
     async def moves(self, query: MoveQuery, below: int, limit: int) -> list[Move]:
         """Moves, newest first, below a number (0: from the newest)."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Callable
 
+from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.domain.schedules import CatchUp, Overlap, Schedule, Settings
-from hatoba_scheduler.store.base import Stale
+from hatoba_scheduler.store.base import Met, RequestKey, Stale
 from hatoba_scheduler.store.sqlite.readers import Readers, fetch
+from hatoba_scheduler.store.sqlite.requests import keep, met
 from hatoba_scheduler.store.sqlite.statements import Row, of
 from hatoba_scheduler.store.sqlite.unit import Direct
 from hatoba_scheduler.store.sqlite.writer import Writer
@@ -18,23 +21,34 @@ PART = "schedules"
 class SqliteSchedules:
     """See `ScheduleStore`."""
 
-    def __init__(self, writer: Writer, readers: Readers) -> None:
+    def __init__(self, writer: Writer, readers: Readers, now: Callable[[], Micros]) -> None:
         self._writer = writer
         self._readers = readers
+        self._now = now
 
     async def all(self) -> list[Schedule]:
         """See `ScheduleStore.all`."""
         found = await self._readers.run(lambda connection: fetch(connection, of(PART, "all")))
         return [_schedule_from(row) for row in found]
 
-    async def put(self, schedule: Schedule) -> Schedule | Stale:
+    async def put(
+        self, schedule: Schedule, request: RequestKey | None = None
+    ) -> Schedule | Stale | Met:
         """See `ScheduleStore.put`."""
         statement = of(PART, "insert" if schedule.version == 1 else "update")
+        now = self._now()
 
-        def work(connection: sqlite3.Connection) -> int:
-            return connection.execute(statement, _row_of(schedule)).rowcount
+        def work(connection: sqlite3.Connection) -> Schedule | Stale | Met:
+            known = met(connection, request)
+            if known is not None:
+                return known
+            if not connection.execute(statement, _row_of(schedule)).rowcount:
+                return Stale.STALE
+            keep(connection, request, schedule.name, now)
+            return schedule
 
-        return schedule if await self._writer.call(Direct(work)) else Stale.STALE
+        answer: Schedule | Stale | Met = await self._writer.call(Direct(work))
+        return answer
 
     async def delete(self, uid: str) -> None:
         """See `ScheduleStore.delete`."""

@@ -32,6 +32,7 @@ from hatoba_scheduler.store.base import (
     JobCount,
     JobQuery,
     LiveState,
+    Met,
     MetricQuery,
     Mismatch,
     Parked,
@@ -188,7 +189,7 @@ class SqliteStore:
     @property
     def schedules(self) -> SqliteSchedules:
         """What is submitted by the clock."""
-        return SqliteSchedules(self._writer, self._readers)
+        return SqliteSchedules(self._writer, self._readers, self._now)
 
     @property
     def webhooks(self) -> SqliteWebhooks:
@@ -401,11 +402,11 @@ class SqliteStore:
 
     async def put_queue(
         self, queue: Queue, expected_version: int, request: RequestKey | None = None
-    ) -> Queue | Stale | Duplicate | Mismatch:
+    ) -> Queue | Stale | Met:
         """See `Store.put_queue`."""
         row, now = rows.queue_row(queue), self._now()
 
-        def work(connection: sqlite3.Connection) -> Queue | Stale | Duplicate | Mismatch:
+        def work(connection: sqlite3.Connection) -> Queue | Stale | Met:
             known = met(connection, request)
             if known is not None:
                 return known
@@ -415,7 +416,7 @@ class SqliteStore:
             keep(connection, request, queue.name, now)
             return queue
 
-        answer: Queue | Stale | Duplicate | Mismatch = await self._writer.call(Direct(work))
+        answer: Queue | Stale | Met = await self._writer.call(Direct(work))
         return answer
 
     async def queue(self, project: str, name: str) -> Queue | None:
@@ -442,11 +443,11 @@ class SqliteStore:
 
     async def delete_queue(
         self, project: str, name: str, expected_version: int, request: RequestKey | None = None
-    ) -> bool | Stale | Duplicate | Mismatch:
+    ) -> bool | Stale | Met:
         """See `Store.delete_queue`."""
         now = self._now()
 
-        def work(connection: sqlite3.Connection) -> bool | Stale | Duplicate | Mismatch:
+        def work(connection: sqlite3.Connection) -> bool | Stale | Met:
             known = met(connection, request)
             if known is not None:
                 return known
@@ -458,7 +459,7 @@ class SqliteStore:
             keep(connection, request, name, now)
             return True
 
-        answer: bool | Stale | Duplicate | Mismatch = await self._writer.call(Direct(work))
+        answer: bool | Stale | Met = await self._writer.call(Direct(work))
         return answer
 
     async def put_host(self, host: Host) -> None:
