@@ -112,7 +112,7 @@ class _Identity(NamedTuple):
 
     cluster_id: str
     job_uid: str
-    index: int
+    task: int
     number: int
 
 
