@@ -10,7 +10,7 @@ are in the store alone, and loaded when something is decided about them.
 from __future__ import annotations
 
 import asyncio
-from collections import ChainMap
+from collections import ChainMap, deque
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -260,6 +260,8 @@ class Ledger:
         await self._running.wait()
         if self._stopped:
             raise _stopping()
+        if not items:
+            return []
         self._coming.update([item.job.uid for item in items])
         new = _New(items, asyncio.get_running_loop().create_future())
         self._arrivals.add(new, len(items))
@@ -284,7 +286,11 @@ class Ledger:
             self._arrived(group)
 
     async def _store_all(self, group: Sequence[_New]) -> None:
-        """Store jobs together; when a row of one is refused, each call's for themselves."""
+        """Store jobs together; when a row of one is refused, each call's for themselves.
+
+        The smallest calls come first: none of them waits until a whole batch is taken in.
+        """
+        group = sorted(group, key=lambda new: len(new.items))
         items = [item for new in group for item in new.items]
         try:
             hit("ledger.submit.before")
@@ -296,16 +302,13 @@ class Ledger:
             for new in group:
                 await self._submit([new])
             return
+        waiting = deque(group)
         for start in range(0, len(items), SLICE):
             if start:
                 await asyncio.sleep(0)
-            self._take_in(items[start : start + SLICE], results[start : start + SLICE])
-        start = 0
-        for new in group:
-            end = start + len(new.items)
-            if not new.answer.done():
-                new.answer.set_result(results[start:end])
-            start = end
+            end = start + SLICE
+            self._take_in(items[start:end], results[start:end])
+            _answer_first(waiting, results, end)
 
     def _take_in(self, items: Sequence[Submission], results: Sequence[SubmitResult]) -> None:
         commits, events = [], []
@@ -668,6 +671,17 @@ class Ledger:
             return
         for listener in self._listeners:
             listener(commits, events)
+
+
+def _answer_first(waiting: deque[_New], results: Sequence[SubmitResult], taken_in: int) -> None:
+    """Tell those calls whose jobs are all taken in; `waiting` are the last of them all."""
+    start = len(results) - sum(len(new.items) for new in waiting)
+    while waiting and start + len(waiting[0].items) <= taken_in:
+        new = waiting.popleft()
+        end = start + len(new.items)
+        if not new.answer.done():
+            new.answer.set_result(list(results[start:end]))
+        start = end
 
 
 def _rows_of(live: _Live) -> Rows:

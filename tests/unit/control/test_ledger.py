@@ -379,6 +379,24 @@ async def test_submits_that_arrive_together_are_one_write(
     assert [result.job.uid for (result,) in found if isinstance(result, Submitted)] == calls[0]
 
 
+async def test_a_small_call_is_answered_before_a_whole_batch_is_taken_in(
+    books: Books, submission_of: Callable[[Job], Submission]
+) -> None:
+    batch = [submission_of(new_job(f"batch-{number}")) for number in range(200)]
+    async with asyncio.TaskGroup() as group:
+        whole = group.create_task(books.ledger.submit(batch), name="batch")
+        await asyncio.sleep(0)
+        (alone,) = await books.ledger.submit([submission_of(new_job("alone"))])
+        assert isinstance(alone, Submitted)
+        assert "alone" in {event.job_uid for event in books.told}
+        assert len(books.told) < len(batch)
+        assert not whole.done()
+    found = [one.job.uid for one in whole.result() if isinstance(one, Submitted)]
+    assert found == [item.job.uid for item in batch]
+    assert len(books.told) == len(batch) + 1
+    assert await books.ledger.submit([]) == []
+
+
 async def test_a_refused_submit_fails_alone(
     books: Books, submission_of: Callable[[Job], Submission]
 ) -> None:

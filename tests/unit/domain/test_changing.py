@@ -8,6 +8,7 @@ import pytest
 from domain_rows import new_job
 
 from hatoba_scheduler.domain.changing import changed, copier, quick
+from hatoba_scheduler.domain.records import Job
 
 
 def test_other_values_where_told_and_the_same_elsewhere() -> None:
@@ -19,9 +20,7 @@ def test_other_values_where_told_and_the_same_elsewhere() -> None:
 
 def test_a_copier_copies_with_the_values_it_is_given() -> None:
     job = new_job()
-    assert copier(type(job), "queue", "uid")(job, "other", "u") == replace(
-        job, uid="u", queue="other"
-    )
+    assert copier(Job, "queue", "uid")(job, "other", "u") == replace(job, uid="u", queue="other")
 
 
 def test_it_is_as_frozen_as_before() -> None:
