@@ -24,11 +24,12 @@ ONLY_ON: dict[str, frozenset[str]] = {
     "gang.": frozenset({"hosts"}),
     "host.": frozenset({"hosts"}),
     "reap.": frozenset({"mock"}),
+    "recall.": frozenset({"mock"}),
     "worker.": frozenset({"hosts"}),
 }
 """Where points are met, when not everywhere: what has no hosts has no workers and no gangs; the
 mock's ledger lets an orphan be planted and something be out of reach for half a minute."""
-SLOW = ("adopt.", "disconnect.")
+SLOW = ("adopt.", "disconnect.", "recall.")
 """Each costs a good part of a minute: one death of each, in rounds that are long enough."""
 SLOW_FROM = 250
 """Kills of a round that is long enough for everything."""

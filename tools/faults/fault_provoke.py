@@ -47,6 +47,7 @@ class Provoker:
         self._ways: dict[str, Callable[[], Awaitable[object]]] = {
             "backend.cordon.": lambda: operator.cordon("backend"),
             "disconnect.": self._out_of_reach,
+            "recall.": self._out_of_reach,
             "dispatch.preempt.": self._take_places,
             "drain.": lambda: operator.cordon("queue", drain=True),
             "follow.": self._follow,

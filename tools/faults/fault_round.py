@@ -50,7 +50,14 @@ AT_RANDOM = 1.0
 """Within so many seconds one dies that has no failpoint."""
 DYING = 1.0
 """Seconds for a server to come by its failpoint, at most."""
-DYING_AT = {"adopt.": 25.0, "disconnect.": 40.0, "list.": 2.5, "observe.": 2.5, "reap.": 4.5}
+DYING_AT = {
+    "adopt.": 25.0,
+    "disconnect.": 40.0,
+    "list.": 2.5,
+    "observe.": 2.5,
+    "reap.": 4.5,
+    "recall.": 40.0,
+}
 """The same for what happens only after a while."""
 LULL_SECONDS = 1.0
 SETTLE_SECONDS = 90.0

@@ -8,6 +8,7 @@ backend's own: one that hangs holds up none of the others.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,7 +54,10 @@ class BackendLoop:
     ) -> None:
         self._instance = Instance(name, backend, ctx, settings.calls)
         self._ctx = ctx
-        self._held: dict[str, None] = {}
+        self._held: dict[str, str] = {}
+        """Attempts that hold something, and the pool where each is."""
+        self._on: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        """By pool: a thousand hosts that come back are asked after their own alone."""
         self.supply = Supply(self._instance, settings.cost_per_hour)
         self._launcher = Launcher(self._instance, self.supply)
         self._ender = Ender(self._instance)
@@ -110,16 +114,29 @@ class BackendLoop:
                     take(attempt)
 
     def _note(self, attempt: Attempt) -> None:
-        if attempt.release is Release.RELEASED:
-            self._held.pop(attempt.name, None)
-        else:
-            self._held[attempt.name] = None
+        self._keep(attempt)
         self._ender.note(attempt)
         self._recalls.note(attempt)
 
-    def _attempts(self) -> list[Attempt]:
-        """Those that hold something, each with what its row asks for noted once more."""
-        current = [attempt for _, attempt in self._instance.current(list(self._held))]
+    def _keep(self, attempt: Attempt) -> None:
+        """Keep where it is, or that it is nowhere any more."""
+        name, before = attempt.name, self._held.get(attempt.name)
+        pool = None if attempt.release is Release.RELEASED else attempt.host
+        if pool == before:
+            return
+        if before is not None:
+            del self._held[name], self._on[before][name]
+            if not self._on[before]:
+                del self._on[before]
+        if pool is not None:
+            self._held[name] = pool
+            self._on[pool][name] = None
+
+    def _attempts(self, pool: str = "") -> list[Attempt]:
+        """Those that hold something, of a pool or all, each with what its row asks for noted once
+        more."""
+        names = list(self._on.get(pool, ()) if pool else self._held)
+        current = [attempt for _, attempt in self._instance.current(names)]
         for attempt in current:
             self._note(attempt)
         return current

@@ -41,14 +41,15 @@ HEALTH_AGAIN = 30.0
 
 
 class Observer:
-    """Watch, questions and health of one backend. `held` are attempts not released yet."""
+    """Watch, questions and health of one backend. `held` are attempts not released yet, of a pool
+    or, without a name, all."""
 
     def __init__(
         self,
         instance: Instance,
         launcher: Launcher,
         supply: Supply,
-        held: Callable[[], Sequence[Attempt]],
+        held: Callable[[str], Sequence[Attempt]],
     ) -> None:
         self._instance = instance
         self._launcher = launcher
@@ -111,11 +112,7 @@ class Observer:
 
     async def observe_all(self, pool: str = "") -> None:
         """Ask after everything that is there (of one pool, or of all)."""
-        names = [
-            attempt.name
-            for attempt in self._held()
-            if (not pool or attempt.host == pool) and _may_be_seen(attempt)
-        ]
+        names = [attempt.name for attempt in self._held(pool) if _may_be_seen(attempt)]
         for start in range(0, len(names), GROUP):
             await self._observe(names[start : start + GROUP])
 

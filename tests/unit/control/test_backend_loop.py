@@ -6,7 +6,8 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -37,14 +38,17 @@ from hatoba_scheduler.control.instance import LoopContext
 from hatoba_scheduler.control.observe import Step, of_attempt
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.records import Change
 from hatoba_scheduler.domain.states import AttemptState, CauseCode
 from hatoba_scheduler.domain.transitions import (
     Outcome,
+    Rows,
     cancel,
     claimed,
     ended,
     launch,
     launched,
+    running,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +65,10 @@ class Away:
     clock: FakeClock = field(default_factory=FakeClock)
     gone: bool = False
     stops: list[str] = field(default_factory=list)
+    asked: list[list[str]] = field(default_factory=list)
+    """Whom it was asked after, call by call."""
+    gap: str = ""
+    """The pool of which it says that something may have been missed."""
 
     @property
     def jobs(self) -> Away:
@@ -76,6 +84,7 @@ class Away:
         return [Unsure(ref.name, 1.0) for ref in refs]
 
     async def observe(self, refs: Sequence[Ref]) -> list[Observation]:
+        self.asked.append([ref.name for ref in refs])
         phase = Phase.GONE if self.gone else Phase.EXISTS
         return [
             Observation(ref.name, phase, exists=not self.gone, reachable=self.gone) for ref in refs
@@ -85,7 +94,7 @@ class Away:
         yield Synced()
         while True:
             await self.clock.sleep(GAPS)
-            yield Gap()
+            yield Gap(self.gap)
 
     async def stop(self, refs: Sequence[Ref], grace: float) -> list[StopResult]:
         del grace
@@ -174,3 +183,27 @@ async def test_what_was_taken_for_lost_is_stopped_until_nothing_of_it_is_left(
         asked = len(backend.stops)
         await moved(clock, round(3 * STOP_AGAIN))
         assert len(backend.stops) == asked
+
+
+async def test_after_a_gap_of_one_pool_only_those_there_are_asked_after(books: Books) -> None:
+    backend = Away(gap="two")
+    for uid, host in (("a", "one"), ("b", "two"), ("c", "two")):
+        await books.submit(new_job(uid))
+        there = partial(placed_on, host=host)
+        await books.ledger.decide(uid, there)
+        name = books.rows(uid).attempts[0].name
+        await books.ledger.decide(uid, of_attempt(0, name, lambda view: running(view, 5, "", NOW)))
+    released = books.rows("c").attempts[0].name
+    gone = Outcome(AttemptState.SUCCEEDED, None, gone=True)
+    async with looping(books, backend) as clock:
+        await books.ledger.decide("c", of_attempt(0, released, lambda view: ended(view, gone, NOW)))
+        await moved(clock, 3)
+        everybody, backend.asked = backend.asked, []
+        await moved(clock, round(GAPS) + 1)
+    kept = [books.rows(uid).attempts[0].name for uid in ("a", "b")]
+    assert everybody == [kept]
+    assert backend.asked == [[kept[1]]]
+
+
+def placed_on(rows: Rows, host: str) -> Change | None:
+    return launch(rows, replace(intent(rows), host=host), NOW)
