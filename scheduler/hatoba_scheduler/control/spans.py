@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from hatoba_scheduler.control.ledger import Commit
 from hatoba_scheduler.domain.naming import job_name
-from hatoba_scheduler.domain.records import Attempt, Event, Job, Micros
+from hatoba_scheduler.domain.records import Attempt, Change, Event, Job, Micros
 from hatoba_scheduler.telemetry.tracing import SpanContext, Tracer
+
+_ENDS = frozenset({"end", "retry"})
 
 
 class AttemptSpans:
@@ -20,13 +22,12 @@ class AttemptSpans:
         """Emit for attempts that ended with this commit; a listener of the ledger."""
         del events
         for commit in commits:
-            job = commit.change.job
-            if not job.sampled:
+            change = commit.change
+            if not change.job.sampled:
                 continue
-            ended = {e.attempt for e in commit.change.events if e.reason in ("end", "retry")}
-            for attempt, _ in commit.change.attempts:
-                if attempt.state.terminal and attempt.number in ended:
-                    self._emit(job, attempt)
+            for attempt, _ in change.attempts:
+                if attempt.state.terminal and _ends(change, attempt):
+                    self._emit(change.job, attempt)
 
     def _emit(self, job: Job, attempt: Attempt) -> None:
         parent = SpanContext(job.trace_id, job.span_id, job.sampled)
@@ -61,3 +62,9 @@ class AttemptSpans:
                 end_ns=max(start, end) * 1000,
                 parent_id=parent.span_id,
             )
+
+
+def _ends(change: Change, attempt: Attempt) -> bool:
+    """Whether it is this change that ends the attempt."""
+    number = attempt.number
+    return any(one.attempt == number and one.reason in _ENDS for one in change.events)

@@ -458,10 +458,15 @@ class Feed:
         names: set[str] = set()
         for assignment in confirmed.values():
             self._unplan(assignment)
-            told = [(rows.job, rows.tasks[i], new[i]) for i in assignment.tasks if i in new]
-            self._planner.confirm(assignment, [running_of(*one) for one in told])
-            self._held.update({one[2].name: _told(*one) for one in told})
-            names.update(one[2].name for one in told)
+            runnings = [
+                running_of(rows.job, rows.tasks[index], new[index])
+                for index in assignment.tasks
+                if index in new
+            ]
+            for one in runnings:
+                self._held[one.name] = _Told(one.start, one.saved, one.leaving, one.preemptible)
+                names.add(one.name)
+            self._planner.confirm(assignment, runnings)
         return names
 
     def reject(self, assignment: Assignment) -> bool:
