@@ -13,7 +13,7 @@ from hatoba_worker.homes import Homes
 from hatoba_worker.logs import FILES
 from hatoba_worker.staging import PARAMS, SAVE_FILE, STOP_FILE
 
-_FILES = (*FILES.values(), PARAMS, SAVE_FILE, STOP_FILE)
+_FILES = frozenset({FILES["build"], PARAMS, SAVE_FILE, STOP_FILE})
 
 
 class Burials:

@@ -28,7 +28,7 @@ from hatoba_worker.gang_ports import GangPorts
 from hatoba_worker.homes import Homes
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
-from hatoba_worker.logs import LogShipper
+from hatoba_worker.logs import FILES, LogShipper
 from hatoba_worker.replicas import probe
 from hatoba_worker.replicas.fleet import Fleet
 from hatoba_worker.replicas.life import Tools
@@ -124,7 +124,7 @@ class Worker:
         transfers = ServerTransfers(self._session)
         self._environments = Environments(data, self._environ, tasks, embedded=config.embedded)
         cache = TreeCache(data / "cache" / "trees", transfers, config.cache_limit_bytes)
-        self._homes = Homes(data / "attempts")
+        self._homes = Homes(data / "attempts", {FILES["stdout"], FILES["stderr"]})
         self._stager = Stager(
             data,
             self._environ,

@@ -167,7 +167,7 @@ class TestSecrets:
 
 class TestHomes:
     def make(self, tmp_path: Path) -> Homes:
-        homes = Homes(tmp_path)
+        homes = Homes(tmp_path, {"stdout.log"})
         homes.prepare()
         return homes
 
@@ -175,12 +175,52 @@ class TestHomes:
         homes, first, second = self.make(tmp_path), tmp_path / "one", tmp_path / "two"
         homes.make(str(first))
         inode = first.stat().st_ino
-        (first / "stdout.log").touch()
-        assert homes.take_back(str(first), ["stdout.log", "absent"])
+        (first / "stop").touch()
+        assert homes.take_back(str(first), {"stop", "absent"})
         homes.make(str(second))
         assert second.stat().st_ino == inode
         assert sorted(os.listdir(second)) == sorted(DIRECTORIES)
         assert not first.exists()
+
+    def test_its_logs_come_again_empty(self, tmp_path: Path) -> None:
+        homes, first, second = self.make(tmp_path), tmp_path / "one", tmp_path / "two"
+        homes.make(str(first))
+        log = first / "stdout.log"
+        log.touch(mode=0o600)
+        inode = log.stat().st_ino
+        log.write_text("said by the one before")
+        assert homes.take_back(str(first), set())
+        homes.make(str(second))
+        assert (second / "stdout.log").stat().st_ino == inode
+        assert (second / "stdout.log").read_bytes() == b""
+
+    @pytest.mark.parametrize("what", ["mode", "link", "second name"])
+    def test_a_log_that_is_not_as_it_was_made_is_left_alone(
+        self, tmp_path: Path, what: str
+    ) -> None:
+        homes, home, kept = self.make(tmp_path), tmp_path / "one", tmp_path / "kept"
+        homes.make(str(home))
+        kept.touch(mode=0o600)
+        kept.write_text("still wanted")
+        match what:
+            case "mode":
+                (home / "stdout.log").touch(mode=0o644)
+            case "link":
+                (home / "stdout.log").symlink_to(kept)
+            case _:
+                (home / "stdout.log").hardlink_to(kept)
+        assert not homes.take_back(str(home), set())
+        assert kept.read_text() == "still wanted"
+
+    def test_more_than_enough_are_removed(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("hatoba_worker.homes.MOST_SPARE", 0)
+        homes, home = self.make(tmp_path), tmp_path / "one"
+        homes.make(str(home))
+        (home / "stdout.log").touch(mode=0o600)
+        assert homes.take_back(str(home), set())
+        assert not home.exists()
 
     @pytest.mark.parametrize("what", ["file", "nested", "mode", "link", "missing"])
     def test_one_that_is_not_as_it_was_made_is_not(self, tmp_path: Path, what: str) -> None:
@@ -198,7 +238,7 @@ class TestHomes:
                 (home / "work").symlink_to("/tmp")
             case _:
                 (home / "work").rmdir()
-        assert not homes.take_back(str(home), [])
+        assert not homes.take_back(str(home), set())
         assert home.exists()
 
 
