@@ -12,7 +12,7 @@ from domain_rows import CANCEL, NOW, intent, new_job
 from memory_store import MemoryStore
 
 from hatoba_scheduler.control import ledger as ledger_module
-from hatoba_scheduler.control.ledger import Decide, Ledger
+from hatoba_scheduler.control.ledger import Answer, Decide, Ledger
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.records import Change, Job
@@ -317,6 +317,36 @@ async def test_recovery_takes_up_what_is_not_over(books: Books) -> None:
             books.rows(uid).job, books.rows(uid).tasks, books.rows(uid).attempts
         )
     assert fresh.find_attempt("h1-array-1-1") == ("array", 1)
+
+
+async def test_who_asks_a_lot_hears_each_answer_once_and_after_its_commit(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_module, "QUEUE", 3)
+    await books.submit(new_job("a"), new_job("b"))
+    books.store.jobs["a"] = replace(books.store.jobs["a"], version=7)
+    heard: list[tuple[str, type, int]] = []
+    all_heard = asyncio.Event()
+
+    def hear(word: str) -> Callable[[Answer], None]:
+        def told(answer: Answer) -> None:
+            heard.append((word, type(answer), books.rows("b").job.priority))
+            if len(heard) == 4:
+                all_heard.set()
+
+        return told
+
+    def faulty(rows: Rows) -> Change | None:
+        raise KeyError(rows.job.uid)
+
+    books.ledger.request("a", hurried(5), hear("stale"))
+    books.ledger.request("b", hurried(5), hear("good"))
+    books.ledger.request("b", faulty, hear("faulty"))
+    books.ledger.request("b", hurried(6), hear("too much"))
+    assert heard == [("too much", Unavailable, 0)]
+    await all_heard.wait()
+    await carry(books, hurried(7), uid="a")
+    assert heard[1:] == [("faulty", KeyError, 0), ("good", Change, 5), ("stale", Change, 5)]
 
 
 async def test_too_much_at_once_is_refused(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
