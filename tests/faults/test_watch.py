@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import grpc
 import pytest
 from fault_zygote import ZygoteLauncher
-from server_process import HatobaServer, configured
+from server_process import HatobaServer, configured, running_server
 from waiting import PATIENCE, News, eventually
 from wire import Wire
 
@@ -38,20 +37,11 @@ def launcher() -> Iterator[ZygoteLauncher]:
     one.close()
 
 
-@asynccontextmanager
-async def running(data: Path, launcher: ZygoteLauncher) -> AsyncIterator[HatobaServer]:
-    server = HatobaServer(data, False, (), launcher)
-    try:
-        await server.start()
-        yield server
-    finally:
-        await server.close()
-
-
 @pytest.fixture
 async def server(tmp_path: Path, launcher: ZygoteLauncher) -> AsyncIterator[HatobaServer]:
     """A server whose jobs end at once."""
-    async with running(configured(tmp_path / "data", NULL), launcher) as one:
+    data = configured(tmp_path / "data", NULL)
+    async with running_server(data, worker=False, launcher=launcher) as one:
         yield one
 
 
@@ -59,7 +49,8 @@ async def server(tmp_path: Path, launcher: ZygoteLauncher) -> AsyncIterator[Hato
 async def short(tmp_path: Path, launcher: ZygoteLauncher) -> AsyncIterator[HatobaServer]:
     """One that tells watchers early that they are too slow."""
     limits = f"[limits]\nwatch_behind = {BEHIND}\n"
-    async with running(configured(tmp_path / "data", NULL + limits), launcher) as one:
+    data = configured(tmp_path / "data", NULL + limits)
+    async with running_server(data, worker=False, launcher=launcher) as one:
         yield one
 
 

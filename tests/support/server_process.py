@@ -79,6 +79,9 @@ def kill9(pid: int, patience: float = PATIENCE) -> bool:
 class Launcher(Protocol):
     """Starts server processes."""
 
+    environ: dict[str, str]
+    """What the next servers have in their environment beside the usual."""
+
     def start(self, arguments: Sequence[str], log: Path) -> int:
         """Start `hatoba server start ARGUMENTS`, its output appended to `log`; the pid."""
 
@@ -89,7 +92,6 @@ class ColdLauncher:
     def __init__(self, python: str | Path = sys.executable) -> None:
         self._python = python
         self.environ: dict[str, str] = {}
-        """What the next servers have in their environment beside the usual."""
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self, arguments: Sequence[str], log: Path) -> int:
@@ -317,11 +319,18 @@ def command_of(pid: int) -> str:
 
 @contextlib.asynccontextmanager
 async def running_server(
-    data: Path, *, worker: bool = True, options: tuple[str, ...] = ()
+    data: Path,
+    *,
+    worker: bool = True,
+    options: tuple[str, ...] = (),
+    launcher: Launcher | None = None,
 ) -> AsyncIterator[HatobaServer]:
-    """A server that is ready; at the end nothing of it is left, or that is an error."""
-    launcher = ColdLauncher()
-    server = HatobaServer(data, worker, options, launcher)
+    """A server that is ready; at the end nothing of it is left, or that is an error.
+
+    A launcher that is given is the caller's, who closes it.
+    """
+    own = ColdLauncher()
+    server = HatobaServer(data, worker, options, launcher or own)
     try:
         await server.start()
         yield server
@@ -329,4 +338,4 @@ async def running_server(
         try:
             await server.close()
         finally:
-            await asyncio.to_thread(launcher.close)
+            await asyncio.to_thread(own.close)

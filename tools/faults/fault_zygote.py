@@ -32,13 +32,12 @@ class ZygoteLauncher:
             cwd="/",
         )
         self.environ: dict[str, str] = {}
-        """What the next servers have in their environment beside the usual."""
         self._read()
 
     def start(self, arguments: Sequence[str], log: Path) -> int:
         """See Launcher."""
         assert self._zygote.stdin is not None
-        wanted = [self.environ, str(log), *arguments]
+        wanted = [{**clean_environment(), **self.environ}, str(log), *arguments]
         self._zygote.stdin.write(json.dumps(wanted).encode() + b"\n")
         self._zygote.stdin.flush()
         return self._read()
@@ -74,6 +73,7 @@ def serve() -> None:
         environ, log, *arguments = json.loads(line)
         child = os.fork()
         if not child:
+            os.environ.clear()
             os.environ.update(environ)
             _become(log)
             cli.server.main(["start", *arguments], prog_name="hatoba server")

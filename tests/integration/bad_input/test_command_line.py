@@ -126,6 +126,7 @@ async def test_it_is_refused_in_words(name: str, ground: Ground, tmp_path: Path)
         before = await everything(wire)
         code, out, said = await cli(*case.arguments)
         assert (code, out) == (case.code, ""), said
+        assert "Traceback" not in said
         assert "fault of hatoba" not in said
         for word in case.words:
             assert word in said, said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ import grpc
 import grpc.aio
 import pytest
 import pytest_asyncio
+from fault_zygote import ZygoteLauncher
 from google.rpc import error_details_pb2, status_pb2
 from house_fixtures import own_wire, wire
-from server_process import HatobaServer, configured, running_server
+from server_process import HatobaServer, Launcher, configured, running_server
 from waiting import PATIENCE
 from wire import Wire
 
@@ -75,10 +76,26 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Hato
             yield one
 
 
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[ZygoteLauncher]:
+    """Starts servers in no time."""
+    one = ZygoteLauncher()
+    yield one
+    one.close()
+
+
 @pytest.fixture
-async def own_server(tmp_path: Path) -> AsyncIterator[HatobaServer]:
+def launcher(zygote: ZygoteLauncher) -> Launcher:
+    """For the servers of one test, with nothing that another has set."""
+    zygote.environ = {}
+    return zygote
+
+
+@pytest.fixture
+async def own_server(tmp_path: Path, launcher: Launcher) -> AsyncIterator[HatobaServer]:
     """A server for one test alone."""
-    async with running_server(configure(tmp_path / "data"), worker=False) as one:
+    data = configure(tmp_path / "data")
+    async with running_server(data, worker=False, launcher=launcher) as one:
         yield one
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from server_process import HatobaServer, configured, running_server
+from server_process import HatobaServer, Launcher, configured, running_server
 from waiting import eventually
 from wire import TERMINAL, Wire
 
@@ -40,10 +40,10 @@ JOBS = 40
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[HatobaServer]:
+async def house(tmp_path: Path, launcher: Launcher) -> AsyncIterator[HatobaServer]:
     """A server of one good backend and three bad ones."""
     data = configured(tmp_path / "data", CONFIG)
-    async with running_server(data, worker=False) as one:
+    async with running_server(data, worker=False, launcher=launcher) as one:
         yield one
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from server_process import configured, running_server
+from server_process import Launcher, configured, running_server
 from wire import Wire
 
 from hatoba.v1 import common_pb2, job_pb2
@@ -30,10 +30,13 @@ type = "null"
 
 
 @pytest.fixture
-async def wire(tmp_path: Path) -> AsyncIterator[Wire]:
+async def wire(tmp_path: Path, launcher: Launcher) -> AsyncIterator[Wire]:
     """Calls to a server with a cheap, a dear and a pretended backend."""
     data = configured(tmp_path / "data", CONFIG)
-    async with running_server(data, worker=False) as server, Wire(server) as one:
+    async with (
+        running_server(data, worker=False, launcher=launcher) as server,
+        Wire(server) as one,
+    ):
         yield one
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_process import HatobaServer, configured, running_server
+from server_process import HatobaServer, Launcher, configured, running_server
 from waiting import eventually
 from wire import Wire
 
@@ -30,10 +30,10 @@ Item = worker_pb2.WorkerItem
 
 
 @pytest.fixture
-async def small(tmp_path: Path) -> AsyncIterator[HatobaServer]:
+async def small(tmp_path: Path, launcher: Launcher) -> AsyncIterator[HatobaServer]:
     """A server of a backend with four cores."""
     data = configured(tmp_path / "data", CONFIG)
-    async with running_server(data, worker=False) as one:
+    async with running_server(data, worker=False, launcher=launcher) as one:
         yield one
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
-from server_process import ColdLauncher, HatobaServer, runs
+from server_process import HatobaServer, runs
 from waiting import eventually, until
 from wire import Wire
 
@@ -184,7 +184,6 @@ async def test_cordons_that_meet_are_both_carried_out(wire: Wire, project: str) 
 
 async def test_a_drain_that_a_death_cut_short_goes_on_by_itself(own_server: HatobaServer) -> None:
     launcher = own_server.launcher
-    assert isinstance(launcher, ColdLauncher)
     await own_server.kill()
     launcher.environ = {"HATOBA_FAILPOINTS": "queue.cordon.after:kill9@1"}
     await own_server.start()

@@ -268,10 +268,10 @@ async def test_a_time_is_one_job_whatever_a_kill_interrupts(
         made = await create(wire, project, cron="0 * * * *")
     await own_server.kill()
     await wind_back(own_server, HOUR)
-    own_server.launcher.environ = {"HATOBA_FAILPOINTS": f"schedule.{point}:kill9"}  # type: ignore[attr-defined]
+    own_server.launcher.environ = {"HATOBA_FAILPOINTS": f"schedule.{point}:kill9"}
     own_server.launch()
     await until(lambda: not runs(own_server.pid))
-    own_server.launcher.environ = {}  # type: ignore[attr-defined]
+    own_server.launcher.environ = {}
     await own_server.start()
     async with Wire(own_server) as wire:
 

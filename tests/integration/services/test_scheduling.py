@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from server_process import HatobaServer, configured, running_server
+from server_process import HatobaServer, Launcher, configured, running_server
 from waiting import eventually
 from wire import Wire
 
@@ -40,10 +40,10 @@ type = "hosts"
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[HatobaServer]:
+async def house(tmp_path: Path, launcher: Launcher) -> AsyncIterator[HatobaServer]:
     """A server of `hosts` and `null` for one test alone."""
     data = configured(tmp_path / "data", CONFIG)
-    async with running_server(data, worker=False) as one:
+    async with running_server(data, worker=False, launcher=launcher) as one:
         yield one
 
 
