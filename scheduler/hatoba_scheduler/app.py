@@ -86,7 +86,7 @@ from hatoba_scheduler.control.logged_models import LoggedModels
 from hatoba_scheduler.control.logs import LogStore
 from hatoba_scheduler.control.metrics import MetricWriter
 from hatoba_scheduler.control.model_versions import register_models
-from hatoba_scheduler.control.overview import Overviewer, OverviewParts
+from hatoba_scheduler.control.overview import Overviewer, OverviewParts, Reports
 from hatoba_scheduler.control.predictions import Append, PredictionDesk
 from hatoba_scheduler.control.publisher import Publisher
 from hatoba_scheduler.control.quarantine import Quarantine
@@ -736,11 +736,9 @@ def _job_parts(core: Core, backends: Backends, grounds: Callable[[], Grounds]) -
 def _add_admin(
     core: Core, backends: Backends, explainer: Explainer, server: grpc.aio.Server
 ) -> None:
-    def status() -> admin_pb2.ServerStatus:
-        return _status(core)
-
-    def report() -> admin_pb2.ListBackendsResponse:
-        return backends.report(core.loops, core.dispatcher.planner)
+    reports = Reports(
+        lambda: _status(core), lambda: backends.report(core.loops, core.dispatcher.planner)
+    )
 
     async def cordon_backend(request: admin_pb2.CordonBackendRequest) -> admin_pb2.BackendInfo:
         check_drain(request)
@@ -754,8 +752,7 @@ def _add_admin(
         _usages(core),
         core.activity,
         core.hub,
-        status,
-        report,
+        reports,
         explainer.waiting,
         core.timers.late,
         lambda: core.metrics.last_lag,
@@ -766,9 +763,8 @@ def _add_admin(
         core.authenticator,
         core.traces,
         core.pager,
-        report,
+        reports,
         cordon_backend,
-        status,
         _upkeep(core, backends),
         Overviewer(overview),
     )

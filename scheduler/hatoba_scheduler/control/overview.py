@@ -24,6 +24,14 @@ OLDEST = 10
 
 
 @dataclass(frozen=True, slots=True)
+class Reports:
+    """What the server tells of itself at any time."""
+
+    status: Callable[[], admin_pb2.ServerStatus]
+    backends: Callable[[], admin_pb2.ListBackendsResponse]
+
+
+@dataclass(frozen=True, slots=True)
 class OverviewParts:
     """What the overview is made of."""
 
@@ -31,8 +39,7 @@ class OverviewParts:
     usages: QueueUsages
     activity: Activity
     hub: Hub
-    status: Callable[[], admin_pb2.ServerStatus]
-    backends: Callable[[], admin_pb2.ListBackendsResponse]
+    reports: Reports
     why_waiting: Callable[[Job], str]
     late: Callable[[], list[Late]]
     loop_lag: Callable[[], float]
@@ -50,9 +57,9 @@ class Overviewer:
     async def overview(self) -> admin_pb2.Overview:
         """The operator's first screen."""
         parts, rates = self._parts, self._activity.rates()
-        backends, commits = parts.backends(), parts.store.commit_times
+        backends, commits = parts.reports.backends(), parts.store.commit_times
         return admin_pb2.Overview(
-            server=parts.status(),
+            server=parts.reports.status(),
             backends=backends.backends,
             failures=backends.failures,
             owners=self._owners(),

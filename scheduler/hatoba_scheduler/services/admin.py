@@ -11,7 +11,7 @@ import grpc
 from hatoba.v1 import admin_pb2, admin_pb2_grpc
 from hatoba_scheduler.auth.authenticator import Authenticator
 from hatoba_scheduler.auth.roles import Role
-from hatoba_scheduler.control.overview import Overviewer
+from hatoba_scheduler.control.overview import Overviewer, Reports
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain import references
 from hatoba_scheduler.domain.records import TokenRecord
@@ -34,9 +34,8 @@ class AdminParts:
     authenticator: Authenticator
     traces: TraceStore
     pager: Pager
-    backends: Callable[[], admin_pb2.ListBackendsResponse]
+    reports: Reports
     cordon_backend: Callable[[admin_pb2.CordonBackendRequest], Awaitable[admin_pb2.BackendInfo]]
-    status: Callable[[], admin_pb2.ServerStatus]
     upkeep: Upkeep
     overviewer: Overviewer
 
@@ -51,7 +50,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.ListBackendsRequest, context: Context
     ) -> admin_pb2.ListBackendsResponse:
         """Opened backends, and plug-ins that failed."""
-        return self._parts.backends()
+        return self._parts.reports.backends()
 
     async def CordonBackend(
         self, request: admin_pb2.CordonBackendRequest, context: Context
@@ -63,7 +62,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         self, request: admin_pb2.GetServerStatusRequest, context: Context
     ) -> admin_pb2.ServerStatus:
         """How the server is."""
-        return self._parts.status()
+        return self._parts.reports.status()
 
     async def GetOverview(
         self, request: admin_pb2.GetOverviewRequest, context: Context
