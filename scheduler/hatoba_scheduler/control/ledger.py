@@ -302,13 +302,14 @@ class Ledger:
             for new in group:
                 await self._submit([new])
             return
-        waiting = deque(group)
+        waiting, answered = deque(group), 0
         for start in range(0, len(items), SLICE):
             if start:
                 await asyncio.sleep(0)
             end = start + SLICE
             self._take_in(items[start:end], results[start:end])
-            _answer_first(waiting, results, end)
+            while waiting and answered + len(waiting[0].items) <= end:
+                answered += _answer(waiting.popleft(), results, answered)
 
     def _take_in(self, items: Sequence[Submission], results: Sequence[SubmitResult]) -> None:
         commits, events = [], []
@@ -673,15 +674,12 @@ class Ledger:
             listener(commits, events)
 
 
-def _answer_first(waiting: deque[_New], results: Sequence[SubmitResult], taken_in: int) -> None:
-    """Tell those calls whose jobs are all taken in; `waiting` are the last of them all."""
-    start = len(results) - sum(len(new.items) for new in waiting)
-    while waiting and start + len(waiting[0].items) <= taken_in:
-        new = waiting.popleft()
-        end = start + len(new.items)
-        if not new.answer.done():
-            new.answer.set_result(list(results[start:end]))
-        start = end
+def _answer(new: _New, results: Sequence[SubmitResult], start: int) -> int:
+    """Tell a call what became of its jobs; how many they are. Their results begin at `start`."""
+    count = len(new.items)
+    if not new.answer.done():
+        new.answer.set_result(list(results[start : start + count]))
+    return count
 
 
 def _rows_of(live: _Live) -> Rows:

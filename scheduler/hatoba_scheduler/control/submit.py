@@ -10,7 +10,7 @@ from hatoba.v1 import job_pb2
 from hatoba_scheduler.control.lineage import reads_of
 from hatoba_scheduler.control.terms import POLICY, retry_policy, seconds, task_count, terms_of
 from hatoba_scheduler.convert import pairs, resources_of
-from hatoba_scheduler.domain.changing import changed, copier
+from hatoba_scheduler.domain.changing import copier
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT, DEFAULT_QUEUE
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import Checkpoint, Event, Job
@@ -23,6 +23,8 @@ STOP_GRACE = 10.0
 _ONE = Ranges.upto(1)
 _with_uid = copier(Job, "uid")
 _of_job = copier(Event, "job_uid")
+_like_job = copier(Job, "uid", "create_time", "trace_id", "span_id", "sampled")
+_like_event = copier(Event, "job_uid", "time", "trace_id")
 
 
 class Caller(NamedTuple):
@@ -98,15 +100,8 @@ class JobMaker:
     ) -> Submission:
         """The rows of one more job of the same caller's same spec."""
         uid, trace = self._uid(), caller.trace
-        job = changed(
-            pattern.job,
-            uid=uid,
-            create_time=now.time,
-            trace_id=trace.trace_id,
-            span_id=trace.span_id,
-            sampled=trace.sampled,
-        )
-        event = changed(pattern.event, job_uid=uid, time=now.time, trace_id=trace.trace_id)
+        job = _like_job(pattern.job, uid, now.time, *trace)
+        event = _like_event(pattern.event, uid, now.time, trace.trace_id)
         return Submission(
             job,
             pattern.base_name,

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import sqlite3
 import threading
-import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -52,7 +51,47 @@ class _Query(NamedTuple):
     reply: asyncio.Future[list[job_pb2.Span]]
 
 
-_Item = FinishedSpan | job_pb2.Span | _Query | None
+_Item = FinishedSpan | job_pb2.Span | _Query
+
+
+class _Inbox:
+    """What waits for the thread, which is woken once for many spans.
+
+    Woken for each, it would take the interpreter from the event loop each time.
+    """
+
+    def __init__(self) -> None:
+        self._items: deque[_Item] = deque()
+        self._some = threading.Event()
+        self._hurry = threading.Event()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: _Item) -> None:
+        """Take one more; it is looked at within a second, or as soon as there is a batch."""
+        self._items.append(item)
+        if not self._some.is_set():
+            self._some.set()
+        if len(self._items) >= BATCH_SPANS and not self._hurry.is_set():
+            self._hurry.set()
+
+    def hurry(self) -> None:
+        """Let what is there be looked at now."""
+        self._some.set()
+        self._hurry.set()
+
+    def take(self) -> list[_Item]:
+        """Wait for something, and for more of it; at most a batch."""
+        self._some.wait()
+        self._hurry.wait(DELAY_SECONDS)
+        # First cleared, then taken: what comes in between wakes the thread once more.
+        self._some.clear()
+        self._hurry.clear()
+        items = [self._items.popleft() for _ in range(min(len(self._items), BATCH_SPANS))]
+        if self._items:
+            self.hurry()
+        return items
 
 
 class TraceStore:
@@ -61,7 +100,7 @@ class TraceStore:
     def __init__(self, path: Path, kept: int = KEPT_SPANS) -> None:
         self._path = path
         self._kept = kept
-        self._queue: queue.SimpleQueue[_Item] = queue.SimpleQueue()
+        self._inbox = _Inbox()
         self._closing = threading.Event()
         self.dropped = 0
         """Spans that were not kept, since the start."""
@@ -83,32 +122,35 @@ class TraceStore:
             return []
         loop = asyncio.get_running_loop()
         query = _Query(trace_id, loop, loop.create_future())
-        self._queue.put(query)
+        self._inbox.put(query)
+        self._inbox.hurry()
         spans = await query.reply
         return sorted(spans, key=lambda span: (span.start_unix_nanos, span.span_id))
 
     async def close(self) -> None:
         """Write what is queued and end the thread."""
         self._closing.set()
-        self._queue.put(None)
+        self._inbox.hurry()
         await asyncio.to_thread(self._thread.join)
 
     def _put(self, span: FinishedSpan | job_pb2.Span) -> None:
-        if self._queue.qsize() < QUEUE_SPANS:
-            self._queue.put(span)
+        if len(self._inbox) < QUEUE_SPANS:
+            self._inbox.put(span)
         else:
             self.dropped += 1
 
     # -- the thread's side ----------------------------------------------------------------------
     def _run(self) -> None:
         database = _opened(self._path)
-        while not self._closing.is_set() or not self._queue.empty():
+        while not self._closing.is_set() or self._inbox:
             database = self._step(database)
         if database is not None:
             database.close()
 
     def _step(self, database: sqlite3.Connection | None) -> sqlite3.Connection | None:
-        spans, queries = self._gather()
+        items = self._inbox.take()
+        spans = [item for item in items if not isinstance(item, _Query)]
+        queries = [item for item in items if isinstance(item, _Query)]
         database = database or _opened(self._path)
         try:
             if database is None:
@@ -122,29 +164,6 @@ class TraceStore:
             self._answer(None, queries)
             return _after(error, self._path, database)
         return database
-
-    def _gather(self) -> tuple[list[FinishedSpan | job_pb2.Span], list[_Query]]:
-        """Wait for something, then collect until a batch is full, a second passed or one asks."""
-        spans: list[FinishedSpan | job_pb2.Span] = []
-        queries: list[_Query] = []
-        item = self._queue.get()
-        until = time.monotonic() + DELAY_SECONDS
-        while item is not None:
-            if isinstance(item, _Query):
-                queries.append(item)
-                until = 0.0
-            else:
-                spans.append(item)
-            if len(spans) >= BATCH_SPANS:
-                break
-            item = self._next(until)
-        return spans, queries
-
-    def _next(self, until: float) -> _Item:
-        wait = 0.0 if self._closing.is_set() else until - time.monotonic()
-        with contextlib.suppress(queue.Empty):
-            return self._queue.get_nowait() if wait <= 0 else self._queue.get(timeout=wait)
-        return None
 
     def _write(
         self, database: sqlite3.Connection, spans: Sequence[FinishedSpan | job_pb2.Span]

@@ -37,7 +37,8 @@ from hatoba_scheduler.telemetry.timings import Timings
 log = structlog.get_logger(__name__)
 
 QUEUE = 1024
-BATCH_WEIGHT = 12_000
+BATCH_WEIGHT = 4_000
+"""Rows of one commit; with more, a small call would wait long behind whole batches."""
 GATHER_FROM = 8
 GATHER_SECONDS = 0.002
 GATHER_STEP_SECONDS = 0.0005
