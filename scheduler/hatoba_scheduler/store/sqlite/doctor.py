@@ -7,6 +7,7 @@ one event for each change, I31 numbers, I32 reservations, I34 unreadable rows.
 
 from __future__ import annotations
 
+import functools
 import sqlite3
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -120,15 +121,20 @@ def _schema(connection: sqlite3.Connection) -> Iterator[StoreProblem]:
         )
         return
     have = _objects(connection)
-    with closing(sqlite3.connect(":memory:")) as fresh:
-        for migration in known:
-            fresh.executescript(migration.sql)
-        wanted = _objects(fresh)
-    for (kind, name), sql in wanted.items():
+    for (kind, name), sql in _wanted().items():
         if (kind, name) in have:
             continue
         mend = Execute(sql) if kind != "table" else None
         yield StoreProblem("schema", f"{kind} {name} is missing", "make it" if mend else "", mend)
+
+
+@functools.cache
+def _wanted() -> Mapping[tuple[str, str], str]:
+    """What a new store has."""
+    with closing(sqlite3.connect(":memory:")) as fresh:
+        for migration in migrations():
+            fresh.executescript(migration.sql)
+        return _objects(fresh)
 
 
 def _objects(connection: sqlite3.Connection) -> dict[tuple[str, str], str]:
