@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hatoba import __version__
-from hatoba_worker.keeper.client import KeeperClient, KeeperGone
+from hatoba_worker.keeper.client import KeeperClient, end_keeper
 from hatoba_worker.keeper.ensure import KeeperStartError, ensure_keeper
 
 VERSION = "HATOBA_WORKER_VERSION"
@@ -51,18 +50,6 @@ def _same_version(pid: int | None) -> bool:
     return f"{VERSION}={__version__}".encode() in environ.split(b"\0")
 
 
-async def end(data: Path, grace: float) -> None:
-    """End worker, router, every job of the directory (after `grace` s by force), and the keeper."""
-    try:
-        async with await KeeperClient.connect(data) as keeper:
-            await keeper.shutdown(stop_attempts=True, grace=grace)
-            with contextlib.suppress(KeeperGone):
-                async for _ in keeper.events():
-                    pass
-    except OSError:
-        return
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run one command; 0 when it was carried out."""
     parser = argparse.ArgumentParser(prog="hatoba_worker.embedded", description=__doc__)
@@ -74,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.command == "embed":
             asyncio.run(embed(options.data, os.environ))
         else:
-            asyncio.run(end(options.data, options.grace))
+            asyncio.run(end_keeper(options.data, options.grace))
     except KeeperStartError as error:
         sys.stderr.write(f"hatoba worker: {error}\n")
         return 1

@@ -16,7 +16,7 @@ from pathlib import Path
 import structlog
 
 from hatoba_worker.config import BadConfig, Config, load
-from hatoba_worker.keeper.client import KeeperClient, KeeperGone
+from hatoba_worker.keeper.client import end_keeper
 from hatoba_worker.process_log import configure_log
 from hatoba_worker.worker import AlreadyRuns, Worker, hold
 
@@ -77,16 +77,8 @@ async def _until_told(worker: Worker) -> None:
 async def end(data: Path, *, everything: bool, grace: float) -> None:
     """End the worker of a directory, if one runs; with `everything` its jobs and keeper too."""
     await asyncio.to_thread(_end_worker, data)
-    if not everything:
-        return
-    try:
-        async with await KeeperClient.connect(data) as keeper:
-            await keeper.shutdown(stop_attempts=True, grace=grace)
-            with contextlib.suppress(KeeperGone):
-                async for _ in keeper.events():
-                    pass
-    except OSError:
-        return
+    if everything:
+        await end_keeper(data, grace)
 
 
 def _end_worker(data: Path) -> None:

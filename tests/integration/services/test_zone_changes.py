@@ -6,16 +6,17 @@ import datetime as dt
 import os
 import struct
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from server_process import HatobaServer
+from server_process import HatobaServer, running_server
 from waiting import eventually
 from wire import Wire
 
 from hatoba.v1 import job_pb2, schedule_pb2
 
-from .conftest import spec
+from .conftest import configure, spec
 
 DAY, HOUR = 86_400, 3_600
 LEAD = 6
@@ -65,6 +66,13 @@ def zones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     place.mkdir()
     monkeypatch.setenv("PYTHONTZPATH", os.pathsep.join([str(place), "/usr/share/zoneinfo"]))
     return place
+
+
+@pytest.fixture
+async def own_server(zones: Path, tmp_path: Path) -> AsyncIterator[HatobaServer]:
+    """Started anew: a process that had its imports done would look where it looked then."""
+    async with running_server(configure(tmp_path / "data"), worker=False) as one:
+        yield one
 
 
 async def test_what_the_clock_jumps_over_runs_at_once_and_what_comes_twice_runs_once(

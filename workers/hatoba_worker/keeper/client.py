@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import select
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -22,12 +25,14 @@ from hatoba_worker.keeper.messages import (
     Spawned,
     SpawnFailed,
 )
+from hatoba_worker.keeper.procfs import pidfd
 from hatoba_worker.keeper.serve import short_path
 
 # `KeeperClient.list` hides the type of that name.
 _Rows = list[Json]
 
 MOST_EVENTS = 200_000
+EXIT_SECONDS = 5.0
 _A_REQUEST = 200
 _BYTES_A_REQUEST = MAX_FRAME // 2
 
@@ -42,6 +47,26 @@ class KeeperRefused(Exception):
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+async def end_keeper(data: Path, grace: float) -> None:
+    """End what the keeper of `data` runs, every attempt (after `grace` s by force), and it.
+
+    Returns once its process is gone; at once where no keeper serves.
+    """
+    try:
+        async with await KeeperClient.connect(data) as keeper:
+            process = pidfd((await keeper.hello()).pid)
+            await keeper.shutdown(stop_attempts=True, grace=grace)
+            with contextlib.suppress(KeeperGone):
+                async for _ in keeper.events():
+                    pass
+    except OSError:
+        return
+    if process is not None:
+        # It hangs up a moment before it is gone.
+        await asyncio.to_thread(select.select, [process], [], [], EXIT_SECONDS)
+        os.close(process)
 
 
 class KeeperClient:

@@ -186,13 +186,13 @@ def tag_of(pid: int) -> int:
 
 def send(target: Stat, number: int) -> None:
     """Send a signal to `target`, and to no later process that got its pid."""
-    handle = _pidfd(target.pid)
+    handle = pidfd(target.pid)
     try:
         current = stat(target.pid)
         if current is None or current.start != target.start:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if handle is None:
+            if handle is None:  # the narrow race stays
                 os.kill(target.pid, number)
             else:
                 signal.pidfd_send_signal(handle, number)
@@ -201,8 +201,11 @@ def send(target: Stat, number: int) -> None:
             os.close(handle)
 
 
-def _pidfd(pid: int) -> int | None:
-    # None on an old kernel and in a sandbox that knows no pidfd: the narrow race stays.
+def pidfd(pid: int) -> int | None:
+    """A handle of a process, readable once it is gone; to be closed.
+
+    None where there is no such process, on an old kernel, and in a sandbox that knows no pidfd.
+    """
     try:
         return os.pidfd_open(pid)
     except OSError:
