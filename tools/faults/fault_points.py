@@ -31,6 +31,8 @@ ONLY_ON: dict[str, frozenset[str]] = {
 mock's ledger lets an orphan be planted and something be out of reach for half a minute."""
 SLOW = ("adopt.", "disconnect.", "recall.")
 """Each costs a good part of a minute: one death of each, in rounds that are long enough."""
+TRIES = 4
+"""How often a slow one is led to, before the round goes on without it."""
 SLOW_FROM = 250
 """Kills of a round that is long enough for everything."""
 EVERY_MINUTE = ("schedule.",)
@@ -80,7 +82,7 @@ class Points:
         return Armed(name, self._dice.choice(PASSES) if often else 1)
 
     def _wanted(self, name: str, season: bool) -> bool:
-        if name.startswith(SLOW) and self.hits[name]:
+        if name.startswith(SLOW) and (self.hits[name] or self._misses[name] >= TRIES):
             return False
         return season or not name.startswith(EVERY_MINUTE)
 

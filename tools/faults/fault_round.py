@@ -56,7 +56,7 @@ DYING_AT = {
     "list.": 2.5,
     "observe.": 2.5,
     "reap.": 4.5,
-    "recall.": 40.0,
+    "recall.": 60.0,
 }
 """The same for what happens only after a while."""
 LULL_SECONDS = 1.0
