@@ -29,6 +29,7 @@ AWAY = 45.0
 """Seconds for which something is out of the mock's reach: longer than the shortest `lost_after`."""
 LOST_AFTER = 31.0
 HAS_IT = (common_pb2.JOB_STATE_RUNNING, common_pb2.JOB_STATE_SUCCEEDED)
+LAUNCHED = (common_pb2.JOB_STATE_WAITING, common_pb2.JOB_STATE_STARTING, *HAS_IT)
 DESK = {"desk": 1}
 """Of this the host has one, so that who wants it has to wait, or to take it."""
 
@@ -46,8 +47,6 @@ class Provoker:
         self._schedules: list[schedule_pb2.Schedule] = []
         self._ways: dict[str, Callable[[], Awaitable[object]]] = {
             "backend.cordon.": lambda: operator.cordon("backend"),
-            "disconnect.": self._out_of_reach,
-            "recall.": self._out_of_reach,
             "dispatch.preempt.": self._take_places,
             "drain.": lambda: operator.cordon("queue", drain=True),
             "follow.": self._follow,
@@ -72,12 +71,17 @@ class Provoker:
     async def _some(self) -> None:
         await asyncio.gather(*(self._submitter.submit_one(self._plain()) for _ in range(3)))
 
-    async def set_to_work(self) -> None:
-        """Have some run that are not over soon; returns when they do."""
-        wishes = [self._plain(3000) for _ in range(3)]
+    async def set_to_work(self, point: str) -> None:
+        """Have some run that are not over soon; returns when they do.
+
+        To be adopted some at their work, else one that cannot be reached from its launch on.
+        """
+        away = not point.startswith("adopt.")
+        wishes = [self._out_of_reach()] if away else [self._plain(3000) for _ in range(3)]
         names = [await self._submitter.submit_one(wish) for wish in wishes]
+        there = LAUNCHED if away else HAS_IT
         for name in names:
-            await self._wire.watched(name, lambda job: job.state in HAS_IT, PATIENCE)
+            await self._wire.watched(name, lambda job: job.state in there, PATIENCE)
 
     async def _long(self) -> None:
         await self._submitter.submit_one(self._plain(2500))
@@ -122,13 +126,13 @@ class Provoker:
         else:
             spec.resources.cpus = 40
 
-    async def _out_of_reach(self) -> None:
+    def _out_of_reach(self) -> Wish:
         wish = self._plain(1000, "FAILED 0")
         wish.spec.retries.infrastructure = 0
         wish.spec.disconnect.stop_after.FromMilliseconds(1)
         wish.spec.disconnect.lost_after.CopyFrom(Duration(seconds=round(LOST_AFTER)))
         self._workload.script(wish.spec, {"unreachable_for": AWAY})
-        await self._submitter.submit_one(wish)
+        return wish
 
     # -- schedules --------------------------------------------------------------------------------
 

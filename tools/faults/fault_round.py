@@ -28,7 +28,7 @@ from fault_load import (
 )
 from fault_operator import Operator
 from fault_oracle import Evidence, LeftOut, Line, read_lines, violations
-from fault_points import Armed, Points
+from fault_points import SLOW, Armed, Points
 from fault_provoke import DESK, Provoker, plant_orphan
 from fault_restore import adopt, put_back
 from fault_zygote import ZygoteLauncher
@@ -282,8 +282,8 @@ class Round:
         if self._breathless():
             await self._breathe()
         armed = self._points.next(time.time())
-        if armed.name.startswith("adopt."):
-            await self._leave_work_behind(provoker)
+        if armed.name.startswith(SLOW):
+            await self._leave_work_behind(provoker, armed.name)
         await asyncio.to_thread(self._prepare, armed.name)
         await self._launch(armed)
         try:
@@ -318,12 +318,12 @@ class Round:
             for name, known in self._known_until.items()
         ]
 
-    async def _leave_work_behind(self, provoker: Provoker) -> None:
-        """A server more, which dies while jobs run, so that there is something to adopt."""
+    async def _leave_work_behind(self, provoker: Provoker, point: str) -> None:
+        """A server more, which dies while jobs run, so that the next finds what it needs."""
         if self._visit:
             await self._visit
         await self._revive()
-        await provoker.set_to_work()
+        await provoker.set_to_work(point)
         await self._kill_as_it_is()
 
     async def _kill_as_it_is(self) -> None:
