@@ -74,10 +74,12 @@ class Provoker:
     async def set_to_work(self, point: str) -> None:
         """Have some run that are not over soon; returns when they do.
 
-        To be adopted some at their work, else one that cannot be reached from its launch on.
+        To be adopted some at their work, or some that will have ended by then; else one that cannot
+        be reached from its launch on.
         """
         away = not point.startswith("adopt.")
-        wishes = [self._out_of_reach()] if away else [self._plain(3000) for _ in range(3)]
+        lasting = 1000 if point.startswith("adopt.commit.") else 3000
+        wishes = [self._out_of_reach()] if away else [self._plain(lasting) for _ in range(3)]
         names = [await self._submitter.submit_one(wish) for wish in wishes]
         there = LAUNCHED if away else HAS_IT
         for name in names:
