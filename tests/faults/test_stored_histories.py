@@ -620,6 +620,23 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.parametrize("last", ["finish", "gone"])
+@pytest.mark.parametrize("place", range(1, 9))
+def test_an_end_that_the_disk_kept_although_it_failed(
+    template: Path, last: str, place: int
+) -> None:
+    StoredHistories.template = template
+    one = StoredHistories()
+    one.submit_plain()
+    for word in ("launch", "claim", "finish", "gone"):
+        if word == last:
+            one.happen_on_a_failing_disk([Word(word, 0, False)], place, False, True)
+            break
+        one.happen([Word(word, 0, False)])
+    one.counts_are_sums()
+    one.teardown()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7_200)
 def test_whatever_goes_wrong_what_must_hold_holds(template: Path, full_round: bool) -> None:

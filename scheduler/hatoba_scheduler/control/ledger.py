@@ -630,6 +630,8 @@ class Ledger:
         live = self._live.get(uid)
         before = live.job if live is not None else _parked_before(job, version, events)
         found = _Live(job, {t.index: t for t in state.tasks}, {a.index: a for a in state.attempts})
+        if live is not None:
+            await self._read_over(live, found)
         change = _difference(live or _Live(job), found, version, events)
         if job.version == version and not (change.tasks or change.attempts):
             return
@@ -639,6 +641,16 @@ class Ledger:
         self._shrink(found, list(found.tasks))
         if uid in self._live:
             self._place(found)
+
+    async def _read_over(self, live: _Live, found: _Live) -> None:
+        """Add what memory has and the store counts as over: it may have ended, or been released."""
+        uid = found.job.uid
+        for index in live.tasks.keys() - found.tasks.keys():
+            found.tasks |= {t.index: t for t in await self._store.tasks(uid, index - 1, 1)}
+        over = [a.name for index, a in live.attempts.items() if index not in found.attempts]
+        if over:
+            rows = await self._store.attempts_by_name(over)
+            found.attempts |= {attempt.index: attempt for attempt in rows.values()}
 
     async def _events_after(self, uid: str, version: int) -> list[Event]:
         found: list[Event] = []
