@@ -78,7 +78,7 @@ class Provoker:
         be reached from its launch on.
         """
         away = not point.startswith("adopt.")
-        lasting = 1000 if point.startswith("adopt.commit.") else 3000
+        lasting = 500 if point.startswith("adopt.commit.") else 3000
         wishes = [self._out_of_reach()] if away else [self._plain(lasting) for _ in range(3)]
         names = [await self._submitter.submit_one(wish) for wish in wishes]
         there = LAUNCHED if away else HAS_IT
