@@ -102,30 +102,13 @@ class JobMaker:
         uid, trace = self._uid(), caller.trace
         job = _like_job(pattern.job, uid, now.time, *trace)
         event = _like_event(pattern.event, uid, now.time, trace.trace_id)
-        return Submission(
-            job,
-            pattern.base_name,
-            pattern.spec,
-            event,
-            request,
-            pattern.reads,
-            pattern.publishes,
-            pattern,
-        )
+        return _of_pattern(pattern, job, event, request)
 
     def another(self, pattern: Submission, request: RequestKey | None) -> Submission:
         """The rows of one more job of the pattern's own call."""
         uid = self._uid()
-        return Submission(
-            _with_uid(pattern.job, uid),
-            pattern.base_name,
-            pattern.spec,
-            _of_job(pattern.event, uid),
-            request,
-            pattern.reads,
-            pattern.publishes,
-            pattern,
-        )
+        job, event = _with_uid(pattern.job, uid), _of_job(pattern.event, uid)
+        return _of_pattern(pattern, job, event, request)
 
     def _job(self, spec: job_pb2.JobSpec, caller: Caller, origin: Origin, now: Now) -> Job:
         size = task_count(spec)
@@ -167,3 +150,18 @@ class JobMaker:
             restore=origin.restore,
             terms=terms_of(spec, origin.backends, origin.inherited),
         )
+
+
+def _of_pattern(
+    pattern: Submission, job: Job, event: Event, request: RequestKey | None
+) -> Submission:
+    return Submission(
+        job,
+        pattern.base_name,
+        pattern.spec,
+        event,
+        request,
+        pattern.reads,
+        pattern.publishes,
+        pattern,
+    )

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT
 from hatoba_scheduler.errors import AlreadyExists, Reason
 from hatoba_scheduler.interceptors.context import current_call
-from hatoba_scheduler.store.base import Duplicate, Met, Mismatch, RequestKey, Store
+from hatoba_scheduler.store.base import Met, Mismatch, RequestKey, Store
 
 DEDUPLICATED = ("hatoba-deduplicated", "true")
 
@@ -41,12 +41,7 @@ async def seen_before(store: Store, key: RequestKey | None) -> str | None:
     if key is None:
         return None
     met = await store.recall_request(key)
-    if isinstance(met, Mismatch):
-        raise mismatch(key.request_id, met)
-    if isinstance(met, Duplicate):
-        mark_deduplicated()
-        return met.resource
-    return None
+    return None if met is None else made_before(met, key)
 
 
 def made_before(known: Met, key: RequestKey | None) -> str:
