@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from domain_rows import NOW, intent, new_job
+from owning_backend import OwningBackend
 
 from hatoba.v1 import runner_pb2
 from hatoba_plugins.backend import Backend
 from hatoba_plugins.clock import FakeClock
-from hatoba_plugins.values import Capabilities, Handle, Owned
+from hatoba_plugins.values import Handle, Owned
 from hatoba_scheduler.control.adoption import Adoption, AdoptReport
 from hatoba_scheduler.control.hub import Hub
 from hatoba_scheduler.control.observe import of_attempt
@@ -24,24 +23,6 @@ if TYPE_CHECKING:
     from tests.unit.control.conftest import Books
 
 HOSTS_DIALLED = -60.0
-
-
-@dataclass
-class Remembering:
-    """A backend that remembers these."""
-
-    things: list[Owned]
-
-    @property
-    def jobs(self) -> Remembering:
-        return self
-
-    def capabilities(self) -> Capabilities:
-        return Capabilities()
-
-    async def list_owned(self, cluster_id: str) -> AsyncIterator[Owned]:
-        for one in self.things:
-            yield one
 
 
 class NoHosts:
@@ -66,7 +47,7 @@ async def adopted(books: Books, *things: Owned) -> AdoptReport:
         raise AssertionError(f"nobody said how {request.attempt} ended")
 
     books.store.identity = ServerIdentity("cluster", 2)  # type: ignore[attr-defined]
-    backends = {"mock": cast(Backend, Remembering(list(things)))}
+    backends = {"mock": cast(Backend, OwningBackend(list(things)))}
     store, hub = books.store.as_store(), cast(Hub, NoHosts())
     adoption = Adoption(books.ledger, store, FakeClock(), hub, backends, commit, HOSTS_DIALLED)
     return await adoption.adopt(dry_run=False)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 import structlog
 from domain_rows import NOW, intent, new_job
 from memory_store import MemoryStore
+from owning_backend import OwningBackend
 
 from hatoba_plugins.backend import Backend
 from hatoba_plugins.clock import FakeClock
 from hatoba_plugins.values import (
-    Capabilities,
     Handle,
     Owned,
     Ref,
@@ -40,23 +40,11 @@ AFTER = 10.0
 
 
 @dataclass
-class Attic:
+class Attic(OwningBackend):
     """A backend with things in it; it notes what it is told to end."""
 
-    things: list[Owned] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
-
-    @property
-    def jobs(self) -> Attic:
-        return self
-
-    def capabilities(self) -> Capabilities:
-        return Capabilities()
-
-    async def list_owned(self, cluster_id: str) -> AsyncIterator[Owned]:
-        for one in self.things:
-            yield one
 
     async def stop(self, refs: Sequence[Ref], grace: float) -> list[StopResult]:
         assert grace > 0
