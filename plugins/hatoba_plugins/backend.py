@@ -150,6 +150,10 @@ class BackendContext:
     secret: Callable[[str], Awaitable[str]]
     """The backend's own credentials, by name. Raises KeyError."""
     workers: WorkerHub
+    ca: str = ""
+    """PEM of the authority that vouches for `advertise`; empty: a public one, or no TLS."""
+    tls: bool = False
+    """Whether `advertise` speaks TLS."""
 
 
 class JobBackend(Protocol):

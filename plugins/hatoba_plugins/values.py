@@ -5,7 +5,7 @@ Times are seconds since 1970 on the core's clock; grace and waits are seconds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple, get_origin, get_type_hints
 
@@ -115,6 +115,8 @@ class LaunchRequest:
     generation: int = 0
     stop_after: float = 0.0
     """Its runner ends it after so many seconds without the server; 0: never."""
+    credential: str = field(default="", repr=False)
+    """With it a runner that is no host's may claim this attempt, and nothing else."""
 
 
 class GroupKind(Enum):
