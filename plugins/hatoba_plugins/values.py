@@ -347,6 +347,8 @@ class RevisionTarget:
     replicas: int
     weight: int
     template: worker_pb2.ReplicaSpec
+    credential: str = field(default="", repr=False)
+    """With it a replica that is no host's may read this revision's files, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ from hatoba_scheduler.control.disk_watch import DiskWatch
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
 from hatoba_scheduler.control.draining import Drainer, Drains, host_place, queue_places
 from hatoba_scheduler.control.events import EventLog
+from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.figures import Figures
 from hatoba_scheduler.control.followers import Followers
 from hatoba_scheduler.control.gang_clock import GangClock
@@ -209,6 +210,7 @@ class Core:
     dispatcher: Dispatcher
     hub: Hub
     desk: RunnerDesk
+    exits: Exits
     logs: LogStore
     metric_writer: MetricWriter
     followers: Followers
@@ -357,6 +359,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
             LoggedModels(store, specs, chunks.ref),
             dispatcher.most_memory,
         ),
+        exits=Exits(clock),
         aliases=Aliases(store),
         registrar=Registrar(RegistrarParts(store, ledger, chunks, tracer, clock)),
         logs=LogStore(options.data / "logs"),
@@ -423,6 +426,7 @@ async def _recover(core: Core) -> None:
     core.ledger.listen(core.events.on_commit)
     core.ledger.listen(core.logs.on_commit)
     core.ledger.listen(core.desk.on_commit)
+    core.ledger.listen(core.exits.on_commit)
     core.ledger.listen(core.hub.on_commit)
     core.ledger.listen(AttemptSpans(core.tracer).on_commit)
     await core.hub.recover([a for rows in core.ledger.all_rows() for a in rows.attempts.values()])
@@ -703,7 +707,9 @@ def _add_services(
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(
         WorkerServicer(core.hub, items, core.ledger, core.drainer, core.pager, tasks), server
     )
-    runner = RunnerServicer(core.desk, core.ledger, core.store, core.logs, core.metric_writer)
+    runner = RunnerServicer(
+        core.desk, core.ledger, core.store, core.logs, core.metric_writer, core.exits
+    )
     runner_pb2_grpc.add_RunnerServiceServicer_to_server(runner, server)
 
     webhook_pb2_grpc.add_WebhookServiceServicer_to_server(
@@ -954,6 +960,7 @@ async def _drain(core: Core, server: GrpcServer) -> None:
     core.backups.stop()
     core.hub.close()
     core.feed.close()
+    core.exits.close()
     try:
         async with asyncio.timeout(DRAIN_SECONDS):
             await core.admission.drain()

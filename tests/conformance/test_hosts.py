@@ -138,6 +138,7 @@ class SwallowLogs(runner_pb2_grpc.RunnerServiceServicer):
         raise AssertionError("hosts use their stream")
 
     ClaimAttempt = Heartbeat = ReportMetrics = CommitCheckpoint = CommitAttempt = _unused
+    AwaitExit = _unused
 
 
 class HostsHarness(ShellHarness):

@@ -87,6 +87,7 @@ class ScriptedServer(
     ReportMetrics: Any = _absent
     CommitCheckpoint: Any = _absent
     CommitAttempt: Any = _absent
+    AwaitExit: Any = _absent
     ListHosts: Any = _absent
     GetHost: Any = _absent
     CordonHost: Any = _absent

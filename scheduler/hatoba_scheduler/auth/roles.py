@@ -14,6 +14,7 @@ class Role(enum.IntEnum):
     WORKER = 4
     ROUTER = 5
     PREDICT = 6
+    RUNNER = 7
 
 
 Access = frozenset[Role]
@@ -124,6 +125,7 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "ReportMetrics": HOST,
         "CommitCheckpoint": HOST,
         "CommitAttempt": HOST,
+        "AwaitExit": HOST,
     },
     "hatoba.v1.WorkerService": {
         "Connect": HOST,

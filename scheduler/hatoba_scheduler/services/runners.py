@@ -9,10 +9,12 @@ from typing import Any
 import grpc
 
 from hatoba.v1 import runner_pb2, runner_pb2_grpc
+from hatoba_scheduler.control.exits import Exits, Told
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.logs import LogStore, Piece
 from hatoba_scheduler.control.metrics import MetricWriter
 from hatoba_scheduler.control.runners import RunnerDesk
+from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.records import Attempt
 from hatoba_scheduler.errors import FailedPrecondition, Reason, Unavailable
 from hatoba_scheduler.services.workers import metric_points
@@ -31,7 +33,9 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         store: Store,
         logs: LogStore,
         metrics: MetricWriter,
+        exits: Exits,
     ) -> None:
+        self._exits = exits
         self._desk = desk
         self._ledger = ledger
         self._store = store
@@ -56,9 +60,7 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         """Add metric points."""
         attempt = self._desk.current(request.attempt, request.fence)
         if attempt is None:
-            raise FailedPrecondition(
-                f"attempt {request.attempt} is not current", reason=Reason.NOT_CURRENT
-            )
+            raise _not_current(request.attempt)
         stored: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def done(good: bool) -> None:
@@ -89,6 +91,19 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         # It has left memory, perhaps only just: what is stored decides.
         return await self._desk.late_commit(request)
 
+    async def AwaitExit(
+        self, request: runner_pb2.AwaitExitRequest, context: Context
+    ) -> runner_pb2.AwaitExitResponse:
+        """How its container ended, as soon as that is known."""
+
+        def live() -> bool:
+            return self._desk.current(request.attempt, request.fence) is not None
+
+        told = await self._exits.wait(request.attempt, live)
+        if not live():
+            raise _not_current(request.attempt)
+        return _exit_reply(request.attempt, told)
+
     async def PushLogs(
         self,
         request_iterator: AsyncIterator[runner_pb2.PushLogsRequest],
@@ -116,3 +131,18 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         if where is not None and rows is not None:
             return rows.attempts.get(where[1])
         return await self._store.attempt(name)
+
+
+def _not_current(attempt: str) -> FailedPrecondition:
+    return FailedPrecondition(f"attempt {attempt} is not current", reason=Reason.NOT_CURRENT)
+
+
+def _exit_reply(attempt: str, told: Told | None) -> runner_pb2.AwaitExitResponse:
+    reply = runner_pb2.AwaitExitResponse(attempt=attempt, known=runner_pb2.EXIT_KNOWN_NOT_YET)
+    if told is not None:
+        ending = told.ending
+        reply.known = runner_pb2.EXIT_KNOWN_ENDED
+        reply.kind = runner_pb2.ExitKind.ValueType(ending.kind.value)
+        reply.exit_code, reply.signal, reply.message = ending.code, ending.signal, ending.message
+        set_time(reply.time, told.time)
+    return reply

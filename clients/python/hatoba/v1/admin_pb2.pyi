@@ -42,6 +42,8 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """Be a router: follow deployments, report predictions."""
     ROLE_PREDICT: _Role.ValueType  # 6
     """Ask one deployment for predictions, through a router; no call of this API."""
+    ROLE_RUNNER: _Role.ValueType  # 7
+    """Be the runner of one attempt, or one replica of a deployment; no token has it, credentials derive from the attempt."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """What a token may do."""
@@ -60,6 +62,8 @@ ROLE_ROUTER: Role.ValueType  # 5
 """Be a router: follow deployments, report predictions."""
 ROLE_PREDICT: Role.ValueType  # 6
 """Ask one deployment for predictions, through a router; no call of this API."""
+ROLE_RUNNER: Role.ValueType  # 7
+"""Be the runner of one attempt, or one replica of a deployment; no token has it, credentials derive from the attempt."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final

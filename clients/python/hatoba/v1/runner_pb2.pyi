@@ -4,6 +4,7 @@ isort:skip_file
 What stands beside every attempt: it claims, ships and commits."""
 
 from collections import abc as _abc
+from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
@@ -126,6 +127,10 @@ class _ExitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitKind.Val
     """It is proven gone, and nobody saw how it ended."""
     EXIT_KIND_INPUT_CHANGED: _ExitKind.ValueType  # 13
     """An input that is recorded by reference is not the same any more."""
+    EXIT_KIND_PREEMPTED: _ExitKind.ValueType  # 14
+    """Its place was taken away: a node drained, spot capacity reclaimed."""
+    EXIT_KIND_BACKEND_FAILED: _ExitKind.ValueType  # 15
+    """Its platform could not run it; `message` says why."""
     EXIT_KIND_DISCONNECTED: _ExitKind.ValueType  # 16
     """Its runner ended it after the time that it may be without the server."""
 
@@ -160,9 +165,37 @@ EXIT_KIND_LOST: ExitKind.ValueType  # 12
 """It is proven gone, and nobody saw how it ended."""
 EXIT_KIND_INPUT_CHANGED: ExitKind.ValueType  # 13
 """An input that is recorded by reference is not the same any more."""
+EXIT_KIND_PREEMPTED: ExitKind.ValueType  # 14
+"""Its place was taken away: a node drained, spot capacity reclaimed."""
+EXIT_KIND_BACKEND_FAILED: ExitKind.ValueType  # 15
+"""Its platform could not run it; `message` says why."""
 EXIT_KIND_DISCONNECTED: ExitKind.ValueType  # 16
 """Its runner ended it after the time that it may be without the server."""
 Global___ExitKind: _TypeAlias = ExitKind  # noqa: Y015
+
+class _ExitKnown:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ExitKnownEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitKnown.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EXIT_KNOWN_UNSPECIFIED: _ExitKnown.ValueType  # 0
+    """Not set."""
+    EXIT_KNOWN_NOT_YET: _ExitKnown.ValueType  # 1
+    """It runs, or its backend has not told yet: ask again."""
+    EXIT_KNOWN_ENDED: _ExitKnown.ValueType  # 2
+    """It ended; `kind` says how."""
+
+class ExitKnown(_ExitKnown, metaclass=_ExitKnownEnumTypeWrapper):
+    """What is known of a container's end."""
+
+EXIT_KNOWN_UNSPECIFIED: ExitKnown.ValueType  # 0
+"""Not set."""
+EXIT_KNOWN_NOT_YET: ExitKnown.ValueType  # 1
+"""It runs, or its backend has not told yet: ask again."""
+EXIT_KNOWN_ENDED: ExitKnown.ValueType  # 2
+"""It ended; `kind` says how."""
+Global___ExitKnown: _TypeAlias = ExitKnown  # noqa: Y015
 
 @_typing.final
 class ClaimAttemptRequest(_message.Message):
@@ -174,6 +207,7 @@ class ClaimAttemptRequest(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    WANT_ASSIGNMENT_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """External name of the attempt."""
     fence: _builtins.int
@@ -182,6 +216,8 @@ class ClaimAttemptRequest(_message.Message):
     """Made by the runner, written to its disk before this call; 16 to 64 characters."""
     address: _builtins.str
     """Of a gang's member: `host:port` that it keeps free for the others to meet at."""
+    want_assignment: _builtins.bool
+    """Answer what there is to run, too: of a runner that was launched with no more than its attempt's name."""
     def __init__(
         self,
         *,
@@ -189,10 +225,11 @@ class ClaimAttemptRequest(_message.Message):
         fence: _builtins.int = ...,
         nonce: _builtins.str = ...,
         address: _builtins.str = ...,
+        want_assignment: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempt", b"attempt", "fence", b"fence", "nonce", b"nonce"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "attempt", b"attempt", "fence", b"fence", "nonce", b"nonce", "want_assignment", b"want_assignment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -240,12 +277,17 @@ class ClaimAttemptResponse(_message.Message):
     RETRY_AFTER_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """The attempt, repeated for streams."""
     verdict: Global___ClaimVerdict.ValueType
     """May it run."""
     generation: _builtins.int
     """Of a gang's member, with GRANTED: the generation that begins."""
+    credential: _builtins.str
+    """With GRANTED, to who came with a launch credential: what opens all other calls, for this attempt."""
     @_builtins.property
     def checkpoint(self) -> _job_pb2.Checkpoint:
         """The newest complete checkpoint of its task, to begin from."""
@@ -260,6 +302,14 @@ class ClaimAttemptResponse(_message.Message):
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___GangMember]:
         """Of a gang's member, with GRANTED: all members by index, itself too."""
 
+    @_builtins.property
+    def assignment(self) -> _any_pb2.Any:
+        """Where it was wanted, with GRANTED and with WAIT: a hatoba.v1.LaunchAttempt, always the same for an attempt."""
+
+    @_builtins.property
+    def credential_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it does; a Heartbeat's reply brings another before."""
+
     def __init__(
         self,
         *,
@@ -269,10 +319,13 @@ class ClaimAttemptResponse(_message.Message):
         retry_after: _duration_pb2.Duration | None = ...,
         generation: _builtins.int = ...,
         members: _abc.Iterable[Global___GangMember] | None = ...,
+        assignment: _any_pb2.Any | None = ...,
+        credential: _builtins.str = ...,
+        credential_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "retry_after", b"retry_after"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "checkpoint", b"checkpoint", "credential_expire_time", b"credential_expire_time", "retry_after", b"retry_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "checkpoint", b"checkpoint", "generation", b"generation", "members", b"members", "retry_after", b"retry_after", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "attempt", b"attempt", "checkpoint", b"checkpoint", "credential", b"credential", "credential_expire_time", b"credential_expire_time", "generation", b"generation", "members", b"members", "retry_after", b"retry_after", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -288,6 +341,7 @@ class HeartbeatRequest(_message.Message):
     FENCE_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """The attempt."""
     fence: _builtins.int
@@ -300,6 +354,10 @@ class HeartbeatRequest(_message.Message):
     def usage(self) -> _job_pb2.Usage:
         """Highest use so far."""
 
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the user's code began; unset: not yet. Repeats change nothing."""
+
     def __init__(
         self,
         *,
@@ -307,10 +365,11 @@ class HeartbeatRequest(_message.Message):
         fence: _builtins.int = ...,
         progress: _job_pb2.Progress | None = ...,
         usage: _job_pb2.Usage | None = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["progress", b"progress", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "fence", b"fence", "progress", b"progress", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "fence", b"fence", "progress", b"progress", "start_time", b"start_time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -326,15 +385,23 @@ class HeartbeatResponse(_message.Message):
     ORDER_FIELD_NUMBER: _builtins.int
     GRACE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_FIELD_NUMBER: _builtins.int
+    CREDENTIAL_EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """The attempt."""
     order: Global___RunnerOrder.ValueType
     """What is wanted."""
     reason: _builtins.str
     """Why, in a few words."""
+    credential: _builtins.str
+    """A newer credential, once half the life of the one presented is over; use it from now on."""
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
         """With STOP: time between the polite signal and the kill. With CHECKPOINT: time until the stop."""
+
+    @_builtins.property
+    def credential_expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when that is good."""
 
     def __init__(
         self,
@@ -343,10 +410,12 @@ class HeartbeatResponse(_message.Message):
         order: Global___RunnerOrder.ValueType = ...,
         grace: _duration_pb2.Duration | None = ...,
         reason: _builtins.str = ...,
+        credential: _builtins.str = ...,
+        credential_expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credential_expire_time", b"credential_expire_time", "grace", b"grace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "grace", b"grace", "order", b"order", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "credential", b"credential", "credential_expire_time", b"credential_expire_time", "grace", b"grace", "order", b"order", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -857,3 +926,77 @@ class CommitAttemptResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CommitAttemptResponse: _TypeAlias = CommitAttemptResponse  # noqa: Y015
+
+@_typing.final
+class AwaitExitRequest(_message.Message):
+    """See RunnerService.AwaitExit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.str
+    """The attempt."""
+    fence: _builtins.int
+    """Its fence."""
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.str = ...,
+        fence: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "fence", b"fence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitExitRequest: _TypeAlias = AwaitExitRequest  # noqa: Y015
+
+@_typing.final
+class AwaitExitResponse(_message.Message):
+    """See RunnerService.AwaitExit. The fields mean what they mean in CommitAttemptRequest, and may be committed so."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.str
+    """The attempt."""
+    known: Global___ExitKnown.ValueType
+    """Whether it is known."""
+    kind: Global___ExitKind.ValueType
+    """With ENDED: how. LOST: it is gone, and its backend cannot tell how it ended."""
+    exit_code: _builtins.int
+    """With EXITED: 0 to 255."""
+    signal: _builtins.int
+    """With SIGNALED: 1 to 64."""
+    message: _builtins.str
+    """One sentence, where the backend said something."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When the backend was seen to say so."""
+
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.str = ...,
+        known: Global___ExitKnown.ValueType = ...,
+        kind: Global___ExitKind.ValueType = ...,
+        exit_code: _builtins.int = ...,
+        signal: _builtins.int = ...,
+        message: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "exit_code", b"exit_code", "kind", b"kind", "known", b"known", "message", b"message", "signal", b"signal", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwaitExitResponse: _TypeAlias = AwaitExitResponse  # noqa: Y015

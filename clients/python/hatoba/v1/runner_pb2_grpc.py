@@ -28,6 +28,10 @@ if _version_not_supported:
 class RunnerServiceStub(object):
     """The runner's calls. Hosts send the same messages as items of WorkerService.Connect; both are
     answered by the same code. All of them are fenced: an attempt that is not current any more is refused.
+
+    A runner in a pod or an image has a credential of its own: the one it was launched with opens ClaimAttempt of that
+    attempt alone; a granted claim answers another that opens this service for that attempt, ArtifactService and
+    AdminService.PushSpans. What it does not open is PERMISSION_DENIED, with the reason.
     """
 
     def __init__(self, channel):
@@ -66,11 +70,20 @@ class RunnerServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_runner__pb2.CommitAttemptRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_runner__pb2.CommitAttemptResponse.FromString,
                 _registered_method=True)
+        self.AwaitExit = channel.unary_unary(
+                '/hatoba.v1.RunnerService/AwaitExit',
+                request_serializer=hatoba_dot_v1_dot_runner__pb2.AwaitExitRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_runner__pb2.AwaitExitResponse.FromString,
+                _registered_method=True)
 
 
 class RunnerServiceServicer(object):
     """The runner's calls. Hosts send the same messages as items of WorkerService.Connect; both are
     answered by the same code. All of them are fenced: an attempt that is not current any more is refused.
+
+    A runner in a pod or an image has a credential of its own: the one it was launched with opens ClaimAttempt of that
+    attempt alone; a granted claim answers another that opens this service for that attempt, ArtifactService and
+    AdminService.PushSpans. What it does not open is PERMISSION_DENIED, with the reason.
     """
 
     def ClaimAttempt(self, request, context):
@@ -119,6 +132,14 @@ class RunnerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AwaitExit(self, request, context):
+        """Tells how the user's container ended, as the attempt's backend saw it: for a runner that cannot see it itself, like
+        a pod's sidecar. Answers as soon as it is known, or NOT_YET after at most 30 s: ask again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunnerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -152,6 +173,11 @@ def add_RunnerServiceServicer_to_server(servicer, server):
                     request_deserializer=hatoba_dot_v1_dot_runner__pb2.CommitAttemptRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_runner__pb2.CommitAttemptResponse.SerializeToString,
             ),
+            'AwaitExit': grpc.unary_unary_rpc_method_handler(
+                    servicer.AwaitExit,
+                    request_deserializer=hatoba_dot_v1_dot_runner__pb2.AwaitExitRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_runner__pb2.AwaitExitResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'hatoba.v1.RunnerService', rpc_method_handlers)
@@ -163,6 +189,10 @@ def add_RunnerServiceServicer_to_server(servicer, server):
 class RunnerService(object):
     """The runner's calls. Hosts send the same messages as items of WorkerService.Connect; both are
     answered by the same code. All of them are fenced: an attempt that is not current any more is refused.
+
+    A runner in a pod or an image has a credential of its own: the one it was launched with opens ClaimAttempt of that
+    attempt alone; a granted claim answers another that opens this service for that attempt, ArtifactService and
+    AdminService.PushSpans. What it does not open is PERMISSION_DENIED, with the reason.
     """
 
     @staticmethod
@@ -317,6 +347,33 @@ class RunnerService(object):
             '/hatoba.v1.RunnerService/CommitAttempt',
             hatoba_dot_v1_dot_runner__pb2.CommitAttemptRequest.SerializeToString,
             hatoba_dot_v1_dot_runner__pb2.CommitAttemptResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AwaitExit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.RunnerService/AwaitExit',
+            hatoba_dot_v1_dot_runner__pb2.AwaitExitRequest.SerializeToString,
+            hatoba_dot_v1_dot_runner__pb2.AwaitExitResponse.FromString,
             options,
             channel_credentials,
             insecure,

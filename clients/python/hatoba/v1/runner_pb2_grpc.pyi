@@ -29,6 +29,10 @@ GRPC_VERSION: str
 class RunnerServiceStub:
     """The runner's calls. Hosts send the same messages as items of WorkerService.Connect; both are
     answered by the same code. All of them are fenced: an attempt that is not current any more is refused.
+
+    A runner in a pod or an image has a credential of its own: the one it was launched with opens ClaimAttempt of that
+    attempt alone; a granted claim answers another that opens this service for that attempt, ArtifactService and
+    AdminService.PushSpans. What it does not open is PERMISSION_DENIED, with the reason.
     """
 
     @_typing.overload
@@ -55,11 +59,19 @@ class RunnerServiceStub:
     """Decides how the attempt ended. The first commit counts; the same again is accepted, another is
     kept as history only.
     """
+    AwaitExit: _grpc.UnaryUnaryMultiCallable[_runner_pb2.AwaitExitRequest, _runner_pb2.AwaitExitResponse]
+    """Tells how the user's container ended, as the attempt's backend saw it: for a runner that cannot see it itself, like
+    a pod's sidecar. Answers as soon as it is known, or NOT_YET after at most 30 s: ask again.
+    """
 
 @_typing.type_check_only
 class RunnerServiceAsyncStub(RunnerServiceStub):
     """The runner's calls. Hosts send the same messages as items of WorkerService.Connect; both are
     answered by the same code. All of them are fenced: an attempt that is not current any more is refused.
+
+    A runner in a pod or an image has a credential of its own: the one it was launched with opens ClaimAttempt of that
+    attempt alone; a granted claim answers another that opens this service for that attempt, ArtifactService and
+    AdminService.PushSpans. What it does not open is PERMISSION_DENIED, with the reason.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -83,10 +95,18 @@ class RunnerServiceAsyncStub(RunnerServiceStub):
     """Decides how the attempt ended. The first commit counts; the same again is accepted, another is
     kept as history only.
     """
+    AwaitExit: _aio.UnaryUnaryMultiCallable[_runner_pb2.AwaitExitRequest, _runner_pb2.AwaitExitResponse]  # type: ignore[assignment]
+    """Tells how the user's container ended, as the attempt's backend saw it: for a runner that cannot see it itself, like
+    a pod's sidecar. Answers as soon as it is known, or NOT_YET after at most 30 s: ask again.
+    """
 
 class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The runner's calls. Hosts send the same messages as items of WorkerService.Connect; both are
     answered by the same code. All of them are fenced: an attempt that is not current any more is refused.
+
+    A runner in a pod or an image has a credential of its own: the one it was launched with opens ClaimAttempt of that
+    attempt alone; a granted claim answers another that opens this service for that attempt, ArtifactService and
+    AdminService.PushSpans. What it does not open is PERMISSION_DENIED, with the reason.
     """
 
     @_abc_1.abstractmethod
@@ -143,6 +163,16 @@ class RunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_runner_pb2.CommitAttemptResponse, _abc.Awaitable[_runner_pb2.CommitAttemptResponse]]:
         """Decides how the attempt ended. The first commit counts; the same again is accepted, another is
         kept as history only.
+        """
+
+    @_abc_1.abstractmethod
+    def AwaitExit(
+        self,
+        request: _runner_pb2.AwaitExitRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runner_pb2.AwaitExitResponse, _abc.Awaitable[_runner_pb2.AwaitExitResponse]]:
+        """Tells how the user's container ended, as the attempt's backend saw it: for a runner that cannot see it itself, like
+        a pod's sidecar. Answers as soon as it is known, or NOT_YET after at most 30 s: ask again.
         """
 
 def add_RunnerServiceServicer_to_server(servicer: RunnerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

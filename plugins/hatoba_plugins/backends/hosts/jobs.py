@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 
-from hatoba.v1 import worker_pb2
 from hatoba_plugins.backend import WorkerHub
 from hatoba_plugins.checks import require_kind
 from hatoba_plugins.errors import Fatal, NoCapacity
+from hatoba_plugins.runner import launch_message
 from hatoba_plugins.values import (
     Absent,
     Capabilities,
@@ -145,39 +145,3 @@ class HostJobs:
 
 def _host_of(ref: Ref) -> str:
     return ref.handle.data if ref.handle else ref.pool
-
-
-def launch_message(member: LaunchRequest) -> worker_pb2.LaunchAttempt:
-    """What a host is sent for an attempt; always the same bytes for the same attempt."""
-    spec = member.spec
-    message = worker_pb2.LaunchAttempt(
-        attempt=member.name,
-        fence=member.fence,
-        job=member.job,
-        index=member.index,
-        number=member.number,
-        command=spec.command,
-        env=spec.env,
-        secrets=spec.secrets,
-        environment=spec.environment,
-        resources=spec.resources,
-        gpus=member.placement.gpus,
-        inputs=spec.inputs,
-        traceparent=member.traceparent,
-        task_count=member.task_count,
-        job_uid=member.job_uid,
-        gang_size=member.gang_size,
-        generation=member.generation,
-    )
-    for key, value in spec.params.items():
-        message.params[key].CopyFrom(value)
-    message.stop_grace.CopyFrom(spec.stop_grace)
-    if member.placement.memory:
-        message.resources.memory_bytes = member.placement.memory
-    if member.stop_after:
-        message.stop_after.FromMicroseconds(round(member.stop_after * 1e6))
-    if spec.HasField("timeout"):
-        message.timeout.CopyFrom(spec.timeout)
-    if spec.HasField("code"):
-        message.code.CopyFrom(spec.code)
-    return message
