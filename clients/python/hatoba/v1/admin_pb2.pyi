@@ -44,6 +44,8 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """Ask one deployment for predictions, through a router; no call of this API."""
     ROLE_RUNNER: _Role.ValueType  # 7
     """Be the runner of one attempt, or one replica of a deployment; no token has it, credentials derive from the attempt."""
+    ROLE_JOIN: _Role.ValueType  # 8
+    """Make one machine a host, once; see WorkerService.CreateJoinToken."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """What a token may do."""
@@ -64,6 +66,8 @@ ROLE_PREDICT: Role.ValueType  # 6
 """Ask one deployment for predictions, through a router; no call of this API."""
 ROLE_RUNNER: Role.ValueType  # 7
 """Be the runner of one attempt, or one replica of a deployment; no token has it, credentials derive from the attempt."""
+ROLE_JOIN: Role.ValueType  # 8
+"""Make one machine a host, once; see WorkerService.CreateJoinToken."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final

@@ -493,6 +493,7 @@ class Replica(_message.Message):
     CAUSE_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     GPUS_FIELD_NUMBER: _builtins.int
+    SECURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """External name, unique for ever."""
     revision: _builtins.int
@@ -505,6 +506,8 @@ class Replica(_message.Message):
     """`HOST:PORT` where it answers; empty while it does not."""
     restarts: _builtins.int
     """How often it was started again."""
+    secure: _builtins.bool
+    """It answers TLS alone, under its host's name, and only to routers and that host."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """Since when it is in this state."""
@@ -534,10 +537,11 @@ class Replica(_message.Message):
         cause: _common_pb2.Cause | None = ...,
         resources: _common_pb2.Resources | None = ...,
         gpus: _abc.Iterable[_builtins.str] | None = ...,
+        secure: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "resources", b"resources", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cause", b"cause", "gpus", b"gpus", "host", b"host", "name", b"name", "resources", b"resources", "restarts", b"restarts", "revision", b"revision", "since", b"since", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cause", b"cause", "gpus", b"gpus", "host", b"host", "name", b"name", "resources", b"resources", "restarts", b"restarts", "revision", b"revision", "secure", b"secure", "since", b"since", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1592,6 +1596,54 @@ class RouteTarget(_message.Message):
 Global___RouteTarget: _TypeAlias = RouteTarget  # noqa: Y015
 
 @_typing.final
+class SignRouterRequest(_message.Message):
+    """See DeploymentService.SignRouter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CSR_FIELD_NUMBER: _builtins.int
+    csr: _builtins.str
+    """Signing request, PEM, of the router's key; P-256."""
+    def __init__(
+        self,
+        *,
+        csr: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignRouterRequest: _TypeAlias = SignRouterRequest  # noqa: Y015
+
+@_typing.final
+class RouterCertificate(_message.Message):
+    """What a router shows to replicas on other machines."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.str
+    """PEM."""
+    authority: _builtins.str
+    """PEM of who signed it, and signs what those replicas show."""
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.str = ...,
+        authority: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "certificate", b"certificate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouterCertificate: _TypeAlias = RouterCertificate  # noqa: Y015
+
+@_typing.final
 class RouteReplica(_message.Message):
     """A replica that is ready."""
 
@@ -1599,19 +1651,23 @@ class RouteReplica(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    SERVER_NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """External name."""
     address: _builtins.str
     """`HOST:PORT`."""
+    server_name: _builtins.str
+    """Name that its certificate bears; empty: it answers in plain text."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         address: _builtins.str = ...,
+        server_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "server_name", b"server_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

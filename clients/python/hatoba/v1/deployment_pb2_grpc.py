@@ -116,6 +116,11 @@ class DeploymentServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_deployment__pb2.ReportPredictionsRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_deployment__pb2.ReportPredictionsResponse.FromString,
                 _registered_method=True)
+        self.SignRouter = channel.unary_unary(
+                '/hatoba.v1.DeploymentService/SignRouter',
+                request_serializer=hatoba_dot_v1_dot_deployment__pb2.SignRouterRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_deployment__pb2.RouterCertificate.FromString,
+                _registered_method=True)
         self.ExplainPrediction = channel.unary_unary(
                 '/hatoba.v1.DeploymentService/ExplainPrediction',
                 request_serializer=hatoba_dot_v1_dot_deployment__pb2.ExplainPredictionRequest.SerializeToString,
@@ -251,6 +256,13 @@ class DeploymentServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignRouter(self, request, context):
+        """A certificate by which replicas on other machines know a router.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExplainPrediction(self, request, context):
         """Which model, job, code and data stand behind a prediction, by its trace id. NOT_FOUND when it was not
         kept (predictions are sampled) or is older than what is kept.
@@ -341,6 +353,11 @@ def add_DeploymentServiceServicer_to_server(servicer, server):
                     servicer.ReportPredictions,
                     request_deserializer=hatoba_dot_v1_dot_deployment__pb2.ReportPredictionsRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_deployment__pb2.ReportPredictionsResponse.SerializeToString,
+            ),
+            'SignRouter': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignRouter,
+                    request_deserializer=hatoba_dot_v1_dot_deployment__pb2.SignRouterRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_deployment__pb2.RouterCertificate.SerializeToString,
             ),
             'ExplainPrediction': grpc.unary_unary_rpc_method_handler(
                     servicer.ExplainPrediction,
@@ -782,6 +799,33 @@ class DeploymentService(object):
             '/hatoba.v1.DeploymentService/ReportPredictions',
             hatoba_dot_v1_dot_deployment__pb2.ReportPredictionsRequest.SerializeToString,
             hatoba_dot_v1_dot_deployment__pb2.ReportPredictionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignRouter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.DeploymentService/SignRouter',
+            hatoba_dot_v1_dot_deployment__pb2.SignRouterRequest.SerializeToString,
+            hatoba_dot_v1_dot_deployment__pb2.RouterCertificate.FromString,
             options,
             channel_credentials,
             insecure,

@@ -87,6 +87,8 @@ class DeploymentServiceStub:
     """What a router saw: predictions that were kept, spans, and captured inputs, which become durable items of
     their dataset's head. With the same batch id it is taken once.
     """
+    SignRouter: _grpc.UnaryUnaryMultiCallable[_deployment_pb2.SignRouterRequest, _deployment_pb2.RouterCertificate]
+    """A certificate by which replicas on other machines know a router."""
     ExplainPrediction: _grpc.UnaryUnaryMultiCallable[_deployment_pb2.ExplainPredictionRequest, _deployment_pb2.PredictionExplanation]
     """Which model, job, code and data stand behind a prediction, by its trace id. NOT_FOUND when it was not
     kept (predictions are sampled) or is older than what is kept.
@@ -151,6 +153,8 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     """What a router saw: predictions that were kept, spans, and captured inputs, which become durable items of
     their dataset's head. With the same batch id it is taken once.
     """
+    SignRouter: _aio.UnaryUnaryMultiCallable[_deployment_pb2.SignRouterRequest, _deployment_pb2.RouterCertificate]  # type: ignore[assignment]
+    """A certificate by which replicas on other machines know a router."""
     ExplainPrediction: _aio.UnaryUnaryMultiCallable[_deployment_pb2.ExplainPredictionRequest, _deployment_pb2.PredictionExplanation]  # type: ignore[assignment]
     """Which model, job, code and data stand behind a prediction, by its trace id. NOT_FOUND when it was not
     kept (predictions are sampled) or is older than what is kept.
@@ -308,6 +312,14 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         """What a router saw: predictions that were kept, spans, and captured inputs, which become durable items of
         their dataset's head. With the same batch id it is taken once.
         """
+
+    @_abc_1.abstractmethod
+    def SignRouter(
+        self,
+        request: _deployment_pb2.SignRouterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_deployment_pb2.RouterCertificate, _abc.Awaitable[_deployment_pb2.RouterCertificate]]:
+        """A certificate by which replicas on other machines know a router."""
 
     @_abc_1.abstractmethod
     def ExplainPrediction(

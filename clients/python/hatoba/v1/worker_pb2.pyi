@@ -933,6 +933,7 @@ class Host(_message.Message):
     QUARANTINED_UNTIL_FIELD_NUMBER: _builtins.int
     NAMED_FIELD_NUMBER: _builtins.int
     CORDON_REASON_FIELD_NUMBER: _builtins.int
+    JOINED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`hosts/NAME`."""
     connected: _builtins.bool
@@ -959,6 +960,8 @@ class Host(_message.Message):
     """Being drained: cordoned, and what ran there was asked to go elsewhere."""
     cordon_reason: _builtins.str
     """Why it was cordoned or quarantined."""
+    joined: _builtins.bool
+    """It joined with a key of its own: only who has that key can speak for it."""
     @_builtins.property
     def gpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """GPU ids."""
@@ -1005,10 +1008,11 @@ class Host(_message.Message):
         quarantined_until: _timestamp_pb2.Timestamp | None = ...,
         named: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         cordon_reason: _builtins.str = ...,
+        joined: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_seen", b"last_seen", "quarantined_until", b"quarantined_until", "reserved", b"reserved"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "connected", b"connected", "cordon_reason", b"cordon_reason", "cordoned", b"cordoned", "cpus", b"cpus", "declared_gone", b"declared_gone", "draining", b"draining", "embedded", b"embedded", "gpus", b"gpus", "labels", b"labels", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "named", b"named", "quarantined_until", b"quarantined_until", "reserved", b"reserved", "slots", b"slots", "slots_used", b"slots_used", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "connected", b"connected", "cordon_reason", b"cordon_reason", "cordoned", b"cordoned", "cpus", b"cpus", "declared_gone", b"declared_gone", "draining", b"draining", "embedded", b"embedded", "gpus", b"gpus", "joined", b"joined", "labels", b"labels", "last_seen", b"last_seen", "memory_bytes", b"memory_bytes", "name", b"name", "named", b"named", "quarantined_until", b"quarantined_until", "reserved", b"reserved", "slots", b"slots", "slots_used", b"slots_used", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1149,6 +1153,227 @@ class DeclareHostGoneRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeclareHostGoneRequest: _TypeAlias = DeclareHostGoneRequest  # noqa: Y015
+
+@_typing.final
+class RemoveHostRequest(_message.Message):
+    """See WorkerService.RemoveHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`hosts/NAME` or NAME."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveHostRequest: _TypeAlias = RemoveHostRequest  # noqa: Y015
+
+@_typing.final
+class CreateJoinTokenRequest(_message.Message):
+    """See WorkerService.CreateJoinToken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    TTL_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """Name of the host that it makes, `hosts/NAME` or NAME; empty: the machine chooses one that is free."""
+    @_builtins.property
+    def ttl(self) -> _duration_pb2.Duration:
+        """How long it is good, a minute to seven days; unset: an hour."""
+
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        ttl: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "ttl", b"ttl"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateJoinTokenRequest: _TypeAlias = CreateJoinTokenRequest  # noqa: Y015
+
+@_typing.final
+class JoinToken(_message.Message):
+    """What makes a machine a host, once."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`tokens/ID`, by which it is listed and revoked."""
+    secret: _builtins.str
+    """For `hatoba worker start --join`: the token's text and, where the server made its own certificates, a
+    point and the fingerprint of their authority. Shown once.
+    """
+    host: _builtins.str
+    """The host that it makes; empty: any."""
+    address: _builtins.str
+    """`HOST:PORT` that hosts dial."""
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        secret: _builtins.str = ...,
+        host: _builtins.str = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
+        address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "expire_time", b"expire_time", "host", b"host", "name", b"name", "secret", b"secret"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinToken: _TypeAlias = JoinToken  # noqa: Y015
+
+@_typing.final
+class GetAuthorityRequest(_message.Message):
+    """See WorkerService.GetAuthority."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAuthorityRequest: _TypeAlias = GetAuthorityRequest  # noqa: Y015
+
+@_typing.final
+class Authority(_message.Message):
+    """Who signs the certificates of an installation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    certificate: _builtins.str
+    """PEM."""
+    def __init__(
+        self,
+        *,
+        certificate: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Authority: _TypeAlias = Authority  # noqa: Y015
+
+@_typing.final
+class JoinHostRequest(_message.Message):
+    """See WorkerService.JoinHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    CSR_FIELD_NUMBER: _builtins.int
+    SERVING_CSR_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """The name that the machine would have; what the token says goes before."""
+    csr: _builtins.str
+    """Signing request, PEM, of the key that the worker is known by; P-256."""
+    serving_csr: _builtins.str
+    """Signing request, PEM, of the key that replicas on it answer with; P-256."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        csr: _builtins.str = ...,
+        serving_csr: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "host", b"host", "serving_csr", b"serving_csr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinHostRequest: _TypeAlias = JoinHostRequest  # noqa: Y015
+
+@_typing.final
+class RenewHostRequest(_message.Message):
+    """See WorkerService.RenewHost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CSR_FIELD_NUMBER: _builtins.int
+    SERVING_CSR_FIELD_NUMBER: _builtins.int
+    csr: _builtins.str
+    """As in JoinHostRequest."""
+    serving_csr: _builtins.str
+    """As in JoinHostRequest."""
+    def __init__(
+        self,
+        *,
+        csr: _builtins.str = ...,
+        serving_csr: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["csr", b"csr", "serving_csr", b"serving_csr"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewHostRequest: _TypeAlias = RenewHostRequest  # noqa: Y015
+
+@_typing.final
+class HostCertificates(_message.Message):
+    """What a host is known by. Each certificate is for the key of its signing request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_FIELD_NUMBER: _builtins.int
+    SERVING_CERTIFICATE_FIELD_NUMBER: _builtins.int
+    AUTHORITY_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """Its name."""
+    certificate: _builtins.str
+    """PEM; names the host as `hatoba://CLUSTER/hosts/NAME/ID`."""
+    serving_certificate: _builtins.str
+    """PEM; for replicas, under the name `NAME.hosts.hatoba`."""
+    authority: _builtins.str
+    """PEM of who signed both."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        certificate: _builtins.str = ...,
+        serving_certificate: _builtins.str = ...,
+        authority: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authority", b"authority", "certificate", b"certificate", "host", b"host", "serving_certificate", b"serving_certificate"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostCertificates: _TypeAlias = HostCertificates  # noqa: Y015
 
 @_typing.final
 class ReplicaOrder(_message.Message):

@@ -60,6 +60,31 @@ class WorkerServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_worker__pb2.DeclareHostGoneRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_worker__pb2.Host.FromString,
                 _registered_method=True)
+        self.RemoveHost = channel.unary_unary(
+                '/hatoba.v1.WorkerService/RemoveHost',
+                request_serializer=hatoba_dot_v1_dot_worker__pb2.RemoveHostRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_worker__pb2.Host.FromString,
+                _registered_method=True)
+        self.CreateJoinToken = channel.unary_unary(
+                '/hatoba.v1.WorkerService/CreateJoinToken',
+                request_serializer=hatoba_dot_v1_dot_worker__pb2.CreateJoinTokenRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_worker__pb2.JoinToken.FromString,
+                _registered_method=True)
+        self.GetAuthority = channel.unary_unary(
+                '/hatoba.v1.WorkerService/GetAuthority',
+                request_serializer=hatoba_dot_v1_dot_worker__pb2.GetAuthorityRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_worker__pb2.Authority.FromString,
+                _registered_method=True)
+        self.JoinHost = channel.unary_unary(
+                '/hatoba.v1.WorkerService/JoinHost',
+                request_serializer=hatoba_dot_v1_dot_worker__pb2.JoinHostRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_worker__pb2.HostCertificates.FromString,
+                _registered_method=True)
+        self.RenewHost = channel.unary_unary(
+                '/hatoba.v1.WorkerService/RenewHost',
+                request_serializer=hatoba_dot_v1_dot_worker__pb2.RenewHostRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_worker__pb2.HostCertificates.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer(object):
@@ -104,6 +129,45 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RemoveHost(self, request, context):
+        """Forgets a host, and from now on refuses its certificate. FAILED_PRECONDITION while anything holds
+        something of it, or while it is connected with a token that would bring it back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateJoinToken(self, request, context):
+        """Makes a token with which one machine becomes a host: good for one key, and for a short while.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetAuthority(self, request, context):
+        """The authority that vouches for this server and for its hosts. Needs no token: who joins compares it
+        with the fingerprint that came with the token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def JoinHost(self, request, context):
+        """Makes the machine that shows a join token a host, known by the key of `csr`. Again with the same token
+        and key: the same. With another key UNAUTHENTICATED, TOKEN_USED. ALREADY_EXISTS for the name of another
+        host, unless the token was made for that name: then this machine takes its place.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenewHost(self, request, context):
+        """New certificates for the host that asks, for new keys; those it has stay good to their end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -131,6 +195,31 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.DeclareHostGone,
                     request_deserializer=hatoba_dot_v1_dot_worker__pb2.DeclareHostGoneRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_worker__pb2.Host.SerializeToString,
+            ),
+            'RemoveHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveHost,
+                    request_deserializer=hatoba_dot_v1_dot_worker__pb2.RemoveHostRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_worker__pb2.Host.SerializeToString,
+            ),
+            'CreateJoinToken': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateJoinToken,
+                    request_deserializer=hatoba_dot_v1_dot_worker__pb2.CreateJoinTokenRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_worker__pb2.JoinToken.SerializeToString,
+            ),
+            'GetAuthority': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAuthority,
+                    request_deserializer=hatoba_dot_v1_dot_worker__pb2.GetAuthorityRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_worker__pb2.Authority.SerializeToString,
+            ),
+            'JoinHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.JoinHost,
+                    request_deserializer=hatoba_dot_v1_dot_worker__pb2.JoinHostRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_worker__pb2.HostCertificates.SerializeToString,
+            ),
+            'RenewHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewHost,
+                    request_deserializer=hatoba_dot_v1_dot_worker__pb2.RenewHostRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_worker__pb2.HostCertificates.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -269,6 +358,141 @@ class WorkerService(object):
             '/hatoba.v1.WorkerService/DeclareHostGone',
             hatoba_dot_v1_dot_worker__pb2.DeclareHostGoneRequest.SerializeToString,
             hatoba_dot_v1_dot_worker__pb2.Host.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.WorkerService/RemoveHost',
+            hatoba_dot_v1_dot_worker__pb2.RemoveHostRequest.SerializeToString,
+            hatoba_dot_v1_dot_worker__pb2.Host.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateJoinToken(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.WorkerService/CreateJoinToken',
+            hatoba_dot_v1_dot_worker__pb2.CreateJoinTokenRequest.SerializeToString,
+            hatoba_dot_v1_dot_worker__pb2.JoinToken.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAuthority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.WorkerService/GetAuthority',
+            hatoba_dot_v1_dot_worker__pb2.GetAuthorityRequest.SerializeToString,
+            hatoba_dot_v1_dot_worker__pb2.Authority.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def JoinHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.WorkerService/JoinHost',
+            hatoba_dot_v1_dot_worker__pb2.JoinHostRequest.SerializeToString,
+            hatoba_dot_v1_dot_worker__pb2.HostCertificates.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.WorkerService/RenewHost',
+            hatoba_dot_v1_dot_worker__pb2.RenewHostRequest.SerializeToString,
+            hatoba_dot_v1_dot_worker__pb2.HostCertificates.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,23 @@ class WorkerServiceStub:
     """Audited evidence that a machine is gone for good: its attempts become LOST and may be retried
     elsewhere. FAILED_PRECONDITION while it is connected. What a declared host sends later is history.
     """
+    RemoveHost: _grpc.UnaryUnaryMultiCallable[_worker_pb2.RemoveHostRequest, _worker_pb2.Host]
+    """Forgets a host, and from now on refuses its certificate. FAILED_PRECONDITION while anything holds
+    something of it, or while it is connected with a token that would bring it back.
+    """
+    CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_worker_pb2.CreateJoinTokenRequest, _worker_pb2.JoinToken]
+    """Makes a token with which one machine becomes a host: good for one key, and for a short while."""
+    GetAuthority: _grpc.UnaryUnaryMultiCallable[_worker_pb2.GetAuthorityRequest, _worker_pb2.Authority]
+    """The authority that vouches for this server and for its hosts. Needs no token: who joins compares it
+    with the fingerprint that came with the token.
+    """
+    JoinHost: _grpc.UnaryUnaryMultiCallable[_worker_pb2.JoinHostRequest, _worker_pb2.HostCertificates]
+    """Makes the machine that shows a join token a host, known by the key of `csr`. Again with the same token
+    and key: the same. With another key UNAUTHENTICATED, TOKEN_USED. ALREADY_EXISTS for the name of another
+    host, unless the token was made for that name: then this machine takes its place.
+    """
+    RenewHost: _grpc.UnaryUnaryMultiCallable[_worker_pb2.RenewHostRequest, _worker_pb2.HostCertificates]
+    """New certificates for the host that asks, for new keys; those it has stay good to their end."""
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -69,6 +86,23 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """Audited evidence that a machine is gone for good: its attempts become LOST and may be retried
     elsewhere. FAILED_PRECONDITION while it is connected. What a declared host sends later is history.
     """
+    RemoveHost: _aio.UnaryUnaryMultiCallable[_worker_pb2.RemoveHostRequest, _worker_pb2.Host]  # type: ignore[assignment]
+    """Forgets a host, and from now on refuses its certificate. FAILED_PRECONDITION while anything holds
+    something of it, or while it is connected with a token that would bring it back.
+    """
+    CreateJoinToken: _aio.UnaryUnaryMultiCallable[_worker_pb2.CreateJoinTokenRequest, _worker_pb2.JoinToken]  # type: ignore[assignment]
+    """Makes a token with which one machine becomes a host: good for one key, and for a short while."""
+    GetAuthority: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetAuthorityRequest, _worker_pb2.Authority]  # type: ignore[assignment]
+    """The authority that vouches for this server and for its hosts. Needs no token: who joins compares it
+    with the fingerprint that came with the token.
+    """
+    JoinHost: _aio.UnaryUnaryMultiCallable[_worker_pb2.JoinHostRequest, _worker_pb2.HostCertificates]  # type: ignore[assignment]
+    """Makes the machine that shows a join token a host, known by the key of `csr`. Again with the same token
+    and key: the same. With another key UNAUTHENTICATED, TOKEN_USED. ALREADY_EXISTS for the name of another
+    host, unless the token was made for that name: then this machine takes its place.
+    """
+    RenewHost: _aio.UnaryUnaryMultiCallable[_worker_pb2.RenewHostRequest, _worker_pb2.HostCertificates]  # type: ignore[assignment]
+    """New certificates for the host that asks, for new keys; those it has stay good to their end."""
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The worker's stream, and what operators do with hosts."""
@@ -117,5 +151,52 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Audited evidence that a machine is gone for good: its attempts become LOST and may be retried
         elsewhere. FAILED_PRECONDITION while it is connected. What a declared host sends later is history.
         """
+
+    @_abc_1.abstractmethod
+    def RemoveHost(
+        self,
+        request: _worker_pb2.RemoveHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.Host, _abc.Awaitable[_worker_pb2.Host]]:
+        """Forgets a host, and from now on refuses its certificate. FAILED_PRECONDITION while anything holds
+        something of it, or while it is connected with a token that would bring it back.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateJoinToken(
+        self,
+        request: _worker_pb2.CreateJoinTokenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.JoinToken, _abc.Awaitable[_worker_pb2.JoinToken]]:
+        """Makes a token with which one machine becomes a host: good for one key, and for a short while."""
+
+    @_abc_1.abstractmethod
+    def GetAuthority(
+        self,
+        request: _worker_pb2.GetAuthorityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.Authority, _abc.Awaitable[_worker_pb2.Authority]]:
+        """The authority that vouches for this server and for its hosts. Needs no token: who joins compares it
+        with the fingerprint that came with the token.
+        """
+
+    @_abc_1.abstractmethod
+    def JoinHost(
+        self,
+        request: _worker_pb2.JoinHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.HostCertificates, _abc.Awaitable[_worker_pb2.HostCertificates]]:
+        """Makes the machine that shows a join token a host, known by the key of `csr`. Again with the same token
+        and key: the same. With another key UNAUTHENTICATED, TOKEN_USED. ALREADY_EXISTS for the name of another
+        host, unless the token was made for that name: then this machine takes its place.
+        """
+
+    @_abc_1.abstractmethod
+    def RenewHost(
+        self,
+        request: _worker_pb2.RenewHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.HostCertificates, _abc.Awaitable[_worker_pb2.HostCertificates]]:
+        """New certificates for the host that asks, for new keys; those it has stay good to their end."""
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
