@@ -15,6 +15,7 @@ class Role(enum.IntEnum):
     ROUTER = 5
     PREDICT = 6
     RUNNER = 7
+    JOIN = 8
 
 
 Access = frozenset[Role]
@@ -116,6 +117,7 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "TailReplicaLogs": READ,
         "WatchDeployments": ROUTE,
         "ReportPredictions": ROUTE,
+        "SignRouter": ROUTE,
         "ExplainPrediction": READ,
     },
     "hatoba.v1.RunnerService": {
@@ -133,6 +135,10 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "GetHost": READ,
         "CordonHost": OPERATE,
         "DeclareHostGone": OPERATE,
+        "RemoveHost": OPERATE,
+        "CreateJoinToken": OPERATE,
+        "JoinHost": frozenset({Role.JOIN, Role.ADMIN}),
+        "RenewHost": HOST,
     },
     "hatoba.v1.AdminService": {
         "ListBackends": READ,

@@ -488,6 +488,8 @@ class Host:
     draining: bool = False
     cordon_reason: str = ""
     quarantined_until: Micros = 0
+    identity: str = ""
+    """Id of the token by which it joined, in all of its certificates; empty: it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -515,6 +517,10 @@ class TokenRecord:
     created_by: str = ""
     deployment: str = ""
     """The one deployment that a token for predictions opens (resource name)."""
+    host: str = ""
+    """The one host that it speaks for, or with which a machine becomes that host."""
+    used_by: str = ""
+    """Of a token that is good for one key: the SHA-256 of the one it was used with, hex."""
 
 
 @dataclass(frozen=True, slots=True)

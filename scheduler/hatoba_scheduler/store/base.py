@@ -384,6 +384,10 @@ class Store(Protocol):
         """Write a host's row."""
         ...
 
+    async def delete_host(self, name: str) -> None:
+        """Remove a host's row, if there is one."""
+        ...
+
     async def hosts(self) -> list[Host]:
         """All hosts by name."""
         ...

@@ -1115,6 +1115,7 @@ class StoreConformance:
             True,
             "broken fan",
             78,
+            "0123456789ab",
         )
         plain = Host("a", "", "", Resources(), (), (), (), "", False)
         await store.put_host(host)
@@ -1123,6 +1124,9 @@ class StoreConformance:
         newer = replace(host, cordoned=False, last_seen=78)
         await store.put_host(newer)
         assert await store.hosts() == [plain, newer]
+        await store.delete_host("a")
+        await store.delete_host("a")
+        assert await store.hosts() == [newer]
 
     async def test_what_operators_say_of_backends_is_kept(self, store: Store) -> None:
         """By name; the last write stays."""
@@ -1145,10 +1149,12 @@ class StoreConformance:
         token = TokenRecord("b", "ff" * 32, "user:ada", 2, 5, 6, False, "admin")
         deployment = "projects/default/deployments/reader"
         other = TokenRecord("a", "ee" * 32, "user:eve", 6, 5, deployment=deployment)
+        used = TokenRecord("c", "dd" * 32, "gpu-1", 8, 5, host="gpu-1", used_by="cc" * 32)
         await store.put_token(token)
+        await store.put_token(used)
         await store.put_token(other)
         await store.put_token(revoked := replace(token, revoked=True))
-        assert await store.tokens() == [other, revoked]
+        assert await store.tokens() == [other, revoked, used]
 
     # -- life ---------------------------------------------------------------------------------
 

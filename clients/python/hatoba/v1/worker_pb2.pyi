@@ -1219,7 +1219,7 @@ class JoinToken(_message.Message):
     """`tokens/ID`, by which it is listed and revoked."""
     secret: _builtins.str
     """For `hatoba worker start --join`: the token's text and, where the server made its own certificates, a
-    point and the fingerprint of their authority. Shown once.
+    point and their authority (DER, base64url without padding). Shown once.
     """
     host: _builtins.str
     """The host that it makes; empty: any."""
@@ -1245,45 +1245,6 @@ class JoinToken(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JoinToken: _TypeAlias = JoinToken  # noqa: Y015
-
-@_typing.final
-class GetAuthorityRequest(_message.Message):
-    """See WorkerService.GetAuthority."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___GetAuthorityRequest: _TypeAlias = GetAuthorityRequest  # noqa: Y015
-
-@_typing.final
-class Authority(_message.Message):
-    """Who signs the certificates of an installation."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CERTIFICATE_FIELD_NUMBER: _builtins.int
-    certificate: _builtins.str
-    """PEM."""
-    def __init__(
-        self,
-        *,
-        certificate: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate", b"certificate"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Authority: _TypeAlias = Authority  # noqa: Y015
 
 @_typing.final
 class JoinHostRequest(_message.Message):

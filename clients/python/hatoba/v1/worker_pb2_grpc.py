@@ -70,11 +70,6 @@ class WorkerServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_worker__pb2.CreateJoinTokenRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_worker__pb2.JoinToken.FromString,
                 _registered_method=True)
-        self.GetAuthority = channel.unary_unary(
-                '/hatoba.v1.WorkerService/GetAuthority',
-                request_serializer=hatoba_dot_v1_dot_worker__pb2.GetAuthorityRequest.SerializeToString,
-                response_deserializer=hatoba_dot_v1_dot_worker__pb2.Authority.FromString,
-                _registered_method=True)
         self.JoinHost = channel.unary_unary(
                 '/hatoba.v1.WorkerService/JoinHost',
                 request_serializer=hatoba_dot_v1_dot_worker__pb2.JoinHostRequest.SerializeToString,
@@ -144,14 +139,6 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GetAuthority(self, request, context):
-        """The authority that vouches for this server and for its hosts. Needs no token: who joins compares it
-        with the fingerprint that came with the token.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def JoinHost(self, request, context):
         """Makes the machine that shows a join token a host, known by the key of `csr`. Again with the same token
         and key: the same. With another key UNAUTHENTICATED, TOKEN_USED. ALREADY_EXISTS for the name of another
@@ -205,11 +192,6 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.CreateJoinToken,
                     request_deserializer=hatoba_dot_v1_dot_worker__pb2.CreateJoinTokenRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_worker__pb2.JoinToken.SerializeToString,
-            ),
-            'GetAuthority': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetAuthority,
-                    request_deserializer=hatoba_dot_v1_dot_worker__pb2.GetAuthorityRequest.FromString,
-                    response_serializer=hatoba_dot_v1_dot_worker__pb2.Authority.SerializeToString,
             ),
             'JoinHost': grpc.unary_unary_rpc_method_handler(
                     servicer.JoinHost,
@@ -412,33 +394,6 @@ class WorkerService(object):
             '/hatoba.v1.WorkerService/CreateJoinToken',
             hatoba_dot_v1_dot_worker__pb2.CreateJoinTokenRequest.SerializeToString,
             hatoba_dot_v1_dot_worker__pb2.JoinToken.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def GetAuthority(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/hatoba.v1.WorkerService/GetAuthority',
-            hatoba_dot_v1_dot_worker__pb2.GetAuthorityRequest.SerializeToString,
-            hatoba_dot_v1_dot_worker__pb2.Authority.FromString,
             options,
             channel_credentials,
             insecure,

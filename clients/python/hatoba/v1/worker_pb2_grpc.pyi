@@ -54,10 +54,6 @@ class WorkerServiceStub:
     """
     CreateJoinToken: _grpc.UnaryUnaryMultiCallable[_worker_pb2.CreateJoinTokenRequest, _worker_pb2.JoinToken]
     """Makes a token with which one machine becomes a host: good for one key, and for a short while."""
-    GetAuthority: _grpc.UnaryUnaryMultiCallable[_worker_pb2.GetAuthorityRequest, _worker_pb2.Authority]
-    """The authority that vouches for this server and for its hosts. Needs no token: who joins compares it
-    with the fingerprint that came with the token.
-    """
     JoinHost: _grpc.UnaryUnaryMultiCallable[_worker_pb2.JoinHostRequest, _worker_pb2.HostCertificates]
     """Makes the machine that shows a join token a host, known by the key of `csr`. Again with the same token
     and key: the same. With another key UNAUTHENTICATED, TOKEN_USED. ALREADY_EXISTS for the name of another
@@ -92,10 +88,6 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     CreateJoinToken: _aio.UnaryUnaryMultiCallable[_worker_pb2.CreateJoinTokenRequest, _worker_pb2.JoinToken]  # type: ignore[assignment]
     """Makes a token with which one machine becomes a host: good for one key, and for a short while."""
-    GetAuthority: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetAuthorityRequest, _worker_pb2.Authority]  # type: ignore[assignment]
-    """The authority that vouches for this server and for its hosts. Needs no token: who joins compares it
-    with the fingerprint that came with the token.
-    """
     JoinHost: _aio.UnaryUnaryMultiCallable[_worker_pb2.JoinHostRequest, _worker_pb2.HostCertificates]  # type: ignore[assignment]
     """Makes the machine that shows a join token a host, known by the key of `csr`. Again with the same token
     and key: the same. With another key UNAUTHENTICATED, TOKEN_USED. ALREADY_EXISTS for the name of another
@@ -169,16 +161,6 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.JoinToken, _abc.Awaitable[_worker_pb2.JoinToken]]:
         """Makes a token with which one machine becomes a host: good for one key, and for a short while."""
-
-    @_abc_1.abstractmethod
-    def GetAuthority(
-        self,
-        request: _worker_pb2.GetAuthorityRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_worker_pb2.Authority, _abc.Awaitable[_worker_pb2.Authority]]:
-        """The authority that vouches for this server and for its hosts. Needs no token: who joins compares it
-        with the fingerprint that came with the token.
-        """
 
     @_abc_1.abstractmethod
     def JoinHost(

@@ -855,6 +855,7 @@ def host_row(host: Host) -> Row:
         int(host.draining),
         host.cordon_reason,
         host.quarantined_until,
+        host.identity,
     )
 
 
@@ -877,6 +878,7 @@ def host_from(row: Row) -> Host:
         _FLAGS[row[13]],
         row[14],
         row[15],
+        row[16],
     )
 
 
@@ -892,12 +894,12 @@ def token_row(token: TokenRecord) -> Row:
         int(token.revoked),
         token.created_by,
         token.deployment,
+        token.host,
+        token.used_by,
     )
 
 
 def token_from(row: Row) -> TokenRecord:
     """The token of a row. Raises KeyError when it cannot be read."""
-    identity, sha256, principal, role, created, expires, revoked, creator, deployment = row
-    return TokenRecord(
-        identity, sha256, principal, role, created, expires, _FLAGS[revoked], creator, deployment
-    )
+    *known, revoked, creator, deployment, host, used_by = row
+    return TokenRecord(*known, _FLAGS[revoked], creator, deployment, host, used_by)

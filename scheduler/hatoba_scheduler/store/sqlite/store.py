@@ -466,6 +466,10 @@ class SqliteStore:
         """Write a host's row."""
         await self._put("put_host", rows.host_row(host))
 
+    async def delete_host(self, name: str) -> None:
+        """Remove a host's row, if there is one."""
+        await self._put("delete_host", (name,))
+
     async def hosts(self) -> list[Host]:
         """All hosts by name."""
         return await self._all(read("hosts"), (), rows.host_from, "hosts")

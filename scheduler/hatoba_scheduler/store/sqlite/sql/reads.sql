@@ -79,7 +79,7 @@ FROM queues;
 
 -- name: hosts
 SELECT name, boot_id, keeper, capacity, gpus, labels, secrets, version, embedded, cordoned,
-    declared_gone, last_seen, address, draining, cordon_reason, quarantined_until
+    declared_gone, last_seen, address, draining, cordon_reason, quarantined_until, identity
 FROM hosts ORDER BY name;
 
 -- name: backends
@@ -89,5 +89,6 @@ SELECT name, cordoned, cordon_reason, draining FROM backend_settings ORDER BY na
 SELECT project, name, usage, time FROM queue_usage;
 
 -- name: tokens
-SELECT id, sha256, principal, role, create_time, expire_time, revoked, created_by, deployment
+SELECT id, sha256, principal, role, create_time, expire_time, revoked, created_by, deployment, host,
+    used_by
 FROM tokens ORDER BY id;

@@ -176,8 +176,11 @@ DELETE FROM queues WHERE project = ? AND name = ?;
 -- name: put_host
 INSERT OR REPLACE INTO hosts (
     name, boot_id, keeper, capacity, gpus, labels, secrets, version, embedded, cordoned,
-    declared_gone, last_seen, address, draining, cordon_reason, quarantined_until
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    declared_gone, last_seen, address, draining, cordon_reason, quarantined_until, identity
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: delete_host
+DELETE FROM hosts WHERE name = ?;
 
 -- name: put_queue_usage
 INSERT OR REPLACE INTO queue_usage (project, name, usage, time) VALUES (?, ?, ?, ?);
@@ -188,5 +191,6 @@ VALUES (?, ?, ?, ?);
 
 -- name: put_token
 INSERT OR REPLACE INTO tokens (
-    id, sha256, principal, role, create_time, expire_time, revoked, created_by, deployment
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+    id, sha256, principal, role, create_time, expire_time, revoked, created_by, deployment, host,
+    used_by
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
