@@ -18,6 +18,9 @@ settings.load_profile("hatoba")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
+# Real components: Docker, Kubernetes, emulators of AWS.
+pytest_plugins = ["testbed_fixtures"]
+
 OURS = ["hatoba", "hatoba_plugins", "hatoba_scheduler", "hatoba_worker"]
 
 

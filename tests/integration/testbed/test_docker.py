@@ -1,0 +1,105 @@
+"""The testbed's Docker engine: a real one, apart from this machine's, gone without a trace."""
+
+from __future__ import annotations
+
+import subprocess
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import bed_network
+import pytest
+from bed_place import Place
+from testbed_fixtures import DockerEngine, Testbed, fresh_name, own_testbed
+
+pytestmark = pytest.mark.root
+
+
+def test_containers_run_with_limits_and_end_with_their_code(docker_engine: DockerEngine) -> None:
+    with pytest.raises(subprocess.CalledProcessError) as ended:
+        docker_engine.docker("run", "--rm", docker_engine.busybox, "sh", "-c", "exit 3")
+    assert ended.value.returncode == 3
+    name = fresh_name("oom")
+    hungry = ["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"]
+    with pytest.raises(subprocess.CalledProcessError):
+        docker_engine.docker("run", "--name", name, "-m", "20m", docker_engine.busybox, *hungry)
+    killed = docker_engine.docker("inspect", "-f", "{{.State.OOMKilled}}", name)
+    docker_engine.docker("rm", name)
+    assert killed.strip() == "true"
+
+
+def test_a_published_port_is_on_loopback_and_a_server_is_found_at_the_gateway(
+    docker_engine: DockerEngine,
+) -> None:
+    name = fresh_name("web")
+    serve = ["httpd", "-f", "-p", "8080", "-h", "/etc"]
+    docker_engine.docker(
+        "run", "--detach", "--name", name, "--publish", "8080", docker_engine.busybox, *serve
+    )
+    try:
+        published = docker_engine.docker("port", name, "8080").strip()
+        assert published.startswith("127.0.0.1:")
+        with urllib.request.urlopen(f"http://{published}/passwd", timeout=10) as reply:
+            assert b"root" in reply.read()
+    finally:
+        docker_engine.docker("rm", "--force", name)
+
+
+@pytest.fixture
+def bed(tmp_path: Path) -> Path:
+    """The directory of a testbed of a test's own."""
+    return tmp_path / "bed"
+
+
+def test_two_bring_it_up_at_once_and_it_goes_without_a_trace(bed: Path) -> None:
+    with own_testbed(bed) as own, ThreadPoolExecutor(2) as callers:
+        pids = list(callers.map(lambda _: own.facts("docker")["processes"][0]["pid"], range(2)))
+        assert pids[0] == pids[1]
+        engine = own.docker_engine()
+        engine.docker("run", "--detach", engine.busybox, "sleep", "600")
+    assert traces(bed) == []
+    assert not Path(f"/proc/{pids[0]}/exe").exists()
+
+
+def test_down_twice_is_no_error_and_up_after_a_kill_starts_anew(bed: Path) -> None:
+    with own_testbed(bed) as own:
+        first = own.facts("docker")["processes"][0]["pid"]
+        subprocess.run(["kill", "-9", str(first)], check=True)
+        assert own.facts("docker")["processes"][0]["pid"] != first
+        own.down()
+    assert traces(bed) == []
+
+
+def traces(directory: Path) -> list[str]:
+    """What is left of a testbed outside of its directory."""
+    tag = Place(directory).tag
+    rules = subprocess.run(["iptables-save"], capture_output=True, text=True, check=True).stdout
+    mounts = Path("/proc/self/mounts").read_text()
+    return [
+        *(name for name in bed_network.links() if tag in name),
+        *(line for line in rules.splitlines() if tag in line),
+        *(line for line in mounts.splitlines() if str(directory) in line),
+        *(str(group) for group in Path("/sys/fs/cgroup").glob(f"*/hatoba-{tag}")),
+        *commands_with(str(directory)),
+    ]
+
+
+def commands_with(text: str) -> list[str]:
+    """The command lines of this machine's processes that have this text."""
+    found = []
+    for line in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = line.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in command:
+            found.append(command)
+    return found
+
+
+def test_what_cannot_be_here_is_skipped_with_the_reason(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(pytest.skip.Exception, match="skipped: "):
+        Testbed(tmp_path / "other").up("docker")
