@@ -17,7 +17,7 @@ from hatoba_worker.keeper.messages import Exit, LimitBy
 from hatoba_worker.tombstones import Tombstones
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-Why = Literal["stop", "timeout", "away"]
+Why = Literal["stop", "timeout", "away", "platform"]
 Record = dict[str, Any]
 
 
@@ -165,6 +165,10 @@ class Book:
         self.tombstones = Tombstones(data)
         self.live: dict[str, Attempt] = {}
 
+    def home_of(self, name: str) -> str:
+        """The directory of an attempt."""
+        return f"{self._homes}/{name}"
+
     def load(self) -> bool:
         """Read what an earlier worker left; True when the machine was started anew since."""
         self.tombstones.load()
@@ -182,7 +186,7 @@ class Book:
         name = launch.attempt
         if name in self.live or name in self.tombstones or not SAFE_NAME.fullmatch(name):
             return None
-        attempt = Attempt(launch, self._nonces(), f"{self._homes}/{name}", time.time_ns())
+        attempt = Attempt(launch, self._nonces(), self.home_of(name), time.time_ns())
         self.live[name] = attempt
         self._journal.add(_launch_record(attempt))
         return attempt
@@ -263,7 +267,7 @@ class Book:
     def _replay_launch(self, record: Record) -> None:
         launch = worker_pb2.LaunchAttempt.FromString(base64.b64decode(record["l"]))
         if launch.attempt not in self.tombstones:
-            home = f"{self._homes}/{launch.attempt}"
+            home = self.home_of(launch.attempt)
             self.live[launch.attempt] = Attempt(launch, record["n"], home, record["t"])
 
     def _replay_change(self, attempt: Attempt, record: Record) -> None:

@@ -25,7 +25,7 @@ from hatoba_worker.failures import AttemptFailed, output_failed
 from hatoba_worker.keeper.messages import Spawn, Spawned, SpawnFailed
 from hatoba_worker.logs import FILES, LogShipper
 from hatoba_worker.reports import Reporter, heartbeat
-from hatoba_worker.session import Session
+from hatoba_worker.session import Outlet
 from hatoba_worker.spans import Spans
 from hatoba_worker.staging import SAVE_FILE, STOP_FILE, Stager
 from hatoba_worker.streams_in import InputStreams
@@ -44,7 +44,7 @@ class Parts:
 
     book: Book
     executor: Executor
-    session: Session
+    session: Outlet
     stager: Stager
     shipper: LogShipper
     reporter: Reporter
@@ -92,11 +92,15 @@ class Course:
         failure = await parts.streams.end(attempt.name)
         if attempt.lost:
             await attempt.is_gone.wait()
-        ending = exits.of_exit(attempt, attempt.exit)
+        ending = self.ending_of(attempt)
         if failure is not None and ending.kind == exits.EXITED and not ending.good:
             # What it lacked says more than how it took it.
             ending = exits.of_failure(failure)
         await self._finish(attempt, ending)
+
+    def ending_of(self, attempt: Attempt) -> Ending:
+        """How its command ended."""
+        return exits.of_exit(attempt, attempt.exit)
 
     async def lose(self, attempt: Attempt) -> None:
         """The machine was started anew: nothing of it is left, and nobody saw its end."""

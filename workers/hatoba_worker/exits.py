@@ -95,5 +95,8 @@ def _stopped(attempt: Attempt, found: Exit) -> Ending:
     if attempt.why == "away":
         limit = attempt.launch.stop_after.ToTimedelta().total_seconds()
         return Ending(DISCONNECTED, exit_code=code, signal=signal, message=f"{limit:g} s")
-    message = "" if attempt.why else "its host was shut down"
+    if attempt.why == "platform":
+        message = "its platform asked it to end"
+    else:
+        message = "" if attempt.why else "its host was shut down"
     return Ending(STOPPED, exit_code=code, signal=signal, message=message)

@@ -13,7 +13,7 @@ import structlog
 from hatoba.v1 import runner_pb2, worker_pb2
 from hatoba_worker import spool, tinyfiles
 from hatoba_worker.attempts import Attempt, Book, Checkpoint
-from hatoba_worker.session import Session
+from hatoba_worker.session import Outlet
 from hatoba_worker.transfers import TransferFailed, Transfers
 
 log = structlog.get_logger(__name__)
@@ -32,7 +32,7 @@ class Reporter:
     def __init__(
         self,
         book: Book,
-        session: Session,
+        session: Outlet,
         transfers: Transfers,
         tasks: asyncio.TaskGroup,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,

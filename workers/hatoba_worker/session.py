@@ -48,6 +48,21 @@ class Listener(Protocol):
         """Whatever else goes on while the stream is open; cancelled at its end."""
 
 
+class Outlet(Protocol):
+    """Where what is to be told goes."""
+
+    @property
+    def greeted(self) -> bool:
+        """Whether what is sent now goes out."""
+
+    @property
+    def sent(self) -> int:
+        """So many items have gone out."""
+
+    def send(self, item: worker_pb2.WorkerItem) -> None:
+        """Tell an item; never waits, and may be lost: what matters is asked again."""
+
+
 class Backoff:
     """Waits with full jitter, from up to 50 ms to up to 5 s."""
 
@@ -91,12 +106,17 @@ class Session:
         self._pause = 0.0
         self._greeted = False
         self._hung_up = False
-        self.sent = 0
+        self._sent = 0
 
     @property
     def greeted(self) -> bool:
         """Whether what is sent now goes out."""
         return self._greeted
+
+    @property
+    def sent(self) -> int:
+        """So many items have gone out."""
+        return self._sent
 
     def send(self, item: worker_pb2.WorkerItem) -> None:
         """Queue an item on the open stream; without one it is dropped."""
@@ -208,7 +228,7 @@ class Session:
             await self._gather()
             while self._out:
                 batch = self._next_batch()
-                self.sent += len(batch.items)
+                self._sent += len(batch.items)
                 try:
                     await call.write(batch)
                 except (grpc.aio.AioRpcError, asyncio.InvalidStateError):

@@ -60,7 +60,9 @@ class Stager:
         secrets: Secrets,
         *,
         host_has_gpus: bool,
+        base: Mapping[str, str] | None = None,
     ) -> None:
+        """`base`: what every command has in its environment; else the host's few variables."""
         self._library = data / "lib"
         self._no_params = str(self._library / "no-params.json")
         self._homes = homes
@@ -68,7 +70,7 @@ class Stager:
         self._environments = environments
         self._secrets = secrets
         self._host_has_gpus = host_has_gpus
-        self._base = base_environment(environ)
+        self._base = base_environment(environ) if base is None else dict(base)
 
     def prepare(self) -> None:
         """Make what all attempts share; blocks."""

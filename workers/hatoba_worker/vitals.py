@@ -11,7 +11,7 @@ from hatoba_worker.absence import Absence
 from hatoba_worker.attempts import Attempt, Book
 from hatoba_worker.executors import Executor
 from hatoba_worker.reports import heartbeat
-from hatoba_worker.session import Session
+from hatoba_worker.session import Outlet
 from hatoba_worker.spans import Spans
 
 BEAT = 10.0
@@ -25,7 +25,7 @@ class Vitals:
         self,
         book: Book,
         executor: Executor,
-        session: Session,
+        session: Outlet,
         spans: Spans,
         absence: Absence,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
