@@ -40,6 +40,13 @@ class ExitKind(Enum):
     LOST = "lost"
     FAILED = "failed"
     """The backend could not run it; `message` says why."""
+    ENVIRONMENT_FAILED = "environment_failed"
+    """Its image cannot be had, or is for other machines: trying again does not help."""
+    NOT_FOUND = "not_found"
+    """Its image has no such command."""
+    NOT_EXECUTABLE = "not_executable"
+    SECRET_MISSING = "secret_missing"
+    """The platform has no secret of that name, or may not read it."""
 
 
 class Exit(NamedTuple):
@@ -146,6 +153,8 @@ class Observation:
     host: str = ""
     reachable: bool = True
     """False: it cannot be reached now; says nothing about how it is."""
+    runner_gone: bool = False
+    """With ENDED: its runner is proven gone as well, so that no commit of it will come."""
 
 
 @dataclass(frozen=True, slots=True)
