@@ -38,6 +38,11 @@ class ExitKind(Enum):
     STOPPED = "stopped"
     PREEMPTED = "preempted"
     LOST = "lost"
+    IMAGE_MISSING = "image_missing"
+    IMAGE_DENIED = "image_denied"
+    IMAGE_ARCHITECTURE = "image_architecture"
+    IMAGE_UNREACHABLE = "image_unreachable"
+    """Its image could not be pulled, which may pass."""
     FAILED = "failed"
     """The backend could not run it; `message` says why."""
     ENVIRONMENT_FAILED = "environment_failed"
@@ -124,6 +129,8 @@ class LaunchRequest:
     """Its runner ends it after so many seconds without the server; 0: never."""
     credential: str = field(default="", repr=False)
     """With it a runner that is no host's may claim this attempt, and nothing else."""
+    spot_losses: int = 0
+    """How often its task lost spot capacity under earlier attempts."""
 
 
 class GroupKind(Enum):

@@ -57,7 +57,13 @@ def manifest_to_proto(ref: ManifestRef) -> common_pb2.ManifestRef:
 
 def usage_of(usage: job_pb2.Usage) -> Usage:
     """The record of a usage."""
-    return Usage(usage.cpu_seconds, usage.memory_peak_bytes, usage.gpu_peak, usage.memory_limit_by)
+    return Usage(
+        usage.cpu_seconds,
+        usage.memory_peak_bytes,
+        usage.gpu_peak,
+        usage.memory_limit_by,
+        usage.image,
+    )
 
 
 def progress_of(told: job_pb2.Progress) -> Progress:
@@ -207,6 +213,7 @@ def usage_to_proto(usage: Usage) -> job_pb2.Usage:
         memory_peak_bytes=usage.memory_peak_bytes,
         gpu_peak=usage.gpu_peak,
         memory_limit_by=usage.memory_limit_by,
+        image=usage.image,
     )
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 
+from hatoba.runs import same_run
 from hatoba_plugins import errors
 from hatoba_plugins.values import Exit, Handle, Launched, Observation, Phase
 from hatoba_plugins.values import ExitKind as Told
+from hatoba_scheduler.control.awaited_ends import AwaitedEnds, Bearing, of_others, refused
+from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.launches import encode_handle
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending, ExitKind
@@ -44,6 +48,10 @@ _KINDS: dict[Told, ExitKind] = {
     Told.NOT_FOUND: ExitKind.NOT_FOUND,
     Told.NOT_EXECUTABLE: ExitKind.NOT_EXECUTABLE,
     Told.SECRET_MISSING: ExitKind.SECRET_MISSING,
+    Told.IMAGE_MISSING: ExitKind.IMAGE_MISSING,
+    Told.IMAGE_DENIED: ExitKind.IMAGE_DENIED,
+    Told.IMAGE_ARCHITECTURE: ExitKind.IMAGE_ARCHITECTURE,
+    Told.IMAGE_UNREACHABLE: ExitKind.IMAGE_UNREACHABLE,
 }
 
 _REFUSALS: dict[type[errors.BackendError], tuple[CauseCode, Origin]] = {
@@ -58,8 +66,6 @@ _REFUSALS: dict[type[errors.BackendError], tuple[CauseCode, Origin]] = {
 }
 _WAITED_FOR = (errors.Retry, errors.NoCapacity, errors.Throttled)
 CAPACITY_WAIT = 5.0
-CLAIM_REFUSED = 83
-"""Exit code of a run whose claim was refused: it says nothing of the one that was granted."""
 
 
 def of_attempt(index: int, name: str, step: Step) -> Callable[[Rows], Change | None]:
@@ -129,64 +135,84 @@ def refused_step(error: errors.BackendError, now: Now) -> Step:
     return lambda view: ended(view, outcome, now)
 
 
-def observation_step(
-    seen: Observation,
-    now: Now,
-    rng: random.Random,
-    most_memory: Callable[[Job], int] = lambda _: 0,
-) -> Step:
-    """What the backend sees of an attempt. What is older than what is known changes nothing.
+@dataclass(frozen=True, slots=True)
+class Grounds:
+    """What an observation is decided on beside itself.
 
-    `most_memory`: bytes of the largest place where a job may go.
+    `most_memory`: bytes of the largest place where a job may go. `ends` holds back what a runner
+    elsewhere may still say better, and `exits` tells it what was seen.
     """
+
+    rng: random.Random
+    ends: AwaitedEnds
+    exits: Exits
+    most_memory: Callable[[Job], int] = lambda _: 0
+
+
+def observation_step(seen: Observation, now: Now, grounds: Grounds) -> Step:
+    """What the backend sees of an attempt. What is older than what is known changes nothing."""
 
     def step(view: View) -> Change | None:
         if not seen.reachable:
             return reachability(view, reachable=False, now=now)
         if view.attempt.state.terminal:
             return None if seen.exists else released(view)
-        if view.attempt.fenced and seen.exit is not None and seen.exit.code == CLAIM_REFUSED:
-            return None
         if seen.phase >= Phase.ENDED:
-            return _ended(view, seen, now, rng, most_memory)
-        return _advanced(view, seen, now) or reachability(view, reachable=True, now=now)
+            return _seen_ended(view, seen, now, grounds)
+        return _advanced(view, seen, now, grounds.ends) or reachability(view, True, now)
 
     return step
 
 
-def _advanced(view: View, seen: Observation, now: Now) -> Change | None:
-    if seen.phase is Phase.EXISTS:
+def _advanced(view: View, seen: Observation, now: Now, ends: AwaitedEnds) -> Change | None:
+    attempt = view.attempt
+    if seen.phase is Phase.EXISTS or of_others(attempt, seen):
         return None
     if seen.phase is Phase.WAITING:
         return waiting(view, now)
-    if seen.phase is Phase.STARTING:
+    begun = not (attempt.fenced and ends.elsewhere) or (attempt.nonce and ends.sees_start)
+    if seen.phase is Phase.STARTING or not begun:
         return starting(view, now)
     return running(view, now.time, "", now)
 
 
-def _ended(
-    view: View,
-    seen: Observation,
-    now: Now,
-    rng: random.Random,
-    most_memory: Callable[[Job], int],
-) -> Change | None:
+def _seen_ended(view: View, seen: Observation, now: Now, grounds: Grounds) -> Change | None:
+    attempt, ends = view.attempt, grounds.ends
+    if attempt.fenced and refused(seen) and not ends.elsewhere:
+        return None
+    if attempt.nonce and not of_others(attempt, seen) and seen.phase is Phase.ENDED:
+        grounds.exits.tell(attempt.name, _ending(seen), now.time)
+    bearing = ends.bearing(attempt, seen)
+    if bearing is Bearing.DECIDES:
+        return _ended(view, seen, now, grounds)
+    if bearing is Bearing.WAITS:
+        return None
+    return reachability(view, reachable=bearing is Bearing.OTHERS, now=now)
+
+
+def _ended(view: View, seen: Observation, now: Now, grounds: Grounds) -> Change | None:
     state, cause = _verdict(view.attempt, seen)
     gone = not seen.exists
     if cause is None:
         return ended(view, Outcome(state, None, gone=gone), now)
-    wait = back_off(view.job, view.task, rng)
-    most = most_memory(view.job) if view.job.retries.rules else 0
+    wait = back_off(view.job, view.task, grounds.rng)
+    most = grounds.most_memory(view.job) if view.job.retries.rules else 0
     return ended(view, Outcome(state, cause, wait=wait, gone=gone, most_memory=most), now)
 
 
 def _verdict(attempt: Attempt, seen: Observation) -> tuple[AttemptState, Cause | None]:
-    ending = ending_of(seen.exit) if seen.exit else Ending(ExitKind.LOST)
+    ending = _ending(seen)
+    if attempt.fenced and refused(seen) and not same_run(attempt.nonce, seen.run):
+        return AttemptState.LOST, causes.lost("Its runner was refused, and no other is there.")
     if ending.good and attempt.fenced:
         return AttemptState.LOST, causes.lost(
             "The command exited 0 and its runner never committed.", CauseCode.NOT_COMMITTED
         )
     return causes.judge(ending)
+
+
+def _ending(seen: Observation) -> Ending:
+    return ending_of(seen.exit) if seen.exit else Ending(ExitKind.LOST)
 
 
 def ending_of(told: Exit) -> Ending:

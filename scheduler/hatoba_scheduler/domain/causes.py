@@ -33,6 +33,10 @@ class ExitKind(Enum):
     PREEMPTED = 14
     BACKEND_FAILED = 15
     DISCONNECTED = 16
+    IMAGE_MISSING = 17
+    IMAGE_DENIED = 18
+    IMAGE_ARCHITECTURE = 19
+    IMAGE_UNREACHABLE = 20
 
 
 class Ending(NamedTuple):
@@ -133,6 +137,22 @@ _VERDICTS: dict[ExitKind, _Verdict] = {
     ExitKind.BACKEND_FAILED: _Verdict(
         CauseCode.BACKEND_FAILED, _INFRA, _FAILED, True, "The backend could not run it."
     ),
+    ExitKind.IMAGE_MISSING: _Verdict(
+        CauseCode.IMAGE_MISSING, _USER, _FAILED, False, "Its image does not exist."
+    ),
+    ExitKind.IMAGE_DENIED: _Verdict(
+        CauseCode.IMAGE_DENIED, _USER, _FAILED, False, "Its image is not given to where it ran."
+    ),
+    ExitKind.IMAGE_ARCHITECTURE: _Verdict(
+        CauseCode.IMAGE_ARCHITECTURE,
+        _USER,
+        _FAILED,
+        False,
+        "Its image is for another architecture.",
+    ),
+    ExitKind.IMAGE_UNREACHABLE: _Verdict(
+        CauseCode.IMAGE_UNREACHABLE, _INFRA, _FAILED, True, "Its image could not be pulled."
+    ),
 }
 
 
@@ -227,6 +247,8 @@ def _evidence(usage: Usage) -> tuple[tuple[str, str], ...]:
         facts.append(("memory_peak_bytes", str(usage.memory_peak_bytes)))
     if usage.memory_limit_by:
         facts.append(("memory_limit_by", usage.memory_limit_by))
+    if usage.image:
+        facts.append(("image", usage.image))
     return tuple(facts)
 
 

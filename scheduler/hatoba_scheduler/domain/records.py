@@ -148,6 +148,8 @@ class Usage:
     memory_peak_bytes: int = 0
     gpu_peak: float = 0.0
     memory_limit_by: str = ""
+    image: str = ""
+    """By digest; empty: it ran in none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,8 +490,6 @@ class Host:
     draining: bool = False
     cordon_reason: str = ""
     quarantined_until: Micros = 0
-    identity: str = ""
-    """Id of the token by which it joined, in all of its certificates; empty: it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -518,9 +518,9 @@ class TokenRecord:
     deployment: str = ""
     """The one deployment that a token for predictions opens (resource name)."""
     host: str = ""
-    """The one host that it speaks for, or with which a machine becomes that host."""
+    """The one host that it speaks for, or that it makes of a machine."""
     used_by: str = ""
-    """Of a token that is good for one key: the SHA-256 of the one it was used with, hex."""
+    """Of a token that made a host: the SHA-256 of the key that it made it with, hex."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,10 @@ class CauseCode(IntEnum):
     GANG_TIMEOUT = 35
     DISCONNECTED = 36
     DRAINED = 37
+    IMAGE_MISSING = 38
+    IMAGE_DENIED = 39
+    IMAGE_ARCHITECTURE = 40
+    IMAGE_UNREACHABLE = 41
 
 
 class RetryAction(IntEnum):

@@ -500,7 +500,11 @@ def over(attempt: Attempt, outcome: Outcome, now: Now) -> Attempt:
 def _usage(known: Usage, told: Usage | None) -> Usage:
     if told is None:
         return known
-    return changed(told, memory_limit_by=told.memory_limit_by or known.memory_limit_by)
+    return changed(
+        told,
+        memory_limit_by=told.memory_limit_by or known.memory_limit_by,
+        image=told.image or known.image,
+    )
 
 
 def as_intended(view: View, outcome: Outcome) -> Outcome:

@@ -9,7 +9,9 @@ from typing import Literal
 from hatoba_worker.keeper.frames import Json
 
 LimitBy = Literal["cgroup", "rlimit", "none"]
-FailureKind = Literal["not_found", "not_executable", "cwd_missing", "tombstone", "other"]
+FailureKind = Literal[
+    "not_found", "not_executable", "cwd_missing", "tombstone", "wrong_arch", "lost", "other"
+]
 Reason = Literal["exited", "stop", "killed_by_us", "oom"]
 Ending = Literal["tombstone", "stopping", "ended"]
 
@@ -126,11 +128,15 @@ class AttemptStatus:
     failed: SpawnFailed | None
     gone: bool
     lost: bool
+    image: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Spawned:
-    """The process runs, or ran: `status` is given when an earlier request had started it."""
+    """The process runs, or ran: `status` is given when an earlier request had started it.
+
+    `image` is what a container was made from, by digest.
+    """
 
     attempt: str
     pid: int
@@ -138,6 +144,7 @@ class Spawned:
     started_at: float
     limit_by: LimitBy
     status: AttemptStatus | None = None
+    image: str = ""
 
 
 @dataclass(frozen=True, slots=True)

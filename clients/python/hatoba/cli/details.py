@@ -165,6 +165,8 @@ def usage_text(usage: job_pb2.Usage) -> str:
         parts.append(f"{say_seconds(usage.cpu_seconds)} of cpu")
     if usage.memory_limit_by:
         parts.append(f"memory held by {usage.memory_limit_by}")
+    if usage.image:
+        parts.append(f"in {usage.image}")
     return ", ".join(parts)
 
 

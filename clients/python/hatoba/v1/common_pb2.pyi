@@ -329,6 +329,14 @@ class _CauseCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CauseCode.V
     """It was cut off for longer than its `disconnect` allows."""
     CAUSE_CODE_DRAINED: _CauseCode.ValueType  # 37
     """Its host, backend or queue was drained by an operator; it is started elsewhere."""
+    CAUSE_CODE_IMAGE_MISSING: _CauseCode.ValueType  # 38
+    """Its image does not exist."""
+    CAUSE_CODE_IMAGE_DENIED: _CauseCode.ValueType  # 39
+    """The registry does not give its image to where it runs."""
+    CAUSE_CODE_IMAGE_ARCHITECTURE: _CauseCode.ValueType  # 40
+    """Its image is for another architecture than where it runs."""
+    CAUSE_CODE_IMAGE_UNREACHABLE: _CauseCode.ValueType  # 41
+    """Its image could not be pulled, which may pass."""
 
 class CauseCode(_CauseCode, metaclass=_CauseCodeEnumTypeWrapper):
     """Why a job, task or attempt ended, or why it waits. A closed set."""
@@ -409,6 +417,14 @@ CAUSE_CODE_DISCONNECTED: CauseCode.ValueType  # 36
 """It was cut off for longer than its `disconnect` allows."""
 CAUSE_CODE_DRAINED: CauseCode.ValueType  # 37
 """Its host, backend or queue was drained by an operator; it is started elsewhere."""
+CAUSE_CODE_IMAGE_MISSING: CauseCode.ValueType  # 38
+"""Its image does not exist."""
+CAUSE_CODE_IMAGE_DENIED: CauseCode.ValueType  # 39
+"""The registry does not give its image to where it runs."""
+CAUSE_CODE_IMAGE_ARCHITECTURE: CauseCode.ValueType  # 40
+"""Its image is for another architecture than where it runs."""
+CAUSE_CODE_IMAGE_UNREACHABLE: CauseCode.ValueType  # 41
+"""Its image could not be pulled, which may pass."""
 Global___CauseCode: _TypeAlias = CauseCode  # noqa: Y015
 
 class _RetryAction:

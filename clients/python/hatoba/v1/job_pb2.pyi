@@ -1192,6 +1192,7 @@ class Usage(_message.Message):
     MEMORY_PEAK_BYTES_FIELD_NUMBER: _builtins.int
     GPU_PEAK_FIELD_NUMBER: _builtins.int
     MEMORY_LIMIT_BY_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
     cpu_seconds: _builtins.float
     """Processor time, user and system, in seconds."""
     memory_peak_bytes: _builtins.int
@@ -1200,6 +1201,10 @@ class Usage(_message.Message):
     """Highest use of the given GPUs, 0 to 1; 0 where it cannot be read."""
     memory_limit_by: _builtins.str
     """What enforces the memory limit: `cgroup`, `rlimit` or empty for no limit."""
+    image: _builtins.str
+    """The image it ran in, by digest (`NAME@sha256:...`, or `sha256:...` of one that no registry has); empty
+    without one.
+    """
     def __init__(
         self,
         *,
@@ -1207,10 +1212,11 @@ class Usage(_message.Message):
         memory_peak_bytes: _builtins.int = ...,
         gpu_peak: _builtins.float = ...,
         memory_limit_by: _builtins.str = ...,
+        image: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_seconds", b"cpu_seconds", "gpu_peak", b"gpu_peak", "memory_limit_by", b"memory_limit_by", "memory_peak_bytes", b"memory_peak_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_seconds", b"cpu_seconds", "gpu_peak", b"gpu_peak", "image", b"image", "memory_limit_by", b"memory_limit_by", "memory_peak_bytes", b"memory_peak_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

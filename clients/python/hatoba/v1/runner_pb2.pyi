@@ -133,6 +133,14 @@ class _ExitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitKind.Val
     """Its platform could not run it; `message` says why."""
     EXIT_KIND_DISCONNECTED: _ExitKind.ValueType  # 16
     """Its runner ended it after the time that it may be without the server."""
+    EXIT_KIND_IMAGE_MISSING: _ExitKind.ValueType  # 17
+    """Its image does not exist."""
+    EXIT_KIND_IMAGE_DENIED: _ExitKind.ValueType  # 18
+    """The registry does not give its image to where it runs."""
+    EXIT_KIND_IMAGE_ARCHITECTURE: _ExitKind.ValueType  # 19
+    """Its image is for another architecture than where it runs."""
+    EXIT_KIND_IMAGE_UNREACHABLE: _ExitKind.ValueType  # 20
+    """Its image could not be pulled, which may pass."""
 
 class ExitKind(_ExitKind, metaclass=_ExitKindEnumTypeWrapper):
     """How a command ended, as its runner saw it."""
@@ -171,6 +179,14 @@ EXIT_KIND_BACKEND_FAILED: ExitKind.ValueType  # 15
 """Its platform could not run it; `message` says why."""
 EXIT_KIND_DISCONNECTED: ExitKind.ValueType  # 16
 """Its runner ended it after the time that it may be without the server."""
+EXIT_KIND_IMAGE_MISSING: ExitKind.ValueType  # 17
+"""Its image does not exist."""
+EXIT_KIND_IMAGE_DENIED: ExitKind.ValueType  # 18
+"""The registry does not give its image to where it runs."""
+EXIT_KIND_IMAGE_ARCHITECTURE: ExitKind.ValueType  # 19
+"""Its image is for another architecture than where it runs."""
+EXIT_KIND_IMAGE_UNREACHABLE: ExitKind.ValueType  # 20
+"""Its image could not be pulled, which may pass."""
 Global___ExitKind: _TypeAlias = ExitKind  # noqa: Y015
 
 class _ExitKnown:

@@ -320,9 +320,8 @@ _NO_USAGE = Usage()
 def _usage_text(usage: Usage) -> str:
     if usage is _NO_USAGE or usage == _NO_USAGE:
         return ""
-    return _dump(
-        (usage.cpu_seconds, usage.memory_peak_bytes, usage.gpu_peak, usage.memory_limit_by)
-    )
+    told = (usage.cpu_seconds, usage.memory_peak_bytes, usage.gpu_peak, usage.memory_limit_by)
+    return _dump((*told, usage.image) if usage.image else told)
 
 
 def _usage(text: str) -> Usage:
@@ -855,7 +854,6 @@ def host_row(host: Host) -> Row:
         int(host.draining),
         host.cordon_reason,
         host.quarantined_until,
-        host.identity,
     )
 
 
@@ -878,7 +876,6 @@ def host_from(row: Row) -> Host:
         _FLAGS[row[13]],
         row[14],
         row[15],
-        row[16],
     )
 
 
