@@ -31,6 +31,8 @@ ONLY_ON: dict[str, frozenset[str]] = {
 mock's ledger lets an orphan be planted and something be out of reach for half a minute."""
 SLOW = ("adopt.", "disconnect.", "recall.")
 """Each costs a good part of a minute: one death of each, in rounds that are long enough."""
+BEFORE_ALL = "adopt.commit.after"
+"""Needs a store from before an end that was told: led to once, before there is any other job."""
 TRIES = 4
 """How often a slow one is led to, before the round goes on without it."""
 SLOW_FROM = 250
@@ -74,6 +76,11 @@ class Points:
         self.armed = Armed() if self._dice.random() < AT_RANDOM else self._choose(time)
         return self.armed
 
+    def arm(self, name: str) -> Armed:
+        """The next server dies at this one, at its first pass."""
+        self.armed = Armed(name)
+        return self.armed
+
     def _choose(self, time: float) -> Armed:
         season = time % 60 < SEASON or time % 60 > 60 - BEFOREHAND
         names = [name for name in self.within if self._wanted(name, season)]
@@ -82,6 +89,8 @@ class Points:
         return Armed(name, self._dice.choice(PASSES) if often else 1)
 
     def _wanted(self, name: str, season: bool) -> bool:
+        if name == BEFORE_ALL:
+            return False
         if name.startswith(SLOW) and (self.hits[name] or self._misses[name] >= TRIES):
             return False
         return season or not name.startswith(EVERY_MINUTE)

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from fault_jobs import Wish, Workload
 from fault_load import PATIENCE, Submitter
@@ -22,13 +23,15 @@ from hatoba.v1 import common_pb2, job_pb2, schedule_pb2
 from hatoba_plugins.backends.mock.ledger import read_ledger
 from hatoba_scheduler.domain.naming import attempt_name, parse_attempt
 
+T = TypeVar("T")
 FIRST = 1_000_000
 """Jobs that are asked for here have numbers from this one on."""
 SCHEDULES = 4
 AWAY = 45.0
 """Seconds for which something is out of the mock's reach: longer than the shortest `lost_after`."""
 LOST_AFTER = 31.0
-HAS_IT = (common_pb2.JOB_STATE_RUNNING, common_pb2.JOB_STATE_SUCCEEDED)
+ENDED = (common_pb2.JOB_STATE_SUCCEEDED,)
+HAS_IT = (common_pb2.JOB_STATE_RUNNING, *ENDED)
 LAUNCHED = (common_pb2.JOB_STATE_WAITING, common_pb2.JOB_STATE_STARTING, *HAS_IT)
 DESK = {"desk": 1}
 """Of this the host has one, so that who wants it has to wait, or to take it."""
@@ -74,16 +77,22 @@ class Provoker:
     async def set_to_work(self, point: str) -> None:
         """Have some run that are not over soon; returns when they do.
 
-        To be adopted some at their work, or some that will have ended by then; else one that cannot
-        be reached from its launch on.
+        To be adopted some at their work; else one that cannot be reached from its launch on.
         """
         away = not point.startswith("adopt.")
-        lasting = 500 if point.startswith("adopt.commit.") else 3000
-        wishes = [self._out_of_reach()] if away else [self._plain(lasting) for _ in range(3)]
+        wishes = [self._out_of_reach()] if away else [self._plain(3000) for _ in range(3)]
         names = [await self._submitter.submit_one(wish) for wish in wishes]
         there = LAUNCHED if away else HAS_IT
         for name in names:
             await self._wire.watched(name, lambda job: job.state in there, PATIENCE)
+
+    async def end_after(self, meanwhile: Callable[[], Awaitable[T]]) -> T:
+        """Have one run, do something, and have it end; what was made meanwhile."""
+        name = await self._submitter.submit_one(self._plain(1000))
+        await self._wire.watched(name, lambda job: job.state in HAS_IT, PATIENCE)
+        made = await meanwhile()
+        await self._wire.watched(name, lambda job: job.state in ENDED, PATIENCE)
+        return made
 
     async def _long(self) -> None:
         await self._submitter.submit_one(self._plain(2500))

@@ -1,4 +1,8 @@
-"""A store that is put back while jobs run: from a copy that is as new as the store itself."""
+"""A store that is put back while jobs run.
+
+From a copy as new as the store itself nothing that was acknowledged is missing, but what happens
+until it is adopted is.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +25,21 @@ from hatoba_scheduler.store.sqlite.database import FILE
 ADOPT_SECONDS = 40.0
 
 
-def put_back(data: Path) -> dict[str, float]:
-    """Restore the store of a server that is dead from a copy of itself; blocks.
-
-    Nothing that was acknowledged is missing from it, but what happens until it is adopted is.
-    Returns up to when it knows the runs of each schedule, in seconds since 1970.
-    """
+def copy_store(data: Path) -> Path:
+    """A copy of a store as it is now, its server alive or dead; blocks."""
     copy = data / "copy.db"
     copy.unlink(missing_ok=True)
     with closing(sqlite3.connect(f"file:{data / FILE}?mode=ro", uri=True)) as connection:
         connection.execute("VACUUM INTO ?", (str(copy),))
+    return copy
+
+
+def put_back(copy: Path, data: Path) -> dict[str, float]:
+    """Restore the store of a server that is dead; blocks.
+
+    Returns up to when it knows the runs of each schedule, in seconds since 1970.
+    """
+    with closing(sqlite3.connect(f"file:{copy}?mode=ro", uri=True)) as connection:
         positions = connection.execute("SELECT name, position FROM schedules").fetchall()
     restore(copy, data, round(time.time() * 1e6), replace=True)
     return {name: position / 1e6 for name, position in positions}

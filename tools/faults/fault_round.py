@@ -28,9 +28,9 @@ from fault_load import (
 )
 from fault_operator import Operator
 from fault_oracle import Evidence, LeftOut, Line, read_lines, violations
-from fault_points import SLOW, Armed, Points
+from fault_points import BEFORE_ALL, SLOW, Armed, Points
 from fault_provoke import DESK, Provoker, plant_orphan
-from fault_restore import adopt, put_back
+from fault_restore import adopt, copy_store, put_back
 from fault_zygote import ZygoteLauncher
 from server_process import ColdLauncher, HatobaServer, Unready, died, kill9
 from waiting import until
@@ -167,10 +167,12 @@ class Round:
         submitter = Submitter(wire, workload, progress, plan.seed)
         operator = Operator(wire, plan.backend, plan.seed)
         provoker = Provoker(wire, workload, submitter, operator)
-        await provoker.begin_schedules()
         # A wire of its own: who dials anew cancels what others still read on the old channel.
         async with Wire(self._server) as watching, asyncio.TaskGroup() as group:
             following = group.create_task(follow(watching, progress), name="follow")
+            if BEFORE_ALL in self._points.within:
+                await self._adopt_an_end(provoker)
+            await provoker.begin_schedules()
             operating = group.create_task(operator.work(), name="operator")
             async with asyncio.TaskGroup() as work:
                 work.create_task(self._submit(submitter), name="submit")
@@ -318,6 +320,21 @@ class Round:
             for name, known in self._known_until.items()
         ]
 
+    async def _adopt_an_end(self, provoker: Provoker) -> None:
+        """Put back a store from before the end of the only job there is, and die adopting that."""
+        data = self._server.data
+        copy = await provoker.end_after(lambda: asyncio.to_thread(copy_store, data))
+        await self._kill_as_it_is()
+        await asyncio.to_thread(self._put_back, copy)
+        await self._launch(self._points.arm(BEFORE_ALL))
+        await self._server.until_ready()
+        async with asyncio.TaskGroup() as work:
+            work.create_task(self._adopt(), name="adopt")
+            reached = await asyncio.to_thread(died, self._server.pid, self._patience())
+            self._points.told(reached=reached)
+            self._kills["server"] += reached
+            await self._revive()
+
     async def _leave_work_behind(self, provoker: Provoker, point: str) -> None:
         """A server more, which dies while jobs run, so that the next finds what it needs."""
         if self._visit:
@@ -333,10 +350,13 @@ class Round:
     def _prepare(self, point: str) -> None:
         """What must be done for a failpoint while no server runs; blocks."""
         if point.startswith("adopt."):
-            self._known_until = put_back(self._server.data)
-            self._progress.restores += 1
+            self._put_back(copy_store(self._server.data))
         elif point.startswith("reap."):
             plant_orphan(self._server.data / "mock.ledger", self._dice)
+
+    def _put_back(self, copy: Path) -> None:
+        self._known_until = put_back(copy, self._server.data)
+        self._progress.restores += 1
 
     async def _launch(self, armed: Armed) -> None:
         self._starts += 1
