@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from hatoba.v1 import job_pb2, runner_pb2, worker_pb2
 from hatoba_worker.keeper.journal import Journal
-from hatoba_worker.keeper.messages import Exit, LimitBy
+from hatoba_worker.keeper.messages import AttemptStatus, Exit, LimitBy
 from hatoba_worker.tombstones import Tombstones
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -144,6 +144,17 @@ class Attempt:
     def unwanted(self) -> bool:
         """True once it is to end, or to be forgotten."""
         return self.why is not None or self.dropped
+
+    def learn(self, status: AttemptStatus) -> None:
+        """Take in what the keeper knows of it."""
+        if status.failed is None:
+            self.begun = Start(status.started_at, status.start_ticks, status.limit_by)
+        self.exit = status.exit
+        self.lost = status.lost
+        if status.exit is not None or status.lost:
+            self.ended.set()
+        if status.gone:
+            self.is_gone.set()
 
     def path(self, name: str) -> str:
         """A path in its directory."""

@@ -17,7 +17,7 @@ import structlog
 from hatoba.v1 import runner_pb2, worker_pb2
 from hatoba_worker import host, trees
 from hatoba_worker.absence import Absence
-from hatoba_worker.attempts import Attempt, Book, GangPlace, Start
+from hatoba_worker.attempts import Attempt, Book, GangPlace
 from hatoba_worker.burials import Burials
 from hatoba_worker.config import Config
 from hatoba_worker.course import Course, Parts, Way, gone_item, started_item
@@ -221,7 +221,7 @@ class Worker:
 
     def _take_up(self, attempt: Attempt, status: AttemptStatus | None) -> None:
         if status is not None:
-            _apply(attempt, status)
+            attempt.learn(status)
         elif attempt.begun is not None:
             # Its keeper lost its memory, and ended what it had no record of.
             attempt.lost = attempt.exit is None
@@ -527,18 +527,6 @@ class Worker:
     def _save_again(self) -> None:
         self._resaving = False
         self._save()
-
-
-def _apply(attempt: Attempt, status: AttemptStatus) -> None:
-    """What the keeper knows of an attempt."""
-    if status.failed is None:
-        attempt.begun = Start(status.started_at, status.start_ticks, status.limit_by)
-    attempt.exit = status.exit
-    attempt.lost = status.lost
-    if status.exit is not None or status.lost:
-        attempt.ended.set()
-    if status.gone:
-        attempt.is_gone.set()
 
 
 def _held(attempt: Attempt) -> worker_pb2.HeldAttempt:
