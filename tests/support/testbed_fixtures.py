@@ -83,7 +83,7 @@ class Testbed:
     def docker_engine(self) -> DockerEngine:
         """Its Docker engine."""
         facts = self.facts("docker")
-        return DockerEngine(facts["socket"], facts["network"]["gateway"], facts["busybox"])
+        return DockerEngine(facts["socket"], facts["gateway"], facts["busybox"])
 
     def aws(self, component: str) -> AwsEmulator:
         """Its `moto` or `ministack`."""

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-import io
-import os
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 
+import bed_archives
 import bed_groups
-import bed_network
-from bed_place import ROOT, Facts, Place, Unavailable
+from bed_debian import install
+from bed_place import Facts, Place
 from bed_processes import end, lives, run, start, until
 
-BUSYBOX = "hatoba.test/busybox:1"
 READY_WITHIN = 40.0
 # Mounts of the engine's stay with its processes, and are gone with them.
 OWN_MOUNTS = ["unshare", "--mount", "--propagation", "slave", "--"]
 
 
-def up(place: Place) -> Facts:
+def up(place: Place, network: Facts) -> Facts:
     """Start the engine, with a busybox image in it."""
-    install("docker.io", "iptables", "busybox-static")
-    network = bed_network.up(place)
-    try:
-        return {**serve(place, network), "busybox": BUSYBOX}
-    except BaseException:
-        bed_network.down(network)
-        raise
-
-
-def serve(place: Place, network: Facts) -> Facts:
-    """The engine's process, ready."""
+    install("docker.io")
     socket = place.run / "docker.sock"
+    # It would give the bridge the addresses that it had when the engine ran before.
+    shutil.rmtree(place.make("docker") / "data" / "network", ignore_errors=True)
     command = [*bed_groups.entering(bed_groups.name(place, "docker")), *OWN_MOUNTS]
     process = start("dockerd", [*command, *engine(place, network, socket)], place.log("dockerd"))
-    facts = {"socket": str(socket), "network": network, "processes": [process]}
+    facts = {
+        "socket": str(socket),
+        "gateway": network["gateway"],
+        "busybox": bed_archives.BUSYBOX,
+        "processes": [process],
+    }
     try:
         until(lambda: answers(facts), [process], READY_WITHIN, "Docker engine")
-        import_busybox(str(socket))
+        load_busybox(str(socket))
     except BaseException:
         stop(place, facts)
         raise
@@ -60,6 +54,7 @@ def engine(place: Place, network: Facts, socket: Path) -> list[str]:
         "--exec-opt=native.cgroupdriver=cgroupfs",
         f"--cgroup-parent={bed_groups.name(place, 'docker')}",
         f"--bridge={network['bridge']}",
+        f"--fixed-cidr={network['containers']}",
         f"--host-gateway-ip={network['gateway']}",
         "--iptables=false",
         "--ip6tables=false",
@@ -78,13 +73,12 @@ def empty_settings(base: Path) -> Path:
 
 
 def down(place: Place, facts: Facts) -> None:
-    """End containers, engine and network."""
+    """End containers and engine."""
     if healthy(facts):
         running = docker(facts["socket"], "ps", "--all", "--quiet").split()
         if running:
             docker(facts["socket"], "rm", "--force", "--volumes", *running)
     stop(place, facts)
-    bed_network.down(facts["network"])
 
 
 def stop(place: Place, facts: Facts) -> None:
@@ -113,56 +107,7 @@ def docker(socket: str, *arguments: str, input: bytes | None = None) -> str:
     return run("docker", "--host", f"unix://{socket}", *arguments, input=input)
 
 
-def import_busybox(socket: str) -> None:
-    """Make the busybox image, once."""
-    if docker(socket, "image", "ls", "--quiet", BUSYBOX).strip():
-        return
-    settings = ['CMD ["/bin/sh"]', "ENV PATH=/bin"]
-    changes = [f"--change={setting}" for setting in settings]
-    docker(socket, "import", *changes, "-", BUSYBOX, input=busybox_files())
-
-
-def busybox_files() -> bytes:
-    """A root file system with one static program under all its names."""
-    files = io.BytesIO()
-    with tarfile.open(fileobj=files, mode="w") as archive:
-        add(archive, "bin/busybox", Path("/bin/busybox").read_bytes(), 0o755)
-        for name in run("/bin/busybox", "--list").split():
-            if name != "busybox":
-                add_link(archive, f"bin/{name}", "busybox")
-        add(
-            archive,
-            "etc/passwd",
-            b"root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
-            0o644,
-        )
-        add(archive, "etc/group", b"root:x:0:\nnogroup:x:65534:\n", 0o644)
-        folder = tarfile.TarInfo("tmp")
-        folder.type, folder.mode = tarfile.DIRTYPE, 0o1777
-        archive.addfile(folder)
-    return files.getvalue()
-
-
-def add(archive: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
-    """Add a file."""
-    entry = tarfile.TarInfo(name)
-    entry.size, entry.mode = len(data), mode
-    archive.addfile(entry, io.BytesIO(data))
-
-
-def add_link(archive: tarfile.TarFile, name: str, target: str) -> None:
-    """Add a symbolic link."""
-    entry = tarfile.TarInfo(name)
-    entry.type, entry.linkname = tarfile.SYMTYPE, target
-    archive.addfile(entry)
-
-
-def install(*packages: str) -> None:
-    """Have these packages of Debian's; Unavailable where that cannot be."""
-    if os.geteuid() != 0:
-        raise Unavailable("the testbed's components need root")
-    done = subprocess.run(
-        [ROOT / "tools" / "build" / "apt.sh", *packages], capture_output=True, text=True
-    )
-    if done.returncode:
-        raise Unavailable(done.stderr.strip().rpartition("\n")[2])
+def load_busybox(socket: str) -> None:
+    """Have the busybox image in it."""
+    if not docker(socket, "image", "ls", "--quiet", bed_archives.BUSYBOX).strip():
+        docker(socket, "load", "--quiet", input=bed_archives.busybox())

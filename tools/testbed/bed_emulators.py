@@ -75,7 +75,7 @@ def choose(engine: Facts) -> tuple[str, int]:
     """Where an emulator is to listen."""
     if not (BIN / "python").exists():
         raise Unavailable("the emulators' environment is missing: make venv-emulators")
-    address = str(engine["network"]["gateway"])
+    address = str(engine["gateway"])
     return address, free_port(address)
 
 

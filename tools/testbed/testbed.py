@@ -16,6 +16,8 @@ from typing import Any
 
 import bed_docker
 import bed_emulators
+import bed_network
+import bed_registry
 from bed_place import Broken, Facts, Place, State, Unavailable, default_directory
 
 
@@ -31,7 +33,9 @@ class Component:
 
 # In the order in which they come up.
 COMPONENTS = {
-    "docker": Component((), bed_docker.up, bed_docker.down, bed_docker.healthy),
+    "network": Component((), bed_network.up, bed_network.down, bed_network.healthy),
+    "registry": Component(("network",), bed_registry.up, bed_registry.down, bed_registry.healthy),
+    "docker": Component(("network",), bed_docker.up, bed_docker.down, bed_docker.healthy),
     "moto": Component(
         ("docker",), bed_emulators.moto_up, bed_emulators.down, bed_emulators.healthy
     ),
