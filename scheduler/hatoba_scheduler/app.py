@@ -15,6 +15,7 @@ import json
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -52,7 +53,10 @@ from hatoba_plugins.budgets import Budget, Budgets
 from hatoba_plugins.clock import SystemClock
 from hatoba_scheduler import failpoints
 from hatoba_scheduler.auth.authenticator import Authenticator
+from hatoba_scheduler.auth.authority import Authority
 from hatoba_scheduler.auth.files import ensure_token_files
+from hatoba_scheduler.auth.host_credentials import PREFIX as HOST_PREFIX
+from hatoba_scheduler.auth.host_credentials import HostCredentials
 from hatoba_scheduler.backends import Backends, loop_settings, open_backends
 from hatoba_scheduler.config import Address, Config, ConfigError, LimitsConfig
 from hatoba_scheduler.control.activity import Activity
@@ -128,6 +132,7 @@ from hatoba_scheduler.services.deployments import DeploymentParts, DeploymentSer
 from hatoba_scheduler.services.explaining import Explainer
 from hatoba_scheduler.services.job_parts import JobParts
 from hatoba_scheduler.services.jobs import JobServicer
+from hatoba_scheduler.services.joining import Joining, JoinParts
 from hatoba_scheduler.services.models import ModelParts, ModelServicer
 from hatoba_scheduler.services.paging import Pager
 from hatoba_scheduler.services.queues import QueueParts, QueueServicer
@@ -225,6 +230,7 @@ class Core:
     garbage: Garbage
     sources: Sources
     pager: Pager
+    authority: Authority
     aliases: Aliases
     registrar: Registrar
     feed: RouteFeed
@@ -235,6 +241,8 @@ class Core:
     """Set once what runs belongs to the store's jobs: at once, unless it came out of a backup."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     started: float = field(default_factory=time.time)
+    joined_at: str = ""
+    """`HOST:PORT` that machines which become hosts are to dial."""
     loops: dict[str, BackendLoop] = field(default_factory=dict)
     serving_loops: dict[str, DeploymentLoop] = field(default_factory=dict)
     drainer: Drainer = field(init=False)
@@ -315,6 +323,9 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     authenticator = Authenticator(store, lambda: round(clock.time() * 1e6))
     await authenticator.load()
     await ensure_token_files(authenticator, options.data)
+    authority = await asyncio.to_thread(_authority, options.data, store, clock)
+    hosts = HostCredentials(authority, authenticator.identity_of, lambda: round(clock.time() * 1e6))
+    authenticator.accept(HOST_PREFIX, hosts.authenticate)
     traces = TraceStore(options.data / "traces.db", options.config.limits.kept_spans)
     stack.push_async_callback(traces.close)
     tracer = _tracer(options.config, traces, store.identity.cluster_id, stack)
@@ -377,6 +388,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         sources=_sources(store),
         feed=feed,
         deployments=DeploymentBook(store.deployments, feed, clock),
+        authority=authority,
         pager=Pager(hashlib.sha256(store.identity.cluster_id.encode()).digest()),
         backups=Backups(
             store, chunks, options.data, lambda: round(clock.time() * 1e6), __version__
@@ -386,6 +398,13 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         core.adopted.set()
     await _recover(core)
     return core
+
+
+def _authority(data: Path, store: Store, clock: SystemClock) -> Authority:
+    def now() -> dt.datetime:
+        return dt.datetime.fromtimestamp(clock.time(), dt.UTC)
+
+    return Authority.open(data / "tls", store.identity.cluster_id, now)
 
 
 def _planner_rules(config: Config) -> PlannerRules:
@@ -597,13 +616,14 @@ async def _serve_grpc(
         options=server_options(config.limits.max_message_bytes),
         maximum_concurrent_rpcs=_most_rpcs(config.limits),
     )
-    _add_services(core, backends, tasks, server)
+    _add_services(core, backends, tasks, server, pinned=transport.ca_file is not None)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     if config.server.reflection:
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
     port = _bind(server, str(config.server.listen), transport)
+    core.joined_at = str(config.server.advertise or _named(config.server.listen, port))
     warm((job_pb2.SubmitJobRequest, job_pb2.JobSpec))
     await server.start()
     core.admission.phase = Phase.SERVING if core.adopted.is_set() else Phase.RESTORED
@@ -647,7 +667,12 @@ def _bind(server: grpc.aio.Server, address: str, transport: Transport) -> int:
 
 
 def _add_services(
-    core: Core, backends: Backends, tasks: asyncio.TaskGroup, server: grpc.aio.Server
+    core: Core,
+    backends: Backends,
+    tasks: asyncio.TaskGroup,
+    server: grpc.aio.Server,
+    *,
+    pinned: bool,
 ) -> None:
     instances = {name: opened.backend for name, opened in backends.opened.items()}
 
@@ -704,9 +729,11 @@ def _add_services(
     )
     latecomers = Latecomers(core.ledger, core.store, core.clock, lambda: _backend_of_hosts(core))
     items = WorkerItems(core.hub, core.desk, latecomers, core.metric_writer, core.traces)
-    worker_pb2_grpc.add_WorkerServiceServicer_to_server(
-        WorkerServicer(core.hub, items, core.ledger, core.drainer, core.pager, tasks), server
+    joining = Joining(
+        JoinParts(core.hub, core.authenticator, core.authority, lambda: core.joined_at, pinned)
     )
+    workers = WorkerServicer(core.hub, items, core.ledger, core.drainer, core.pager, tasks, joining)
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(workers, server)
     runner = RunnerServicer(
         core.desk, core.ledger, core.store, core.logs, core.metric_writer, core.exits
     )
@@ -851,6 +878,7 @@ def _deployment_parts(
         store=core.store,
         book=core.deployments,
         feed=core.feed,
+        authority=core.authority,
         desk=PredictionDesk(core.store.deployments, core.traces, append),
         grounds=grounds,
         new_uid=UidMaker(core.clock.time),
@@ -914,6 +942,12 @@ def _dialled(listen: Address, port: int) -> Address:
     """Where this machine reaches a port: a wildcard cannot be dialled or certified."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)
     return Address(host, port)
+
+
+def _named(listen: Address, port: int) -> Address:
+    """Where other machines may reach a port: a wildcard stands for this machine's name."""
+    wildcard = listen.host in ("0.0.0.0", "::")
+    return Address(socket.gethostname() if wildcard else listen.host, port)
 
 
 def _write_whole(path: Path, text: str) -> None:

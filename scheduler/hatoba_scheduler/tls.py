@@ -18,17 +18,14 @@ from pathlib import Path
 import grpc
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from hatoba_scheduler.auth.files import InsecureFile, read_secret, write_secret
+from hatoba_scheduler import certificates
+from hatoba_scheduler.auth.files import InsecureFile, read_secret
 from hatoba_scheduler.config import ConfigError, ServerConfig, TlsMode
 
-CA_LIFE = dt.timedelta(days=3650)
 SERVER_LIFE = dt.timedelta(days=90)
-# A machine whose clock is a little behind ours must not refuse a certificate made just now.
-_BACKDATE = dt.timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +98,12 @@ def _from_files(server: ServerConfig) -> Transport:
 
 
 def _automatic(server: ServerConfig, directory: Path, now: dt.datetime) -> Transport:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    ca_file, ca_key = directory / "ca.pem", directory / "ca.key"
+    ca = certificates.authority(directory, now)
     certificate, key = directory / "server.pem", directory / "server.key"
-    if not (ca_file.exists() and ca_key.exists()):
-        _write_pair(*_make_ca(now), ca_file, ca_key)
     names = _names(server)
-    if not _still_good(certificate, key, ca_file, names, now):
-        _write_pair(*_make_server(ca_file, ca_key, names, now), certificate, key)
-    return Transport(certificate, key, ca_file)
+    if not _still_good(certificate, key, ca.certificate, names, now):
+        certificates.write_pair(_make_server(ca, names, now), certificate, key)
+    return Transport(certificate, key, directory / "ca.pem")
 
 
 def _names(server: ServerConfig) -> list[str]:
@@ -122,13 +116,12 @@ def _names(server: ServerConfig) -> list[str]:
 
 
 def _still_good(
-    certificate: Path, key: Path, ca_file: Path, names: Sequence[str], now: dt.datetime
+    certificate: Path, key: Path, issuer: x509.Certificate, names: Sequence[str], now: dt.datetime
 ) -> bool:
     """Whether a stored certificate has a third of its life left, all names, and today's issuer."""
     if not (certificate.exists() and key.exists()):
         return False
     leaf = x509.load_pem_x509_certificate(certificate.read_bytes())
-    issuer = x509.load_pem_x509_certificate(ca_file.read_bytes())
     life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
     if leaf.not_valid_after_utc - now < life / 3:
         return False
@@ -139,76 +132,18 @@ def _still_good(
 
 
 def _alternative_names(certificate: x509.Certificate) -> set[str]:
-    extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    extension = certificates.alternative_names(certificate)
     addresses = map(str, extension.get_values_for_type(x509.IPAddress))
     return {*extension.get_values_for_type(x509.DNSName), *addresses}
 
 
-Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
-
-
-def _make_ca(now: dt.datetime) -> Pair:
+def _make_server(
+    ca: certificates.Pair, names: Sequence[str], now: dt.datetime
+) -> certificates.Pair:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = _subject("Hatoba CA")
-    builder = _builder(name, name, key.public_key(), (now - _BACKDATE, now + CA_LIFE))
-    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-    builder = builder.add_extension(_usage(signs_certificates=True), critical=True)
-    return builder.sign(key, hashes.SHA256()), key
-
-
-def _make_server(ca_file: Path, ca_key: Path, names: Sequence[str], now: dt.datetime) -> Pair:
-    issuer = x509.load_pem_x509_certificate(ca_file.read_bytes())
-    issuer_key = serialization.load_pem_private_key(read_secret(ca_key), None)
-    assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
-    key = ec.generate_private_key(ec.SECP256R1())
-    until = min(now + SERVER_LIFE, issuer.not_valid_after_utc)
-    builder = _builder(
-        _subject("hatoba-server"), issuer.subject, key.public_key(), (now - _BACKDATE, until)
-    )
-    sans = x509.SubjectAlternativeName([_general_name(name) for name in names])
-    identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
-    builder = builder.add_extension(sans, critical=False)
-    builder = builder.add_extension(identifier, critical=False)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
-    builder = builder.add_extension(_usage(signs_certificates=False), critical=True)
-    purpose = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-    return builder.add_extension(purpose, critical=False).sign(issuer_key, hashes.SHA256()), key
-
-
-def _builder(
-    subject: x509.Name,
-    issuer: x509.Name,
-    public_key: ec.EllipticCurvePublicKey,
-    valid: tuple[dt.datetime, dt.datetime],
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(valid[0])
-        .not_valid_after(valid[1])
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not signs_certificates,
-        key_cert_sign=signs_certificates,
-        crl_sign=signs_certificates,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        encipher_only=False,
-        decipher_only=False,
-    )
-
-
-def _subject(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    proved = [_general_name(name) for name in names]
+    holder = certificates.Holder("hatoba-server", key.public_key(), proved, certificates.SERVER)
+    return certificates.Pair(certificates.signed(ca, holder, now, SERVER_LIFE), key)
 
 
 def _general_name(name: str) -> x509.GeneralName:
@@ -216,20 +151,6 @@ def _general_name(name: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
         return x509.DNSName(name)
-
-
-def _write_pair(
-    certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey, to: Path, key_to: Path
-) -> None:
-    pem = key.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
-    )
-    write_secret(key_to, pem)
-    write_secret(to, certificate.public_bytes(serialization.Encoding.PEM))
-    # Clients of other users of this machine read the authority's certificate, which is no secret.
-    to.chmod(0o644)
 
 
 def _public(key: object) -> bytes:

@@ -39,6 +39,7 @@ class ScriptedFeed(deployment_pb2_grpc.DeploymentServiceServicer):
     WatchDeployment: Any = _absent
     TailReplicaLogs: Any = _absent
     ExplainPrediction: Any = _absent
+    SignRouter: Any = _absent
 
     def __init__(self) -> None:
         self.port = 0

@@ -92,6 +92,10 @@ class ScriptedServer(
     GetHost: Any = _absent
     CordonHost: Any = _absent
     DeclareHostGone: Any = _absent
+    RemoveHost: Any = _absent
+    CreateJoinToken: Any = _absent
+    JoinHost: Any = _absent
+    RenewHost: Any = _absent
     CollectGarbage: Any = _absent
     ConfirmChunks: Any = _absent
     DownloadManifest: Any = _absent

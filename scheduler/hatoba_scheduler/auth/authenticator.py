@@ -14,6 +14,7 @@ from hatoba_scheduler.errors import NotFound, Reason, Resource, Unauthenticated
 from hatoba_scheduler.whole import whole
 
 _SCHEME = "bearer "
+_PREFIX = 3
 
 
 class TokenStore(Protocol):
@@ -37,10 +38,19 @@ class Authenticator:
         self._records: dict[str, TokenRecord] = {}
         self._watchers: dict[str, set[Callable[[], None]]] = {}
         self._followers: set[Callable[[], None]] = set()
+        self._identities: dict[str, str] = {}
+        self._others: dict[str, Callable[[str], TokenRecord]] = {}
+
+    def accept(self, prefix: str, authenticate: Callable[[str], TokenRecord]) -> None:
+        """Have texts with this prefix of three characters, which are no tokens of the store, looked
+        at by `authenticate`; it raises Unauthenticated."""
+        self._others[prefix] = authenticate
 
     async def load(self) -> None:
         """Read every token from the store; before the first call is answered."""
         self._records = {record.id: record for record in await self._store.tokens()}
+        for record in self._records.values():
+            self._note_identity(record)
 
     @property
     def records(self) -> Sequence[TokenRecord]:
@@ -54,6 +64,14 @@ class Authenticator:
         if authorization[: len(_SCHEME)].lower() != _SCHEME:
             raise _malformed()
         text = authorization[len(_SCHEME) :].strip()
+        other = self._others.get(text[:_PREFIX])
+        if other is not None:
+            record = other(text)
+            self.verify(record)
+            return record
+        return self._stored(text)
+
+    def _stored(self, text: str) -> TokenRecord:
         record = self._records.get(tokens.id_part(text))
         if record is None or not hmac.compare_digest(record.sha256, tokens.digest(text)):
             raise _unknown() if tokens.token_id(text) else _malformed()
@@ -108,10 +126,12 @@ class Authenticator:
         ttl: Micros = 0,
         created_by: str = "",
         deployment: str = "",
+        host: str = "",
     ) -> tuple[TokenRecord, str]:
         """Make and store a token; the text is in the result and nowhere else. `ttl` 0: no end.
 
-        `deployment` is the one that it opens for predictions (resource name).
+        `deployment` is the one that it opens for predictions (resource name), `host` the one that
+        it makes a machine.
         """
         identity, text = tokens.mint()
         now = self._clock()
@@ -124,9 +144,39 @@ class Authenticator:
             expire_time=now + ttl if ttl else 0,
             created_by=created_by,
             deployment=deployment,
+            host=host,
         )
         await whole(self._put(record))
         return record, text
+
+    async def use(self, record: TokenRecord, key: str, host: str) -> None:
+        """Let a join token be the identity of a host from now on, without an end, for one key (its
+        digest); another machine that was this host is it no more.
+
+        Durable when it returns; again with the same key is the same as once. Calls must not
+        overlap. Raises Unauthenticated for another key.
+        """
+        self.verify(record)
+        current = self._records[record.id]
+        if current.used_by == key:
+            return
+        if current.used_by:
+            why = "the join token was used by another machine"
+            raise _refused(Reason.TOKEN_USED, why, "make another: `hatoba hosts add`")
+        if former := self.identity_of(host):
+            await self.revoke(former)
+        used = replace(current, used_by=key, host=host, principal=f"hosts/{host}", expire_time=0)
+        await whole(self._put(used))
+
+    def identity_of(self, host: str) -> str:
+        """Id of the token by which a host is known; empty: it has not joined, or was removed."""
+        return self._identities.get(host, "")
+
+    def _note_identity(self, record: TokenRecord) -> None:
+        if record.used_by and not record.revoked:
+            self._identities[record.host] = record.id
+        elif self._identities.get(record.host) == record.id:
+            del self._identities[record.host]
 
     async def revoke(self, identity: str) -> TokenRecord:
         """End a token and the streams opened with it; twice is the same as once."""
@@ -142,6 +192,7 @@ class Authenticator:
     async def _put(self, record: TokenRecord) -> None:
         await self._store.put_token(record)
         self._records[record.id] = record
+        self._note_identity(record)
         if record.revoked:
             for notify in tuple(self._watchers.get(record.id, ())):
                 notify()

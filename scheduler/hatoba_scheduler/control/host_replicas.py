@@ -149,6 +149,11 @@ class HostReplicas:
         self._hosts[host] = _OfHost(told=True)
         self.touch(host)
 
+    def forget(self, host: str) -> None:
+        """A host was removed."""
+        self._hosts.pop(host, None)
+        self.touch(host)
+
     def touch(self, host: str) -> None:
         """Something of a host changed that its replicas depend on."""
         for watcher in self._watchers:

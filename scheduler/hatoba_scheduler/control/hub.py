@@ -639,6 +639,34 @@ class Hub:
 
         return await self._changed(name, change)
 
+    async def remove(self, name: str) -> Host:
+        """Forget a host. Raises NotFound, and FailedPrecondition while it has or may have work."""
+        host = self.host(name)
+        async with self._writing[name]:
+            self.check_idle(host)
+            session = self._sessions.pop(name, None)
+            if session is not None:
+                session.close()
+                self._answer_none(session)
+            await self._store.delete_host(name)
+            self._hosts.pop(name, None)
+        self._replicas.forget(name)
+        self._publish_room()
+        self._publish(Gap(name))
+        return host
+
+    def check_idle(self, host: Host) -> None:
+        """Raise FailedPrecondition for a host that has work, or may get some by an order."""
+        if host.embedded:
+            raise FailedPrecondition(f"host {host.name!r} is this server's own")
+        held, attempts = self.held_of(host.name)
+        if attempts or held != Resources() or self._replicas.of(host.name):
+            raise FailedPrecondition(
+                f"host {host.name!r} still has work; `hatoba hosts drain` it first, or, when the "
+                "machine is gone for good, `hatoba hosts declare-gone` it",
+                reason=Reason.NOT_EMPTY,
+            )
+
     async def _changed(self, name: str, change: Callable[[Host], Host]) -> Host:
         hit("host.cordon.before")
         host = await self._write(name, change)

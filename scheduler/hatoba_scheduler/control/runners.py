@@ -320,6 +320,13 @@ class RunnerDesk:
         """Whether the attempt is its task's newest and in memory."""
         return self._ledger.find_attempt(name) is not None
 
+    def host_of(self, name: str) -> str:
+        """The host that an attempt in memory was sent to; empty: none, or not in memory."""
+        where = self._ledger.find_attempt(name)
+        rows = self._ledger.rows(where[0]) if where else None
+        attempt = rows.attempts.get(where[1]) if rows and where else None
+        return attempt.host if attempt is not None and attempt.name == name else ""
+
     def _outcome(self, view: View, request: runner_pb2.CommitAttemptRequest) -> Outcome:
         usage = usage_of(request.usage)
         ending = Ending(

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from hatoba.v1 import deployment_pb2, deployment_pb2_grpc
 from hatoba_plugins.backend import Clock
 from hatoba_plugins.errors import BackendError, Unsupported
+from hatoba_scheduler.auth.authority import Authority, read_request
 from hatoba_scheduler.control.deployables import Deployable, ServingGrounds, deployable, problems
 from hatoba_scheduler.control.deployments import DeploymentBook, Live
 from hatoba_scheduler.control.predictions import PredictionDesk
@@ -84,6 +85,7 @@ class DeploymentParts:
     store: Store
     book: DeploymentBook
     feed: RouteFeed
+    authority: Authority
     desk: PredictionDesk
     grounds: Callable[[], ServingGrounds]
     new_uid: Callable[[], str]
@@ -502,6 +504,14 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         return deployment_pb2.ReportPredictionsResponse(
             refused=await self._parts.desk.take(request)
         )
+
+    async def SignRouter(
+        self, request: deployment_pb2.SignRouterRequest, context: Context
+    ) -> deployment_pb2.RouterCertificate:
+        """A certificate by which replicas know a router."""
+        authority, csr = self._parts.authority, read_request(request.csr, "csr")
+        certificate = authority.sign_router(csr, current_call().principal)
+        return deployment_pb2.RouterCertificate(certificate=certificate, authority=authority.pem)
 
     async def ExplainPrediction(
         self, request: deployment_pb2.ExplainPredictionRequest, context: Context

@@ -30,6 +30,7 @@ from hatoba_scheduler.errors import InvalidArgument
 from hatoba_scheduler.failpoints import hit
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.cordons import check_drain
+from hatoba_scheduler.services.joining import Joining
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.telemetry.trace_store import TraceStore
 
@@ -45,6 +46,8 @@ _EXITS = {
 }
 _ANSWERED = frozenset({"claim", "started", "commit", "gone", "heartbeat", "checkpoint", "metrics"})
 """What a worker says of attempts, and says again on its next stream."""
+_OF_ATTEMPT = _ANSWERED - {"gone"}
+"""Of these only what was sent to the host that says it is listened to."""
 log = structlog.get_logger(__name__)
 
 
@@ -71,7 +74,9 @@ class WorkerItems:
         if self._hub.restored and kind in _ANSWERED:
             # Said again on the stream that follows the adoption, by when it has an answer.
             return
-        if kind == "claim":
+        if kind in _OF_ATTEMPT and self._foreign(session, getattr(item, kind).attempt):
+            self._refuse_foreign(session, item)
+        elif kind == "claim":
             self._reply(session, self._desk.claim(item.claim), lambda r: Item(claimed=r))
         elif kind == "started":
             self._started(session, item.started)
@@ -92,6 +97,19 @@ class WorkerItems:
             await self._held(session, item.held)
         else:
             self._of_host(session, item)
+
+    def _foreign(self, session: Session, attempt: str) -> bool:
+        """Whether an attempt was sent to another host than the one that speaks."""
+        return self._desk.host_of(attempt) not in ("", session.hello.host)
+
+    def _refuse_foreign(self, session: Session, item: worker_pb2.WorkerItem) -> None:
+        kind = item.WhichOneof("item")
+        attempt = getattr(item, str(kind)).attempt
+        log.warning("host.foreign_attempt", host=session.hello.host, attempt=attempt, said=kind)
+        if kind == "claim":
+            verdict = runner_pb2.CLAIM_VERDICT_SUPERSEDED
+            claimed = runner_pb2.ClaimAttemptResponse(attempt=attempt, verdict=verdict)
+            session.send(Item(claimed=claimed))
 
     def _of_host(self, session: Session, item: worker_pb2.WorkerItem) -> None:
         kind = item.WhichOneof("item")
@@ -221,7 +239,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         drainer: Drainer,
         pager: Pager,
         tasks: asyncio.TaskGroup,
+        joining: Joining,
     ) -> None:
+        self._joining = joining
         self._clock = hub.clock
         self._rng = random.Random()
         self._hub = hub
@@ -240,7 +260,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         first = await anext(request_iterator, None)
         if first is None or not first.items or first.items[0].WhichOneof("item") != "hello":
             raise InvalidArgument("a worker's stream begins with hello")
-        session = await self._hub.open(first.items[0].hello)
+        hello = first.items[0].hello
+        self._joining.check_speaker(hello.host)
+        session = await self._hub.open(hello)
         reader = self._tasks.create_task(
             self._read(session, first, request_iterator), name=f"worker:{session.hello.host}"
         )
@@ -275,7 +297,9 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     # -- operators ------------------------------------------------------------------------------
 
     def _message(self, host: Host) -> worker_pb2.Host:
-        return host_to_proto(host, self._hub.reachable(host.name), self._hub.held_of(host.name))
+        out = host_to_proto(host, self._hub.reachable(host.name), self._hub.held_of(host.name))
+        out.joined = self._joining.has_joined(host.name)
+        return out
 
     async def ListHosts(
         self, request: worker_pb2.ListHostsRequest, context: Context
@@ -317,6 +341,32 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         log.warning("host.declared_gone", host=host.name, reason=request.reason)
         await self._lose_all(host.name, request.reason)
         return self._message(host)
+
+    async def RemoveHost(
+        self, request: worker_pb2.RemoveHostRequest, context: Context
+    ) -> worker_pb2.Host:
+        """Forget a host, and refuse its certificates."""
+        name = _bare(request.name)
+        host = await self._joining.remove(name)
+        return self._message(host) if host else worker_pb2.Host(name=f"hosts/{name}")
+
+    async def CreateJoinToken(
+        self, request: worker_pb2.CreateJoinTokenRequest, context: Context
+    ) -> worker_pb2.JoinToken:
+        """A token with which one machine becomes a host."""
+        return await self._joining.create_token(request)
+
+    async def JoinHost(
+        self, request: worker_pb2.JoinHostRequest, context: Context
+    ) -> worker_pb2.HostCertificates:
+        """Make the caller's machine a host."""
+        return await self._joining.join(request)
+
+    async def RenewHost(
+        self, request: worker_pb2.RenewHostRequest, context: Context
+    ) -> worker_pb2.HostCertificates:
+        """New certificates for the host that calls."""
+        return await self._joining.renew(request)
 
     async def _lose_all(self, host: str, reason: str) -> None:
         """End what was on a host, before its backend finds it gone and knows no reason."""

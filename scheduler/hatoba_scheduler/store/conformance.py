@@ -1115,7 +1115,6 @@ class StoreConformance:
             True,
             "broken fan",
             78,
-            "0123456789ab",
         )
         plain = Host("a", "", "", Resources(), (), (), (), "", False)
         await store.put_host(host)

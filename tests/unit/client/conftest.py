@@ -536,6 +536,25 @@ class FakeWorkers(worker_pb2_grpc.WorkerServiceServicer):
             request, context, worker_pb2.Host(name=request.name, declared_gone=True)
         )
 
+    def RemoveHost(
+        self, request: worker_pb2.RemoveHostRequest, context: Context
+    ) -> worker_pb2.Host:
+        return self.fake.reply(request, context, worker_pb2.Host(name=request.name))
+
+    def CreateJoinToken(
+        self, request: worker_pb2.CreateJoinTokenRequest, context: Context
+    ) -> worker_pb2.JoinToken:
+        made = worker_pb2.JoinToken(
+            name="tokens/0123456789ab",
+            secret="hb_0123456789ab_text.QUFB",
+            host=request.host,
+            address="hatoba.example.org:7420",
+        )
+        return self.fake.reply(request, context, made)
+
+    JoinHost: Any = None
+    RenewHost: Any = None
+
 
 class FakeArtifacts(artifact_pb2_grpc.ArtifactServiceServicer):
     """ArtifactService that keeps everything in memory."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from hatoba_scheduler import tls
+from hatoba_scheduler import certificates, tls
 from hatoba_scheduler.auth import InsecureFile
 from hatoba_scheduler.config import Address, ConfigError, ServerConfig, TlsMode
 
@@ -53,7 +53,7 @@ def test_an_authority_and_a_certificate_below_it_are_made(tmp_path: Path) -> Non
     issuer = x509.load_pem_x509_certificate(transport.ca_file.read_bytes())
     leaf = _leaf(transport)
     leaf.verify_directly_issued_by(issuer)
-    assert issuer.not_valid_after_utc - NOW == tls.CA_LIFE
+    assert issuer.not_valid_after_utc - NOW == certificates.AUTHORITY_LIFE
     assert leaf.not_valid_after_utc - NOW == tls.SERVER_LIFE
     names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert {"hatoba.example.org", "localhost"} <= set(names.get_values_for_type(x509.DNSName))

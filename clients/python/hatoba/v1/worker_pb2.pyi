@@ -1185,7 +1185,7 @@ class CreateJoinTokenRequest(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     host: _builtins.str
-    """Name of the host that it makes, `hosts/NAME` or NAME; empty: the machine chooses one that is free."""
+    """Name of the host that it makes; empty: the machine chooses one that is free."""
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
         """How long it is good, a minute to seven days; unset: an hour."""

@@ -898,5 +898,7 @@ def token_row(token: TokenRecord) -> Row:
 
 def token_from(row: Row) -> TokenRecord:
     """The token of a row. Raises KeyError when it cannot be read."""
-    *known, revoked, creator, deployment, host, used_by = row
-    return TokenRecord(*known, _FLAGS[revoked], creator, deployment, host, used_by)
+    identity, sha256, principal, role, created, expires, revoked, *rest = row
+    return TokenRecord(
+        identity, sha256, principal, role, created, expires, _FLAGS[revoked], *map(str, rest)
+    )

@@ -1,4 +1,4 @@
--- A host that joined is known by a key; a token that makes a host is good for one key.
-ALTER TABLE hosts ADD COLUMN identity TEXT NOT NULL DEFAULT '';
+-- A token that made a machine a host is kept with the host and the key: certificates of that host are good as long
+-- as it is.
 ALTER TABLE tokens ADD COLUMN host TEXT NOT NULL DEFAULT '';
 ALTER TABLE tokens ADD COLUMN used_by TEXT NOT NULL DEFAULT '';

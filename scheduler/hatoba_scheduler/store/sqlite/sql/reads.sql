@@ -79,7 +79,7 @@ FROM queues;
 
 -- name: hosts
 SELECT name, boot_id, keeper, capacity, gpus, labels, secrets, version, embedded, cordoned,
-    declared_gone, last_seen, address, draining, cordon_reason, quarantined_until, identity
+    declared_gone, last_seen, address, draining, cordon_reason, quarantined_until
 FROM hosts ORDER BY name;
 
 -- name: backends

@@ -176,8 +176,8 @@ DELETE FROM queues WHERE project = ? AND name = ?;
 -- name: put_host
 INSERT OR REPLACE INTO hosts (
     name, boot_id, keeper, capacity, gpus, labels, secrets, version, embedded, cordoned,
-    declared_gone, last_seen, address, draining, cordon_reason, quarantined_until, identity
-) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+    declared_gone, last_seen, address, draining, cordon_reason, quarantined_until
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: delete_host
 DELETE FROM hosts WHERE name = ?;
