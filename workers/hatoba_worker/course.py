@@ -77,6 +77,12 @@ class Course:
         else:
             await self.follow(attempt)
 
+    async def resume(self, attempt: Attempt) -> None:
+        """From the command that an earlier worker began to the end."""
+        self._parts.shipper.follow(attempt, ("stdout", "stderr", "build"), known=False)
+        self._parts.reporter.resume(attempt)
+        await self.follow(attempt)
+
     async def follow(self, attempt: Attempt) -> None:
         """From the running command to the end."""
         parts = self._parts

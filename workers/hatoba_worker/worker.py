@@ -233,9 +233,7 @@ class Worker:
             self._go(attempt, self._course.discard)
         elif status is not None and status.failed is None:
             attempt.granted = True
-            self._shipper.follow(attempt, ("stdout", "stderr", "build"), known=False)
-            self._reporter.resume(attempt)
-            self._go(attempt, self._course.follow)
+            self._go(attempt, self._course.resume)
         elif self._rebooted:
             attempt.is_gone.set()
             self._go(attempt, self._course.lose)
