@@ -15,6 +15,13 @@ from hatoba_plugins.values import LaunchRequest, RevisionTarget, Target
 
 CLAIM_REFUSED = 83
 """Exit code of a runner whose claim was refused: it says nothing of the one that was granted."""
+OWN_CODES = {
+    78: "Its runner's settings are wrong; its log names the variable.",
+    84: "The command ended well, and its runner could not bring that out.",
+    85: "Its runner did not reach the server in time; is `server.advertise` right?",
+    86: "Its runner could not bring in what it needs, nor say so.",
+}
+"""A runner's own exit codes, and what they mean where nothing was committed."""
 
 
 def runner_environment(ctx: BackendContext, request: LaunchRequest) -> dict[str, str]:

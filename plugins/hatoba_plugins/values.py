@@ -162,6 +162,8 @@ class Observation:
     """False: it cannot be reached now; says nothing about how it is."""
     runner_gone: bool = False
     """With ENDED: its runner is proven gone as well, so that no commit of it will come."""
+    run: str = ""
+    """Which of the platform's runs of it this is about, as its runner knows it (`hatoba.runs`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,10 @@ class Reason(enum.StrEnum):
     )
     NOT_YOUR_HOST = "NOT_YOUR_HOST", "The caller speaks for another host than the one it named."
     ROLE_INSUFFICIENT = "ROLE_INSUFFICIENT", "The token's role does not allow the method."
+    OUT_OF_SCOPE = (
+        "OUT_OF_SCOPE",
+        "A runner's credential opens its own attempt while that is current, and nothing else.",
+    )
     DEADLINE_TOO_SHORT = "DEADLINE_TOO_SHORT", "Too little time was left to begin."
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED", "The call did not end in the time it had."
     UNKNOWN_METHOD = "UNKNOWN_METHOD", "This server has no such method."

@@ -35,11 +35,18 @@ from store_faults import Script, disk_error, disk_full
 from hatoba.v1 import runner_pb2, worker_pb2
 from hatoba_plugins import errors
 from hatoba_plugins.values import Exit, ExitKind, Observation, Phase
+from hatoba_scheduler.control.awaited_ends import AwaitedEnds, Place
 from hatoba_scheduler.control.events import EventLog
+from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.ids import UidMaker
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.logged_models import LoggedModels
-from hatoba_scheduler.control.observe import observation_step, of_attempt, refused_step
+from hatoba_scheduler.control.observe import (
+    Grounds,
+    observation_step,
+    of_attempt,
+    refused_step,
+)
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain.naming import attempt_name
@@ -112,6 +119,8 @@ class StoredHistories(RuleBasedStateMachine):
         self.script = Script()
         self.micros = START
         self.rng = random.Random(7)
+        ends = AwaitedEnds(self, Place.HOST, lambda _: -1.0)
+        self.grounds = Grounds(self.rng, ends, Exits(self))
         self.numbers = itertools.count(1)
         self.acknowledged: dict[str, int] = {}
         """Versions of jobs that somebody was told are stored."""
@@ -476,7 +485,7 @@ class StoredHistories(RuleBasedStateMachine):
         return self.say(attempt.job_uid, attempt.index, attempt.name, seen)
 
     def say(self, uid: str, index: int, name: str, seen: Observation) -> Awaitable[Any]:
-        step = observation_step(seen, self.now(), self.rng)
+        step = observation_step(seen, self.now(), self.grounds)
         return self.ledger.ask(uid, of_attempt(index, name, step))
 
     def old_word(self, word: Word) -> Awaitable[Any] | None:

@@ -115,6 +115,8 @@ class BackendLoop:
 
     def _note(self, attempt: Attempt) -> None:
         self._keep(attempt)
+        if attempt.state.terminal:
+            self._instance.ends.forget(attempt.name)
         self._ender.note(attempt)
         self._recalls.note(attempt)
 
@@ -153,6 +155,7 @@ class BackendLoop:
                 self._launcher.look_up_forever,
                 self._observer.watch_forever,
                 self._observer.observe_forever,
+                self._observer.observe_ends_forever,
                 self._ender.stop_forever,
                 self._ender.release_forever,
                 self._recalls.recall_forever,

@@ -12,9 +12,11 @@ import structlog
 
 from hatoba_plugins.backend import Backend, Clock, JobBackend
 from hatoba_plugins.values import Observation
+from hatoba_scheduler.control.awaited_ends import AwaitedEnds, Place
 from hatoba_scheduler.control.calls import Calls, CallSettings
+from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.ledger import Answer, Ledger
-from hatoba_scheduler.control.observe import Step, observation_step, of_attempt
+from hatoba_scheduler.control.observe import Grounds, Step, observation_step, of_attempt
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.planning.model import BackendSettings
@@ -29,6 +31,18 @@ GROUP = 100
 AGAIN = 1.0
 """Seconds until something that went wrong is tried again."""
 DescribePools = Callable[[str, Sequence[PoolRoom]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What goes between backends and runners in pods and images."""
+
+    exits: Exits
+    """How containers ended, for runners that cannot see it."""
+    heard: Callable[[str], float]
+    """When an attempt's runner was heard of last, in monotonic seconds; below 0: never."""
+    credential: Callable[[Attempt], str]
+    """With which an attempt's runner may claim it; always the same for an attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,8 @@ class LoopContext:
     """Takes whether a backend may be given work now, and how much."""
     most_memory: Callable[[Job], int] = lambda _: 0
     """Bytes of the largest place where a job may go."""
+    elsewhere: Elsewhere | None = None
+    """What runners in pods and images need; without it there are none."""
 
 
 class Instance:
@@ -63,6 +79,14 @@ class Instance:
         self.ctx = ctx
         self.clock = ctx.clock
         self.calls = Calls(ctx.clock, settings)
+        others = ctx.elsewhere or Elsewhere(Exits(ctx.clock), lambda _: -1.0, lambda _: "")
+        self.ends = AwaitedEnds(ctx.clock, Place(backend.capabilities().runner), others.heard)
+        self._grounds = Grounds(ctx.rng, self.ends, others.exits, ctx.most_memory)
+        self._credential = others.credential
+
+    def credential(self, attempt: Attempt) -> str:
+        """What an attempt's runner claims it with, where no host vouches for it."""
+        return self._credential(attempt) if self.ends.elsewhere else ""
 
     def now(self) -> Now:
         """The time of a decision."""
@@ -81,7 +105,7 @@ class Instance:
 
     def seen(self, seen: Observation, now: Now) -> Step:
         """What an observation decides."""
-        return observation_step(seen, now, self.ctx.rng, self.ctx.most_memory)
+        return observation_step(seen, now, self._grounds)
 
     def request(self, name: str, step: Step, told: Callable[[Answer], None]) -> None:
         """Have a decision on an attempt taken, as `Ledger.request`; nothing when it is not its

@@ -55,9 +55,9 @@ def _filled(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
 
 
 def launch_request(
-    job: Job, attempt: Attempt, spec: job_pb2.JobSpec, cluster_id: str
+    job: Job, attempt: Attempt, spec: job_pb2.JobSpec, cluster_id: str, credential: str = ""
 ) -> LaunchRequest:
-    """What the backend is asked for one attempt."""
+    """What the backend is asked for one attempt; its runner, if any, claims with `credential`."""
     return LaunchRequest(
         name=attempt.name,
         fence=attempt.fence,
@@ -78,6 +78,7 @@ def launch_request(
         gang_size=job.size if job.terms.gang else 0,
         generation=attempt.generation,
         stop_after=job.terms.stop_after,
+        credential=credential,
     )
 
 

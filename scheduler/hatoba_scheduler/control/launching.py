@@ -105,7 +105,13 @@ class Launcher:
         ctx = self._instance.ctx
         specs = await ctx.specs.get([rows.job.uid for rows, _ in members])
         return tuple(
-            launch_request(rows.job, attempt, specs[rows.job.uid], ctx.cluster_id)
+            launch_request(
+                rows.job,
+                attempt,
+                specs[rows.job.uid],
+                ctx.cluster_id,
+                self._instance.credential(attempt),
+            )
             for rows, attempt in members
             if rows.job.uid in specs
         )

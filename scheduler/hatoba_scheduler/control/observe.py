@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hatoba.runs import same_run
 from hatoba_plugins import errors
+from hatoba_plugins.runner import OWN_CODES
 from hatoba_plugins.values import Exit, Handle, Launched, Observation, Phase
 from hatoba_plugins.values import ExitKind as Told
 from hatoba_scheduler.control.awaited_ends import AwaitedEnds, Bearing, of_others, refused
@@ -191,7 +192,7 @@ def _seen_ended(view: View, seen: Observation, now: Now, grounds: Grounds) -> Ch
 
 
 def _ended(view: View, seen: Observation, now: Now, grounds: Grounds) -> Change | None:
-    state, cause = _verdict(view.attempt, seen)
+    state, cause = _verdict(view.attempt, seen, grounds.ends)
     gone = not seen.exists
     if cause is None:
         return ended(view, Outcome(state, None, gone=gone), now)
@@ -200,7 +201,9 @@ def _ended(view: View, seen: Observation, now: Now, grounds: Grounds) -> Change 
     return ended(view, Outcome(state, cause, wait=wait, gone=gone, most_memory=most), now)
 
 
-def _verdict(attempt: Attempt, seen: Observation) -> tuple[AttemptState, Cause | None]:
+def _verdict(
+    attempt: Attempt, seen: Observation, ends: AwaitedEnds
+) -> tuple[AttemptState, Cause | None]:
     ending = _ending(seen)
     if attempt.fenced and refused(seen) and not same_run(attempt.nonce, seen.run):
         return AttemptState.LOST, causes.lost("Its runner was refused, and no other is there.")
@@ -208,6 +211,9 @@ def _verdict(attempt: Attempt, seen: Observation) -> tuple[AttemptState, Cause |
         return AttemptState.LOST, causes.lost(
             "The command exited 0 and its runner never committed.", CauseCode.NOT_COMMITTED
         )
+    told = OWN_CODES.get(ending.code) if ending.kind is ExitKind.EXITED else None
+    if told and attempt.fenced and ends.elsewhere:
+        return AttemptState.LOST, causes.lost(told, CauseCode.NOT_COMMITTED)
     return causes.judge(ending)
 
 

@@ -48,6 +48,7 @@ from hatoba_scheduler.domain.transitions import (
     View,
     checkpointed,
     claimed,
+    reachability,
     released,
     running,
     used,
@@ -89,6 +90,7 @@ class RunnerDesk:
         self._clock = clock
         self._rng = rng
         self._progress: dict[tuple[str, int], Progress] = {}
+        self._heard: dict[str, float] = {}
 
     def _now(self) -> Now:
         return Now(round(self._clock.time() * 1e6), "runner")
@@ -120,9 +122,20 @@ class RunnerDesk:
         """The newest progress that a task told of; lost with a restart, told again soon."""
         return self._progress.get((job_uid, index))
 
+    def heard(self, name: str) -> float:
+        """When a live attempt's runner claimed or sent a heartbeat last, in monotonic seconds.
+
+        Below 0: not since our start.
+        """
+        return self._heard.get(name, -1.0)
+
     def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
-        """Forget what former attempts told of progress; a listener of the ledger."""
+        """Forget what former attempts told of; a listener of the ledger."""
         self._gangs.on_commit(commits)
+        for commit in commits:
+            for attempt, _ in commit.change.attempts:
+                if attempt.state.terminal:
+                    self._heard.pop(attempt.name, None)
         for event in events:
             if event.index is not None and (event.terminal or event.reason == "launch"):
                 self._progress.pop((event.job_uid, event.index), None)
@@ -140,6 +153,7 @@ class RunnerDesk:
             reply.verdict = verdict(view, request.fence, request.nonce)
             if reply.verdict != GRANTED:
                 return None
+            self._heard[request.attempt] = self._clock.monotonic()
             if view.task.checkpoint is not None:
                 reply.checkpoint.CopyFrom(checkpoint_to_proto(view.task.checkpoint))
             if view.job.terms.gang:
@@ -170,15 +184,21 @@ class RunnerDesk:
             attempt=request.attempt, order=self._to(request.attempt)
         )
         usage = usage_of(request.usage) if request.HasField("usage") else None
+        start = micros(request.start_time)
 
         def step(view: View) -> Change | None:
             if view.attempt.fence != request.fence or view.attempt.state.terminal:
                 order.order = runner_pb2.RUNNER_ORDER_STOP
                 return None
+            self._heard[request.attempt] = self._clock.monotonic()
             if request.HasField("progress"):
                 key = (view.job.uid, view.task.index)
                 self._progress[key] = progress_of(request.progress)
             fill_order(order, view.job.stop_grace, view.attempt, self._now().time)
+            if start and (begun := running(view, start, "", self._now())):
+                return begun
+            if view.attempt.unknown_since:
+                return reachability(view, reachable=True, now=self._now())
             return used(view, usage) if usage else None
 
         return _then(self._ask(request.attempt, step), lambda _: order)
@@ -342,6 +362,7 @@ class RunnerDesk:
             state,
             cause,
             wait=back_off(view.job, view.task, self._rng),
+            start=micros(request.start_time),
             end=micros(request.end_time),
             usage=usage,
             outputs=manifest_of(request.outputs) if request.outputs.digest else None,

@@ -91,6 +91,7 @@ class Observer:
             log.warning("observation.not_stored", backend=name, error=repr(answer))
 
     def _seen(self, seen: Observation) -> Step | None:
+        self._instance.ends.saw(seen)
         if self._launcher.stores(seen):
             return None
         for _, attempt in self._instance.current((seen.name,)):
@@ -110,6 +111,11 @@ class Observer:
             await self.observe_all()
             await self._instance.clock.sleep(OBSERVE_AGAIN)
 
+    async def observe_ends_forever(self) -> None:
+        """Look anew at ends whose runners have had their time to commit."""
+        while True:
+            await self._observe(await self._instance.ends.due(GROUP))
+
     async def observe_all(self, pool: str = "") -> None:
         """Ask after everything that is there (of one pool, or of all)."""
         names = [attempt.name for attempt in self._held(pool) if _may_be_seen(attempt)]
@@ -118,6 +124,8 @@ class Observer:
 
     async def _observe(self, names: Sequence[str]) -> None:
         refs = [ref_of(attempt) for _, attempt in self._instance.current(names)]
+        if not refs:
+            return
 
         async def made() -> list[Observation]:
             hit("observe.call.before")

@@ -461,6 +461,8 @@ class Outcome:
     """False: nobody's budget pays (no capacity, throttled)."""
     most_memory: int = 0
     """Bytes of the largest place known: a retry never asks for more; 0: none is known."""
+    start: Micros = 0
+    """When the user's code began, where nobody had told before."""
 
 
 def ended(view: View, outcome: Outcome, now: Now) -> Change | None:
@@ -488,6 +490,7 @@ def over(attempt: Attempt, outcome: Outcome, now: Now) -> Attempt:
         state=outcome.state,
         version=attempt.version + 1,
         cause=outcome.cause,
+        start_time=attempt.start_time or outcome.start,
         end_time=outcome.end or now.time,
         release=Release.RELEASED if outcome.gone else Release.RELEASING,
         usage=_usage(attempt.usage, outcome.usage),

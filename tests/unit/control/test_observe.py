@@ -9,8 +9,12 @@ import pytest
 from domain_rows import CANCEL, NOW, after, intent, launched_rows, new_job, rows_of, view_of
 
 from hatoba_plugins import errors
+from hatoba_plugins.clock import FakeClock
 from hatoba_plugins.values import Exit, ExitKind, Handle, Launched, Observation, Phase
+from hatoba_scheduler.control.awaited_ends import AwaitedEnds, Place
+from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.observe import (
+    Grounds,
     Step,
     handle_step,
     launched_step,
@@ -26,13 +30,14 @@ from hatoba_scheduler.domain.transitions import Rows, cancel, launch
 
 J = JobState
 A = AttemptState
-RNG = random.Random(1)
+CLOCK = FakeClock()
+GROUNDS = Grounds(random.Random(1), AwaitedEnds(CLOCK, Place.HOST, lambda _: -1.0), Exits(CLOCK))
 HANDLE = Handle(1, "x")
 
 
 def seen(phase: Phase, *, exists: bool = True, reachable: bool = True, code: int = 0) -> Step:
     told = Exit(ExitKind.EXITED, code) if phase is Phase.ENDED else None
-    return observation_step(Observation("a", phase, exists, told, "", reachable), NOW, RNG)
+    return observation_step(Observation("a", phase, exists, told, "", reachable), NOW, GROUNDS)
 
 
 def told(rows: Rows, *steps: Step) -> Rows:
@@ -106,7 +111,7 @@ def launched(phase: Phase | None, *, exists: bool = False, code: int = 0) -> Ste
     exit = Exit(ExitKind.EXITED, code) if phase is Phase.ENDED else None
     sight = None if phase is None else Observation("a", phase, exists, exit)
     told = Launched("a", HANDLE, phase, sight)
-    return launched_step(told, lambda one, now: observation_step(one, now, RNG), NOW)
+    return launched_step(told, lambda one, now: observation_step(one, now, GROUNDS), NOW)
 
 
 def test_what_a_launch_saw_is_taken_with_its_handle(rows: Rows) -> None:
