@@ -125,8 +125,12 @@ class ScriptedServer(
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, self._server)
         runner_pb2_grpc.add_RunnerServiceServicer_to_server(self, self._server)
         artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(self, self._server)
+        self.register(self._server)
         self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
         await self._server.start()
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Answer other services too; a subclass does."""
 
     async def stop(self) -> None:
         """End all calls at once, as a server does that is killed."""

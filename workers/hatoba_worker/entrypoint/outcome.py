@@ -1,0 +1,22 @@
+"""From how a runner's way ended to an exit code, and the words for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hatoba_worker.entrypoint import codes
+from hatoba_worker.entrypoint.calls import Denied
+from hatoba_worker.entrypoint.claims import Refused, Unreached
+from hatoba_worker.entrypoint.main import say
+
+
+def outcome(way: Callable[[], int]) -> int:
+    """The exit code of a whole way; what ended it before there was anything is said."""
+    try:
+        return way()
+    except Refused as error:
+        return say(codes.REFUSED, f"this runner may not run the attempt: {error}")
+    except Denied as error:
+        return say(codes.SETTINGS, f"the credential does not open the claim: {error}")
+    except Unreached as error:
+        return say(codes.UNREACHED, f"the server was not reached: {error}; see server.advertise")
