@@ -113,7 +113,7 @@ from hatoba_scheduler.control.webhooks import Webhooks
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.blame import Blame
 from hatoba_scheduler.domain.planning.model import PlannerRules
-from hatoba_scheduler.domain.records import BackendNote
+from hatoba_scheduler.domain.records import Attempt, BackendNote
 from hatoba_scheduler.domain.states import Release
 from hatoba_scheduler.interceptors import (
     Admission,
@@ -251,7 +251,7 @@ class Core:
     quarantine: Quarantine = field(init=False)
 
     def __post_init__(self) -> None:
-        self.disconnects = Disconnects(self.ledger, self.clock, random.Random())
+        self.disconnects = Disconnects(self.ledger, self.clock, random.Random(), self._recall)
         self.quarantine = Quarantine(self.ledger, self.hub, self.clock, Blame())
         self.drainer = Drainer(self.ledger, self.clock, lambda: self.activity.live)
         self.backend_book = BackendBook(self.store, self.drainer, self.loops)
@@ -259,6 +259,10 @@ class Core:
     def now(self) -> int:
         """Microseconds since 1970."""
         return round(self.clock.time() * 1e6)
+
+    def _recall(self, attempt: Attempt) -> None:
+        if (loop := self.loops.get(attempt.backend)) is not None:
+            loop.recall(attempt)
 
 
 async def serve(options: ServeOptions) -> None:

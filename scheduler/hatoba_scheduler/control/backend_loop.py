@@ -18,7 +18,7 @@ import structlog
 from hatoba_plugins.backend import Backend
 from hatoba_plugins.values import Health
 from hatoba_scheduler.control.calls import Calls, CallSettings
-from hatoba_scheduler.control.disconnects import Recalls
+from hatoba_scheduler.control.disconnects import Recalls, was_lost
 from hatoba_scheduler.control.ending import Ender
 from hatoba_scheduler.control.instance import AGAIN, Instance, LoopContext
 from hatoba_scheduler.control.launching import Launcher
@@ -92,6 +92,10 @@ class BackendLoop:
         """Take over a committed intent."""
         self._launcher.launch(attempt.name)
 
+    def recall(self, attempt: Attempt) -> None:
+        """Have ended, once it can be reached, what was taken for lost."""
+        self._recalls.add(attempt)
+
     def recover(self) -> None:
         """After a restart: what was being launched is doubtful, what was being ended goes on."""
         for rows in self._ctx.ledger.all_rows():
@@ -103,6 +107,8 @@ class BackendLoop:
         unclaimed = attempt.state is AttemptState.LAUNCHING and not attempt.claim_time
         if unclaimed or not (attempt.handle or attempt.state.terminal):
             self._launcher.doubt(attempt.name)
+        if attempt.state.terminal and was_lost(attempt):
+            self._recalls.add(attempt)
         self._note(attempt)
 
     def _on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
@@ -118,7 +124,6 @@ class BackendLoop:
         if attempt.state.terminal:
             self._instance.ends.forget(attempt.name)
         self._ender.note(attempt)
-        self._recalls.note(attempt)
 
     def _keep(self, attempt: Attempt) -> None:
         """Keep where it is, or that it is nowhere any more."""

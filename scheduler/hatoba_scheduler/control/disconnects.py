@@ -12,7 +12,7 @@ the backend is asked to stop what was taken for lost until it says that nothing 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -40,12 +40,23 @@ log = structlog.get_logger(__name__)
 
 
 class Disconnects:
-    """Waits for those that cannot be reached, and ends them when their time is over."""
+    """Waits for those that cannot be reached, and ends them when their time is over.
 
-    def __init__(self, ledger: Ledger, clock: Clock, rng: random.Random) -> None:
+    `recall` is told of each that was taken for lost, also of one that had been asked to stop: that
+    it heard of it is not known.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clock: Clock,
+        rng: random.Random,
+        recall: Callable[[Attempt], None],
+    ) -> None:
         self._ledger = ledger
         self._clock = clock
         self._rng = rng
+        self._recall = recall
         self._lost = Todo(clock)
         ledger.listen(self.on_commit)
 
@@ -80,10 +91,16 @@ class Disconnects:
                     continue
                 hit("disconnect.lost.before")
                 try:
-                    await self._ledger.ask(where[0], of_attempt(where[1], name, self._step))
+                    change = await self._ledger.ask(
+                        where[0], of_attempt(where[1], name, self._step)
+                    )
                 except Exception:  # noqa: BLE001 - it is asked for again
                     self._lost.add_later(name, AGAIN)
+                    continue
                 hit("disconnect.lost.after")
+                for attempt, _ in change.attempts if change else ():
+                    if attempt.name == name:
+                        self._recall(attempt)
 
     def _step(self, view: View) -> Change | None:
         if not view.attempt.unknown_since or view.attempt.state.terminal:
@@ -103,6 +120,11 @@ class Disconnects:
         return ended(view, outcome, Now(round(self._clock.time() * 1e6)))
 
 
+def was_lost(attempt: Attempt) -> bool:
+    """Whether it was taken for lost; of one that was being stopped its row does not tell."""
+    return attempt.cause is not None and attempt.cause.code is CauseCode.DISCONNECTED
+
+
 class Recalls:
     """Has a backend stop what was taken for lost there, once it can be reached again.
 
@@ -115,13 +137,10 @@ class Recalls:
         self._refs: dict[str, Ref] = {}
         self._due = Todo(instance.clock)
 
-    def note(self, attempt: Attempt) -> None:
-        """Take in how an attempt is now."""
-        if attempt.cause is None or attempt.cause.code is not CauseCode.DISCONNECTED:
-            return
-        if attempt.state.terminal and attempt.name not in self._refs:
-            self._refs[attempt.name] = ref_of(attempt)
-            self._due.add(attempt.name)
+    def add(self, attempt: Attempt) -> None:
+        """It was taken for lost."""
+        self._refs[attempt.name] = ref_of(attempt)
+        self._due.add(attempt.name)
 
     async def recall_forever(self) -> None:
         """Ask for each, and again until nothing of it is left."""

@@ -14,20 +14,23 @@ from domain_rows import NOW, intent, new_job
 from hatoba_plugins.clock import FakeClock
 from hatoba_scheduler.control.disconnects import Disconnects
 from hatoba_scheduler.control.observe import of_attempt
-from hatoba_scheduler.domain.records import Terms
+from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.records import Attempt, Terms
 from hatoba_scheduler.domain.states import AttemptState, CauseCode, JobState, Release
-from hatoba_scheduler.domain.transitions import Now, launch, reachability, running
+from hatoba_scheduler.domain.transitions import Now, cancel, launch, reachability, running
 
 if TYPE_CHECKING:
     from tests.unit.control.conftest import Books
 
 NAME = "h1-job-1-0-1"
+BY_ANN = causes.cancelled("ann", "changed her mind")
 
 
 @asynccontextmanager
-async def waiting(books: Books) -> AsyncIterator[FakeClock]:
+async def waiting(books: Books, recalled: list[Attempt] | None = None) -> AsyncIterator[FakeClock]:
     clock = FakeClock()
-    disconnects = Disconnects(books.ledger, clock, random.Random(1))
+    recall = (recalled if recalled is not None else []).append
+    disconnects = Disconnects(books.ledger, clock, random.Random(1), recall)
     disconnects.recover()
     async with asyncio.TaskGroup() as group:
         task = group.create_task(disconnects.run(), name="disconnects")
@@ -99,3 +102,16 @@ async def test_time_in_which_the_server_was_away_does_not_count(books: Books) ->
         assert books.rows().attempts[0].state is AttemptState.RUNNING
         await clock.advance(2.0)
     assert books.rows().attempts[0].state is AttemptState.LOST
+
+
+async def test_what_was_being_stopped_when_it_was_lost_is_recalled_too(books: Books) -> None:
+    """Its cause is that of the stop, and nobody knows whether it heard of that."""
+    await run_job(books, Terms(stop_after=10.0, lost_after=60.0))
+    recalled: list[Attempt] = []
+    async with waiting(books, recalled) as clock:
+        await books.ledger.decide("job-1", lambda rows: cancel(rows, BY_ANN, NOW))
+        await reachable(books, False)
+        await clock.advance(61.0)
+    (attempt,) = recalled
+    assert (attempt.name, attempt.state) == (NAME, AttemptState.CANCELLED)
+    assert attempt.release is Release.RELEASED
