@@ -43,6 +43,8 @@ class ExitKind(Enum):
     IMAGE_ARCHITECTURE = "image_architecture"
     IMAGE_UNREACHABLE = "image_unreachable"
     """Its image could not be pulled, which may pass."""
+    DEVICE_FAULT = "device_fault"
+    """A device of its host failed (a GPU), so that it could not begin."""
     FAILED = "failed"
     """The backend could not run it; `message` says why."""
     ENVIRONMENT_FAILED = "environment_failed"

@@ -53,6 +53,7 @@ _KINDS: dict[Told, ExitKind] = {
     Told.IMAGE_DENIED: ExitKind.IMAGE_DENIED,
     Told.IMAGE_ARCHITECTURE: ExitKind.IMAGE_ARCHITECTURE,
     Told.IMAGE_UNREACHABLE: ExitKind.IMAGE_UNREACHABLE,
+    Told.DEVICE_FAULT: ExitKind.DEVICE_FAULT,
 }
 
 _REFUSALS: dict[type[errors.BackendError], tuple[CauseCode, Origin]] = {

@@ -37,6 +37,7 @@ class ExitKind(Enum):
     IMAGE_DENIED = 18
     IMAGE_ARCHITECTURE = 19
     IMAGE_UNREACHABLE = 20
+    DEVICE_FAULT = 21
 
 
 class Ending(NamedTuple):
@@ -152,6 +153,9 @@ _VERDICTS: dict[ExitKind, _Verdict] = {
     ),
     ExitKind.IMAGE_UNREACHABLE: _Verdict(
         CauseCode.IMAGE_UNREACHABLE, _INFRA, _FAILED, True, "Its image could not be pulled."
+    ),
+    ExitKind.DEVICE_FAULT: _Verdict(
+        CauseCode.DEVICE_FAULT, _INFRA, _FAILED, True, "A device of its host failed."
     ),
 }
 

@@ -141,6 +141,8 @@ class _ExitKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitKind.Val
     """Its image is for another architecture than where it runs."""
     EXIT_KIND_IMAGE_UNREACHABLE: _ExitKind.ValueType  # 20
     """Its image could not be pulled, which may pass."""
+    EXIT_KIND_DEVICE_FAULT: _ExitKind.ValueType  # 21
+    """A device of its host failed (a GPU, its driver), so that it could not begin."""
 
 class ExitKind(_ExitKind, metaclass=_ExitKindEnumTypeWrapper):
     """How a command ended, as its runner saw it."""
@@ -187,6 +189,8 @@ EXIT_KIND_IMAGE_ARCHITECTURE: ExitKind.ValueType  # 19
 """Its image is for another architecture than where it runs."""
 EXIT_KIND_IMAGE_UNREACHABLE: ExitKind.ValueType  # 20
 """Its image could not be pulled, which may pass."""
+EXIT_KIND_DEVICE_FAULT: ExitKind.ValueType  # 21
+"""A device of its host failed (a GPU, its driver), so that it could not begin."""
 Global___ExitKind: _TypeAlias = ExitKind  # noqa: Y015
 
 class _ExitKnown:
