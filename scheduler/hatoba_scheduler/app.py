@@ -48,7 +48,7 @@ from hatoba.v1 import (
     webhook_pb2_grpc,
     worker_pb2_grpc,
 )
-from hatoba_plugins.backend import BackendContext
+from hatoba_plugins.backend import Backend, BackendContext
 from hatoba_plugins.budgets import Budget, Budgets
 from hatoba_plugins.clock import SystemClock
 from hatoba_scheduler import failpoints
@@ -57,6 +57,10 @@ from hatoba_scheduler.auth.authority import Authority
 from hatoba_scheduler.auth.files import ensure_token_files
 from hatoba_scheduler.auth.host_credentials import PREFIX as HOST_PREFIX
 from hatoba_scheduler.auth.host_credentials import HostCredentials
+from hatoba_scheduler.auth.runner_credentials import PREFIX as RUNNER_PREFIX
+from hatoba_scheduler.auth.runner_credentials import RunnerCredentials
+from hatoba_scheduler.auth.runner_keys import RunnerKeys
+from hatoba_scheduler.auth.runner_scopes import RunnerGate
 from hatoba_scheduler.backends import Backends, loop_settings, open_backends
 from hatoba_scheduler.config import Address, Config, ConfigError, LimitsConfig
 from hatoba_scheduler.control.activity import Activity
@@ -64,6 +68,7 @@ from hatoba_scheduler.control.admission import Grounds
 from hatoba_scheduler.control.adoption import Adoption
 from hatoba_scheduler.control.alias_follower import AliasFollower
 from hatoba_scheduler.control.aliases import Aliases
+from hatoba_scheduler.control.assignments import Assignments
 from hatoba_scheduler.control.backend_book import BackendBook
 from hatoba_scheduler.control.backend_loop import BackendLoop
 from hatoba_scheduler.control.backups import Backups
@@ -84,7 +89,7 @@ from hatoba_scheduler.control.gang_clock import GangClock
 from hatoba_scheduler.control.garbage import Garbage
 from hatoba_scheduler.control.hub import Hub
 from hatoba_scheduler.control.ids import UidMaker
-from hatoba_scheduler.control.instance import LoopContext
+from hatoba_scheduler.control.instance import Elsewhere, LoopContext
 from hatoba_scheduler.control.latecomers import Latecomers
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.logged_models import LoggedModels
@@ -106,11 +111,12 @@ from hatoba_scheduler.control.sources import Sources, register_stored
 from hatoba_scheduler.control.spans import AttemptSpans
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.control.submit import JobMaker
-from hatoba_scheduler.control.sweep import sweep
+from hatoba_scheduler.control.sweep import sweep, turn_keys
 from hatoba_scheduler.control.timers import Timers
 from hatoba_scheduler.control.usage import QueueUsages
 from hatoba_scheduler.control.webhooks import Webhooks
 from hatoba_scheduler.convert import set_time
+from hatoba_scheduler.convert_deployments import ReplicaCredential
 from hatoba_scheduler.domain.blame import Blame
 from hatoba_scheduler.domain.planning.model import PlannerRules
 from hatoba_scheduler.domain.records import Attempt, BackendNote
@@ -216,6 +222,8 @@ class Core:
     hub: Hub
     desk: RunnerDesk
     exits: Exits
+    runner_keys: RunnerKeys
+    credentials: RunnerCredentials
     logs: LogStore
     metric_writer: MetricWriter
     followers: Followers
@@ -242,7 +250,7 @@ class Core:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     started: float = field(default_factory=time.time)
     joined_at: str = ""
-    """`HOST:PORT` that machines which become hosts are to dial."""
+    """`HOST:PORT` that runners, and machines which become hosts, are to dial."""
     loops: dict[str, BackendLoop] = field(default_factory=dict)
     serving_loops: dict[str, DeploymentLoop] = field(default_factory=dict)
     drainer: Drainer = field(init=False)
@@ -281,9 +289,10 @@ async def serve(options: ServeOptions) -> None:
         core = await _open_core(options, stack)
         stop = _on_signals()
         async with asyncio.TaskGroup() as tasks:
-            backends = await _open_backends(core, stack)
+            bound = _bind_grpc(core, transport)
+            backends = await _open_backends(core, bound, stack)
             running = _start_loops(core, backends, tasks)
-            server = await _serve_grpc(core, backends, tasks, transport)
+            server = await _serve_grpc(core, backends, tasks, bound)
             # After a failure that ends everything; what was drained is stopped already.
             stack.push_async_callback(server.server.stop, None)
             watch = _disk_watch(core, server)
@@ -330,6 +339,8 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     authority = await asyncio.to_thread(_authority, options.data, store, clock)
     hosts = HostCredentials(authority, authenticator.identity_of, lambda: round(clock.time() * 1e6))
     authenticator.accept(HOST_PREFIX, hosts.authenticate)
+    runner_keys = await asyncio.to_thread(RunnerKeys.open, options.data, round(clock.time() * 1e6))
+    credentials = RunnerCredentials(runner_keys, lambda: round(clock.time() * 1e6))
     traces = TraceStore(options.data / "traces.db", options.config.limits.kept_spans)
     stack.push_async_callback(traces.close)
     tracer = _tracer(options.config, traces, store.identity.cluster_id, stack)
@@ -375,6 +386,8 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
             dispatcher.most_memory,
         ),
         exits=Exits(clock),
+        runner_keys=runner_keys,
+        credentials=credentials,
         aliases=Aliases(store),
         registrar=Registrar(RegistrarParts(store, ledger, chunks, tracer, clock)),
         logs=LogStore(options.data / "logs"),
@@ -398,6 +411,8 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
             store, chunks, options.data, lambda: round(clock.time() * 1e6), __version__
         ),
     )
+    gate = RunnerGate(credentials, lambda name, fence: core.desk.current(name, fence) is not None)
+    authenticator.accept(RUNNER_PREFIX, gate.authenticate)
     if not store.identity.restored:
         core.adopted.set()
     await _recover(core)
@@ -473,10 +488,10 @@ async def _recover(core: Core) -> None:
 # -- backends and loops --------------------------------------------------------------------------
 
 
-async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
+async def _open_backends(core: Core, bound: Bound, stack: AsyncExitStack) -> Backends:
     budgets = Budgets(core.clock)
     shares: dict[str, Budget] = {}
-    server = core.options.config.server
+    authority = await asyncio.to_thread(bound.transport.authority)
 
     async def no_secret(name: str) -> str:
         value = os.environ.get(f"HATOBA_SECRET_{name.upper().replace('-', '_')}")
@@ -490,10 +505,12 @@ async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
             rng=random.Random(),
             cluster_id=core.store.identity.cluster_id,
             store_epoch=core.store.identity.store_epoch,
-            advertise=str(server.advertise or server.listen),
+            advertise=core.joined_at,
             budget=shares.setdefault(instance, budgets.share(instance)),
             secret=no_secret,
             workers=core.hub,
+            ca=authority,
+            tls=bound.transport.secure,
         )
 
     core.disconnects.recover()
@@ -508,6 +525,7 @@ async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
         core.dispatcher.describe,
         core.dispatcher.set_backend,
         core.dispatcher.most_memory,
+        Elsewhere(core.exits, core.desk.heard, _launch_credential(core)),
     )
     for name, opened in backends.opened.items():
         shares[name].declare(opened.backend.capabilities().limits)
@@ -519,13 +537,44 @@ async def _open_backends(core: Core, stack: AsyncExitStack) -> Backends:
             loop.recover()
         if opened.backend.deployments is not None:
             serving = DeploymentLoop(
-                name, opened.backend.deployments, core.deployments, core.feed, core.clock
+                name,
+                opened.backend.deployments,
+                core.deployments,
+                core.feed,
+                core.clock,
+                _replica_credential(core, opened.backend),
             )
             core.serving_loops[name] = serving
             serving.recover()
     core.deployments.served_by(core.serving_loops)
     await core.backend_book.recover()
     return backends
+
+
+def _launch_credential(core: Core) -> Callable[[Attempt], str]:
+    return lambda one: core.credentials.launch(one.name, one.fence, one.create_time)
+
+
+def _replica_credential(core: Core, backend: Backend) -> ReplicaCredential:
+    if backend.capabilities().runner == "host":
+        return lambda uid, revision: ""
+    return lambda uid, one: core.credentials.replica(uid, one.revision, one.create_time)
+
+
+def _oldest_runner(core: Core) -> int:
+    """When the oldest thing began whose runner or replica may still show a credential."""
+    attempts = (
+        attempt.create_time
+        for rows in core.ledger.all_rows()
+        for attempt in rows.attempts.values()
+        if attempt.release is not Release.RELEASED
+    )
+    revisions = (
+        revision.create_time
+        for live in core.deployments.all()
+        for revision in live.revisions.values()
+    )
+    return min((*attempts, *revisions), default=core.now())
 
 
 def _start_loops(
@@ -552,6 +601,9 @@ def _start_loops(
         "loop-lag": lambda: watch_loop_lag(core.metrics),
         "watchers": lambda: core.events.run(core.clock, core.stopping),
         "sweep": lambda: sweep(core.store, core.clock),
+        "runner-keys": lambda: turn_keys(
+            core.runner_keys, core.clock, lambda: _oldest_runner(core)
+        ),
         "garbage": core.garbage.run_forever,
         "webhooks": core.webhooks.run,
         "store-watch": lambda: _end_with_store(core),
@@ -609,9 +661,16 @@ class GrpcServer:
     health: health.aio.HealthServicer
 
 
-async def _serve_grpc(
-    core: Core, backends: Backends, tasks: asyncio.TaskGroup, transport: Transport
-) -> GrpcServer:
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The server with its port, not serving yet: what is opened next may tell others of it."""
+
+    server: grpc.aio.Server
+    port: int
+    transport: Transport
+
+
+def _bind_grpc(core: Core, transport: Transport) -> Bound:
     config = core.options.config
     limits = _call_limits(config.limits)
     front = Front(core.authenticator, core.tracer, core.metrics, core.admission, limits=limits)
@@ -620,20 +679,27 @@ async def _serve_grpc(
         options=server_options(config.limits.max_message_bytes),
         maximum_concurrent_rpcs=_most_rpcs(config.limits),
     )
-    _add_services(core, backends, tasks, server, pinned=transport.ca_file is not None)
+    port = _bind(server, str(config.server.listen), transport)
+    core.joined_at = str(config.server.advertise or _named(config.server.listen, port))
+    return Bound(server, port, transport)
+
+
+async def _serve_grpc(
+    core: Core, backends: Backends, tasks: asyncio.TaskGroup, bound: Bound
+) -> GrpcServer:
+    config, server = core.options.config, bound.server
+    _add_services(core, backends, tasks, server, pinned=bound.transport.ca_file is not None)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     if config.server.reflection:
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
-    port = _bind(server, str(config.server.listen), transport)
-    core.joined_at = str(config.server.advertise or _named(config.server.listen, port))
     warm((job_pb2.SubmitJobRequest, job_pb2.JobSpec))
     await server.start()
     core.admission.phase = Phase.SERVING if core.adopted.is_set() else Phase.RESTORED
     for name in ("", *SERVICES):
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return GrpcServer(server, port, health_servicer)
+    return GrpcServer(server, bound.port, health_servicer)
 
 
 def _disk_watch(core: Core, server: GrpcServer) -> DiskWatch:
@@ -738,8 +804,15 @@ def _add_services(
     )
     workers = WorkerServicer(core.hub, items, core.ledger, core.drainer, core.pager, tasks, joining)
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(workers, server)
+    cluster_id = core.store.identity.cluster_id
     runner = RunnerServicer(
-        core.desk, core.ledger, core.store, core.logs, core.metric_writer, core.exits
+        core.desk,
+        core.ledger,
+        core.store,
+        core.logs,
+        core.metric_writer,
+        core.exits,
+        Assignments(core.ledger, core.specs, cluster_id, core.credentials),
     )
     runner_pb2_grpc.add_RunnerServiceServicer_to_server(runner, server)
 

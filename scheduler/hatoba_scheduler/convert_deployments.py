@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
@@ -149,16 +149,31 @@ def hex_uid(uid: str) -> str:
     return uid.replace("-", "")
 
 
-def target_of(deployment: Deployment, revisions: Mapping[int, Revision]) -> Target:
+ReplicaCredential = Callable[[str, Revision], str]
+"""What replicas of a deployment's (hex uid) revision read its files with."""
+
+
+def target_of(
+    deployment: Deployment,
+    revisions: Mapping[int, Revision],
+    credential: ReplicaCredential = lambda uid, revision: "",
+) -> Target:
     """What its backend is asked for; the same values each time for a generation."""
     strategy = deployment.settings.strategy
+    uid = hex_uid(deployment.uid)
     wanted = [
-        RevisionTarget(one.revision, one.replicas, one.weight, _template(revisions[one.revision]))
+        RevisionTarget(
+            one.revision,
+            one.replicas,
+            one.weight,
+            _template(revisions[one.revision]),
+            credential(uid, revisions[one.revision]),
+        )
         for one in deployment.wanted
     ]
     return Target(
         deployment=deployment.resource,
-        uid=hex_uid(deployment.uid),
+        uid=uid,
         generation=deployment.generation,
         revisions=tuple(wanted),
         max_unavailable=strategy.max_unavailable,

@@ -41,6 +41,17 @@ class Transport:
         """Whether TLS is spoken."""
         return self.certificate is not None
 
+    def authority(self) -> str:
+        """PEM of the authority that vouches for us; empty: a public one, or there is no TLS."""
+        if self.ca_file is not None:
+            return self.ca_file.read_text()
+        if self.certificate is None:
+            return ""
+        chain = x509.load_pem_x509_certificates(self.certificate.read_bytes())
+        roots = [one for one in chain if one.subject == one.issuer]
+        encoding = serialization.Encoding.PEM
+        return "".join(one.public_bytes(encoding).decode() for one in roots)
+
     def grpc_credentials(self) -> grpc.ServerCredentials | None:
         """For `add_secure_port`; None means `add_insecure_port`."""
         if self.certificate is None or self.key is None:

@@ -26,6 +26,8 @@ READ: Access = frozenset({Role.VIEWER, Role.USER, Role.ADMIN})
 WRITE: Access = frozenset({Role.USER, Role.ADMIN})
 OPERATE: Access = frozenset({Role.ADMIN})
 HOST: Access = frozenset({Role.WORKER, Role.ADMIN})
+RUN: Access = frozenset({Role.RUNNER, *HOST})
+"""Runners elsewhere too, each within the scope of its credential (`auth.runner_scopes`)."""
 ROUTE: Access = frozenset({Role.ROUTER, Role.ADMIN})
 PREDICTING: Access = frozenset({Role.ADMIN, Role.USER, Role.PREDICT})
 """May ask for predictions, at a router; PREDICT may do nothing else, and of one deployment only."""
@@ -60,15 +62,15 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "CordonQueue": OPERATE,
     },
     "hatoba.v1.ArtifactService": {
-        "FindMissingChunks": WRITE | HOST,
-        "UploadChunks": WRITE | HOST,
-        "DownloadChunks": READ | HOST,
-        "CreateManifest": WRITE | HOST,
-        "UploadManifest": WRITE | HOST,
-        "GetManifest": READ | HOST,
-        "DownloadManifest": READ | HOST,
-        "GetTransferUrls": READ | HOST,
-        "ConfirmChunks": WRITE | HOST,
+        "FindMissingChunks": WRITE | RUN,
+        "UploadChunks": WRITE | RUN,
+        "DownloadChunks": READ | RUN,
+        "CreateManifest": WRITE | RUN,
+        "UploadManifest": WRITE | RUN,
+        "GetManifest": READ | RUN,
+        "DownloadManifest": READ | RUN,
+        "GetTransferUrls": READ | RUN,
+        "ConfirmChunks": WRITE | RUN,
         "CollectGarbage": OPERATE,
     },
     "hatoba.v1.DatasetService": {
@@ -121,13 +123,13 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "ExplainPrediction": READ,
     },
     "hatoba.v1.RunnerService": {
-        "ClaimAttempt": HOST,
-        "Heartbeat": HOST,
-        "PushLogs": HOST,
-        "ReportMetrics": HOST,
-        "CommitCheckpoint": HOST,
-        "CommitAttempt": HOST,
-        "AwaitExit": HOST,
+        "ClaimAttempt": RUN,
+        "Heartbeat": RUN,
+        "PushLogs": RUN,
+        "ReportMetrics": RUN,
+        "CommitCheckpoint": RUN,
+        "CommitAttempt": RUN,
+        "AwaitExit": RUN,
     },
     "hatoba.v1.WorkerService": {
         "Connect": HOST,
@@ -146,7 +148,7 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "CreateToken": OPERATE,
         "ListTokens": OPERATE,
         "RevokeToken": OPERATE,
-        "PushSpans": READ | HOST,
+        "PushSpans": READ | RUN,
         "GetOverview": READ,
         "CordonBackend": OPERATE,
         "CreateBackup": OPERATE,

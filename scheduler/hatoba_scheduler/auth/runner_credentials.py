@@ -14,9 +14,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
-from hatoba_scheduler.auth.roles import Role
 from hatoba_scheduler.auth.runner_keys import Key, RunnerKeys
-from hatoba_scheduler.domain.records import Micros, TokenRecord
+from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.errors import Reason, Unauthenticated
 
 PREFIX = "hr_"
@@ -42,19 +41,6 @@ class Bearer(NamedTuple):
     name: str
     number: int
     expires: int = 0
-
-    @property
-    def token(self) -> TokenRecord:
-        """The bearer as the rest of the server knows callers."""
-        who = "replica" if self.kind is Kind.REPLICA else "runner"
-        return TokenRecord(
-            id=f"{PREFIX}{self.kind.value}_{self.name}_{self.number}",
-            sha256="",
-            principal=f"{who}:{self.name}",
-            role=Role.RUNNER,
-            create_time=0,
-            expire_time=self.expires * 1_000_000,
-        )
 
 
 class RunnerCredentials:

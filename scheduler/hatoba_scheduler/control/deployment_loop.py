@@ -19,6 +19,7 @@ from hatoba_plugins.values import DeploymentItem, Handle, Released, ReplicaSet, 
 from hatoba_scheduler.control.deployments import DeploymentBook, Live, outrun
 from hatoba_scheduler.control.routes import RouteFeed
 from hatoba_scheduler.convert_deployments import (
+    ReplicaCredential,
     handle_from,
     handle_text,
     hex_uid,
@@ -72,8 +73,11 @@ class DeploymentLoop:
         book: DeploymentBook,
         feed: RouteFeed,
         clock: Clock,
+        credential: ReplicaCredential = lambda uid, revision: "",
     ) -> None:
+        """`credential` gives what a revision's replicas read its files with."""
         self.name = name
+        self._credential = credential
         self._backend = backend
         self._book = book
         self._feed = feed
@@ -252,7 +256,8 @@ class DeploymentLoop:
         if one.deleting:
             await self._remove(live, desk)
         elif desk.applied < one.generation:
-            handle = await self._backend.apply(target_of(one, live.revisions))
+            target = target_of(one, live.revisions, self._credential)
+            handle = await self._backend.apply(target)
             desk.applied = one.generation
             await self._keep_handle(live, handle)
         elif names := self._to_retire(live):

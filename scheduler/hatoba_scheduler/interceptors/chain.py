@@ -17,6 +17,7 @@ import grpc
 
 from hatoba_scheduler.auth.authenticator import Authenticator
 from hatoba_scheduler.auth.roles import METHOD_ACCESS, OPEN, OPERATE, Access, Role, may_change
+from hatoba_scheduler.auth.runner_scopes import RunnerToken
 from hatoba_scheduler.domain.records import TokenRecord
 from hatoba_scheduler.errors import (
     DeadlineExceeded,
@@ -166,6 +167,8 @@ class Front(grpc.aio.ServerInterceptor):
             call.token = self._authenticator.authenticate(authorization)
             if call.token.role not in method.access:
                 raise _role_refused(call.token, method)
+            if isinstance(call.token, RunnerToken):
+                call.token.check_method(method.name)
             self._principals.admit(call.token, changes=method.changes, stream=method.streams)
         self._trace(call, method, traceparent)
 

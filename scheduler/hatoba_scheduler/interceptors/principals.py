@@ -1,7 +1,8 @@
 """How much one principal may ask for at once and in a second, so that none can take all there is.
 
 Hosts and routers are not counted: their tokens are shared by many machines, and what they do is
-bounded by the work that they were given.
+bounded by the work that they were given. A runner elsewhere is counted by itself alone, so that
+ten thousand of them, each waiting for how its container ends, take no place from people.
 """
 
 from __future__ import annotations
@@ -78,10 +79,10 @@ class Principals:
         usage, limits = self._usage(token.principal), self._limits
         if stream:
             self._below(token, "streams", usage.streams, limits.streams)
-            self._below(None, "streams", self._all.streams, limits.all_streams)
+            self._below_all(token, "streams", self._all.streams, limits.all_streams)
         else:
             self._below(token, "calls", usage.calls, limits.calls)
-            self._below(None, "calls", self._all.calls, limits.all_calls)
+            self._below_all(token, "calls", self._all.calls, limits.all_calls)
         if changes:
             usage.changes_until = self._later(
                 token, "changing calls", usage.changes_until, 1 / limits.changes_per_second
@@ -99,13 +100,15 @@ class Principals:
         """A call begins."""
         if token.role not in UNCOUNTED:
             self._count(self._usage(token.principal), stream, 1)
-            self._count(self._all, stream, 1)
+            if token.role != Role.RUNNER:
+                self._count(self._all, stream, 1)
 
     def leave(self, token: TokenRecord, *, stream: bool) -> None:
         """A call that had begun has ended."""
         if token.role not in UNCOUNTED:
             self._count(self._usage(token.principal), stream, -1)
-            self._count(self._all, stream, -1)
+            if token.role != Role.RUNNER:
+                self._count(self._all, stream, -1)
 
     def _usage(self, principal: str) -> _Usage:
         usage = self._of.get(principal)
@@ -129,6 +132,10 @@ class Principals:
             usage.streams += more
         else:
             usage.calls += more
+
+    def _below_all(self, token: TokenRecord, what: str, now: int, limit: int) -> None:
+        if token.role != Role.RUNNER:
+            self._below(None, what, now, limit)
 
     def _below(self, token: TokenRecord | None, what: str, now: int, limit: int) -> None:
         if now < limit:

@@ -13,7 +13,9 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from hatoba_scheduler import validation
+from hatoba_scheduler.auth.runner_scopes import RunnerToken
 from hatoba_scheduler.errors import HatobaError, InvalidArgument, Reason, ResourceExhausted
+from hatoba_scheduler.interceptors.context import call_or_none
 
 Deserializer = Callable[[bytes], Any]
 
@@ -42,6 +44,9 @@ def checked(request: Any) -> Any:
     """The request, once it is read and keeps every rule; else the error is raised."""
     if isinstance(request, Message):
         validation.check(request)
+        call = call_or_none()
+        if call is not None and isinstance(call.token, RunnerToken):
+            call.token.check_request(call.method, request)
     elif isinstance(request, Unreadable):
         raise request.error
     return request

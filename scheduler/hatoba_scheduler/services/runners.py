@@ -9,6 +9,8 @@ from typing import Any
 import grpc
 
 from hatoba.v1 import runner_pb2, runner_pb2_grpc
+from hatoba_scheduler.auth.runner_scopes import RunnerToken
+from hatoba_scheduler.control.assignments import Assignments
 from hatoba_scheduler.control.exits import Exits, Told
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.logs import LogStore, Piece
@@ -17,6 +19,7 @@ from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.records import Attempt
 from hatoba_scheduler.errors import FailedPrecondition, Reason, Unavailable
+from hatoba_scheduler.interceptors import current_call
 from hatoba_scheduler.services.workers import metric_points
 from hatoba_scheduler.store.base import Store
 
@@ -34,7 +37,9 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         logs: LogStore,
         metrics: MetricWriter,
         exits: Exits,
+        assignments: Assignments,
     ) -> None:
+        self._assignments = assignments
         self._exits = exits
         self._desk = desk
         self._ledger = ledger
@@ -45,14 +50,22 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
     async def ClaimAttempt(
         self, request: runner_pb2.ClaimAttemptRequest, context: Context
     ) -> runner_pb2.ClaimAttemptResponse:
-        """May it run."""
-        return await self._desk.claim(request)
+        """May it run, what there is to run, and who it is from now on."""
+        reply = await self._desk.claim(request)
+        await self._assignments.complete(request, reply)
+        if caller := _runner():
+            self._assignments.identify(caller, reply)
+        return reply
 
     async def Heartbeat(
         self, request: runner_pb2.HeartbeatRequest, context: Context
     ) -> runner_pb2.HeartbeatResponse:
         """It lives; what is wanted."""
-        return await self._desk.heartbeat(request)
+        reply = await self._desk.heartbeat(request)
+        caller = _runner()
+        if caller and self._desk.current(request.attempt, request.fence):
+            self._assignments.renew(caller, reply)
+        return reply
 
     async def ReportMetrics(
         self, request: runner_pb2.ReportMetricsRequest, context: Context
@@ -131,6 +144,12 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         if where is not None and rows is not None:
             return rows.attempts.get(where[1])
         return await self._store.attempt(name)
+
+
+def _runner() -> RunnerToken | None:
+    """Who calls, when it is a runner elsewhere."""
+    token = current_call().token
+    return token if isinstance(token, RunnerToken) else None
 
 
 def _not_current(attempt: str) -> FailedPrecondition:

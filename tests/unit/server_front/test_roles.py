@@ -12,6 +12,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from hatoba import v1
 from hatoba.v1 import admin_pb2
 from hatoba_scheduler.auth.roles import METHOD_ACCESS, OPEN, Role, may_change
+from hatoba_scheduler.auth.runner_scopes import OPENS
 
 
 def _services() -> Iterator[ServiceDescriptor]:
@@ -61,7 +62,12 @@ def test_who_may_what_is_as_people_expect() -> None:
     assert allowed("WorkerService/Connect") == {"ADMIN", "WORKER"}
     assert allowed("DeploymentService/WatchDeployments") == {"ADMIN", "ROUTER"}
     assert allowed("DeploymentService/ReportPredictions") == {"ADMIN", "ROUTER"}
-    assert allowed("ArtifactService/UploadChunks") == {"ADMIN", "USER", "WORKER"}
+    assert allowed("ArtifactService/UploadChunks") == {"ADMIN", "USER", "WORKER", "RUNNER"}
+
+
+def test_each_method_that_runners_may_call_is_opened_by_some_credential() -> None:
+    may = {name[1:] for name, access in METHOD_ACCESS.items() if Role.RUNNER in access}
+    assert may == frozenset().union(*OPENS.values())
 
 
 def test_a_token_for_predictions_opens_no_call() -> None:
