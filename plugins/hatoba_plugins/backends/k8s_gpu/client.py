@@ -1,0 +1,292 @@
+"""Kubernetes' API as JSON: one open client of one cluster, and its errors in our words.
+
+kubernetes-asyncio brings configuration, credentials and transport. Its models are not used: ten
+thousand pods as model objects would take more memory than all the rest of the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from hatoba_plugins.backends.k8s_gpu.options import K8sOptions
+from hatoba_plugins.errors import (
+    BackendError,
+    Conflict,
+    Denied,
+    Fatal,
+    Invalid,
+    NoCapacity,
+    Throttled,
+)
+
+if TYPE_CHECKING:
+    import aiohttp
+    from kubernetes_asyncio.client import ApiClient
+
+CALL_TIMEOUT = 30.0
+CONNECT_TIMEOUT = 10.0
+PAGE = 250
+MERGE_PATCH = "application/merge-patch+json"
+_JSON = "application/json"
+Answer = dict[str, Any]
+
+
+class Refusal(Exception):
+    """The API server answered with an error. `after`: seconds, where it said when to come again."""
+
+    def __init__(
+        self, status: int, told: Mapping[str, Any], after: float | None, what: str
+    ) -> None:
+        self.status = status
+        self.reason = str(told.get("reason") or "")
+        self.message = str(told.get("message") or f"HTTP {status}")
+        self.causes = [
+            str(one.get("reason") or "") for one in (told.get("details") or {}).get("causes") or ()
+        ]
+        self.after = after
+        super().__init__(f"{what}: {self.message}")
+
+    def error(self) -> BackendError | None:
+        """As a promise that nothing happened; None where perhaps it did."""
+        if self.status == 429:
+            return Throttled(self.message, after=self.after)
+        if self.status == 401:
+            return Denied(f"the cluster does not accept our credentials: {self.message}")
+        if self.status == 403:
+            return self._forbidden()
+        if self.status == 404:
+            return Fatal(f"{self.message}: create it, or correct `namespace`")
+        if self.status == 409:
+            return Conflict(self.message, evidence=self.reason)
+        if self.status in (400, 405, 413, 415, 422):
+            return Invalid(self.message)
+        return None
+
+    def _forbidden(self) -> BackendError:
+        if "exceeded quota" in self.message:
+            return NoCapacity(self.message)
+        if "NamespaceTerminating" in self.causes or "being terminated" in self.message:
+            return Fatal(f"{self.message}; it is being deleted")
+        return Denied(f"{self.message}; see deploy/kubernetes/rbac.yaml for the rights it needs")
+
+
+class Unreached(Exception):
+    """The API server was not reached. `sent`: perhaps it got the request all the same."""
+
+    def __init__(self, message: str, *, sent: bool) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+
+class Kube:
+    """An open client. Every method raises Refusal or Unreached."""
+
+    def __init__(self, api: ApiClient) -> None:
+        self._api = api
+
+    async def get(self, path: str, query: Mapping[str, str] | None = None) -> Answer:
+        """Read one object, or a list's page."""
+        return await self._call("GET", path, query)
+
+    async def create(self, path: str, body: Mapping[str, Any]) -> Answer:
+        """Create an object; never sent twice."""
+        return await self._call("POST", path, None, body)
+
+    async def patch(self, path: str, body: Mapping[str, Any]) -> Answer:
+        """Merge this into an object."""
+        return await self._call("PATCH", path, None, body, MERGE_PATCH)
+
+    async def delete(self, path: str, options: Mapping[str, Any]) -> Answer:
+        """Delete an object by DeleteOptions."""
+        body = {"kind": "DeleteOptions", "apiVersion": "v1", **options}
+        return await self._call("DELETE", path, None, body)
+
+    async def pages(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[Answer, None]:
+        """A list, page by page."""
+        asked = {"limit": str(PAGE), **query}
+        while True:
+            page = await self.get(path, asked)
+            yield page
+            after = page["metadata"].get("continue")
+            if not after:
+                return
+            asked["continue"] = after
+
+    async def every(self, path: str, query: Mapping[str, str]) -> AsyncGenerator[Answer, None]:
+        """All objects of a list."""
+        async with aclosing(self.pages(path, query)) as pages:
+            async for page in pages:
+                for item in page["items"]:
+                    yield item
+
+    @asynccontextmanager
+    async def lines(
+        self, path: str, query: Mapping[str, str], silence: float | None
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A stream of lines; Unreached after so many seconds without a byte."""
+        response = await self._send("GET", path, query, None, _JSON, _patient(silence))
+        try:
+            if response.status >= 400:
+                raise await _refusal(response, f"GET {path}")
+            yield _reading(response, path)
+        finally:
+            response.close()
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None = None,
+        kind: str = _JSON,
+    ) -> Answer:
+        response = await self._send(method, path, query, body, kind, _hasty())
+        async with response:
+            if response.status >= 400:
+                raise await _refusal(response, f"{method} {path}")
+            return await _parsed(response, path)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None,
+        kind: str,
+        timeout: aiohttp.ClientTimeout,
+    ) -> aiohttp.ClientResponse:
+        import aiohttp
+
+        headers = {"Accept": _JSON, "Content-Type": kind, "User-Agent": "hatoba"}
+        try:
+            await self._api.update_params_for_auth(headers, [], ["BearerToken"])
+            response: aiohttp.ClientResponse = await self._api.rest_client.request(
+                method,
+                f"{self._api.configuration.host}{path}",
+                query_params=dict(query or {}),
+                headers=headers,
+                body=body,
+                _preload_content=False,
+                _request_timeout=timeout,
+            )
+        except aiohttp.ClientConnectorError as error:
+            raise Unreached(f"{method} {path}: {error}", sent=False) from error
+        except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as error:
+            raise Unreached(f"{method} {path}: {error!r}", sent=True) from error
+        return response
+
+
+async def _parsed(response: aiohttp.ClientResponse, path: str) -> Answer:
+    import aiohttp
+
+    try:
+        data = await response.read()
+        answer = json.loads(data)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise Unreached(f"{path}: {error!r}", sent=True) from error
+    except ValueError as error:
+        raise Unreached(f"{path} speaks something else than Kubernetes", sent=True) from error
+    if not isinstance(answer, dict):
+        raise Unreached(f"{path} speaks something else than Kubernetes", sent=True)
+    return answer
+
+
+async def _refusal(response: aiohttp.ClientResponse, what: str) -> Refusal:
+    """The Status that an error comes with; whatever else came with it is not ours to trust."""
+    text = await response.text(errors="replace")
+    try:
+        told = json.loads(text)
+    except ValueError:
+        told = {"message": text.strip()[:500]}
+    if not isinstance(told, dict):
+        told = {}
+    return Refusal(response.status, told, _retry_after(response.headers), what)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    try:
+        return float(headers["Retry-After"])
+    except (KeyError, ValueError):
+        return None
+
+
+async def _reading(response: aiohttp.ClientResponse, path: str) -> AsyncGenerator[bytes, None]:
+    import aiohttp
+
+    try:
+        async for line in response.content:
+            yield line
+    except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        raise Unreached(f"{path}: {error!r}", sent=True) from error
+
+
+def _hasty() -> aiohttp.ClientTimeout:
+    import aiohttp
+
+    return aiohttp.ClientTimeout(total=CALL_TIMEOUT, sock_connect=CONNECT_TIMEOUT)
+
+
+def _patient(silence: float | None) -> aiohttp.ClientTimeout:
+    import aiohttp
+
+    return aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=silence)
+
+
+@asynccontextmanager
+async def connected(options: K8sOptions) -> AsyncIterator[Kube]:
+    """A client of the cluster that the options name. Raises Fatal when they cannot be used."""
+    configuration = await asyncio.to_thread(_configured, options)
+    from kubernetes_asyncio.client import ApiClient
+
+    api = ApiClient(configuration)
+    try:
+        yield Kube(api)
+    finally:
+        await api.close()
+
+
+def _configured(options: K8sOptions) -> Any:
+    """Read files and run what brings credentials; in a thread, since all of it blocks."""
+    from kubernetes_asyncio import client, config
+
+    configuration = client.Configuration()
+    try:
+        if options.kubeconfig or options.context:
+            loader = asyncio.run(_load(options, configuration))
+            configuration.refresh_api_key_hook = _Renewal(loader)
+        else:
+            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
+    except (config.ConfigException, OSError, ValueError, AssertionError) as error:
+        raise Fatal(f"the cluster's configuration cannot be used: {error}") from error
+    configuration.connection_pool_maxsize = 64
+    return configuration
+
+
+async def _load(options: K8sOptions, configuration: Any) -> Any:
+    from kubernetes_asyncio import config
+
+    return await config.load_kube_config(
+        config_file=options.kubeconfig or None,
+        context=options.context or None,
+        client_configuration=configuration,
+        persist_config=False,
+    )
+
+
+class _Renewal:
+    """Renews a token that a plug-in of kubectl brought, before it expires."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+
+    async def __call__(self, configuration: Any) -> None:
+        """Called before each request; the loader looks at the expiry first."""
+        user = getattr(self._loader, "_user", None)
+        if user is not None and "exec" in user:
+            await self._loader.load_from_exec_plugin()
+            configuration.api_key["BearerToken"] = self._loader.token

@@ -1,0 +1,333 @@
+"""Jobs: launch, observe, stop, release. What is asked goes to the API server; what changes comes by
+the two watches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from hatoba_plugins.backend import BackendContext
+from hatoba_plugins.backends.k8s_gpu import names
+from hatoba_plugins.backends.k8s_gpu.board import Board
+from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal, Unreached
+from hatoba_plugins.backends.k8s_gpu.lookups import Lookups
+from hatoba_plugins.backends.k8s_gpu.manifest import COMMIT_BUDGET, Made, Maker, owned_by
+from hatoba_plugins.backends.k8s_gpu.objects import Running, SeenJob, SeenPod, seen_job
+from hatoba_plugins.backends.k8s_gpu.states import observed, verdict
+from hatoba_plugins.checks import require_kind
+from hatoba_plugins.errors import BackendError, Conflict, Fatal, Invalid, Retry
+from hatoba_plugins.values import (
+    Ambiguous,
+    Capabilities,
+    Exit,
+    ExitKind,
+    GroupKind,
+    Handle,
+    Launched,
+    LaunchGroup,
+    LaunchOutcome,
+    LaunchRequest,
+    NotYet,
+    Observation,
+    Phase,
+    Ref,
+    Refused,
+    Released,
+    ReleaseOutcome,
+    StopResult,
+    WatchItem,
+)
+
+T = TypeVar("T")
+R = TypeVar("R")
+HANDLE_VERSION = 1
+LANES = 16
+"""Native calls at once."""
+MARKS = 100_000
+"""Stops of what was not there that are remembered, to refuse a late launch."""
+GONE_SOON = 0.3
+STOPPED = Exit(ExitKind.STOPPED)
+_LAUNCHES = Capabilities(gangs=True)
+
+
+class KubeJobs:
+    """Its job role."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        ctx: BackendContext,
+        maker: Maker,
+        board: Board,
+        lookups: Lookups,
+        shunned: Callable[[], Sequence[str]],
+    ) -> None:
+        self._kube = kube
+        self._ctx = ctx
+        self._maker = maker
+        self._board = board
+        self._lookups = lookups
+        self._shunned = shunned
+        self._lanes = asyncio.Semaphore(LANES)
+        self._marks: OrderedDict[str, None] = OrderedDict()
+
+    # -- launch ---------------------------------------------------------------------------------
+
+    async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
+        """One Job for each single attempt, and one for a whole gang."""
+        require_kind(group, _LAUNCHES)
+        if group.kind is GroupKind.GANG:
+            return await self._launch_gang(group.members)
+        return await self._each(group.members, self._launch)
+
+    async def _launch(self, request: LaunchRequest) -> LaunchOutcome:
+        try:
+            self._require_unmarked(request)
+            made = _manifest(lambda: self._maker.single(request, self._shunned()))
+            job = await self._create(made)
+        except BackendError as error:
+            return Refused(request.name, error)
+        except (Refusal, Unreached) as error:
+            return Ambiguous(request.name, str(error))
+        return Launched(request.name, handle_of(job))
+
+    async def _launch_gang(self, members: Sequence[LaunchRequest]) -> list[LaunchOutcome]:
+        if not members:
+            return []
+        try:
+            for one in members:
+                self._require_unmarked(one)
+            made = _manifest(lambda: self._maker.gang(members, self._shunned()))
+            job = await self._create(made)
+            await self._create_for(job, made)
+        except BackendError as error:
+            return [Refused(one.name, error) for one in members]
+        except (Refusal, Unreached) as error:
+            return [Ambiguous(one.name, str(error)) for one in members]
+        return [Launched(one.name, handle_of(job)) for one in members]
+
+    def _require_unmarked(self, request: LaunchRequest) -> None:
+        if request.name in self._marks:
+            raise Fatal("it was stopped before it was launched")
+
+    async def _create(self, made: Made) -> SeenJob:
+        """Create the Job, or take the one that an earlier call created."""
+        await self._ctx.budget("create")
+        self._lookups.settling.asked(made.name)
+        try:
+            told = await self._kube.create(self._lookups.jobs_path, made.job)
+        except Refusal as refusal:
+            if refusal.status == 409 and refusal.reason == "AlreadyExists":
+                return await self._adopt(made)
+            if error := refusal.error():
+                self._lookups.settling.seen(made.name)
+                raise error from refusal
+            raise
+        except Unreached as error:
+            if not error.sent:
+                self._lookups.settling.seen(made.name)
+                raise Retry(str(error)) from error
+            raise
+        self._lookups.settling.seen(made.name)
+        job = seen_job(told)
+        assert job is not None, "it has the labels that it was made with"
+        return job
+
+    async def _adopt(self, made: Made) -> SeenJob:
+        found = await self._lookups.job(made.name)
+        if found is None:
+            raise Unreached(f"{made.name} exists and cannot be read", sent=True)
+        self._lookups.settling.seen(made.name)
+        known = seen_job(found)
+        if known is None or known.owner.cluster != self._ctx.cluster_id or known.spec != made.spec:
+            labels = found["metadata"].get("labels") or {}
+            evidence = f"Job {made.name} (uid {found['metadata']['uid']}) has the labels {labels}"
+            raise Conflict(
+                f"a Job {made.name!r} exists and is not this attempt's", evidence=evidence
+            )
+        return known
+
+    async def _create_for(self, job: SeenJob, made: Made) -> None:
+        """What a gang needs beside its Job; the cluster removes it together with the Job."""
+        for kind, manifest in (("services", made.service), ("secrets", made.secret)):
+            if manifest is None:
+                continue
+            await self._ctx.budget("create")
+            try:
+                await self._kube.create(self._lookups.core_path(kind), owned_by(manifest, job.uid))
+            except Refusal as refusal:
+                if refusal.status != 409:
+                    raise
+
+    # -- observe --------------------------------------------------------------------------------
+
+    async def observe(self, refs: Sequence[Ref]) -> list[Observation]:
+        """From the watches while the API server answers; it alone is asked of what they lack."""
+        if not refs:
+            return []
+        try:
+            await self._lookups.require_answer()
+            known = {ref.name: self._board.told(ref.name) for ref in refs}
+            unknown = [ref for ref in refs if known[ref.name] is None]
+            asked = await self._each(unknown, self._observe)
+        except (Refusal, Unreached):
+            return [_out_of_reach(ref.name) for ref in refs]
+        known |= {one.name: one for one in asked}
+        return [seen for ref in refs if (seen := known[ref.name])]
+
+    async def _observe(self, ref: Ref) -> Observation:
+        found = await self._lookups.find(ref)
+        if found is None:
+            if self._lookups.settling.under_way(ref.name):
+                return _out_of_reach(ref.name)
+            return Observation(ref.name, Phase.GONE, exists=False)
+        pods = await self._lookups.pods(found.name)
+        return observed(found, found.members.index(ref.name), pods)
+
+    def watch(self) -> AsyncIterator[WatchItem]:
+        """Room, everything there is, Synced, then news; begins once both watches have listed."""
+        return self._lookups.watch()
+
+    # -- stop -----------------------------------------------------------------------------------
+
+    async def stop(self, refs: Sequence[Ref], grace: float) -> list[StopResult]:
+        """Note on the Job how it is to end and keep pods from coming, then end those there are."""
+        return await self._each(refs, lambda ref: self._stop(ref, grace))
+
+    async def _stop(self, ref: Ref, grace: float) -> StopResult:
+        job = await asked(self._lookups.find(ref))
+        if job is None:
+            return self._mark(ref)
+        await asked(self.end(job, STOPPED, grace))
+        return StopResult(ref.name, known=True)
+
+    def _mark(self, ref: Ref) -> StopResult:
+        self._marks[ref.name] = None
+        while len(self._marks) > MARKS:
+            self._marks.popitem(last=False)
+        return StopResult(ref.name, known=False)
+
+    async def end(self, job: SeenJob, told: Exit, grace: float) -> None:
+        """End a Job such that it will be told to have ended like this, whoever is there to see it.
+
+        What has ended by itself stays so.
+        """
+        pods = await self._lookups.pods(job.name)
+        if job.finished or (pods and all(_is_over(pod) for pod in pods)):
+            return
+        if not job.verdict:
+            await self._ctx.budget("patch")
+            await self._absent_is_fine(
+                self._kube.patch(f"{self._lookups.jobs_path}/{job.name}", _ending(job, told))
+            )
+        seconds = max(1, math.ceil(grace))
+        if job.runner == "pod":
+            seconds += round(COMMIT_BUDGET)
+        await self._each(
+            [pod for pod in pods if not pod.over], lambda pod: self._kill(pod, seconds)
+        )
+
+    async def _kill(self, pod: SeenPod, seconds: int) -> None:
+        await self._ctx.budget("delete")
+        options = {"gracePeriodSeconds": seconds, "preconditions": {"uid": pod.uid}}
+        path = f"{self._lookups.core_path('pods')}/{pod.name}"
+        await self._absent_is_fine(self._kube.delete(path, options))
+
+    # -- release --------------------------------------------------------------------------------
+
+    async def release(self, refs: Sequence[Ref]) -> list[ReleaseOutcome]:
+        """Delete Jobs that ended, and be content once they and their pods are gone."""
+        return await self._each(refs, self._release)
+
+    async def _release(self, ref: Ref) -> ReleaseOutcome:
+        job = await asked(self._lookups.find(ref))
+        if job is None:
+            left = await asked(self._lookups.pods(ref.name))
+            return NotYet(ref.name, GONE_SOON) if left else Released(ref.name)
+        if not job.deleting:
+            if not await asked(self._all_ended(job)):
+                return NotYet(ref.name, 1.0)
+            await asked(self._delete(job))
+        return NotYet(ref.name, GONE_SOON)
+
+    async def _all_ended(self, job: SeenJob) -> bool:
+        """Whether all its members have; those of a gang go together."""
+        told = [self._board.told(member) for member in job.members]
+        if all(one is not None and one.phase is Phase.ENDED for one in told):
+            return True
+        pods = await self._lookups.pods(job.name)
+        seen = [observed(job, index, pods) for index in range(len(job.members))]
+        return all(one.phase is Phase.ENDED for one in seen)
+
+    async def _delete(self, job: SeenJob) -> None:
+        await self._ctx.budget("delete")
+        options = {"propagationPolicy": "Foreground", "preconditions": {"uid": job.uid}}
+        path = f"{self._lookups.jobs_path}/{job.name}"
+        await self._absent_is_fine(self._kube.delete(path, options))
+
+    # -- shared ---------------------------------------------------------------------------------
+
+    async def _absent_is_fine(self, call: Awaitable[Any]) -> None:
+        """A call on something that may be gone, or be somebody else's by now."""
+        try:
+            await call
+        except Refusal as refusal:
+            if refusal.status not in (404, 409):
+                raise
+
+    async def _each(self, items: Sequence[T], act: Callable[[T], Awaitable[R]]) -> list[R]:
+        """Act on all of them, a few at a time. What one raises is raised, once all have ended."""
+
+        async def one(item: T) -> R:
+            async with self._lanes:
+                return await act(item)
+
+        results = await asyncio.gather(*(one(item) for item in items), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return [result for result in results if not isinstance(result, BaseException)]
+
+
+def handle_of(job: SeenJob) -> Handle:
+    """The Job's name and uid."""
+    return Handle(HANDLE_VERSION, f"{job.name}/{job.uid}")
+
+
+async def asked(call: Awaitable[T]) -> T:
+    """A call for which it does not matter whether it happened: it is made again. Raises
+    BackendError.
+    """
+    try:
+        return await call
+    except Refusal as refusal:
+        raise refusal.error() or Retry(refusal.message, after=refusal.after) from refusal
+    except Unreached as error:
+        raise Retry(str(error)) from error
+
+
+def _manifest(make: Callable[[], Made]) -> Made:
+    try:
+        return make()
+    except ValueError as error:
+        raise Invalid(str(error)) from error
+
+
+def _ending(job: SeenJob, told: Exit) -> dict[str, Any]:
+    """Of a Job that Kueue admits the suspension is Kueue's."""
+    patch: dict[str, Any] = {"metadata": {"annotations": {names.VERDICT: verdict(told)}}}
+    if not job.queued:
+        patch["spec"] = {"suspend": True}
+    return patch
+
+
+def _is_over(pod: SeenPod) -> bool:
+    return pod.over or pod.main.state is Running.TERMINATED
+
+
+def _out_of_reach(name: str) -> Observation:
+    return Observation(name, Phase.EXISTS, exists=True, reachable=False)

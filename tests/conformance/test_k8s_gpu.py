@@ -1,0 +1,156 @@
+"""The conformance kit on `k8s-gpu`: a real API server, its controllers and a real kubelet.
+
+Every test has a namespace of its own, with exactly the rights of deploy/kubernetes/rbac.yaml.
+Commands say to a counter outside of the cluster that they have started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+from kube_proxy import EXPIRED, THROTTLED, KubeProxy
+from kube_yard import StartCounter, authority_of, kit_command, through
+from testbed_kubernetes import Kubernetes, Namespace
+
+from hatoba.v1 import job_pb2
+from hatoba_plugins.backends.k8s_gpu import K8sType
+from hatoba_plugins.conformance import (
+    BackendHarness,
+    Command,
+    FaultInjector,
+    JobConformance,
+    JobHarness,
+)
+from hatoba_plugins.values import Phase, Ref
+
+
+class KubeFaults(FaultInjector):
+    """What the proxy can do, and what an administrator can."""
+
+    def __init__(self, harness: KubeHarness) -> None:
+        self._harness = harness
+
+    @property
+    def proxy(self) -> KubeProxy:
+        return self._harness.proxy
+
+    async def reply_lost_after_effect(self) -> None:
+        self.proxy.lose_reply("create jobs")
+
+    async def delay_reply(self, seconds: float) -> None:
+        self.proxy.delay_reply("create jobs", seconds)
+
+    async def double_reply(self) -> None:
+        self.proxy.double("create jobs")
+
+    async def land_late(self, seconds: float) -> None:
+        self.proxy.land_late("create jobs", seconds)
+
+    async def throttle(self) -> None:
+        self.proxy.refuse("create jobs", THROTTLED, after=1)
+
+    async def conflict(self, name: str) -> None:
+        await asyncio.to_thread(self._harness.plant_foreign, name)
+
+    async def delete_behind(self, name: str) -> None:
+        await asyncio.to_thread(self._harness.kubectl, "delete", "job", name)
+
+    async def unreachable_for(self, seconds: float) -> None:
+        self.proxy.cut = True
+        self.proxy.break_watches()
+        loop = asyncio.get_running_loop()
+        loop.call_later(seconds, self._mend)
+
+    def _mend(self) -> None:
+        self.proxy.cut = False
+
+    async def gap(self) -> None:
+        for kind in ("jobs", "pods"):
+            self.proxy.refuse(f"watch {kind}", EXPIRED)
+        self.proxy.end_watches()
+
+
+class KubeHarness(BackendHarness):
+    """Through the proxy to the API server."""
+
+    def __init__(self, cluster: Kubernetes, namespace: Namespace) -> None:
+        super().__init__(K8sType(), faults=KubeFaults(self))
+        self.cluster, self.namespace = cluster, namespace
+        self._stack = AsyncExitStack()
+        self.options = {"settles_after": 1.0, "namespace": namespace.name, "secrets": ["token"]}
+        self.proxy: KubeProxy
+        self.counter: StartCounter
+        self._ready = False
+
+    async def __aenter__(self) -> Self:
+        if not self._ready:
+            self._ready = True
+            authority = await asyncio.to_thread(authority_of, self.namespace.kubeconfig)
+            proxy = KubeProxy.running(self.cluster.server, authority)
+            self.proxy = await self._stack.enter_async_context(proxy)
+            counter = StartCounter.running(self.cluster.gateway)
+            self.counter = await self._stack.enter_async_context(counter)
+            access = await asyncio.to_thread(
+                through, self.proxy.endpoint, self.namespace.kubeconfig
+            )
+            self.options["kubeconfig"] = access
+        return await super().__aenter__()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await super().__aexit__(kind, error, trace)
+        if not self._reopening:
+            await self._stack.aclose()
+
+    _reopening = False
+
+    async def reopen(self) -> None:
+        self._reopening = True
+        try:
+            await super().reopen()
+        finally:
+            self._reopening = False
+
+    def command(self, kind: Command, name: str) -> job_pb2.JobSpec:
+        return kit_command(kind, name, self.cluster.busybox, self.counter)
+
+    async def starts(self, name: str) -> int | None:
+        return self.counter.starts[name]
+
+    async def until_started(self, ref: Ref) -> None:
+        await self.wait(ref, Phase.RUNNING)
+        await self.counter.until_started(ref.name)
+
+    def kubectl(self, *arguments: str) -> str:
+        return self.cluster.kubectl("-n", self.namespace.name, *arguments)
+
+    def plant_foreign(self, name: str) -> None:
+        """Somebody else's Job of this name."""
+        container = {"name": "main", "image": self.cluster.busybox, "command": ["true"]}
+        template = {"spec": {"restartPolicy": "Never", "containers": [container]}}
+        foreign: dict[str, Any] = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {"name": name, "namespace": self.namespace.name},
+            "spec": {"suspend": True, "template": template},
+        }
+        self.cluster.kubectl("apply", "-f", "-", input=json.dumps(foreign))
+
+
+class TestKubernetes(JobConformance):
+    """Without a runner: what the backend itself says of Jobs."""
+
+    @pytest.fixture
+    def harness(self, kubernetes: Kubernetes) -> Any:
+        with kubernetes.namespace() as namespace:
+            harness: JobHarness = KubeHarness(kubernetes, namespace)
+            yield harness
