@@ -23,11 +23,14 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """The user's code began: `at` Unix seconds, `ticks` clock ticks since boot (0: unknown)."""
+    """The user's code began: `at` Unix seconds, `ticks` clock ticks since boot (0: unknown); in
+    `image`, by digest, if it is a container.
+    """
 
     at: float
     ticks: int
     limit_by: LimitBy
+    image: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +137,11 @@ class Attempt:
     def fence(self) -> int:
         """The fence it was launched with."""
         return self.launch.fence
+
+    @property
+    def contained(self) -> bool:
+        """True for a container, false for a process of its host."""
+        return bool(self.launch.environment.image)
 
     @property
     def running(self) -> bool:

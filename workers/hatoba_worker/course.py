@@ -142,7 +142,8 @@ class Course:
         if not attempt.running or attempt.why or tinyfiles.exists(path):
             return
         try:
-            tinyfiles.swap(path, f"{time.time() + seconds:.3f}".encode())
+            # Readable also for a container, whose user is another.
+            tinyfiles.swap(path, f"{time.time() + seconds:.3f}".encode(), 0o644)
         except OSError as error:
             log.warning("save.file", attempt=attempt.name, error=str(error))
 
@@ -194,7 +195,9 @@ class Course:
 
     def _note_start(self, attempt: Attempt, started: Spawned) -> None:
         """The command runs: tell the server."""
-        attempt.begun = Start(started.started_at, started.start_ticks, started.limit_by)
+        attempt.begun = Start(
+            started.started_at, started.start_ticks, started.limit_by, started.image
+        )
         self._parts.session.send(started_item(attempt))
         start = round(started.started_at * 1e9)
         self._parts.spans.add(attempt.launch, "job.stage", (attempt.launched_ns, start))

@@ -100,8 +100,6 @@ class Environments:
     async def resolve(self, tenant: Tenant) -> Interpreter:
         """What an attempt or replica runs in; raises AttemptFailed (ENVIRONMENT_FAILED)."""
         wanted = tenant.wanted
-        if wanted.image:
-            raise environment_failed(f"this host runs no containers, and {wanted.image!r} is one")
         if wanted.requirements:
             found = await self._built(tenant)
         elif wanted.python:

@@ -20,13 +20,21 @@ RUN_TIMEOUT = runner_pb2.EXIT_KIND_RUN_TIMEOUT
 STOPPED = runner_pb2.EXIT_KIND_STOPPED
 LOST = runner_pb2.EXIT_KIND_LOST
 DISCONNECTED = runner_pb2.EXIT_KIND_DISCONNECTED
+PREEMPTED = runner_pb2.EXIT_KIND_PREEMPTED
 OUTPUT_FAILED = runner_pb2.EXIT_KIND_OUTPUT_FAILED
 STAGING_FAILED = runner_pb2.EXIT_KIND_STAGING_FAILED
 
+_TAKEN = "its platform asked it to end"
 _FAILURES: dict[FailureKind, Kind] = {
     "not_found": runner_pb2.EXIT_KIND_NOT_FOUND,
     "not_executable": runner_pb2.EXIT_KIND_NOT_EXECUTABLE,
+    "wrong_arch": runner_pb2.EXIT_KIND_IMAGE_ARCHITECTURE,
+    "lost": LOST,
 }
+
+
+_LOST_PROCESS = "the keeper of its host died, and its processes with it"
+_LOST_CONTAINER = "its container was ended or removed by its engine or an operator, not by itself"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +67,21 @@ def of_spawn(attempt: Attempt, failed: SpawnFailed) -> Ending:
 
 def not_started(attempt: Attempt) -> Ending:
     """It was stopped before it began."""
+    if attempt.why == "platform":
+        return Ending(PREEMPTED, message=f"{_TAKEN} before it began")
     return Ending(STOPPED, message="stopped before it began")
 
 
 def of_exit(attempt: Attempt, found: Exit | None) -> Ending:
     """The main process ended, or (None) nobody saw how."""
     if found is None:
-        return Ending(LOST, message="the keeper of its host died, and its processes with it")
+        return Ending(LOST, message=_LOST_CONTAINER if attempt.contained else _LOST_PROCESS)
     if found.reason == "oom":
         return _out_of_memory(attempt, found)
     if found.reason in ("stop", "killed_by_us"):
         return _stopped(attempt, found)
+    if found.failed is not None:
+        return of_spawn(attempt, found.failed)
     if found.signal is not None:
         return Ending(SIGNALED, signal=found.signal)
     return Ending(EXITED, exit_code=found.exit_code or 0)
@@ -96,7 +108,6 @@ def _stopped(attempt: Attempt, found: Exit) -> Ending:
         limit = attempt.launch.stop_after.ToTimedelta().total_seconds()
         return Ending(DISCONNECTED, exit_code=code, signal=signal, message=f"{limit:g} s")
     if attempt.why == "platform":
-        message = "its platform asked it to end"
-    else:
-        message = "" if attempt.why else "its host was shut down"
+        return Ending(PREEMPTED, exit_code=code, signal=signal, message=_TAKEN)
+    message = "" if attempt.why else "its host was shut down"
     return Ending(STOPPED, exit_code=code, signal=signal, message=message)

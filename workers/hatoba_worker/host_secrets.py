@@ -34,9 +34,10 @@ class Secrets:
 
     def resolve(self, refs: list[job_pb2.SecretRef]) -> dict[str, str]:
         """Values by environment variable; raises AttemptFailed (SECRET_MISSING). Blocks."""
-        return {ref.env or variable(ref.name): self._value(ref.name) for ref in refs}
+        return {ref.env or variable(ref.name): self.value(ref.name) for ref in refs}
 
-    def _value(self, name: str) -> str:
+    def value(self, name: str) -> str:
+        """One secret; raises AttemptFailed (SECRET_MISSING). Blocks."""
         if not _NAME.fullmatch(name):
             raise secret_missing(f"{name!r} is no name of a secret")
         path = self._directory / name

@@ -191,4 +191,6 @@ def heartbeat(attempt: Attempt) -> runner_pb2.HeartbeatRequest:
     request.usage.gpu_peak = attempt.gpu_peak
     if attempt.begun is not None and attempt.begun.limit_by != "none":
         request.usage.memory_limit_by = attempt.begun.limit_by
+    if attempt.begun is not None:
+        request.usage.image = attempt.begun.image
     return request

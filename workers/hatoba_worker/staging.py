@@ -17,7 +17,10 @@ from hatoba.v1 import common_pb2, job_pb2, worker_pb2
 from hatoba_worker import spool, streams_in, tinyfiles
 from hatoba_worker.attempts import Attempt, GangPlace
 from hatoba_worker.environments import Environments, Interpreter, Tenant
-from hatoba_worker.failures import input_changed, staging_failed
+from hatoba_worker.executors.containers.contained import Contained, Wish, inside
+from hatoba_worker.executors.containers.images import Image
+from hatoba_worker.executors.containers.spec import HOME
+from hatoba_worker.failures import environment_failed, input_changed, staging_failed
 from hatoba_worker.homes import Homes
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import Limits, Spawn
@@ -40,11 +43,13 @@ _PASSED = frozenset({"PATH", "TMPDIR", "LD_LIBRARY_PATH", *_LANGUAGE, *_PERSON})
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """What staging found: interpreter, variables of the secrets, and a checkpoint's directory."""
+    """What staging found: interpreter or image, variables of the secrets, and a checkpoint's
+    directory."""
 
     interpreter: Interpreter
     secrets: Mapping[str, str]
     restore: str = ""
+    image: Image | None = None
 
 
 class Stager:
@@ -61,8 +66,10 @@ class Stager:
         *,
         host_has_gpus: bool,
         base: Mapping[str, str] | None = None,
+        contained: Contained | None = None,
     ) -> None:
-        """`base`: what every command has in its environment; else the host's few variables."""
+        """`base`: what every command has in its environment; else the host's few variables.
+        `contained` makes containers, where there may be some."""
         self._library = data / "lib"
         self._no_params = str(self._library / "no-params.json")
         self._homes = homes
@@ -70,6 +77,7 @@ class Stager:
         self._environments = environments
         self._secrets = secrets
         self._host_has_gpus = host_has_gpus
+        self._contained = contained
         self._base = base_environment(environ) if base is None else dict(base)
 
     def prepare(self) -> None:
@@ -78,6 +86,8 @@ class Stager:
         # A directory with nothing but these in it: beside them may stand a whole environment.
         link_library(self._library)
         Path(self._no_params).write_text("{}", encoding="utf-8")
+        if self._contained is not None:
+            self._contained.prepare()
 
     def at_once(self, attempt: Attempt, restore: job_pb2.Checkpoint | None) -> Spawn | None:
         """The prepared command, or None when something has to be brought in first."""
@@ -103,6 +113,8 @@ class Stager:
             raise input_changed(str(error)) from error
         except (TransferFailed, OSError) as error:
             raise staging_failed(f"code or inputs could not be brought in: {error}") from error
+        if stage.image is not None:
+            return await self._contain(attempt, stage, stage.image)
         return self._spawn(attempt, stage)
 
     async def _stage(self, attempt: Attempt, restore: job_pb2.Checkpoint | None) -> Stage:
@@ -110,13 +122,24 @@ class Stager:
         secrets: dict[str, str] = {}
         if launch.secrets:
             secrets = await asyncio.to_thread(self._secrets.resolve, list(launch.secrets))
-        tenant = Tenant(attempt.name, launch.environment, attempt.path(FILES["build"]))
-        interpreter = await self._environments.resolve(tenant)
+        interpreter, image = Interpreter(), None
+        build_log = attempt.path(FILES["build"])
+        if attempt.contained:
+            image = await self._image(launch.environment.image, build_log)
+        else:
+            tenant = Tenant(attempt.name, launch.environment, build_log)
+            interpreter = await self._environments.resolve(tenant)
         if launch.code.digest:
             await self._trees.copy(launch.code, Path(attempt.path("work")))
         for each in launch.inputs:
             await self._bring_input(attempt, each)
-        return Stage(interpreter, secrets, await self._restored(attempt, restore))
+        restored = await self._restored(attempt, restore)
+        return Stage(interpreter, secrets, restored, image)
+
+    async def _image(self, reference: str, build_log: str) -> Image:
+        if self._contained is None:
+            raise environment_failed(f"nothing here runs containers, and {reference!r} is one")
+        return await self._contained.image(reference, build_log)
 
     async def _bring_input(self, attempt: Attempt, told: job_pb2.Input) -> None:
         if told.items.digest:
@@ -157,6 +180,30 @@ class Stager:
             limits=Limits(memory_bytes=launch.resources.memory_bytes or None),
         )
 
+    async def _contain(self, attempt: Attempt, stage: Stage, image: Image) -> Spawn:
+        assert self._contained is not None
+        launch = attempt.launch
+        if not launch.params:
+            tinyfiles.write(attempt.path(PARAMS), b"{}")
+        restore = inside(stage.restore, attempt.home) if stage.restore else ""
+        ours = {**_ours(attempt, HOME, restore), "HATOBA_PARAMS": f"{HOME}/{PARAMS}"}
+        return await self._contained.spawn(
+            Wish(
+                name=attempt.name,
+                home=attempt.home,
+                image=image,
+                command=launch.command,
+                env={**launch.env, **stage.secrets, **ours},
+                cwd=f"{HOME}/work",
+                cpus=launch.resources.cpus,
+                memory_bytes=launch.resources.memory_bytes,
+                gpus=tuple(launch.gpus),
+                # Members of a gang meet at addresses of their hosts.
+                host_network=bool(launch.gang_size),
+                labels=_labels(launch),
+            )
+        )
+
     def _environment(self, attempt: Attempt, stage: Stage) -> dict[str, str]:
         """The job's variables: the host's few, the user's, then ours, which nobody overrides."""
         launch = attempt.launch
@@ -169,24 +216,41 @@ class Stager:
             env["PYTHONPATH"] = ":".join(part for part in parts if part)
         if launch.gpus or self._host_has_gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(launch.gpus)
-        if launch.traceparent:
-            env["TRACEPARENT"] = exec_context(launch.attempt, launch.traceparent)
-        if stage.restore:
-            env["HATOBA_RESTORE"] = stage.restore
-        env |= {
-            "HATOBA_ATTEMPT": launch.attempt,
-            "HATOBA_JOB": launch.job,
-            "HATOBA_INDEX": str(launch.index),
-            "HATOBA_TASK_COUNT": str(launch.task_count),
-            "HATOBA_ATTEMPT_NUMBER": str(launch.number),
-            "HATOBA_DIR": attempt.home,
-            "HATOBA_SPOOL": attempt.path(spool.FILE),
-            "HATOBA_PARAMS": attempt.path(PARAMS) if launch.params else self._no_params,
-            "HATOBA_INPUTS": attempt.path("inputs"),
-            "HATOBA_OUTPUTS": attempt.path("outputs"),
-            "HATOBA_CHECKPOINTS": attempt.path("checkpoints"),
-        }
-        return env | gang_environment(attempt.gang)
+        env |= _ours(attempt, attempt.home, stage.restore)
+        env["HATOBA_PARAMS"] = attempt.path(PARAMS) if launch.params else self._no_params
+        return env
+
+
+def _ours(attempt: Attempt, home: str, restore: str) -> dict[str, str]:
+    """What an attempt is told of itself, with its directory as it sees it."""
+    launch = attempt.launch
+    env = {
+        "HATOBA_ATTEMPT": launch.attempt,
+        "HATOBA_JOB": launch.job,
+        "HATOBA_INDEX": str(launch.index),
+        "HATOBA_TASK_COUNT": str(launch.task_count),
+        "HATOBA_ATTEMPT_NUMBER": str(launch.number),
+        "HATOBA_DIR": home,
+        "HATOBA_SPOOL": f"{home}/{spool.FILE}",
+        "HATOBA_INPUTS": f"{home}/inputs",
+        "HATOBA_OUTPUTS": f"{home}/outputs",
+        "HATOBA_CHECKPOINTS": f"{home}/checkpoints",
+    }
+    if launch.traceparent:
+        env["TRACEPARENT"] = exec_context(launch.attempt, launch.traceparent)
+    if restore:
+        env["HATOBA_RESTORE"] = restore
+    return env | gang_environment(attempt.gang)
+
+
+def _labels(launch: worker_pb2.LaunchAttempt) -> dict[str, str]:
+    """What its container says of it to people and to tools."""
+    return {
+        "hatoba.dev/job": launch.job,
+        "hatoba.dev/index": str(launch.index),
+        "hatoba.dev/number": str(launch.number),
+        "hatoba.dev/fence": str(launch.fence),
+    }
 
 
 def gang_environment(place: GangPlace | None) -> dict[str, str]:

@@ -36,7 +36,8 @@ BATCH_BYTES = 32 << 20
 LOOK_SECONDS = 0.01
 """How often it is looked whether the job is done with something, while there is no room."""
 _READ_ITEMS = 256
-_PRIVATE = 0o700
+_OPEN = 0o755
+"""Also for a container, whose user is another; nobody else comes as far as here."""
 
 Item = Mapping[str, Any]
 Sleep = Callable[[float], Awaitable[None]]
@@ -58,10 +59,10 @@ def prepare(home: str, told: job_pb2.Input) -> None:
     """Make what the job looks for: an empty directory, and an index with nothing in it. Blocks."""
     directory = Path(home)
     index = stream_index(directory, told.name)
-    index.parent.mkdir(mode=_PRIVATE, exist_ok=True)
-    (directory / "inputs" / told.name).mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+    index.parent.mkdir(mode=_OPEN, exist_ok=True)
+    (directory / "inputs" / told.name).mkdir(mode=_OPEN, parents=True, exist_ok=True)
     for path in (index, taken_file(directory, told.name)):
-        path.touch(mode=0o600)
+        path.touch(mode=0o644)
 
 
 class InputStreams:
@@ -222,8 +223,10 @@ class Feed:
         for piece in batch:
             if piece.entry and not self._uses.get(piece.entry.path):
                 path = self._root / piece.entry.path
-                path.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-                os.replace(self._parts / piece.entry.path, path)
+                path.parent.mkdir(mode=_OPEN, parents=True, exist_ok=True)
+                part = self._parts / piece.entry.path
+                part.chmod(part.stat().st_mode & 0o777 | 0o444)
+                os.replace(part, path)
             self._note(piece)
         shutil.rmtree(self._parts, ignore_errors=True)
         self.tell(*[{"item": piece.item, "size": piece.size} for piece in batch])

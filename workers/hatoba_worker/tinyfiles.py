@@ -35,8 +35,8 @@ def exists(path: str) -> bool:
 
 
 def read_piece(path: str, offset: int, length: int) -> bytes:
-    """At most `length` bytes from `offset` on; raises OSError."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """At most `length` bytes from `offset` on; raises OSError, also for a link or a pipe."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         return os.pread(handle, length, offset)
     finally:
@@ -52,9 +52,9 @@ def write(path: str, data: bytes, mode: int = 0o600) -> None:
         os.close(handle)
 
 
-def swap(path: str, data: bytes) -> None:
+def swap(path: str, data: bytes, mode: int = 0o600) -> None:
     """Write a small file anew; whoever reads it sees the old or the new one. Raises OSError."""
-    write(f"{path}.new", data)
+    write(f"{path}.new", data, mode)
     os.replace(f"{path}.new", path)
 
 
@@ -67,10 +67,15 @@ def append(path: str, data: bytes) -> None:
         os.close(handle)
 
 
-def fresh(path: str) -> None:
-    """Make an empty file, a new one if there was one; raises OSError."""
+def remove(path: str) -> None:
+    """Remove a file, if it is there; raises OSError."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def fresh(path: str) -> None:
+    """Make an empty file, a new one if there was one; raises OSError."""
+    remove(path)
     write(path, b"")
 
 

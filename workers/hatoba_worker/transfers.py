@@ -40,6 +40,8 @@ _PASSING = (
     errors.Aborted,
     errors.NotAllowed,
 )
+_OUT_OF_SCOPE = "OUT_OF_SCOPE"
+"""Of a runner's credential whose attempt is over: it opens nothing more."""
 Stub: TypeAlias = "artifact_pb2_grpc.ArtifactServiceAsyncStub"
 
 
@@ -90,6 +92,9 @@ class ServerTransfers:
 
     async def upload(self, root: Path) -> common_pb2.ManifestRef:
         """Store everything below `root`; raises TransferFailed when it keeps changing."""
+        if await asyncio.to_thread(root.is_symlink):
+            # Of a container it would lead to what only the worker may read.
+            raise TransferFailed(f"{root.name} is a link, and not a directory")
         for _ in range(_CHANGES):
             try:
                 return await self._upload(root)
@@ -147,6 +152,8 @@ async def _once(link: Connection, move: Callable[[Stub, TransferOptions], Awaita
     try:
         return await move(stub, TransferOptions(metadata=link.metadata))
     except _PASSING as error:
+        if error.reason == _OUT_OF_SCOPE:
+            raise TransferFailed(str(error)) from error
         raise Away(str(error)) from error
     except (TreeChanged, errors.ServerError):
         raise

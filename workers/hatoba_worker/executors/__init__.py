@@ -1,4 +1,4 @@
-"""What runs the command of an attempt. Processes today; containers are to sit beside them."""
+"""What runs the command of an attempt: processes by the keeper, containers by an engine."""
 
 from __future__ import annotations
 
@@ -29,6 +29,23 @@ class Observer(Protocol):
         """Nothing of an attempt is left."""
 
 
+class ContainerObserver(Protocol):
+    """Who is told what became of containers. Ends may be told twice."""
+
+    def containers(self, held: dict[str, AttemptStatus]) -> None:
+        """Every container that there is, after each (re)connection to the engine, before any
+        event."""
+
+    def engine_changed(self) -> None:
+        """The engine came, went, or was not found."""
+
+    def exited(self, event: Exited) -> None:
+        """A container ended."""
+
+    def lost(self, name: str) -> None:
+        """Nothing of a container is left, and its end was not its own, or nobody saw it."""
+
+
 class Executor(Protocol):
     """Starts and ends attempts; every call may be repeated."""
 
@@ -40,6 +57,9 @@ class Executor(Protocol):
 
     def forget(self, name: str) -> None:
         """Drop what is kept of an attempt that is gone."""
+
+    def published(self, name: str) -> str:
+        """`HOST:PORT` at which a container is reached from outside; empty: as it says itself."""
 
     async def sample(self) -> Sequence[Sample]:
         """Measure all that run; empty while the executor cannot be reached."""

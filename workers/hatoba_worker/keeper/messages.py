@@ -89,7 +89,8 @@ class Usage:
 class Exit:
     """How the main process ended: one of `exit_code` and `signal` is set.
 
-    `oom` tells that the kernel or the memory watch killed a process of the attempt.
+    `oom` tells that the kernel or the memory watch killed a process of the attempt; `failed`, that
+    what ended is a container whose command could not be started.
     """
 
     exit_code: int | None
@@ -98,6 +99,7 @@ class Exit:
     reason: Reason
     ended_at: float
     usage: Usage
+    failed: SpawnFailed | None = None
 
 
 @dataclass(frozen=True, slots=True)
