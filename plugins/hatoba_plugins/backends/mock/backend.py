@@ -18,6 +18,7 @@ from hatoba_plugins.backends.mock.script import script_of, script_problems
 from hatoba_plugins.backends.mock.world import MockWorld, Wanted
 from hatoba_plugins.checks import lacking, out_of_range, require_kind
 from hatoba_plugins.errors import BackendError, Invalid, Retry, Unsupported
+from hatoba_plugins.settling import Settling
 from hatoba_plugins.values import (
     Absent,
     Ambiguous,
@@ -148,37 +149,11 @@ class MockType:
         return self._worlds[instance]
 
 
-class _Memory:
-    """What was asked to be created, and when: until that settles, absence is no proof."""
-
-    def __init__(self, ctx: BackendContext, settles_after: float) -> None:
-        self._clock = ctx.clock
-        self._settles_after = settles_after
-        self._opened = ctx.clock.monotonic()
-        self._asked: dict[str, float] = {}
-
-    def asked(self, name: str) -> None:
-        """A creation is on its way. Those before it that settled are forgotten."""
-        self._asked.pop(name, None)
-        self._asked[name] = self._clock.monotonic()
-        while self.settled_in(oldest := next(iter(self._asked))) <= 0 and oldest != name:
-            del self._asked[oldest]
-
-    def settle(self, name: str) -> None:
-        """It was seen; from now on absence is proof."""
-        self._asked[name] = -self._settles_after
-
-    def settled_in(self, name: str) -> float:
-        """Seconds until it is certain that a name which cannot be seen does not exist."""
-        since = self._asked.get(name, self._opened)
-        return max(0.0, since + self._settles_after - self._clock.monotonic())
-
-
 class MockJobs:
     """Its job role."""
 
     def __init__(
-        self, world: MockWorld, options: MockOptions, ctx: BackendContext, memory: _Memory
+        self, world: MockWorld, options: MockOptions, ctx: BackendContext, memory: Settling
     ) -> None:
         self._world = world
         self._options = options
@@ -230,7 +205,7 @@ class MockJobs:
 
     def _observation(self, ref: Ref, known: MockObject | None) -> Observation:
         if known is not None:
-            self._memory.settle(ref.name)
+            self._memory.seen(ref.name)
             return self._world.observe(known)
         if self._memory.settled_in(ref.name) > 0:
             return Observation(ref.name, Phase.EXISTS, exists=True, reachable=False)
@@ -262,7 +237,7 @@ class MockJobs:
         await self._ctx.budget("delete")
         if not await self._world.delete(ref.name):
             return NotYet(ref.name, after=1.0)
-        self._memory.settle(ref.name)
+        self._memory.seen(ref.name)
         return Released(ref.name)
 
 
@@ -272,7 +247,7 @@ class MockBackend:
     def __init__(self, world: MockWorld, options: MockOptions, ctx: BackendContext) -> None:
         self._world = world
         self._ctx = ctx
-        self._memory = _Memory(ctx, options.settles_after)
+        self._memory = Settling(ctx.clock, options.settles_after)
         self._capabilities = capabilities_of(options)
         self.jobs = MockJobs(world, options, ctx, self._memory)
         able = self._capabilities.deployments

@@ -1,0 +1,136 @@
+"""What is configured of one instance: clusters, where tasks run, and who runs them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from hatoba_plugins.aws import AwsOptions
+from hatoba_plugins.checks import out_of_range
+from hatoba_plugins.values import Problem
+
+NETWORKS = ("awsvpc", "bridge")
+RUNNERS = ("image", "none")
+READINESS = ("ecs", "probe")
+EXCHANGES = ("refuse", "stop_first")
+LAUNCH_TYPES = ("", "EC2", "FARGATE")
+_CLUSTER = re.compile(r"[A-Za-z0-9_-]{1,255}")
+
+
+@dataclass(frozen=True, slots=True)
+class EcsOptions(AwsOptions):
+    """CPU and GPU work go to clusters of their own; both exist, nothing is made here."""
+
+    cluster: str = "default"
+    """Cluster of what needs no GPU."""
+    gpu_cluster: str = ""
+    """Cluster of what needs GPUs; empty: there are none here."""
+    capacity_provider: str = ""
+    """Capacity provider in `cluster`; empty: the cluster's own default strategy."""
+    gpu_capacity_provider: str = ""
+    """Capacity provider in `gpu_cluster`."""
+    launch_type: str = ""
+    """`EC2` or `FARGATE` in place of capacity providers."""
+    network: str = "awsvpc"
+    """`awsvpc`: each task has an address of its own. `bridge`: ports of the instance."""
+    subnets: list[str] = field(default_factory=list)
+    security_groups: list[str] = field(default_factory=list)
+    public_address: bool = False
+    """Tasks get public addresses, as Fargate in public subnets needs them to pull images."""
+    execution_role: str = ""
+    """ARN: pulls images, reads secrets, writes logs."""
+    task_role: str = ""
+    """ARN: what the containers themselves may do."""
+    image: str = ""
+    """Image of jobs and models that name none."""
+    runner: str = "image"
+    """`image`: jobs begin with `hatoba-entrypoint`. `none`: they are not fenced."""
+    secrets_prefix: str = ""
+    """ARN prefix in SSM or Secrets Manager under which secrets have their names."""
+    secrets: list[str] = field(default_factory=list)
+    """Names of the secrets that are there."""
+    log_group: str = ""
+    """CloudWatch log group; empty: the instance's Docker keeps the logs."""
+    max_cpus: float = 256.0
+    max_memory: int = 2**40
+    max_gpus: int = 8
+    """Most that the planner has here at a time; what exceeds the room waits on ECS."""
+    find_settles_after: float = 10.0
+    """Seconds after which a task that cannot be seen was not started."""
+    poll_every: float = 2.0
+    """Seconds between two looks at what changes; what is settled is looked at five times less."""
+    readiness: str = "ecs"
+    """`ecs`: by the container's health check. `probe`: this server asks `/readyz` itself."""
+    gpu_exchange: str = "refuse"
+    """Without a free GPU for the new replica: `refuse`, or `stop_first` an old one."""
+    progress_deadline: float = 900.0
+    """Seconds without progress after which a revision's trouble is told."""
+    listener: str = ""
+    """ARN of a load balancer's listener: it routes then, and not our router."""
+    vpc: str = ""
+    """VPC of the listener's target groups."""
+    host_suffix: str = ""
+    """A deployment answers at the listener under `NAME` + this suffix."""
+
+    @classmethod
+    def check(cls, options: dict[str, object]) -> list[Problem]:
+        """Problems of these options."""
+        known = super(EcsOptions, cls).check(options)
+        return known or [
+            *_one_of(options, "network", NETWORKS),
+            *_one_of(options, "runner", RUNNERS),
+            *_one_of(options, "readiness", READINESS),
+            *_one_of(options, "gpu_exchange", EXCHANGES),
+            *_one_of(options, "launch_type", LAUNCH_TYPES),
+            *_clusters(options),
+            *_together(options),
+            *out_of_range(options, "max_cpus", 0, 1e6),
+            *out_of_range(options, "max_memory", 0, 2**60),
+            *out_of_range(options, "max_gpus", 0, 1024),
+            *out_of_range(options, "find_settles_after", 0.0, 600.0),
+            *out_of_range(options, "poll_every", 0.05, 300.0),
+            *out_of_range(options, "progress_deadline", 10.0, 86_400.0),
+        ]
+
+    def cluster_for(self, gpus: int) -> str:
+        """The cluster of what needs so many GPUs."""
+        return self.gpu_cluster if gpus and self.gpu_cluster else self.cluster
+
+    def provider_for(self, gpus: int) -> str:
+        """Its capacity provider; empty: the cluster's default."""
+        return self.gpu_capacity_provider if gpus else self.capacity_provider
+
+    @property
+    def clusters(self) -> tuple[str, ...]:
+        """All clusters, each once."""
+        return tuple(dict.fromkeys(c for c in (self.cluster, self.gpu_cluster) if c))
+
+
+def _one_of(options: dict[str, object], name: str, known: Collection[object]) -> list[Problem]:
+    value = options.get(name)
+    if value is None or value in known:
+        return []
+    return [Problem(name, f"{value!r} is none of {', '.join(repr(one) for one in known)}")]
+
+
+def _clusters(options: dict[str, object]) -> list[Problem]:
+    return [
+        Problem(name, f"{options[name]!r} is no cluster's name; give the name, not the ARN")
+        for name in ("cluster", "gpu_cluster")
+        if options.get(name) and not _CLUSTER.fullmatch(str(options[name]))
+    ]
+
+
+def _together(options: dict[str, object]) -> list[Problem]:
+    problems = []
+    fargate = options.get("launch_type") == "FARGATE"
+    if options.get("launch_type") and options.get("capacity_provider"):
+        problems.append(Problem("launch_type", "leave it out, or leave `capacity_provider` out"))
+    if fargate and options.get("gpu_cluster"):
+        problems.append(Problem("gpu_cluster", "Fargate has no GPUs; use instances for them"))
+    if fargate and options.get("network") == "bridge":
+        problems.append(Problem("network", "Fargate knows `awsvpc` alone"))
+    if options.get("listener") and not options.get("vpc"):
+        problems.append(Problem("vpc", "a listener's target groups need their VPC"))
+    return problems

@@ -1,0 +1,110 @@
+"""Amazon ECS as far as it is here: ministack's real containers behind a proxy, and an image whose
+entrypoint stands in for ours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import boto3
+from aws_proxy import AwsProxy, Json
+from testbed_fixtures import AwsEmulator, DockerEngine
+
+REGION = "us-east-1"
+KIT_IMAGE = "hatoba.test/ecs-kit:1"
+ENTRYPOINT = """#!/bin/sh
+# Stands in for the runner and for the model server.
+serve() {
+    case "$KIT_LIFE" in
+    never_ready) sleep 1000 & ;;
+    crashes) (httpd -f -p 8080 -h /www & sleep 2; kill $!; exit 1) & ;;
+    ends) exit 7 ;;
+    *) httpd -f -p 8080 -h /www & ;;
+    esac
+}
+run() {
+    shift
+    desk="${HATOBA_SERVER#grpc://}"
+    wget -q -O /dev/null "http://$desk/claim/$HATOBA_ATTEMPT/$(hostname)" || exit 83
+    "$@" &
+}
+command="$1"
+shift
+"$command" "$@"
+child=$!
+trap 'kill -TERM $child' TERM
+wait $child
+code=$?
+# The wait ends when a signal comes; the child may go on for a while.
+while kill -0 $child 2>/dev/null; do wait $child; code=$?; done
+exit $code
+"""
+
+
+def kit_image(engine: DockerEngine, directory: Path) -> str:
+    """The image of the kit's tasks, built when it is not there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "hatoba-entrypoint").write_text(ENTRYPOINT)
+    (directory / "hatoba-entrypoint").chmod(0o755)
+    (directory / "readyz").write_text("ready\n")
+    (directory / "Dockerfile").write_text(
+        f"FROM {engine.busybox}\n"
+        "COPY hatoba-entrypoint /bin/hatoba-entrypoint\n"
+        "COPY readyz /www/readyz\n"
+    )
+    command = ["docker", "--host", engine.host, "build", "-q", "-t", KIT_IMAGE, str(directory)]
+    plain = {**os.environ, "DOCKER_BUILDKIT": "0"}
+    subprocess.run(command, check=True, capture_output=True, env=plain)
+    return KIT_IMAGE
+
+
+def ecs(emulator: AwsEmulator) -> Any:
+    """A plain client, for what a test does behind the backend's back."""
+    return boto3.client(
+        "ecs",
+        endpoint_url=emulator.endpoint,
+        region_name=REGION,
+        aws_access_key_id="hatoba-test",
+        aws_secret_access_key="hatoba-test-secret",
+    )
+
+
+def clear(emulator: AwsEmulator, cluster: str) -> None:
+    """End everything in a cluster."""
+    client = ecs(emulator)
+    for service in client.list_services(cluster=cluster)["serviceArns"]:
+        client.delete_service(cluster=cluster, service=service, force=True)
+    for task in client.list_tasks(cluster=cluster)["taskArns"]:
+        client.stop_task(cluster=cluster, task=task)
+
+
+class Curtain:
+    """Hides tasks: new ones for a while, or those of a name for ever."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self._hide_for = 0.0
+        self._seen_at: dict[str, float] = {}
+        self._names: dict[str, str] = {}
+
+    def hide_new_for(self, seconds: float) -> None:
+        """What is started from now on is hidden for so long."""
+        self._hide_for = seconds
+
+    def _hides(self, arn: str) -> bool:
+        return self._names.get(arn) in self.names or time.monotonic() < self._seen_at.get(arn, 0.0)
+
+    async def __call__(self, proxy: AwsProxy, operation: str, asked: Json, reply: Json) -> None:
+        """Take what is hidden out of a reply."""
+        del proxy, asked
+        if operation == "runtask":
+            for task in reply["tasks"]:
+                self._names[task["taskArn"]] = task["startedBy"]
+                self._seen_at[task["taskArn"]] = time.monotonic() + self._hide_for
+        if operation == "listtasks":
+            reply["taskArns"] = [arn for arn in reply["taskArns"] if not self._hides(arn)]
+        if operation == "describetasks":
+            reply["tasks"] = [one for one in reply["tasks"] if not self._hides(one["taskArn"])]
