@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+DATA = "~/.local/share/hatoba-worker"
+
 
 @click.group()
 def worker() -> None:
@@ -45,6 +47,30 @@ def _named(
     return named
 
 
+def _mounts(
+    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> tuple[str, ...]:
+    from hatoba_worker.executors.containers.choosing import mounts_of
+
+    try:
+        mounts_of(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return given
+
+
+def _registries(
+    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        registry, equals, secret = text.partition("=")
+        if not registry or not equals or not secret:
+            raise click.BadParameter(f"{text!r} names no secret: write REGISTRY=SECRET")
+        found[registry] = secret
+    return found
+
+
 def _memory(_context: click.Context, _option: click.Parameter, given: str | None) -> int:
     from hatoba.units import parse_memory
 
@@ -57,14 +83,25 @@ def _memory(_context: click.Context, _option: click.Parameter, given: str | None
 
 
 @worker.command()
-@click.option("--server", required=True, metavar="HOST:PORT", help="Server to work for.")
+@click.option(
+    "--server",
+    default="",
+    metavar="HOST:PORT",
+    help="Server to work for. Without it this host goes on with its settings.",
+)
 @click.option(
     "--data",
-    required=True,
+    default=None,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Directory of this host; two workers need two.",
+    help=f"Directory of this host; two workers need two.  [default: {DATA}]",
 )
-@click.option("--token-file", required=True, metavar="FILE", help="File with a worker's token.")
+@click.option(
+    "--join",
+    default="",
+    metavar="TOKEN",
+    help="Become a host, by what `hatoba hosts add` printed. It may stay: it is used once.",
+)
+@click.option("--token-file", default="", metavar="FILE", help="File with a worker's token.")
 @click.option(
     "--ca-file", default="", metavar="FILE", help="Authority of a server that made its own."
 )
@@ -89,17 +126,41 @@ def _memory(_context: click.Context, _option: click.Parameter, given: str | None
 )
 @click.option(
     "--serve-address",
-    default="127.0.0.1",
-    show_default=True,
+    default=None,
     metavar="ADDRESS",
-    help="Address of this machine on which replicas answer; routers have to reach it.",
+    help="Address of this machine on which replicas answer; routers have to reach it.  [default: "
+    "where it reaches the server from, or 127.0.0.1 if it has not joined]",
+)
+@click.option(
+    "--engine",
+    default="",
+    metavar="SOCKET",
+    help="Docker engine that runs containers here, or `none`; DOCKER_HOST or the standard one when "
+    "not given.",
+)
+@click.option(
+    "--mount",
+    "mounts",
+    multiple=True,
+    callback=_mounts,
+    metavar="SOURCE[:TARGET][:ro]",
+    help="Directory of this machine that all containers see. Repeatable.",
+)
+@click.option(
+    "--registry",
+    "registries",
+    multiple=True,
+    callback=_registries,
+    metavar="REGISTRY=SECRET",
+    help="Secret of this host that opens a registry of images: USER:PASSWORD. Repeatable.",
 )
 @click.option(
     "--label", "labels", multiple=True, callback=_labels, metavar="K=V", help="Repeatable."
 )
 def start(
     server: str,
-    data: Path,
+    data: Path | None,
+    join: str,
     token_file: str,
     ca_file: str,
     name: str,
@@ -109,29 +170,35 @@ def start(
     slots: int | None,
     named: dict[str, int],
     address: str,
-    serve_address: str,
+    serve_address: str | None,
+    engine: str,
+    mounts: tuple[str, ...],
+    registries: dict[str, str],
     labels: dict[str, str],
 ) -> None:
     """Work for a server until told to end; what runs then goes on, and the next start takes it up.
 
-    The settings are kept in DATA/worker.json.
+    The settings are kept in DATA/worker.json: `hatoba worker start` alone goes on with them, for
+    example after an upgrade.
     """
-    from hatoba.errors import InvalidSpec
-    from hatoba.settings import parse_address, read_token
     from hatoba_worker.config import Config
     from hatoba_worker.main import run
+    from hatoba_worker.starting import Entry, WrongStart, entered, go_on
 
+    directory = (data or Path(DATA)).expanduser().resolve()
     try:
-        parse_address(server)
-        read_token(token_file)
-    except InvalidSpec as error:
-        raise click.UsageError(f"{error}; {error.remedy}") from None
+        if not server:
+            sys.exit(run(go_on(directory)))
+        entry = entered(Entry(directory, server, join, token_file, ca_file, name, serve_address))
+    except WrongStart as error:
+        raise click.UsageError(str(error)) from None
     config = Config(
-        data=data.resolve(),
+        data=directory,
         server=server,
-        token_file=str(Path(token_file).resolve()),
-        ca_file=str(Path(ca_file).resolve()) if ca_file else "",
-        name=name,
+        token_file=entry.token_file,
+        ca_file=entry.ca_file,
+        joined=entry.joined,
+        name=entry.name,
         cpus=-1 if cpus is None else cpus,
         memory_bytes=memory,
         gpus=gpus,
@@ -139,7 +206,10 @@ def start(
         labels=labels,
         named=named,
         address=address,
-        serve_address=serve_address,
+        serve_address=entry.serve_address,
+        engine=engine,
+        mounts=list(mounts),
+        registries=registries,
     )
     config.save()
     sys.exit(run(config))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from hatoba.settings import LOOPBACK, parse_address
 from hatoba_worker import host, logs, trees
 
 FILE = "worker.json"
@@ -22,8 +23,9 @@ class Config:
     """One worker's settings; sizes in bytes, -1: what the machine has.
 
     An empty `server` means the embedded one, found by `server.json` of the data directory. Replicas
-    listen on `serve_address`, under which routers have to reach them. Members of gangs reach those
-    here at `address`; empty: 127.0.0.1 when embedded, else the machine's name.
+    listen on `serve_address`, under which routers have to reach them; empty: the address from which
+    this machine reaches the server. Members of gangs reach those here at `address`; empty: that
+    address too when it joined, 127.0.0.1 when embedded, else the machine's name.
     """
 
     data: Path
@@ -38,6 +40,8 @@ class Config:
     labels: dict[str, str] = field(default_factory=dict)
     named: dict[str, int] = field(default_factory=dict)
     embedded: bool = False
+    joined: bool = False
+    """It is known by the key in `tls/`, and needs no token."""
     address: str = ""
     serve_address: str = "127.0.0.1"
     log_limit_bytes: int = logs.LIMIT
@@ -51,7 +55,14 @@ class Config:
     @property
     def reached_at(self) -> str:
         """Where other hosts reach this one."""
+        if self.joined:
+            return self.address or facing(self.server)
         return self.address or ("127.0.0.1" if self.embedded else socket.gethostname())
+
+    @property
+    def serves_at(self) -> str:
+        """Where replicas listen."""
+        return self.serve_address or facing(self.server)
 
     def resolved(self) -> tuple[float, int, int]:
         """Cores, bytes of memory and slots to give away."""
@@ -67,6 +78,24 @@ class Config:
         fresh = self.data / f"{FILE}.new"
         fresh.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
         fresh.replace(self.data / FILE)
+
+
+def facing(server: str) -> str:
+    """The address from which this machine reaches `HOST:PORT`; 127.0.0.1 where it has no route."""
+    host, _, port = parse_address(server)[0].rpartition(":")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            # Sends nothing: the kernel only chooses the way.
+            probe.connect((host.strip("[]"), int(port)))
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an address."""
+    return LOOPBACK.match(f"[{address}]" if ":" in address else address) is not None
 
 
 def load(data: Path, **told: Any) -> Config:

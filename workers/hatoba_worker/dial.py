@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,12 +36,17 @@ class NoServer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server, and what proves to it who we are."""
+    """A server, and what proves to it who we are: a token, or what is signed anew now and then."""
 
     address: str
     tls: bool
     ca: bytes | None
     token: str = field(repr=False)
+    credential: Callable[[], str] | None = field(default=None, repr=False)
+
+    def proof(self) -> str:
+        """What to show with a call that is made now."""
+        return self.credential() if self.credential is not None else self.token
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +55,30 @@ class Connection:
 
     control: grpc.aio.Channel
     bulk: grpc.aio.Channel
-    metadata: tuple[tuple[str, str], ...]
+    proof: Callable[[], str] = field(repr=False)
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """What a call that is made now carries."""
+        return (("authorization", f"Bearer {self.proof()}"),)
 
 
 class Locator:
     """Finds the server, anew before each dial: its port and the token may have changed.
 
-    An empty `server` means the embedded one, whose address stands in `server.json`.
+    An empty `server` means the embedded one, whose address stands in `server.json`. With a
+    `credential` no token is needed.
     """
 
-    def __init__(self, data: Path, server: str, token_file: Path, ca_file: str) -> None:
+    def __init__(
+        self,
+        data: Path,
+        server: str,
+        token_file: Path,
+        ca_file: str,
+        credential: Callable[[], str] | None = None,
+    ) -> None:
+        self._credential = credential
         self._data = data
         self._server = server
         self._token_file = token_file
@@ -68,12 +87,13 @@ class Locator:
     def find(self) -> Target:
         """Where to dial; blocks on small files. Raises NoServer."""
         try:
-            token = read_token(str(self._token_file))
+            token = "" if self._credential else read_token(str(self._token_file))
             if not self._server:
                 return self._embedded(token)
             address, tls = parse_address(self._server)
             authority = Path(self._ca_file).expanduser().read_bytes() if self._ca_file else None
-            return Target(address, tls or authority is not None, authority, token)
+            secure = tls or authority is not None
+            return Target(address, secure, authority, token, self._credential)
         except (OSError, ValueError, KeyError, TypeError, InvalidSpec) as error:
             raise NoServer(str(error)) from error
 
@@ -95,9 +115,8 @@ class Locator:
 @asynccontextmanager
 async def connection(target: Target) -> AsyncIterator[Connection]:
     """Channels to `target`, closed at the end."""
-    metadata = (("authorization", f"Bearer {target.token}"),)
     async with _channel(target) as control, _channel(target) as bulk:
-        yield Connection(control, bulk, metadata)
+        yield Connection(control, bulk, target.proof)
 
 
 def _channel(target: Target) -> grpc.aio.Channel:

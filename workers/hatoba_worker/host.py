@@ -73,6 +73,13 @@ class Identity:
 
     @classmethod
     def load(cls, data: Path, wanted: str, *, embedded: bool) -> Identity:
+        """See `find`; kept from now on."""
+        known = cls.find(data, wanted, embedded=embedded)
+        known.save()
+        return known
+
+    @classmethod
+    def find(cls, data: Path, wanted: str, *, embedded: bool) -> Identity:
         """Read what is kept in the directory, or choose a name; raises ValueError for a bad one."""
         path = data / "host.json"
         try:
@@ -88,7 +95,6 @@ class Identity:
             raise ValueError(
                 f"{known.name!r} is not a host's name: small letters, digits and dashes, at most 63"
             )
-        known.save()
         return known
 
     def save(self) -> None:

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -42,6 +43,9 @@ from hatoba_worker.timeouts import Timeouts
 from hatoba_worker.transfers import ServerTransfers
 from hatoba_worker.trees import TreeCache
 from hatoba_worker.vitals import Vitals
+
+if TYPE_CHECKING:
+    from hatoba_worker.known_by import KnownBy
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +81,9 @@ class Worker:
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
         self._config = config
         self._environ = environ
-        self._identity = host.Identity.load(config.data, config.name, embedded=config.embedded)
+        self._known_by = _known_by(config)
+        name = self._known_by.host if self._known_by else config.name
+        self._identity = host.Identity.load(config.data, name, embedded=config.embedded)
         self._boot = host.boot_id()
         self._incarnation = uuid.uuid4().hex
         self._gpus = host.gpu_ids(config.gpus)
@@ -114,11 +120,15 @@ class Worker:
             tasks.create_task(self._watch_secrets(), name="secrets")
             tasks.create_task(self._fleet.run(), name="replicas")
             tasks.create_task(self._fleet.bound_logs(), name="replicas' logs")
+            if self._known_by is not None:
+                renewing = self._known_by.renew(self._session)
+                tasks.create_task(renewing, name="certificates")
 
     def _assemble(self, tasks: asyncio.TaskGroup) -> None:
         config, data = self._config, self._config.data
         self._tasks = tasks
-        locator = Locator(data, config.server, config.token_path, config.ca_file)
+        credential = self._known_by.credential if self._known_by else None
+        locator = Locator(data, config.server, config.token_path, config.ca_file, credential)
         self._session = Session(locator, self)
         self._executor = ProcessExecutor(data, self, asyncio.sleep)
         transfers = ServerTransfers(self._session)
@@ -167,10 +177,13 @@ class Worker:
             cache,
             self._environments,
             self._secrets,
-            serve_address=self._config.serve_address,
+            serve_address=self._config.serves_at,
+            serving_tls=self._known_by.serving if self._known_by else lambda: None,
             host_has_gpus=bool(self._gpus),
         )
-        return Tools(self._executor, stager, probe.ask, asyncio.sleep, time.time)
+        known_by = self._known_by
+        ask = probe.prober(known_by.caller if known_by else lambda: None)
+        return Tools(self._executor, stager, ask, asyncio.sleep, time.time)
 
     def _recover(self) -> None:
         """Read the journal, and clear away what belongs to nothing."""
@@ -525,6 +538,15 @@ class Worker:
     def _save_again(self) -> None:
         self._resaving = False
         self._save()
+
+
+def _known_by(config: Config) -> KnownBy | None:
+    """By what the server knows a worker that joined; the libraries for it take their time."""
+    if not config.joined:
+        return None
+    from hatoba_worker.known_by import KnownBy
+
+    return KnownBy.load(config)
 
 
 def _held(attempt: Attempt) -> worker_pb2.HeldAttempt:

@@ -127,7 +127,7 @@ class Replica:
             gpus=self.spec.gpus,
         )
         if self.state in (READY, DRAINING):
-            out.address = self.standing.address
+            out.address, out.secure = self.standing.address, self.standing.secure
         out.since.FromNanoseconds(round(self.since * 1e9))
         return out
 
@@ -258,7 +258,7 @@ class Replica:
             return
         well_at, not_ready, was_ready = self._tools.time(), 0, bool(self.standing.address)
         while True:
-            seen = await self._tools.probe(address, "/readyz")
+            seen = await self._ask(address, "/readyz")
             if seen.status == 200:
                 not_ready, was_ready = 0, True
                 self._is_ready(address)
@@ -281,13 +281,17 @@ class Replica:
             await self._tools.sleep(self._pace(run))
         found = json.loads(tinyfiles.read_piece(path, 0, tinyfiles.PIECE))
         host = f"[{found['host']}]" if ":" in found["host"] else found["host"]
+        self.standing.secure = bool(found.get("tls"))
         return f"{host}:{found['port']}"
+
+    async def _ask(self, address: str, path: str) -> Seen:
+        return await self._tools.probe(address, path, self.standing.secure)
 
     async def _is_well(self, address: str, seen: Seen) -> bool:
         """Whether one that is perhaps not ready is at least alive."""
         if seen.kind != "stuck":
             return seen.status != 0
-        return (await self._tools.probe(address, "/healthz")).status == 200
+        return (await self._ask(address, "/healthz")).status == 200
 
     def _pace(self, run: Run) -> float:
         if self.state == READY:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple
 
@@ -20,24 +21,46 @@ class Seen(NamedTuple):
     text: str = ""
 
 
-Probe = Callable[[str, str], Awaitable[Seen]]
-"""Asks `HOST:PORT` for a path."""
+Probe = Callable[[str, str, bool], Awaitable[Seen]]
+"""Asks `HOST:PORT` for a path, over TLS or not."""
 
 
-async def ask(address: str, path: str) -> Seen:
+class Secure(NamedTuple):
+    """How replicas here are spoken to over TLS, and the name that they show."""
+
+    context: ssl.SSLContext
+    server_name: str
+
+
+def prober(secure: Callable[[], Secure | None]) -> Probe:
+    """Asks replicas of this host; `secure` is looked at each time."""
+
+    async def probe(address: str, path: str, over_tls: bool) -> Seen:
+        found = secure() if over_tls else None
+        if over_tls and found is None:
+            return Seen(0, "silent", "it answers TLS alone, and this worker has no key for that")
+        return await ask(address, path, found)
+
+    return probe
+
+
+async def ask(address: str, path: str, secure: Secure | None = None) -> Seen:
     """GET a path; never raises for what a replica does or leaves undone."""
     try:
         async with asyncio.timeout(TIMEOUT):
-            return _seen(await _exchange(address, path))
+            return _seen(await _exchange(address, path, secure))
     except TimeoutError:
         return Seen(0, "silent", f"{path} was not answered in {TIMEOUT:g} s")
     except (OSError, ValueError, asyncio.IncompleteReadError) as error:
         return Seen(0, "silent", f"{path} was not answered: {error}")
 
 
-async def _exchange(address: str, path: str) -> bytes:
+async def _exchange(address: str, path: str, secure: Secure | None) -> bytes:
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host.strip("[]"), int(port), limit=_MOST_BYTES)
+    context, name = secure or (None, None)
+    reader, writer = await asyncio.open_connection(
+        host.strip("[]"), int(port), limit=_MOST_BYTES, ssl=context, server_hostname=name
+    )
     try:
         head = f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
         writer.write(head.encode())

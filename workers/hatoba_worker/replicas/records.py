@@ -89,7 +89,7 @@ class Standing:
     """How a replica stands, in its directory.
 
     `run` is the number of its newest process, `ends` how often it ended in a row, `ready_since`
-    Unix seconds, 0 while it is not ready.
+    Unix seconds, 0 while it is not ready, `secure` whether it answers TLS alone.
     """
 
     run: int = 0
@@ -98,6 +98,7 @@ class Standing:
     address: str = ""
     ready_since: float = 0.0
     staged: bool = False
+    secure: bool = False
 
     def save(self, home: str) -> None:
         """Write it; raises OSError. Need not outlive the machine, whose processes it is about."""

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,6 +70,7 @@ class ReplicaStager:
         secrets: Secrets,
         *,
         serve_address: str,
+        serving_tls: Callable[[], Mapping[str, object] | None],
         host_has_gpus: bool,
     ) -> None:
         self._library = str(data / "lib")
@@ -78,6 +79,7 @@ class ReplicaStager:
         self._environments = environments
         self._secrets = secrets
         self._serve_address = serve_address
+        self._serving_tls = serving_tls
         self._host_has_gpus = host_has_gpus
 
     async def trees(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
@@ -125,7 +127,8 @@ class ReplicaStager:
     def _write_settings(self, spec: worker_pb2.ReplicaSpec, place: Place) -> None:
         if spec.serving.HasField("example"):
             Path(place.home, EXAMPLE).write_bytes(spec.serving.example.data)
-        settings = json.dumps(config_of(spec, place, self._serve_address), indent=1)
+        config = config_of(spec, place, self._serve_address) | {"tls": self._serving_tls()}
+        settings = json.dumps(config, indent=1)
         tinyfiles.write(f"{place.home}/{CONFIG}", settings.encode())
 
     def _environment(

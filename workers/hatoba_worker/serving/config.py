@@ -51,6 +51,18 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS alone: the file with key and certificate, whom to believe, and who may ask.
+
+    A client has to show a certificate of that authority with a URI that begins with one of `peers`.
+    """
+
+    certificate: Path
+    authority: Path
+    peers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """One server. Without a `ready_file` nobody is told where it listens."""
 
@@ -67,6 +79,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     batching: Batching = field(default_factory=Batching)
     drain_seconds: float = DRAIN_SECONDS
+    tls: Tls | None = None
 
     @property
     def model(self) -> str:
@@ -114,7 +127,20 @@ def _config(body: Mapping[str, Any]) -> Config:
             batch_wait_ms=_number(batching, "batch_wait_ms", 0.0, most=10_000),
         ),
         drain_seconds=_number(body, "drain_seconds", DRAIN_SECONDS, most=86_400),
+        tls=_tls(_part(body, "tls")),
     )
+
+
+def _tls(found: Mapping[str, Any]) -> Tls | None:
+    if not found:
+        return None
+    peers = found.get("peers")
+    if not isinstance(peers, list) or not peers or not all(isinstance(one, str) for one in peers):
+        raise BadConfig(f"tls.peers is {peers!r}: a list of URIs is needed")
+    certificate, authority = (
+        _text(found, name, needed=True) for name in ("certificate", "authority")
+    )
+    return Tls(Path(certificate), Path(authority), tuple(peers))
 
 
 def _part(body: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def write_ready_file(path: Path, host: str, port: int) -> None:
-    """Say where a server listens, and its pid."""
-    write_atomically(path, json.dumps({"host": host, "port": port, "pid": os.getpid()}))
+def write_ready_file(path: Path, host: str, port: int, *, tls: bool) -> None:
+    """Say where a server listens, whether it speaks TLS there, and its pid."""
+    said = {"host": host, "port": port, "tls": tls, "pid": os.getpid()}
+    write_atomically(path, json.dumps(said))

@@ -51,6 +51,9 @@ class Front(Protocol):
     def ending(self) -> bool:
         """Whether clients should go elsewhere after this."""
 
+    def admits(self, transport: asyncio.BaseTransport) -> bool:
+        """Whether who is at the other end may ask here at all."""
+
     def opened(self, connection: Connection) -> bool:
         """A connection came; False when there are too many."""
 
@@ -84,7 +87,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A client came."""
         self._transport = cast(asyncio.Transport, transport)
-        if not self._front.opened(self):
+        admitted = self._front.opened(self)
+        if not self._front.admits(transport):
+            text = "only routers of this installation are answered here"
+            self._refuse(failure(403, "not_admitted", text))
+        elif not admitted:
             self._refuse(failure(503, "connections", "too many connections: try again"))
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -66,7 +66,7 @@ def _announce(config: Config, host: str, port: int) -> None:
     if config.ready_file is not None:
         from hatoba_worker.serving.files import write_ready_file
 
-        write_ready_file(config.ready_file, host, port)
+        write_ready_file(config.ready_file, host, port, tls=config.tls is not None)
 
 
 def _check(options: argparse.Namespace) -> int:

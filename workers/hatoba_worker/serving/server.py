@@ -22,6 +22,7 @@ from hatoba_worker.serving.batching import Asked, Batcher, Full, Threads
 from hatoba_worker.serving.config import Config, Example
 from hatoba_worker.serving.http import Abandon, Connection, Headers, Reply, Request, Respond
 from hatoba_worker.serving.metrics import MEDIA_TYPE, Metrics
+from hatoba_worker.serving.tls import Gate
 
 HANDLER_FAILED = 3
 CANNOT_LISTEN = 71
@@ -67,6 +68,7 @@ class ModelServer:
         self.max_body_bytes = limits.max_body_bytes
         self.read_seconds = limits.read_seconds
         self._config = config
+        self._gate = _gate(config)
         self._loop = asyncio.get_running_loop()
         self._threads = Threads(limits.concurrency)
         self._handler: Handler | None = None
@@ -148,7 +150,12 @@ class ModelServer:
         host, port = self._config.host, self._config.port
         try:
             return await self._loop.create_server(
-                lambda: Connection(self), host, port, backlog=1024, reuse_address=True
+                lambda: Connection(self),
+                host,
+                port,
+                backlog=1024,
+                reuse_address=True,
+                ssl=self._gate.context if self._gate is not None else None,
             )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
@@ -176,6 +183,8 @@ class ModelServer:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             now = self._loop.time()
+            if self._gate is not None:
+                self._gate.refresh(now)
             for connection in list(self._connections):
                 connection.sweep(now)
             if self.ending and self._is_quiet(now):
@@ -247,6 +256,10 @@ class ModelServer:
         return self._batcher.stuck_seconds() > limit
 
     # -- requests -------------------------------------------------------------------------------
+
+    def admits(self, transport: asyncio.BaseTransport) -> bool:
+        """Whether who is at the other end may ask here at all."""
+        return self._gate is None or self._gate.admits(transport)
 
     def opened(self, connection: Connection) -> bool:
         """A connection came; False when there are too many."""
@@ -339,6 +352,16 @@ class ModelServer:
                 seconds=round(seconds, 6),
                 traceparent=question.trace,
             )
+
+
+def _gate(config: Config) -> Gate | None:
+    """Raises CannotListen."""
+    if config.tls is None:
+        return None
+    try:
+        return Gate(config.tls)
+    except OSError as error:
+        raise CannotListen(f"cannot speak TLS: {error}", CANNOT_LISTEN) from error
 
 
 def _make_room(files: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
+from hatoba.cli.options import DURATION
 from hatoba.cli.output import age, emit, moment, output_option, pairs, table
 from hatoba.cli.root import Group
 from hatoba.cli.session import server_options, with_client
@@ -68,7 +70,52 @@ def show(found: Sequence[worker_pb2.Host]) -> None:
         "RUNS",
         "SEEN",
     ]
-    table(heads, rows, empty="no hosts; add this machine: `hatoba worker start --help`")
+    table(heads, rows, empty="no hosts; add a machine: `hatoba hosts add`")
+
+
+@hosts.command("add")
+@click.argument("name", required=False, default="")
+@click.option(
+    "--ttl",
+    type=DURATION,
+    metavar="DURATION",
+    help="How long the line is good, at most 7d.  [default: 1h]",
+)
+@click.option(
+    "--server",
+    default="",
+    metavar="HOST:PORT",
+    help="What the machine is to dial, if not what the server is advertised as.",
+)
+@output_option
+@server_options()
+def add(name: str, ttl: float | None, server: str, output: str) -> None:
+    """Print the line that makes another machine a host, to be pasted there.
+
+    It is good for one machine and a short while. With NAME it makes that host, also in the place of
+    a machine that is it now; without, the machine chooses a name.
+    """
+    from hatoba.v1 import worker_pb2
+
+    async def make(client: AsyncClient) -> worker_pb2.JoinToken:
+        request = worker_pb2.CreateJoinTokenRequest(host=name.removeprefix("hosts/"))
+        if ttl is not None:
+            request.ttl.FromTimedelta(timedelta(seconds=ttl))
+        return await client.call(request, worker_pb2.JoinToken)
+
+    made = with_client(make)
+    emit(made, output, lambda: show_line(made, server))
+
+
+def show_line(made: worker_pb2.JoinToken, server: str) -> None:
+    """The line alone on stdout."""
+    who = f"host {made.host}" if made.host else "a host"
+    click.echo(
+        f"Run this on the machine that is to be {who}, with `hatoba[worker]` installed; it is good "
+        f"for one machine, until {moment(made.expire_time)}.",
+        err=True,
+    )
+    click.echo(f"hatoba worker start --server {server or made.address} --join {made.secret}")
 
 
 @hosts.command("list")
@@ -108,6 +155,7 @@ def show_host(host: worker_pb2.Host) -> None:
     rows += [("places free", places), ("attempts", str(host.attempts)), ("labels", labels)]
     rows += [("kept away", host.cordon_reason), ("until", moment(host.quarantined_until))]
     seen = "now" if host.connected else f"{age(host.last_seen)} ago"
+    rows.append(("known by", "its own key" if host.joined else "a token"))
     pairs([*rows, ("worker", host.version), ("seen", seen)])
 
 
@@ -150,6 +198,20 @@ def uncordon(name: str, output: str) -> None:
     """Let work come again."""
     host = with_client(lambda client: client.operations.uncordon_host(name))
     emit(host, output, lambda: show([host]))
+
+
+@hosts.command("remove")
+@click.argument("name")
+@server_options()
+def remove(name: str) -> None:
+    """Forget a host that has no work, and refuse its certificate; `drain` it first."""
+    from hatoba.v1 import worker_pb2
+
+    async def forget(client: AsyncClient) -> worker_pb2.Host:
+        return await client.call(worker_pb2.RemoveHostRequest(name=name), worker_pb2.Host)
+
+    with_client(forget)
+    click.echo(f"removed {name.removeprefix('hosts/')}", err=True)
 
 
 @hosts.command("declare-gone")
