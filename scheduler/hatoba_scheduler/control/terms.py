@@ -8,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from hatoba.v1 import common_pb2, job_pb2
 from hatoba_scheduler.convert import micros
+from hatoba_scheduler.domain.planning.rooms import ENGINE
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
     ANYWHERE,
@@ -31,6 +32,7 @@ from hatoba_scheduler.domain.states import (
 
 POLICY = RetryPolicy()
 GANG_TIMEOUT = 600.0
+_RUNS_IMAGES = LabelRequirement(ENGINE, Operator.EXISTS)
 _RARE = (
     "gang",
     "placement",
@@ -57,7 +59,8 @@ def terms_of(
     spec: job_pb2.JobSpec, backends: tuple[str, ...] = (), inherited: Ranges | None = None
 ) -> Terms:
     """The terms that a specification asks for."""
-    plain = not (spec.replicas > 1 or spec.spot or backends or inherited)
+    image = spec.environment.image
+    plain = not (spec.replicas > 1 or spec.spot or backends or inherited or image)
     if plain and not any(spec.HasField(name) for name in _RARE):  # type: ignore[arg-type]
         return PLAIN
     gang, preemption = spec.gang, spec.preemption
@@ -65,7 +68,7 @@ def terms_of(
         gang=spec.replicas > 1,
         gang_policy=GangPolicy(gang.policy or GangPolicy.FAIL),
         gang_timeout=seconds(gang.start_timeout) or GANG_TIMEOUT,
-        placement=placement_of(spec.placement) if spec.HasField("placement") else ANYWHERE,
+        placement=_place_of(spec),
         start_after=micros(spec.start_after),
         deadline=micros(spec.deadline),
         max_queue_time=seconds(spec.max_queue_time),
@@ -79,6 +82,14 @@ def terms_of(
         backends=backends,
         inherited=inherited or Ranges(),
     )
+
+
+def _place_of(spec: job_pb2.JobSpec) -> Placement:
+    """Where it says that it may go, and where what it needs is at all."""
+    place = placement_of(spec.placement) if spec.HasField("placement") else ANYWHERE
+    if not spec.environment.image:
+        return place
+    return place._replace(require=(*place.require, _RUNS_IMAGES))
 
 
 def placement_of(told: job_pb2.Placement) -> Placement:

@@ -21,6 +21,7 @@ from hatoba_plugins.values import (
     Synced,
     WatchItem,
 )
+from hatoba_scheduler.control.awaited_ends import Place
 from hatoba_scheduler.control.breaker import BreakerState
 from hatoba_scheduler.control.instance import GROUP, Instance
 from hatoba_scheduler.control.launches import ref_of
@@ -29,6 +30,7 @@ from hatoba_scheduler.control.ledger import Answer
 from hatoba_scheduler.control.observe import Step, never_arrived, told_before
 from hatoba_scheduler.control.supply import Supply
 from hatoba_scheduler.domain.capacity import PoolRoom
+from hatoba_scheduler.domain.planning.rooms import ENGINE
 from hatoba_scheduler.domain.records import Attempt, Resources
 from hatoba_scheduler.domain.states import AttemptState
 from hatoba_scheduler.failpoints import hit
@@ -71,7 +73,10 @@ class Observer:
         elif isinstance(item, CapacitySnapshot):
             self._supply.elastic = item.elastic
             self._supply.wake()
-            rooms = [_room(pool) for pool in item.pools]
+            # Hosts say themselves which of them run images.
+            elsewhere = self._instance.place is not Place.HOST
+            runs_images = elsewhere and self._instance.backend.capabilities().images
+            rooms = [_room(pool, runs_images=runs_images) for pool in item.pools]
             self._instance.ctx.describe(self._instance.name, rooms)
         elif isinstance(item, Gap):
             await self.observe_all(item.pool)
@@ -163,7 +168,9 @@ def _may_be_seen(attempt: Attempt) -> bool:
     return bool(there) and not attempt.state.terminal
 
 
-def _room(pool: Pool) -> PoolRoom:
+def _room(pool: Pool, *, runs_images: bool) -> PoolRoom:
+    """A pool as the planner sees it."""
+    labels = (*pool.labels, (ENGINE, "native")) if runs_images else pool.labels
     return PoolRoom(
         pool.name,
         Resources(*pool.total),
@@ -171,5 +178,5 @@ def _room(pool: Pool) -> PoolRoom:
         pool.accepting,
         pool.embedded,
         pool.secrets,
-        pool.labels,
+        labels,
     )

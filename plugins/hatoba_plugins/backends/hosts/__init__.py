@@ -1,15 +1,17 @@
-"""`hosts`: processes on Linux machines that run our worker, reached through the worker hub."""
+"""`hosts`: processes and containers on Linux machines that run our worker, reached through the
+worker hub."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hatoba.v1 import job_pb2
-from hatoba_plugins.backend import API_VERSION, BackendContext, BackendType
+from hatoba_plugins.backend import API_VERSION, BackendContext, BackendType, WorkerHub
 from hatoba_plugins.backends.hosts.deployments import HostDeployments
 from hatoba_plugins.backends.hosts.jobs import HostJobs
+from hatoba_plugins.backends.hosts.placement import runs_containers
 from hatoba_plugins.checks import lacking, out_of_range
 from hatoba_plugins.errors import Unsupported
 from hatoba_plugins.spec import hookimpl
@@ -54,26 +56,30 @@ CAPABILITIES = Capabilities(
     replica_logs=True,
 )
 """What every host can."""
+_WITH_IMAGES = replace(CAPABILITIES, images=True)
 
 
 class HostsBackend:
     """Jobs and deployments on the hosts that are connected to this scheduler."""
 
-    def __init__(self, jobs: HostJobs, deployments: HostDeployments) -> None:
-        self.jobs = jobs
+    def __init__(self, hub: WorkerHub, deployments: HostDeployments) -> None:
+        self._hub = hub
+        self.jobs = HostJobs(hub)
         self.deployments = deployments
 
     def capabilities(self) -> Capabilities:
-        """What every host can."""
-        return CAPABILITIES
+        """What every host can; images, once a host has a container engine."""
+        rooms = self._hub.hosts_for_replicas()
+        return _WITH_IMAGES if any(map(runs_containers, rooms)) else CAPABILITIES
 
     async def health(self) -> Health:
         """Healthy while the scheduler is; that no host is connected is a matter of capacity."""
         return Health(HealthStatus.HEALTHY)
 
     async def validate(self, spec: job_pb2.JobSpec) -> list[Problem]:
-        """Images need a container engine, which hosts do not drive yet."""
-        problems = lacking(spec, CAPABILITIES)
+        """Images need a host with a container engine."""
+        images = spec.environment.image
+        problems = lacking(spec, self.capabilities() if images else CAPABILITIES)
         if len(spec.backend_options.fields):
             problems.append(Problem("backend_options", "hosts take no options; leave them out"))
         return problems
@@ -107,7 +113,7 @@ class HostsType:
         del instance
         assert isinstance(options, HostsOptions)
         async with HostDeployments.running(ctx, options.away_after) as deployments:
-            yield HostsBackend(HostJobs(ctx.workers), deployments)
+            yield HostsBackend(ctx.workers, deployments)
 
 
 class HostsPlugin:

@@ -444,13 +444,7 @@ def _spec(target: Target, one: Creation, gpus: Iterable[str]) -> worker_pb2.Repl
 def _require_runnable(target: Target) -> None:
     """Raise Invalid for what no host can ever run."""
     for one in target.revisions:
-        serving = one.template.serving
-        if serving.environment.image:
-            raise Invalid(
-                f"revision {one.revision} runs in the image {serving.environment.image!r}, and"
-                " hosts run no containers; give the model requirements or an interpreter"
-            )
-        if not serving.handler:
+        if not one.template.serving.handler:
             raise Invalid(f"revision {one.revision} has no handler; register the model with one")
 
 

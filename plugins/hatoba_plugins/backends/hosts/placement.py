@@ -11,6 +11,8 @@ from hatoba.v1 import worker_pb2
 from hatoba_plugins.backend import HostRoom
 from hatoba_plugins.values import Share
 
+ENGINE = "hatoba/engine"
+"""Label of a host whose worker drives a container engine."""
 NAMED = 3
 """So many hosts are named in a reason."""
 
@@ -21,6 +23,7 @@ class Needs(NamedTuple):
     share: Share
     embedded: bool
     secrets: frozenset[str]
+    engine: bool = False
 
     @classmethod
     def of(cls, template: worker_pb2.ReplicaSpec) -> Needs:
@@ -29,6 +32,7 @@ class Needs(NamedTuple):
             Share.of(template.resources),
             bool(template.serving.environment.caller_interpreter),
             frozenset(secret.name for secret in template.secrets),
+            bool(template.serving.environment.image),
         )
 
 
@@ -72,10 +76,17 @@ def _obstacle(needs: Needs, room: HostRoom) -> str:
         return "takes no work now" if room.connected else "not connected"
     if needs.embedded and not room.embedded:
         return "not the machine whose interpreter the model names"
+    if needs.engine and not runs_containers(room):
+        return "has no container engine"
     lacking = sorted(needs.secrets - room.secrets)
     if lacking:
         return f"has no secret {', '.join(lacking)}"
     return _shortage(needs.share, room)
+
+
+def runs_containers(room: HostRoom) -> bool:
+    """Whether its worker has said that it drives a container engine."""
+    return any(key == ENGINE for key, _ in room.labels)
 
 
 def _shortage(want: Share, room: HostRoom) -> str:

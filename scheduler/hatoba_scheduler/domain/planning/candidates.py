@@ -10,7 +10,7 @@ from hatoba_scheduler.domain.planning.amounts import count_in, resources, within
 from hatoba_scheduler.domain.planning.kinds import Shape, holds
 from hatoba_scheduler.domain.planning.model import Candidate, Place
 from hatoba_scheduler.domain.planning.reservations import Reservations, free_part
-from hatoba_scheduler.domain.planning.rooms import HOST, Pool, Rooms, Site
+from hatoba_scheduler.domain.planning.rooms import ENGINE, HOST, Pool, Rooms, Site
 from hatoba_scheduler.domain.records import LabelRequirement, Micros
 from hatoba_scheduler.domain.states import Operator, Spot
 
@@ -51,6 +51,8 @@ def never_remedy(rooms: Rooms, shape: Shape) -> str:
         return "Ask for something else of a host, or add one that has it."
     if any(one.key == HOST for one in lacking):
         return "Correct `placement`; `hatoba hosts list` names the hosts there are."
+    if any(one.key == ENGINE for one in lacking):
+        return "Have a container engine on a host, or start its worker with `--engine SOCKET`."
     labels = [f"--label {one.key}={one.values[0] if one.values else 'VALUE'}" for one in lacking]
     if any(one.operator not in (Operator.IN, Operator.EXISTS) for one in lacking):
         return "Correct `placement`, or add a host without such a label."
@@ -112,6 +114,8 @@ def special(shape: Shape) -> str:
 
 def required(one: LabelRequirement) -> str:
     """What a label must be, in words."""
+    if one.key == ENGINE:
+        return "a container engine"
     match one.operator:
         case Operator.IN:
             return f"the label {one.key} = {' or '.join(one.values)}"
@@ -211,6 +215,8 @@ def _unsuited(pool: Pool, shape: Shape) -> str:
     for one in needs.placement.require:
         value = pool.label(one.key)
         if not holds(one, value):
+            if one.key == ENGINE:
+                return "has no container engine"
             has = f"its {one.key} is {value}" if value is not None else f"it has no {one.key}"
             return has if one.key != HOST else "it is another host"
     return "is spot capacity" if pool.spot else "is no spot capacity"

@@ -27,6 +27,8 @@ from hatoba_scheduler.domain.planning.amounts import (
 from hatoba_scheduler.domain.planning.model import BackendSettings
 
 HOST = "hatoba/host"
+ENGINE = "hatoba/engine"
+"""Label of a place that runs containers; hosts say it of themselves."""
 SPOT = ("spot", "true")
 Pair = tuple[str, str]
 Free = tuple[int, int, int, Named]
