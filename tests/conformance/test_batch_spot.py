@@ -31,6 +31,7 @@ from hatoba_plugins.conformance import (
 from hatoba_plugins.conformance.harness import PATIENCE
 from hatoba_plugins.values import Phase, Ref
 
+OUTLASTS_RETRIES = 2.0
 SCRIPTS = {
     Command.SUCCEEDS: "exit 0",
     Command.FAILS: "exit 3",
@@ -65,6 +66,9 @@ class BatchFaults(FaultInjector):
     async def land_late(self, seconds: float) -> None:
         self.proxy.land_late("submitjob", seconds)
 
+    async def until_called(self) -> None:
+        await self.proxy.met.wait()
+
     async def throttle(self) -> None:
         self.proxy.throttle("submitjob")
 
@@ -78,8 +82,10 @@ class BatchFaults(FaultInjector):
         await asyncio.to_thread(self._harness.submit_foreign, name)
 
     async def unreachable_for(self, seconds: float) -> None:
+        # A question is asked four times before it is given up, and a short cut is got over.
         self.proxy.cut = True
-        asyncio.get_running_loop().call_later(seconds, setattr, self.proxy, "cut", False)
+        loop = asyncio.get_running_loop()
+        loop.call_later(max(seconds, OUTLASTS_RETRIES), setattr, self.proxy, "cut", False)
 
 
 class BatchHarness(BackendHarness):

@@ -34,6 +34,8 @@ class AwsProxy:
     counts: Counter[str] = field(default_factory=Counter)
     cut: bool = False
     """Whether every connection ends without an answer."""
+    met: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a call has met the fault that was ordered last."""
     _faults: dict[str, deque[Handler]] = field(default_factory=dict)
     _session: aiohttp.ClientSession | None = None
     _late: set[asyncio.Task[Any]] = field(default_factory=set)
@@ -122,6 +124,7 @@ class AwsProxy:
         self._next(operation, babbled)
 
     def _next(self, operation: str, handler: Handler) -> None:
+        self.met.clear()
         self._faults.setdefault(operation, deque()).append(handler)
 
     # -- passing on -----------------------------------------------------------------------------
@@ -134,6 +137,7 @@ class AwsProxy:
             return await self._dropped(request)
         waiting = self._faults.get(operation)
         if waiting:
+            self.met.set()
             return await waiting.popleft()(request, body)
         return await self.forward(request, body)
 

@@ -158,6 +158,9 @@ class FaultInjector:
         """The next launch is not answered, and takes effect so much later."""
         self._missing("land_late")
 
+    async def until_called(self) -> None:
+        """Return when the fault was met. Override it where a launch makes other calls first."""
+
     async def conflict(self, name: str) -> None:
         """Something of this name exists that is not ours."""
         self._missing("conflict")

@@ -569,6 +569,7 @@ class JobConformance:
             async with asyncio.TaskGroup() as tasks:
                 launch = tasks.create_task(kit.launch(request), name="launch")
                 await harness.sleep(FAULT_SECONDS / 10)
+                await _faults(harness).until_called()
                 launch.cancel()
             if isinstance(await kit.find(request.name), Absent):
                 await harness.sleep(FAULT_SECONDS)

@@ -36,37 +36,6 @@ class Known:
         return self.seen.phase < Phase.ENDED
 
 
-class Asked:
-    """What was asked to be created, and when: until that settles, absence is no proof."""
-
-    def __init__(self, clock: Clock, settles_after: float) -> None:
-        self._clock = clock
-        self._settles_after = settles_after
-        self._opened = clock.monotonic()
-        self._asked: OrderedDict[str, float] = OrderedDict()
-
-    def asked(self, name: str) -> None:
-        """A submit is on its way. Those before it that settled are forgotten."""
-        self._asked[name] = self._clock.monotonic()
-        self._asked.move_to_end(name)
-        while self.settled_in(oldest := next(iter(self._asked))) <= 0 and oldest != name:
-            del self._asked[oldest]
-
-    def settle(self, name: str) -> None:
-        """It was seen, or nothing happened; from now on absence is proof."""
-        self._asked[name] = -self._settles_after
-        self._asked.move_to_end(name, last=False)
-
-    def under_way(self, name: str) -> bool:
-        """Whether this process asked for it and cannot know yet."""
-        return name in self._asked and self.settled_in(name) > 0
-
-    def settled_in(self, name: str) -> float:
-        """Seconds until it is certain that a name which cannot be found does not exist."""
-        since = self._asked.get(name, self._opened)
-        return max(0.0, since + self._settles_after - self._clock.monotonic())
-
-
 class Marks:
     """A bounded set of names."""
 

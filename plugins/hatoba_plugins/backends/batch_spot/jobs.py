@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 from hatoba_plugins.aws import Unanswered
 from hatoba_plugins.aws.tags import RELEASED
 from hatoba_plugins.backend import BackendContext
-from hatoba_plugins.backends.batch_spot.book import Asked, Known, Marks
+from hatoba_plugins.backends.batch_spot.book import Known, Marks
 from hatoba_plugins.backends.batch_spot.calls import BatchCalls
 from hatoba_plugins.backends.batch_spot.definitions import Definitions
 from hatoba_plugins.backends.batch_spot.health import survey
@@ -28,6 +28,7 @@ from hatoba_plugins.backends.batch_spot.watching import Sweeper
 from hatoba_plugins.checks import require_kind
 from hatoba_plugins.errors import BackendError, Conflict, Denied, Fatal, Invalid, Retry
 from hatoba_plugins.runner import runner_environment
+from hatoba_plugins.settling import Settling
 from hatoba_plugins.values import (
     Absent,
     Ambiguous,
@@ -81,7 +82,7 @@ class BatchJobs:
         self._book = sweeper.book
         self._lookup = sweeper.lookup
         self._definitions = Definitions(calls)
-        self._asked = Asked(ctx.clock, options.settles_after)
+        self._settling = Settling(ctx.clock, options.settles_after)
         self._stopped = Marks()
         self._turns = asyncio.Semaphore(SUBMITS)
         # So that the second launch of a name finds the first. Submits are the bottleneck anyway.
@@ -126,7 +127,7 @@ class BatchJobs:
         wanted = self._manifest(request, queue)
         async with self._turns:
             definition = await self._definitions.ensure(wanted)
-            self._asked.asked(request.name)
+            self._settling.asked(request.name)
             try:
                 parameters = wanted.submit | {"jobDefinition": definition}
                 job_id = await self._calls.submit(parameters)
@@ -145,7 +146,7 @@ class BatchJobs:
         detail = there.one
         assert detail is not None
         self._sweeper.take(detail)
-        self._asked.settle(name)
+        self._settling.seen(name)
         await self._end_surplus(there)
         return Launched(name, _handle(detail["jobId"]), seen(name, detail).phase)
 
@@ -167,10 +168,10 @@ class BatchJobs:
     async def _found(self, name: str, there: Named) -> FindOutcome:
         if there.one is not None:
             self._sweeper.take(there.one)
-            self._asked.settle(name)
+            self._settling.seen(name)
             await self._end_surplus(there)
             return Found(name, _handle(there.one["jobId"]), seen(name, there.one).phase)
-        after = self._asked.settled_in(name)
+        after = self._settling.settled_in(name)
         if after > 0 and not there.others:
             return Unsure(name, after)
         return Absent(name)
@@ -207,11 +208,11 @@ class BatchJobs:
 
     def _observation(self, name: str, detail: Detail | None) -> Observation:
         if detail is None:
-            if self._asked.settled_in(name) > 0:
+            if self._settling.settled_in(name) > 0:
                 return Observation(name, Phase.EXISTS, exists=True, reachable=False)
             self._book.drop(name)
             return Observation(name, Phase.GONE, exists=False)
-        self._asked.settle(name)
+        self._settling.seen(name)
         known = self._sweeper.take(detail)
         told = known.seen if known else seen(name, detail)
         # Released: only its history is left.
@@ -276,7 +277,7 @@ class BatchJobs:
             return StopResult(ref.name, True)
         self._stopped.add(ref.name)
         # While a submit of ours may still land it is not denied: we are asked again.
-        return StopResult(ref.name, self._asked.under_way(ref.name))
+        return StopResult(ref.name, self._settling.under_way(ref.name))
 
     async def _terminate(self, known: Known, grace: float) -> None:
         if not known.active:
