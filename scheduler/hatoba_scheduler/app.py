@@ -526,6 +526,7 @@ async def _open_backends(core: Core, bound: Bound, stack: AsyncExitStack) -> Bac
         core.dispatcher.set_backend,
         core.dispatcher.most_memory,
         Elsewhere(core.exits, core.desk.heard, _launch_credential(core)),
+        core.logs,
     )
     for name, opened in backends.opened.items():
         shares[name].declare(opened.backend.capabilities().limits)

@@ -23,6 +23,7 @@ from hatoba_scheduler.control.ending import Ender
 from hatoba_scheduler.control.instance import AGAIN, Instance, LoopContext
 from hatoba_scheduler.control.launching import Launcher
 from hatoba_scheduler.control.ledger import Commit
+from hatoba_scheduler.control.pulled_logs import PulledLogs
 from hatoba_scheduler.control.reaping import Reaper
 from hatoba_scheduler.control.supply import Supply
 from hatoba_scheduler.control.watching import Observer
@@ -60,11 +61,24 @@ class BackendLoop:
         """By pool: a thousand hosts that come back are asked after their own alone."""
         self.supply = Supply(self._instance, settings.cost_per_hour)
         self._launcher = Launcher(self._instance, self.supply)
-        self._ender = Ender(self._instance)
+        self.pulled = self._pulled()
+        self._ender = Ender(self._instance, self._comes_first)
         self._recalls = Recalls(self._instance)
         self._observer = Observer(self._instance, self._launcher, self.supply, self._attempts)
         self._reaper = Reaper(self._instance, self._launcher, settings.reap_after)
         ctx.ledger.listen(self._on_commit)
+
+    def _pulled(self) -> PulledLogs | None:
+        if self._ctx.logs is None:
+            return None
+        pulled = PulledLogs(self._instance, self._ctx.logs, lambda name: self._ender.let_go(name))
+        if not pulled.able:
+            return None
+        self._ctx.logs.sources[self.name] = pulled
+        return pulled
+
+    def _comes_first(self, attempt: Attempt) -> bool:
+        return self.pulled is not None and self.pulled.note(attempt)
 
     @property
     def name(self) -> str:
@@ -152,8 +166,10 @@ class BackendLoop:
 
     async def run(self) -> None:
         """All loops of this backend; ends by cancellation."""
+        pulls = (self.pulled.ship_forever, self.pulled.follow_forever) if self.pulled else ()
         async with asyncio.TaskGroup() as group:
             for loop in (
+                *pulls,
                 self.supply.tell_forever,
                 self._observer.ask_health_forever,
                 self._launcher.launch_forever,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 
@@ -26,17 +26,27 @@ STOP_AGAIN = 10.0
 class Ender:
     """Has attempts stopped, and what they held let go."""
 
-    def __init__(self, instance: Instance) -> None:
+    def __init__(
+        self, instance: Instance, comes_first: Callable[[Attempt], bool] = lambda _: False
+    ) -> None:
+        """`comes_first`: whether something of what ended is brought here before its release, which
+        is then asked for with `let_go`."""
         self._instance = instance
+        self._comes_first = comes_first
         self._stops = Todo(instance.clock)
         self._releases = Todo(instance.clock)
 
     def note(self, attempt: Attempt) -> None:
         """Do what this attempt's row asks for."""
+        first = self._comes_first(attempt)
         if attempt.state is AttemptState.STOPPING:
             self._stop_in_time(attempt)
-        elif attempt.state.terminal and attempt.release is not Release.RELEASED:
+        elif attempt.state.terminal and attempt.release is not Release.RELEASED and not first:
             self._releases.add(attempt.name)
+
+    def let_go(self, name: str) -> None:
+        """Nothing of what ended is to be brought here any more."""
+        self._releases.add(name)
 
     def _stop_in_time(self, attempt: Attempt) -> None:
         """Now; one that may save a checkpoint first, when its time for that is over."""

@@ -16,6 +16,7 @@ from hatoba_scheduler.control.awaited_ends import AwaitedEnds, Place
 from hatoba_scheduler.control.calls import Calls, CallSettings
 from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.ledger import Answer, Ledger
+from hatoba_scheduler.control.logs import LogStore
 from hatoba_scheduler.control.observe import Grounds, Step, observation_step, of_attempt
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain.capacity import PoolRoom
@@ -63,6 +64,8 @@ class LoopContext:
     """Bytes of the largest place where a job may go."""
     elsewhere: Elsewhere | None = None
     """What runners in pods and images need; without it there are none."""
+    logs: LogStore | None = None
+    """Where logs are brought that backends keep; without it they stay there."""
 
 
 class Instance:
@@ -80,7 +83,8 @@ class Instance:
         self.clock = ctx.clock
         self.calls = Calls(ctx.clock, settings)
         others = ctx.elsewhere or Elsewhere(Exits(ctx.clock), lambda _: -1.0, lambda _: "")
-        self.ends = AwaitedEnds(ctx.clock, Place(backend.capabilities().runner), others.heard)
+        self.place = Place(backend.capabilities().runner)
+        self.ends = AwaitedEnds(ctx.clock, self.place, others.heard)
         self._grounds = Grounds(ctx.rng, self.ends, others.exits, ctx.most_memory)
         self._credential = others.credential
 

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from hatoba_scheduler.control.ledger import Commit
@@ -43,11 +43,29 @@ class _Stream:
     loaded: bool = False
 
 
+class LogSource(Protocol):
+    """What brings logs here that a backend keeps."""
+
+    def expects(self, name: str) -> bool:
+        """Whether more of an attempt's log is to come than is stored."""
+        ...
+
+    def read(self, name: str) -> None:
+        """Somebody reads this attempt's log as it grows."""
+        ...
+
+    async def fresh(self, name: str) -> None:
+        """Have what there is now stored."""
+        ...
+
+
 class LogStore:
     """All logs of this installation, below one directory."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self.sources: dict[str, LogSource] = {}
+        """By backend: of those that keep logs which nobody ships."""
         self._streams: OrderedDict[tuple[str, str], _Stream] = OrderedDict()
         self._grown: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
         self._locks: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()

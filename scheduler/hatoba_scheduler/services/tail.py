@@ -74,24 +74,27 @@ class LogTail:
     async def _tail_attempt(
         self, attempt: Attempt, request: job_pb2.TailLogsRequest
     ) -> AsyncIterator[Response]:
-        streams = [request.stream] if request.stream else list(STREAMS)
-        at = dict.fromkeys(streams, request.offset)
-        if request.tail_lines:
-            for stream in streams:
-                at[stream] = await self._logs.tail_offset(attempt, stream, request.tail_lines)
+        source = self._logs.sources.get(attempt.backend)
+        if source is not None:
+            await source.fresh(attempt.name)
+        at = await self._start(attempt, request)
         silent = 0
         while True:
             grown = self._logs.growth(attempt.name)
+            if source is not None and request.follow:
+                source.read(attempt.name)
             attempt = await self._store.attempt(attempt.name) or attempt
+            comes = source is not None and source.expects(attempt.name)
             before = sum(at.values())
-            for stream in streams:
+            for stream in at:
                 async for response in self._read(attempt, stream, at):
                     yield response
-            silent = silent + 1 if attempt.state.terminal and sum(at.values()) == before else 0
+            still = attempt.state.terminal and not comes and sum(at.values()) == before
+            silent = silent + 1 if still else 0
             if request.follow and silent > SILENT_LOOKS:
                 for response in self._missing(attempt, at):
                     yield response
-            if attempt.state.terminal and self._complete(attempt, at):
+            if attempt.state.terminal and not comes and self._complete(attempt, at):
                 yield Response(attempt=attempt.number, end=True)
                 return
             if not request.follow:
@@ -99,6 +102,15 @@ class LogTail:
             if self._stopping.is_set():
                 return
             await _wait(grown)
+
+    async def _start(self, attempt: Attempt, request: job_pb2.TailLogsRequest) -> dict[str, int]:
+        """From where on each stream is told."""
+        streams = [request.stream] if request.stream else list(STREAMS)
+        at = dict.fromkeys(streams, request.offset)
+        if request.tail_lines:
+            for stream in streams:
+                at[stream] = await self._logs.tail_offset(attempt, stream, request.tail_lines)
+        return at
 
     def _missing(self, attempt: Attempt, at: dict[str, int]) -> list[Response]:
         """What never came of an ended attempt, named as gaps up to its recorded end."""
