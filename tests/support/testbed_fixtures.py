@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bed_archives import BUSYBOX
 from bed_place import default_directory
+from testbed_kubernetes import Kubernetes
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "tools" / "testbed" / "testbed.py"
@@ -70,6 +72,11 @@ class Testbed:
         if done.returncode:
             pytest.fail(f"testbed up {' '.join(components)}: {done.stderr}", pytrace=False)
 
+    def act(self, action: str, *names: str) -> None:
+        """`stop` or `start` processes of Kubernetes' control plane."""
+        done = self._do(action, *names)
+        assert done.returncode == 0, done.stderr
+
     def down(self, *components: str) -> None:
         """End these, or everything."""
         assert self._do("down", *components).returncode == 0
@@ -89,6 +96,21 @@ class Testbed:
         """Its `moto` or `ministack`."""
         facts = self.facts(component)
         return AwsEmulator(facts["endpoint"], facts["credentials"])
+
+    def kubernetes(self, directory: Path) -> Kubernetes:
+        """Its Kubernetes; what tests write about it goes to `directory`."""
+        self.up("kubernetes")
+        facts, network = self.facts("control-plane"), self.facts("network")
+        return Kubernetes(
+            self,
+            Path(facts["programs"]),
+            facts["kubeconfig"],
+            facts["server"],
+            facts["authority"],
+            network["gateway"],
+            BUSYBOX,
+            directory,
+        )
 
     def _do(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -142,3 +164,21 @@ def moto(testbed: Testbed) -> AwsEmulator:
 def ministack(testbed: Testbed) -> AwsEmulator:
     """ECS; its tasks run in the testbed's Docker engine."""
     return testbed.aws("ministack")
+
+
+@pytest.fixture(scope="session")
+def registry(testbed: Testbed) -> str:
+    """`host:port` of a registry of images, plain HTTP, that engine and nodes may pull from."""
+    return str(testbed.facts("registry")["address"])
+
+
+@pytest.fixture(scope="session")
+def kubernetes(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Kubernetes:
+    """A cluster with one real node, four GPUs and RuntimeClass nvidia."""
+    return testbed.kubernetes(tmp_path_factory.mktemp("kubernetes"))
+
+
+@pytest.fixture(scope="session")
+def runtime_image(testbed: Testbed) -> str:
+    """The runtime image of the sources as they are, in the engine and in the registry."""
+    return str(testbed.facts("images")["runtime"])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bed_debian import install
+from bed_place import Facts
 from bed_processes import run
 
 BUSYBOX = "hatoba.test/busybox:1"
@@ -44,22 +45,37 @@ def pause(program: Path) -> bytes:
 
 def image(name: str, layer: bytes, command: Sequence[str]) -> bytes:
     """An archive as `docker load` and `ctr images import` take it; the same for the same layer."""
-    digest = hashlib.sha256(layer).hexdigest()
-    settings = {
-        "architecture": "amd64",
+    digest, files = hashlib.sha256(layer).hexdigest(), io.BytesIO()
+    with tarfile.open(fileobj=files, mode="w") as archive:
+        add(archive, "layer.tar", layer, 0o644)
+        describe(archive, name, digest, "amd64", {"Cmd": list(command), "Env": ["PATH=/bin"]})
+    return files.getvalue()
+
+
+def image_file(path: Path, name: str, layer: Path, architecture: str) -> None:
+    """The same of a layer in a file, for one too large for memory."""
+    with open(layer, "rb") as content:
+        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    with tarfile.open(path, mode="w") as archive:
+        archive.add(layer, "layer.tar")
+        describe(archive, name, digest, architecture, {"Cmd": ["python3"]})
+
+
+def describe(
+    archive: tarfile.TarFile, name: str, digest: str, architecture: str, settings: Facts
+) -> None:
+    """Add what an engine has to know of an image's one layer."""
+    about = {
+        "architecture": architecture,
         "os": "linux",
-        "config": {"Cmd": list(command), "Env": ["PATH=/bin"]},
+        "config": settings,
         "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
     }
-    config = json.dumps(settings).encode()
+    config = json.dumps(about).encode()
     named = f"{hashlib.sha256(config).hexdigest()}.json"
-    manifest = [{"Config": named, "RepoTags": [name], "Layers": [f"{digest}/layer.tar"]}]
-    files = io.BytesIO()
-    with tarfile.open(fileobj=files, mode="w") as archive:
-        add(archive, f"{digest}/layer.tar", layer, 0o644)
-        add(archive, named, config, 0o644)
-        add(archive, "manifest.json", json.dumps(manifest).encode(), 0o644)
-    return files.getvalue()
+    manifest = [{"Config": named, "RepoTags": [name], "Layers": ["layer.tar"]}]
+    add(archive, named, config, 0o644)
+    add(archive, "manifest.json", json.dumps(manifest).encode(), 0o644)
 
 
 def add(archive: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:

@@ -17,9 +17,13 @@ READY_WITHIN = 40.0
 OWN_MOUNTS = ["unshare", "--mount", "--propagation", "slave", "--"]
 
 
+def prepare() -> None:
+    """Have the engine."""
+    install("docker.io")
+
+
 def up(place: Place, network: Facts) -> Facts:
     """Start the engine, with a busybox image in it."""
-    install("docker.io")
     socket = place.run / "docker.sock"
     # It would give the bridge the addresses that it had when the engine ran before.
     shutil.rmtree(place.make("docker") / "data" / "network", ignore_errors=True)

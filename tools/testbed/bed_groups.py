@@ -21,9 +21,28 @@ def name(place: Place, engine: str) -> str:
 
 def entering(group: str) -> list[str]:
     """What stands before a command that is to run in the group `group`/engine."""
+    make(group.lstrip("/"))
     folder = TOP / tracked() / group.lstrip("/") / "engine"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     return ["sh", "-c", f'echo $$ >"{folder}/cgroup.procs" && exec "$@"', "sh"]
+
+
+def make(group: str) -> None:
+    """Make a group in every hierarchy; a kubelet wants its root to be there."""
+    for marker in [*TOP.glob("cgroup.procs"), *TOP.glob("*/cgroup.procs")]:
+        folder = marker.parent
+        for part in group.split("/"):
+            folder = folder / part
+            folder.mkdir(exist_ok=True)
+            inherit(folder)
+
+
+def inherit(folder: Path) -> None:
+    """A new group of the first version's cpusets has neither cores nor memory of its own."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        own = folder / name
+        if own.exists() and not own.read_text().strip():
+            own.write_text((folder.parent / name).read_text())
 
 
 def tracked() -> str:
@@ -43,8 +62,8 @@ def members(group: str) -> Iterator[int]:
             continue
 
 
-def empty(group: str) -> None:
-    """kill -9 whatever is left in a group, and remove it from every hierarchy."""
+def kill(group: str) -> None:
+    """kill -9 whatever is in a group; returns when nothing is."""
     deadline = time.monotonic() + EMPTY_WITHIN
     while left := list(members(group)):
         if time.monotonic() > deadline:
@@ -55,6 +74,11 @@ def empty(group: str) -> None:
             except ProcessLookupError:
                 continue
         time.sleep(0.05)
+
+
+def empty(group: str) -> None:
+    """Kill whatever is left in a group, and remove it from every hierarchy."""
+    kill(group)
     remove(group.lstrip("/"))
 
 

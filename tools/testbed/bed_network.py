@@ -25,11 +25,15 @@ FORWARDED_BEFORE = Path("/run/hatoba-forward")
 SUBNETS = [f"10.{second}.0.0/19" for second in range(213, 250)]
 
 
-def up(place: Place) -> Facts:
-    """Make bridge and rules; answers their names and addresses."""
+def prepare() -> None:
+    """Have the programs; Unavailable where there is no root."""
     if os.geteuid() != 0:
         raise Unavailable("the testbed's components need root")
     install("iproute2", "iptables")
+
+
+def up(place: Place) -> Facts:
+    """Make bridge and rules; answers their names and addresses."""
     with open(ONE_CHOOSES, "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         return make(place, free_subnet())

@@ -69,12 +69,17 @@ class Place:
         """The log of one process."""
         return self.make("logs") / f"{name}.log"
 
+    @property
+    def state(self) -> State:
+        """What is up."""
+        return State(self.make() / "state.json")
+
     @contextmanager
-    def alone(self) -> Iterator[State]:
-        """Hold the testbed's lock: whoever else brings it up or down waits."""
+    def alone(self) -> Iterator[None]:
+        """Hold the testbed's lock: whoever else brings something up or down waits."""
         with open(self.make() / "lock", "w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            yield State(self.directory / "state.json")
+            yield
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,13 @@ from bed_processes import end, free_port, listens, lives, start, until
 READY_WITHIN = 20.0
 
 
+def prepare() -> None:
+    """Have the registry."""
+    install("docker-registry")
+
+
 def up(place: Place, network: Facts) -> Facts:
     """Start Debian's registry on an empty store."""
-    install("docker-registry")
     base, address = place.make("registry"), network["gateway"]
     shutil.rmtree(base / "data", ignore_errors=True)
     port = free_port(address)

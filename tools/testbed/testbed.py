@@ -1,5 +1,6 @@
 """Real components for the tests: `testbed.py up|down|status [COMPONENT...]`.
 
+`stop` and `start` are for single processes of Kubernetes' control plane, by name: `stop etcd`.
 `up` brings up what is named (everything, when nothing is) and what that needs, unless it is up
 already; `down` ends it and what needs it. Both may be called twice, and by several at once. What
 is up stands in state.json of the testbed's directory. Exit status 3: this machine cannot have it.
@@ -8,6 +9,7 @@ is up stands in state.json of the testbed's directory. Exit status 3: this machi
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -16,46 +18,64 @@ from typing import Any
 
 import bed_docker
 import bed_emulators
+import bed_images
+import bed_kubernetes
+import bed_kwok
 import bed_network
+import bed_node
 import bed_registry
 from bed_place import Broken, Facts, Place, State, Unavailable, default_directory
 
 
 @dataclass(frozen=True)
 class Component:
-    """How one component comes and goes. `up` takes the place and the facts of those it needs."""
+    """How one component comes and goes.
+
+    `prepare` takes minutes once, and nobody waits for it who does not want the component; `up`
+    takes the place and the facts of those it needs.
+    """
 
     needs: tuple[str, ...]
+    prepare: Callable[[], None]
     up: Callable[..., Facts]
     down: Callable[[Place, Facts], None]
     healthy: Callable[[Facts], bool]
 
 
+def component(module: Any, *needs: str, up: str = "up") -> Component:
+    """A component by the module that has its functions."""
+    prepare = getattr(module, "prepare", lambda: None)
+    return Component(needs, prepare, getattr(module, up), module.down, module.healthy)
+
+
 # In the order in which they come up.
 COMPONENTS = {
-    "network": Component((), bed_network.up, bed_network.down, bed_network.healthy),
-    "registry": Component(("network",), bed_registry.up, bed_registry.down, bed_registry.healthy),
-    "docker": Component(("network",), bed_docker.up, bed_docker.down, bed_docker.healthy),
-    "moto": Component(
-        ("docker",), bed_emulators.moto_up, bed_emulators.down, bed_emulators.healthy
-    ),
-    "ministack": Component(
-        ("docker",), bed_emulators.ministack_up, bed_emulators.down, bed_emulators.healthy
-    ),
+    "network": component(bed_network),
+    "registry": component(bed_registry, "network"),
+    "docker": component(bed_docker, "network"),
+    "moto": component(bed_emulators, "docker", up="moto_up"),
+    "ministack": component(bed_emulators, "docker", up="ministack_up"),
+    "control-plane": component(bed_kubernetes, "network"),
+    "node-1": component(bed_node, "network", "registry", "control-plane", up="first_up"),
+    "node-2": component(bed_node, "network", "registry", "control-plane", up="second_up"),
+    "images": component(bed_images, "docker", "registry"),
+    "all-images": component(bed_images, "docker", "registry", up="everything_up"),
+    "kwok": component(bed_kwok, "control-plane"),
 }
+GROUPS = {"kubernetes": ["control-plane", "node-1"]}
+# What comes up only when it is named.
+ON_REQUEST = {"node-2", "kwok", "images", "all-images"}
 
 
 def main() -> int:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("action", choices=["up", "down", "status"])
-    parser.add_argument("components", nargs="*", choices=[*COMPONENTS, []], metavar="COMPONENT")
+    parser.add_argument("action", choices=ACTIONS)
+    parser.add_argument("names", nargs="*", metavar="NAME")
     chosen = parser.parse_args()
     place = Place(default_directory())
-    act = {"up": bring_up, "down": bring_down, "status": tell}[chosen.action]
     try:
-        with place.alone() as state:
-            act(place, state, chosen.components or list(COMPONENTS))
+        ACTIONS[chosen.action](place, chosen.names)
     except Unavailable as reason:
         print(f"skipped: {reason}", file=sys.stderr)
         return 3
@@ -70,60 +90,109 @@ def raw(prog: str) -> argparse.RawDescriptionHelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog)
 
 
-def bring_up(place: Place, state: State, names: list[str]) -> None:
+def chosen_components(names: list[str]) -> list[str]:
+    """The components that these names stand for."""
+    found = [part for name in names for part in GROUPS.get(name, [name])]
+    for name in found:
+        if name not in COMPONENTS:
+            raise Broken(f"there is no {name!r}; there are {', '.join([*GROUPS, *COMPONENTS])}")
+    return found
+
+
+def bring_up(place: Place, names: list[str]) -> None:
     """Bring these up, in order, each after what it needs."""
-    for name in with_needs(names):
-        component, known = COMPONENTS[name], state.read()
-        if name in known and component.healthy(known[name]):
-            continue
-        if name in known:
-            bring_down(place, state, [name])
-        began = time.monotonic()
-        state.put(name, component.up(place, *(known[need] for need in component.needs)))
-        print(f"{name}: up after {time.monotonic() - began:.1f} s", flush=True)
+    usual = [name for name in COMPONENTS if name not in ON_REQUEST]
+    wanted = with_needs(chosen_components(names) or usual)
+    if not missing(place.state, wanted):
+        return
+    for name in wanted:
+        COMPONENTS[name].prepare()
+    with place.alone():
+        while left := missing(place.state, wanted):
+            begin(place, left[0])
 
 
-def bring_down(place: Place, state: State, names: list[str]) -> None:
-    """End these and whatever needs them, the last one first."""
+def missing(state: State, names: list[str]) -> list[str]:
+    """Those of them that are not up."""
+    known = state.read()
+    return [
+        name for name in names if name not in known or not COMPONENTS[name].healthy(known[name])
+    ]
+
+
+def begin(place: Place, name: str) -> None:
+    """Bring up one, whose needs are up; what is left of an earlier one goes first."""
+    began, one = time.monotonic(), COMPONENTS[name]
+    if name in place.state.read():
+        end(place, [name])
+    known = place.state.read()
+    place.state.put(name, one.up(place, *(known[need] for need in one.needs)))
+    print(f"{name}: up after {time.monotonic() - began:.1f} s", flush=True)
+
+
+def bring_down(place: Place, names: list[str]) -> None:
+    """End these and whatever needs them."""
+    with place.alone():
+        end(place, chosen_components(names) or list(COMPONENTS))
+
+
+def end(place: Place, names: list[str]) -> None:
+    """End these and whatever needs them, the last one first; the lock is held."""
     for name in reversed(with_dependents(names)):
-        facts: Any = state.read().get(name)
+        facts = place.state.read().get(name)
         if facts is None:
             continue
         COMPONENTS[name].down(place, facts)
-        state.put(name, None)
+        place.state.put(name, None)
         print(f"{name}: down", flush=True)
-    if not state.read():
-        place.run.rmdir()
+    if not place.state.read():
+        shutil.rmtree(place.run)
 
 
-def tell(place: Place, state: State, names: list[str]) -> None:
+def tell(place: Place, names: list[str]) -> None:
     """Say of each whether it is up, and its facts."""
-    known = state.read()
-    for name in names:
-        up = name in known and COMPONENTS[name].healthy(known[name])
-        shown = [
-            f"{key}={value}" for key, value in known.get(name, {}).items() if isinstance(value, str)
-        ]
-        print(f"{name:12} {'up' if up else 'down':5} {' '.join(shown)}")
+    known = place.state.read()
+    for name in chosen_components(names) or list(COMPONENTS):
+        facts = known.get(name, {})
+        up = bool(facts) and COMPONENTS[name].healthy(facts)
+        shown = [f"{key}={facts[key]}" for key in TOLD if key in facts]
+        print(f"{name:14} {'up' if up else 'down':5} {' '.join(shown)}")
+
+
+def stop(place: Place, names: list[str]) -> None:
+    """Stop processes of the control plane, by name."""
+    with place.alone():
+        for name in names:
+            bed_kubernetes.stop_one(place.state, name)
+
+
+def start(place: Place, names: list[str]) -> None:
+    """Start them again."""
+    with place.alone():
+        for name in names:
+            bed_kubernetes.start_one(place, name)
 
 
 def with_needs(names: list[str]) -> list[str]:
     """These and all that they need, in the order of coming up."""
     wanted = set(names)
-    for name, component in reversed(COMPONENTS.items()):
+    for name, one in reversed(COMPONENTS.items()):
         if name in wanted:
-            wanted.update(component.needs)
+            wanted.update(one.needs)
     return [name for name in COMPONENTS if name in wanted]
 
 
 def with_dependents(names: list[str]) -> list[str]:
     """These and all that need them, in the order of coming up."""
     wanted = set(names)
-    for name, component in COMPONENTS.items():
-        if wanted.intersection(component.needs):
+    for name, one in COMPONENTS.items():
+        if wanted.intersection(one.needs):
             wanted.add(name)
     return [name for name in COMPONENTS if name in wanted]
 
+
+ACTIONS = {"up": bring_up, "down": bring_down, "status": tell, "stop": stop, "start": start}
+TOLD = ("gateway", "socket", "endpoint", "address", "kubeconfig")
 
 if __name__ == "__main__":
     sys.exit(main())

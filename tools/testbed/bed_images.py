@@ -1,0 +1,166 @@
+"""The product's images on a base of Debian's, in the testbed's engine and registry.
+
+The base is made by debootstrap, once; wheels are fetched once for what the locks say. What is
+built carries the digest of the sources, so that a changed tree gets an image of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import bed_archives
+from bed_debian import install
+from bed_docker import docker
+from bed_place import ROOT, Facts, Place, Unavailable, cache
+from bed_processes import run
+
+SUITE = "bookworm"
+PACKAGES = "python3,python3-venv,ca-certificates"
+BASE = f"hatoba.test/python:{SUITE}"
+NOT_NEEDED = (
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "var/cache/apt",
+    "var/lib/apt/lists",
+)
+SOURCES = ["scheduler", "plugins", "workers", "clients/python", "deploy/images", "locks/dev.txt"]
+TARGETS = ("runtime", "router", "worker", "server")
+ENVIRONMENT = ROOT / ".venv" / "bin" / "python"
+
+
+def prepare() -> None:
+    """Have the base image."""
+    base("amd64")
+
+
+def up(place: Place, engine: Facts, registry: Facts) -> Facts:
+    """Build the runtime image as the sources are now, and push it."""
+    return with_target(place, engine, registry, "runtime")
+
+
+def everything_up(place: Place, engine: Facts, registry: Facts) -> Facts:
+    """Build all images as the sources are now, and push them."""
+    made = [with_target(place, engine, registry, target) for target in TARGETS]
+    return {key: value for facts in made for key, value in facts.items()}
+
+
+def with_target(place: Place, engine: Facts, registry: Facts, target: str) -> Facts:
+    """One image, built and pushed."""
+    digest = sources_digest()
+    name = f"{registry['address']}/hatoba/{target}:{digest}"
+    socket = engine["socket"]
+    load_base(socket, "amd64")
+    if not docker(socket, "image", "ls", "--quiet", name).strip():
+        build(place, socket, target, name)
+    docker(socket, "push", "--quiet", name)
+    return {target: name, "digest": digest, "base": BASE}
+
+
+def build(place: Place, socket: str, target: str, name: str) -> None:
+    """Run the Dockerfile for one target, on Debian's base and with wheels at hand."""
+    if not ENVIRONMENT.exists():
+        raise Unavailable("the project's environment is missing: make venv")
+    with tempfile.TemporaryDirectory(dir=place.make("images")) as folder:
+        run(ENVIRONMENT, ROOT / "tools" / "build" / "images.py", "context", folder)
+        locks = sorted(Path(folder, "locks").iterdir())
+        for lock in locks[: 1 if target in ("runtime", "router") else None]:
+            for file in wheels(lock).iterdir():
+                shutil.copy(file, Path(folder, "wheels"))
+        os.environ["DOCKER_BUILDKIT"] = "0"
+        arguments = [f"BASE={BASE}", "PIP_OPTIONS=--no-index", f"VERSION={name.rpartition(':')[2]}"]
+        told = [f"--build-arg={argument}" for argument in arguments]
+        docker(socket, "build", "--quiet", f"--target={target}", f"--tag={name}", *told, folder)
+
+
+def wheels(lock: Path) -> Path:
+    """A folder with what a lock names, fetched once."""
+    folder = cache() / "testbed-wheels" / hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not folder.exists():
+            fetch(lock, folder)
+    return folder
+
+
+def fetch(lock: Path, folder: Path) -> None:
+    """Download wheels, hashes checked."""
+    fresh = folder.with_suffix(".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
+    checked = ["--no-deps", "--require-hashes", "--only-binary=:all:"]
+    run(*pip, *checked, "--requirement", lock, "--dest", fresh)
+    fresh.rename(folder)
+
+
+def load_base(socket: str, architecture: str) -> None:
+    """Have the base image in the engine."""
+    if not docker(socket, "image", "ls", "--quiet", BASE).strip():
+        docker(socket, "load", "--quiet", "--input", str(base(architecture)))
+
+
+def base(architecture: str) -> Path:
+    """An archive of the base image, made once."""
+    archive = cache() / "testbed-base" / f"{SUITE}-{architecture}-{recipe()}.tar"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with open(archive.with_suffix(".lock"), "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if not archive.exists():
+            make_base(archive, architecture)
+    return archive
+
+
+def recipe() -> str:
+    """Twelve characters that change with what the base is made of."""
+    return hashlib.sha256(f"{PACKAGES} {NOT_NEEDED}".encode()).hexdigest()[:12]
+
+
+def make_base(archive: Path, architecture: str) -> None:
+    """Run debootstrap, and pack what it made."""
+    install("debootstrap")
+    print("making the base image (once, a minute)", flush=True)
+    with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
+        root, layer = Path(folder, "root"), Path(folder, "layer.tar")
+        bootstrap = ["nice", "debootstrap", "--variant=minbase", f"--include={PACKAGES}"]
+        run(*bootstrap, SUITE, root, mirror())
+        for part in NOT_NEEDED:
+            shutil.rmtree(root / part, ignore_errors=True)
+        run("tar", "--create", f"--file={layer}", f"--directory={root}", "--numeric-owner", ".")
+        fresh = archive.with_suffix(".new")
+        bed_archives.image_file(fresh, BASE, layer, architecture)
+        fresh.rename(archive)
+
+
+def mirror() -> str:
+    """Where this machine gets Debian's packages from."""
+    known = run("apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)").splitlines()
+    places = [line.split()[0] for line in known if line.endswith(f" {SUITE}")]
+    if not places:
+        raise Unavailable(f"this machine's apt knows no place that has Debian {SUITE}")
+    return places[0]
+
+
+def sources_digest() -> str:
+    """Twelve characters that change with whatever goes into the images."""
+    digest = hashlib.sha256()
+    for source in SOURCES:
+        for file in sorted([ROOT / source, *(ROOT / source).rglob("*")]):
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def down(place: Place, facts: Facts) -> None:
+    """Nothing: images go with the engine's next sweep, pushed ones with the registry."""
+
+
+def healthy(facts: Facts) -> bool:
+    """Whether the sources are still what the images were built from."""
+    return bool(facts["digest"] == sources_digest())
