@@ -47,8 +47,6 @@ class ExitKind(Enum):
     """A device of its host failed (a GPU), so that it could not begin."""
     FAILED = "failed"
     """The backend could not run it; `message` says why."""
-    ENVIRONMENT_FAILED = "environment_failed"
-    """Its image cannot be had, or is for other machines: trying again does not help."""
     NOT_FOUND = "not_found"
     """Its image has no such command."""
     NOT_EXECUTABLE = "not_executable"
@@ -421,6 +419,10 @@ class ReplicaView:
     restarts: int = 0
     since: float = 0.0
     cause: common_pb2.Cause | None = None
+    server_name: str = ""
+    """Name in the certificate that it shows there; empty: it answers in plain text."""
+    evicted: bool = False
+    """What it runs on is to be emptied: another takes its place, then it leaves."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,9 +55,17 @@ def _filled(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
 
 
 def launch_request(
-    job: Job, attempt: Attempt, spec: job_pb2.JobSpec, cluster_id: str, credential: str = ""
+    job: Job,
+    attempt: Attempt,
+    spec: job_pb2.JobSpec,
+    cluster_id: str,
+    credential: str = "",
+    spot_losses: int = 0,
 ) -> LaunchRequest:
-    """What the backend is asked for one attempt; its runner, if any, claims with `credential`."""
+    """What the backend is asked for one attempt; its runner, if any, claims with `credential`.
+
+    `spot_losses`: of its task, which do not change while the attempt is its newest.
+    """
     return LaunchRequest(
         name=attempt.name,
         fence=attempt.fence,
@@ -79,6 +87,7 @@ def launch_request(
         generation=attempt.generation,
         stop_after=job.terms.stop_after,
         credential=credential,
+        spot_losses=spot_losses,
     )
 
 

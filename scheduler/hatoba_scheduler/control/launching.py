@@ -111,6 +111,7 @@ class Launcher:
                 specs[rows.job.uid],
                 ctx.cluster_id,
                 self._instance.credential(attempt),
+                rows.tasks[attempt.index].adapted.spot_losses,
             )
             for rows, attempt in members
             if rows.job.uid in specs

@@ -45,7 +45,6 @@ _KINDS: dict[Told, ExitKind] = {
     Told.PREEMPTED: ExitKind.PREEMPTED,
     Told.LOST: ExitKind.LOST,
     Told.FAILED: ExitKind.BACKEND_FAILED,
-    Told.ENVIRONMENT_FAILED: ExitKind.ENVIRONMENT_FAILED,
     Told.NOT_FOUND: ExitKind.NOT_FOUND,
     Told.NOT_EXECUTABLE: ExitKind.NOT_EXECUTABLE,
     Told.SECRET_MISSING: ExitKind.SECRET_MISSING,

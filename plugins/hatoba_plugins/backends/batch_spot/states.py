@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from hatoba_plugins.aws.starting import start_failure
 from hatoba_plugins.runner import CLAIM_REFUSED
 from hatoba_plugins.values import Exit, ExitKind, Observation, Phase
 
@@ -28,22 +29,16 @@ _PHASES = {
     "SUCCEEDED": Phase.ENDED,
     "FAILED": Phase.ENDED,
 }
+_SHELLS = {126: ExitKind.NOT_EXECUTABLE, 127: ExitKind.NOT_FOUND}
 _SIGNAL_BASE = 128
 _MAX_SIGNAL = 64
 
 _RECLAIMED = re.compile(
     r"Host EC2 \(instance [^)]*\) (terminated|stopped)|spot interruption|Spot capacity", re.I
 )
-_OUT_OF_MEMORY = re.compile(r"OutOfMemory|out of memory|OOM", re.I)
+_OUT_OF_MEMORY = re.compile(r"^OutOfMemory|\bOOMKilled\b")
 _TIMED_OUT = re.compile(r"attempt duration exceeded timeout|attemptDurationSeconds", re.I)
-_PULL_PASSES = re.compile(
-    r"timeout|timed out|toomanyrequests|rate exceeded|50[0-9]|TLS handshake|connection reset"
-    r"|i/o|EOF|no such host|temporary failure|context canceled",
-    re.I,
-)
-_NO_COMMAND = re.compile(r"executable file not found|no such file or directory", re.I)
-_NO_RIGHT = re.compile(r"permission denied|exec format error", re.I)
-_NO_SECRET = re.compile(r"secret|ssm|parameter", re.I)
+_UNSTARTED = re.compile(r"Cannot(Pull|Start|Create|Run)|ResourceInitializationError", re.I)
 _CAPACITY = re.compile(r"^(CAPACITY|MISCONFIGURATION):")
 
 
@@ -72,9 +67,9 @@ def exit_of(detail: Detail) -> Exit:
     reason, code, container = _last(detail)
     said = "; ".join(text for text in (reason, container) if text)
     kind = _by_reason(detail, reason, container, code)
-    if kind is not None:
-        return Exit(kind, message=said)
-    return _by_code(code, said)
+    if kind is None and code is not None:
+        return _by_code(code, said)
+    return Exit(kind or ExitKind.FAILED, message=said or "Batch gives no reason")
 
 
 def _by_reason(detail: Detail, reason: str, container: str, code: int | None) -> ExitKind | None:
@@ -89,34 +84,17 @@ def _by_reason(detail: Detail, reason: str, container: str, code: int | None) ->
     if detail.get("isTerminated") or detail.get("isCancelled"):
         # By somebody else, or by the queue's own limit on how long a job may wait.
         return ExitKind.FAILED if _CAPACITY.search(reason) else ExitKind.STOPPED
-    return _never_started(f"{container} {reason}", code)
+    if code is None or _UNSTARTED.search(f"{container} {reason}"):
+        return start_failure(f"{container} {reason}")
+    return None
 
 
-def _never_started(said: str, code: int | None) -> ExitKind | None:
-    """What kept a container from being started; None: it was."""
-    if "CannotPull" in said:
-        return ExitKind.FAILED if _PULL_PASSES.search(said) else ExitKind.ENVIRONMENT_FAILED
-    if "ResourceInitializationError" in said:
-        return ExitKind.SECRET_MISSING if _NO_SECRET.search(said) else ExitKind.FAILED
-    if "CannotStart" in said or "CannotCreate" in said or "CannotRun" in said:
-        return _never_ran(said)
-    return None if code is not None else ExitKind.FAILED
-
-
-def _never_ran(said: str) -> ExitKind:
-    if "exec format error" in said:
-        return ExitKind.ENVIRONMENT_FAILED
-    if _NO_COMMAND.search(said):
-        return ExitKind.NOT_FOUND
-    return ExitKind.NOT_EXECUTABLE if _NO_RIGHT.search(said) else ExitKind.FAILED
-
-
-def _by_code(code: int | None, said: str) -> Exit:
-    if code is None:
-        return Exit(ExitKind.FAILED, message=said or "Batch gives no reason")
+def _by_code(code: int, said: str) -> Exit:
     if _SIGNAL_BASE < code <= _SIGNAL_BASE + _MAX_SIGNAL:
         return Exit(ExitKind.SIGNALED, signal=code - _SIGNAL_BASE, message=said)
-    return Exit(ExitKind.EXITED, code, message="" if "Essential container" in said else said)
+    if code in _SHELLS:
+        return Exit(_SHELLS[code], message=said)
+    return Exit(ExitKind.EXITED, code)
 
 
 def _last(detail: Detail) -> tuple[str, int | None, str]:
