@@ -133,6 +133,8 @@ class HostRoom:
     embedded: bool
     secrets: frozenset[str]
     declared_gone: bool = False
+    draining: bool = False
+    """Its replicas are to go elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,6 +68,7 @@ def parse_name(name: str) -> ReplicaName | None:
 def plan(target: Target, replicas: Iterable[ReplicaView], rng: random.Random) -> Plan:
     """The next step from these replicas (all the deployment has) towards `target`.
 
+    One that is evicted is not counted as what is wanted: another is made for it, on which it waits.
     Lets a ready one go only while `wanted - max_unavailable` others are ready, and makes one only
     while there are fewer than `wanted + max_surge` in all. Of a revision that has too many those
     that are not ready go first, of these the newest.
@@ -87,6 +88,7 @@ def _divided(
     by_revision: defaultdict[int, list[ReplicaView]] = defaultdict(list)
     for one in sorted(live, key=_worth):
         by_revision[one.revision].append(one)
+    wanted = {at: min(count, _staying(by_revision[at])) for at, count in wanted.items()}
     kept = [one for at, all_of in by_revision.items() for one in all_of[: wanted.get(at, 0)]]
     surplus = [one for at, all_of in by_revision.items() for one in all_of[wanted.get(at, 0) :]]
     # Revisions that nobody wants any more go first, the oldest before the others.
@@ -94,8 +96,12 @@ def _divided(
     return kept, surplus
 
 
-def _worth(one: ReplicaView) -> tuple[int, float, str]:
-    return _KEPT_FIRST.index(one.phase), one.since, one.name
+def _staying(replicas: Iterable[ReplicaView]) -> int:
+    return sum(not one.evicted for one in replicas)
+
+
+def _worth(one: ReplicaView) -> tuple[bool, int, float, str]:
+    return one.evicted, _KEPT_FIRST.index(one.phase), one.since, one.name
 
 
 def _backwards(one: ReplicaView) -> tuple[float, str]:

@@ -217,6 +217,7 @@ def _seen(one: ReplicaView) -> Seen:
         one.restarts,
         round(one.since * SECOND),
         _cause(one.cause),
+        one.server_name,
     )
 
 
@@ -310,6 +311,7 @@ def _replica(one: Seen, seen: SeenSet) -> deployment_pb2.Replica:
         state=deployment_pb2.ReplicaState.ValueType(state),
         host=one.host,
         address=one.address,
+        secure=bool(one.server_name),
         restarts=one.restarts,
     )
     if one.cause is not None:
@@ -370,7 +372,7 @@ def route_to_proto(
         target = out.targets.add(revision=share.revision, weight=share.weight)
         target.model_version = revision.model_version if revision is not None else ""
         for one in share.replicas:
-            target.replicas.add(name=one.name, address=one.address)
+            target.replicas.add(name=one.name, address=one.address, server_name=one.server_name)
     return out
 
 

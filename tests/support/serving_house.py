@@ -60,15 +60,23 @@ async def upload(wire: Wire, directory: Path) -> common_pb2.ManifestRef:
     return await upload_tree(stub, packed, TransferOptions(metadata=wire.metadata))
 
 
-async def registered(wire: Wire, home: Path, name: str = "echo") -> model_pb2.ModelVersion:
-    """A READY version of a model that answers with its name; each call makes another."""
+async def registered(
+    wire: Wire, home: Path, name: str = "echo", *, python: str = ""
+) -> model_pb2.ModelVersion:
+    """A READY version of a model that answers with its name; each call makes another.
+
+    It runs in this interpreter, on this server's own host, or in `python` of whatever host.
+    """
     model, code = home / f"model-{name}", home / "code"
     for directory in (model, code):
         await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
     await asyncio.to_thread((model / "name").write_text, f"{name}-{time.time_ns()}")
     await asyncio.to_thread((code / "echo.py").write_text, HANDLER)
     serving = model_pb2.Serving(handler="echo:Echo", code=await upload(wire, code))
-    serving.environment.caller_interpreter = sys.executable
+    if python:
+        serving.environment.python = python
+    else:
+        serving.environment.caller_interpreter = sys.executable
     serving.example.data = b'{"x": 0}'
     serving.example.media_type = "application/json"
     request = model_pb2.RegisterModelRequest(

@@ -19,6 +19,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hatoba.host_names import server_name
+
 HOST, SERVING, AUTHORITY, JOINING = "host.pem", "serving.pem", "authority.pem", "joining.pem"
 PREFIX = "hc_"
 MEANING = b"hatoba host credential\0"
@@ -138,7 +140,7 @@ class HostKeys:
     @property
     def server_name(self) -> str:
         """The name under which replicas here answer TLS."""
-        return f"{self.host}.hosts.hatoba"
+        return server_name(self.host)
 
     def credential(self) -> str:
         """What proves to the server who calls: to be shown as a bearer's token."""

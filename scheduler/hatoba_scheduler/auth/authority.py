@@ -19,6 +19,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hatoba.host_names import server_name
 from hatoba_scheduler import certificates
 from hatoba_scheduler.certificates import CLIENT, SERVER, Holder, Pair
 from hatoba_scheduler.errors import InvalidArgument
@@ -33,11 +34,6 @@ class HostIdentity(NamedTuple):
 
     host: str
     identity: str
-
-
-def server_name(host: str) -> str:
-    """The name under which replicas on a host answer."""
-    return f"{host}.hosts.hatoba"
 
 
 def key_digest(csr: x509.CertificateSigningRequest) -> str:

@@ -523,6 +523,7 @@ class Hub:
             embedded=host.embedded,
             secrets=frozenset(host.secrets),
             declared_gone=host.declared_gone,
+            draining=host.draining,
         )
 
     def order_replicas(self, host: str, replicas: Sequence[worker_pb2.ReplicaSpec]) -> bool:

@@ -238,6 +238,8 @@ class Seen:
     restarts: int = 0
     since: Micros = 0
     cause: Cause | None = None
+    server_name: str = ""
+    """Name in the certificate that it shows; empty: it answers in plain text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +275,7 @@ class Served(NamedTuple):
     revision: int
     name: str
     address: str
+    server_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,11 @@ def served(
     if seen is None:
         return sorted(known)
     named = {one.name: one for one in seen.replicas}
-    found = [Served(one.revision, one.name, one.address) for one in named.values() if _good(one)]
+    found = [
+        Served(one.revision, one.name, one.address, one.server_name)
+        for one in named.values()
+        if _good(one)
+    ]
     found += _unheard(named, known, found, settled=settled)
     staying = [one for one in found if one.name not in seen.leaving]
     going = sorted((one for one in found if one.name in seen.leaving), key=_newest_first)

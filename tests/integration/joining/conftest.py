@@ -82,7 +82,7 @@ Call = grpc.aio.StreamStreamCall[
 async def stream(wire: Wire, host: str, *items: worker_pb2.WorkerItem) -> AsyncIterator[Call]:
     """A worker's stream as `host`, with an empty inventory, on which this was said."""
     channel = await wire.channel()
-    call: Call = channel.stream_stream(
+    call: Call = channel.stream_stream(  # type: ignore[assignment]
         "/hatoba.v1.WorkerService/Connect",
         request_serializer=worker_pb2.WorkerServiceConnectRequest.SerializeToString,
         response_deserializer=worker_pb2.WorkerServiceConnectResponse.FromString,

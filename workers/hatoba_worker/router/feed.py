@@ -18,6 +18,7 @@ import structlog
 from hatoba.v1 import deployment_pb2, deployment_pb2_grpc
 from hatoba_worker.dial import Connection, Locator, NoServer, connection
 from hatoba_worker.router.figures import Figures, Statistics
+from hatoba_worker.router.passport import Passport
 from hatoba_worker.router.reports import Reports, ServerAway
 from hatoba_worker.router.table import Table
 from hatoba_worker.router.table_file import FILE, keep
@@ -53,6 +54,7 @@ class Around:
     reports: Reports
     settled: Callable[[], Awaitable[None]]
     """Returns once what was decided by the last table is on its way."""
+    passport: Passport
 
 
 class Feed:
@@ -103,7 +105,7 @@ class Feed:
             call = stub.WatchDeployments(metadata=link.metadata)
             try:
                 await self._say(call, first=True)
-                await self._hear(call, _FIRST_WORD)
+                await self._hear(call, link, _FIRST_WORD)
                 self._backoff.reset()
                 self.connected = True
                 log.info("server.connected", address=target.address)
@@ -114,8 +116,8 @@ class Feed:
     async def _follow(self, call: Call, link: Connection) -> None:
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._hear_on(call), name="router feed")
-                tasks.create_task(self._say_on(call), name="router acknowledgements")
+                tasks.create_task(self._hear_on(call, link), name="router feed")
+                tasks.create_task(self._say_on(call, link), name="router acknowledgements")
                 tasks.create_task(self._report_on(link), name="router reports")
         except ExceptionGroup as group:
             away, others = group.split(ServerAway)
@@ -123,11 +125,11 @@ class Feed:
                 raise
             raise ServerAway(str(away.exceptions[0])) from group
 
-    async def _hear_on(self, call: Call) -> None:
+    async def _hear_on(self, call: Call, link: Connection) -> None:
         while True:
-            await self._hear(call, None)
+            await self._hear(call, link, None)
 
-    async def _hear(self, call: Call, within: float | None) -> None:
+    async def _hear(self, call: Call, link: Connection, within: float | None) -> None:
         """Go by the next message; raises ServerAway."""
         try:
             async with asyncio.timeout(within):
@@ -136,6 +138,7 @@ class Feed:
             raise _away(error) from error
         if not isinstance(message, deployment_pb2.WatchDeploymentsResponse):
             raise ServerAway("the server ended the stream")
+        await self._around.passport.ensure(link, message)
         self._around.figures.forget(self._around.table.apply(message))
         # A replica may end once it is acknowledged that it gets nothing new: neither a request that
         # is on its way there, nor the next start, may go by the table before.
@@ -144,7 +147,7 @@ class Feed:
         self._acked = message.cursor
         self._word.set()
 
-    async def _say_on(self, call: Call) -> None:
+    async def _say_on(self, call: Call, link: Connection) -> None:
         """Acknowledge at once, and be heard of when there is nothing to acknowledge."""
         while True:
             with contextlib.suppress(TimeoutError):
@@ -152,6 +155,7 @@ class Feed:
                     await self._word.wait()
             self._word.clear()
             await self._say(call)
+            await self._around.passport.renew(link)
 
     async def _report_on(self, link: Connection) -> None:
         """Deliver what is kept; a server that takes none of it now is not left for that."""

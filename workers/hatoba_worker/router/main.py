@@ -30,6 +30,7 @@ from hatoba_worker.router.access_log import AccessLog
 from hatoba_worker.router.figures import Figures, Statistics
 from hatoba_worker.router.front import OWN, Front, OwnPages, bind, listening
 from hatoba_worker.router.keeping import Chooser
+from hatoba_worker.router.passport import Passport
 from hatoba_worker.router.proxy import Connector, Parts, Proxy, open_session
 from hatoba_worker.router.reports import Reports
 from hatoba_worker.router.spool import Spool
@@ -148,13 +149,15 @@ class Router:
     async def run(self, bound: socket.socket) -> None:
         """Answer at a port until cancelled."""
         await asyncio.to_thread(load, self._table, self._options.data / TABLE)
+        passport = Passport(self._options.data)
+        await asyncio.to_thread(passport.load)
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
             connector = Connector()
             session = await stack.enter_async_context(open_session(connector))
             tasks.create_task(self._access_log.run(), name="access log")
             tasks.create_task(self._reports.run(), name="reports")
             visits = Visits(Tracer(self._rng, RateSampler()), self._listeners(), time.time_ns)
-            proxy = Proxy(Parts(self._table, session, visits, self._rng))
+            proxy = Proxy(Parts(self._table, session, visits, passport, self._rng))
             pages = OwnPages(self._figures.registry, self._state)
 
             async def handle(request: web.BaseRequest) -> web.StreamResponse:
@@ -163,13 +166,13 @@ class Router:
 
             async with listening(Front(handle), bound, self._options.tls):
                 # gRPC takes its time to load: the kept table answers meanwhile.
-                self._feed = await asyncio.to_thread(self._make_feed, connector)
+                self._feed = await asyncio.to_thread(self._make_feed, connector, passport)
                 await self._feed.run()
 
     def _listeners(self) -> tuple[Listener, ...]:
         return self._statistics, self._figures, self._access_log, self._reports
 
-    def _make_feed(self, connector: Connector) -> Feed:
+    def _make_feed(self, connector: Connector, passport: Passport) -> Feed:
         from hatoba_worker.dial import Locator
         from hatoba_worker.router.feed import Around, Feed
 
@@ -177,7 +180,12 @@ class Router:
         token = Path(options.token_file).expanduser()
         locator = Locator(options.data, options.server, token, options.ca_file)
         around = Around(
-            self._table, self._figures, self._statistics, self._reports, connector.settled
+            self._table,
+            self._figures,
+            self._statistics,
+            self._reports,
+            connector.settled,
+            passport,
         )
         return Feed(locator, options.data, options.url, around)
 

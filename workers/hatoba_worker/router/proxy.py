@@ -18,6 +18,7 @@ from yarl import URL
 
 from hatoba_worker.router import replies
 from hatoba_worker.router.bodies import WHOLE, ClientGone, Upload
+from hatoba_worker.router.passport import NoPassport, Passport
 from hatoba_worker.router.table import Caller, Choice, Replica, Route, Table
 from hatoba_worker.router.visits import CLIENT_GONE, SERVER_FAULT, Body, Visit, Visits
 
@@ -45,7 +46,7 @@ _HOP_BY_HOP = frozenset(
 # The token is for the router alone; the rest is said anew.
 _NOT_PASSED_ON = _HOP_BY_HOP | {"authorization", "expect", "host", "traceparent"}
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT)
-_NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, NoPassport)
 
 
 class Connector(aiohttp.TCPConnector):
@@ -95,6 +96,7 @@ class Parts:
     table: Table
     session: aiohttp.ClientSession
     visits: Visits
+    passport: Passport
     rng: Random
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
@@ -217,6 +219,7 @@ class Proxy:
         replica = call.choice.replica
         replica.in_flight += 1
         call.visit.call_began = self._parts.visits.clock_ns()
+        secure = replica.server_name
         try:
             response = await self._parts.session.request(
                 call.request.method,
@@ -224,6 +227,8 @@ class Proxy:
                 data=call.data(),
                 headers=call.headers(),
                 allow_redirects=False,
+                ssl=self._parts.passport.context if secure else True,
+                server_hostname=secure or None,
             )
             replica.connected()
             return await _pass_back(call, response)

@@ -35,21 +35,37 @@ class Caller(NamedTuple):
 class Replica:
     """One process that answers."""
 
-    __slots__ = ("_refusals", "_rests_until", "_urls", "address", "in_flight", "name")
+    __slots__ = (
+        "_refusals",
+        "_rests_until",
+        "_urls",
+        "address",
+        "in_flight",
+        "name",
+        "server_name",
+    )
 
-    def __init__(self, name: str, address: str) -> None:
+    def __init__(self, name: str, address: str, server_name: str = "") -> None:
         self.name = name
         self.address = address
+        self.server_name = server_name
+        """Name in the certificate that it shows; empty: it answers in plain text."""
         self.in_flight = 0
         self._refusals = 0
         self._rests_until = 0.0
         self._urls: dict[str, URL] = {}
 
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What makes it another."""
+        return self.name, self.address, self.server_name
+
     def url(self, path: str, query: str) -> URL:
         """Where one of its paths is."""
         found = self._urls.get(path)
         if found is None:
-            found = self._urls[path] = URL(f"http://{self.address}/{path}", encoded=True)
+            scheme = "https" if self.server_name else "http"
+            found = self._urls[path] = URL(f"{scheme}://{self.address}/{path}", encoded=True)
         return found if not query else URL(f"{found}?{query}", encoded=True)
 
     def rests(self, now: float) -> bool:
@@ -226,9 +242,7 @@ def _paths(routes: Iterable[Route]) -> Iterable[tuple[str, Route]]:
 
 def _route(message: deployment_pb2.Route, known: Route | None) -> Route:
     replicas = {
-        (one.name, one.address): one
-        for target in (known.targets if known else ())
-        for one in target.replicas
+        one.key: one for target in (known.targets if known else ()) for one in target.replicas
     }
     _, project, _, name = message.deployment.split("/")
     limits = message.limits
@@ -248,12 +262,10 @@ def _route(message: deployment_pb2.Route, known: Route | None) -> Route:
 
 
 def _target(
-    message: deployment_pb2.RouteTarget, known: Mapping[tuple[str, str], Replica]
+    message: deployment_pb2.RouteTarget, known: Mapping[tuple[str, str, str], Replica]
 ) -> Target:
-    replicas = tuple(
-        known.get((one.name, one.address)) or Replica(one.name, one.address)
-        for one in message.replicas
-    )
+    found = (Replica(one.name, one.address, one.server_name) for one in message.replicas)
+    replicas = tuple(known.get(one.key) or one for one in found)
     return Target(
         message.revision,
         message.weight,

@@ -11,9 +11,10 @@ import asyncio
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
+from hatoba.host_names import server_name
 from hatoba.v1 import common_pb2, deployment_pb2, worker_pb2
 from hatoba_plugins.backend import BackendContext, HostRoom
 from hatoba_plugins.backends.hosts.placement import Needs, choose, taken, why_nowhere
@@ -89,6 +90,7 @@ class HostDeployments:
         self._let_go: set[str] = set()
         self._left_at: dict[str, float] = {}
         self._away: set[str] = set()
+        self._draining: frozenset[str] = frozenset()
         self._settled = asyncio.Event()
 
     @classmethod
@@ -205,7 +207,7 @@ class HostDeployments:
 
     def _host_changed(self, host: str) -> None:
         """Something of a host changed: take in its replicas, and see to whom that matters."""
-        before, was_away = self._reported.get(host, {}), host in self._away
+        before, was = self._reported.get(host, {}), self._standing(host)
         now = self._reported[host] = _by_deployment(self._hub.replicas(host) or {})
         self._let_go -= _names(before) - _names(now)
         self._note_connection()
@@ -213,12 +215,15 @@ class HostDeployments:
             if before.get(uid) != now.get(uid):
                 self._replicas_changed(host, uid)
         self._order(host)
-        if was_away != (host in self._away):
+        if was != self._standing(host):
             self._converge_all(host)
         self._settle()
         for kept in list(self._kept.values()):
             if kept.problem is not None:
                 self._converge(kept)
+
+    def _standing(self, host: str) -> tuple[bool, bool]:
+        return host in self._away, host in self._draining
 
     def _replicas_changed(self, host: str, uid: str) -> None:
         kept = self._kept.get(uid)
@@ -241,7 +246,9 @@ class HostDeployments:
 
     def _note_connection(self) -> None:
         now = self._clock.monotonic()
-        for room in self._hub.hosts_for_replicas():
+        rooms = self._hub.hosts_for_replicas()
+        self._draining = frozenset(room.name for room in rooms if room.draining)
+        for room in rooms:
             if room.connected or room.declared_gone:
                 self._left_at.pop(room.name, None)
                 self._away.discard(room.name)
@@ -369,8 +376,13 @@ class HostDeployments:
     # -- seeing ---------------------------------------------------------------------------------
 
     def _planned(self, kept: _Kept) -> list[ReplicaView]:
-        """Replicas that the planner counts: those on a host that is away for long are replaced."""
-        return [one for one in self._views(kept) if one.host not in self._away]
+        """Replicas that the planner counts: those on a host that is away for long are replaced, and
+        those on one that is drained once others are ready."""
+        return [
+            replace(one, evicted=one.host in self._draining)
+            for one in self._views(kept)
+            if one.host not in self._away
+        ]
 
     def _seen(self, kept: _Kept) -> ReplicaSet:
         target, leaving = kept.target, frozenset[str]()
@@ -411,6 +423,7 @@ class HostDeployments:
             restarts=replica.restarts,
             since=since or (placed.since if placed else 0.0),
             cause=cause,
+            server_name=server_name(host) if replica.secure else "",
         )
 
 
