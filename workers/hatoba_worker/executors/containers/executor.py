@@ -356,6 +356,9 @@ class ContainerExecutor:
         try:
             async with contextlib.aclosing(pieces):
                 await held.output.take(pieces)
+        except FileNotFoundError:
+            # Its directory is gone: nobody wants it any more.
+            return True
         except OSError as error:
             log.warning("output.unwritten", container=held.name, error=str(error))
             return False
