@@ -26,6 +26,10 @@ class Config:
     listen on `serve_address`, under which routers have to reach them; empty: the address from which
     this machine reaches the server. Members of gangs reach those here at `address`; empty: that
     address too when it joined, 127.0.0.1 when embedded, else the machine's name.
+
+    `engine` is the socket of a container engine; empty: DOCKER_HOST or the standard one, where it
+    answers; `none`: no containers. All of them see `mounts`, each `SOURCE[:TARGET][:ro]`.
+    `registries` names the host's secret that opens a registry, by the registry's name.
     """
 
     data: Path
@@ -44,6 +48,9 @@ class Config:
     """It is known by the key in `tls/`, and needs no token."""
     address: str = ""
     serve_address: str = "127.0.0.1"
+    engine: str = ""
+    mounts: list[str] = field(default_factory=list)
+    registries: dict[str, str] = field(default_factory=dict)
     log_limit_bytes: int = logs.LIMIT
     cache_limit_bytes: int = trees.LIMIT
 

@@ -9,6 +9,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,11 @@ from hatoba_worker.config import Config
 from hatoba_worker.course import Course, Parts, Way, gone_item, started_item
 from hatoba_worker.dial import Connection, Locator
 from hatoba_worker.environments import Environments
+from hatoba_worker.executors.both import Executors
+from hatoba_worker.executors.containers import choosing
+from hatoba_worker.executors.containers.contained import Contained
+from hatoba_worker.executors.containers.executor import ContainerExecutor
+from hatoba_worker.executors.containers.images import Images
 from hatoba_worker.executors.process import ProcessExecutor
 from hatoba_worker.gang_ports import GangPorts
 from hatoba_worker.homes import Homes
@@ -103,6 +109,12 @@ class Worker:
         self._called: set[str] = set()
         """Members that heard that all have claimed before they had an answer to their own claim."""
         self._absence = Absence(config.data, self._boot)
+        self._engine = choosing.socket_of(config.engine, environ)
+        self._engine_told = False
+        self._containers_known = False
+        """Whether the engine has told of all containers once."""
+        self._adrift: set[str] = set()
+        """Containers that no journal speaks of, until they are gone."""
 
     async def run(self) -> None:
         """Work until cancelled; what runs goes on without us."""
@@ -110,7 +122,9 @@ class Worker:
             self._assemble(tasks)
             await asyncio.to_thread(self._recover)
             tasks.create_task(self._environments.warm_up(), name="probe interpreter")
-            tasks.create_task(self._executor.run(), name="keeper")
+            tasks.create_task(self._processes.run(), name="keeper")
+            if self._engine:
+                tasks.create_task(self._containers.run(), name="engine")
             tasks.create_task(self._session.run(), name="server")
             tasks.create_task(self._shipper.poll(), name="poll logs")
             tasks.create_task(self._reporter.poll(), name="poll spools")
@@ -130,7 +144,11 @@ class Worker:
         credential = self._known_by.credential if self._known_by else None
         locator = Locator(data, config.server, config.token_path, config.ca_file, credential)
         self._session = Session(locator, self)
-        self._executor = ProcessExecutor(data, self, asyncio.sleep)
+        self._processes = ProcessExecutor(data, self, asyncio.sleep)
+        key = choosing.key_of(self._identity.name, data)
+        self._containers = ContainerExecutor(self._engine, key, self, asyncio.sleep)
+        self._executor = Executors(self._processes, self._containers)
+        contained = self._contained(tasks) if self._engine else None
         transfers = ServerTransfers(self._session)
         self._environments = Environments(data, self._environ, tasks, embedded=config.embedded)
         cache = TreeCache(data / "cache" / "trees", transfers, config.cache_limit_bytes)
@@ -143,9 +161,10 @@ class Worker:
             self._environments,
             self._secrets,
             host_has_gpus=bool(self._gpus),
+            contained=contained,
         )
         self._fleet = Fleet(data, self._identity.name, self._session.send)
-        self._fleet.begin(self._replica_tools(cache), tasks)
+        self._fleet.begin(self._replica_tools(cache, contained), tasks)
         self._shipper = LogShipper(self._book, limit=config.log_limit_bytes)
         self._reporter = Reporter(self._book, self._session, transfers, tasks)
         spans = Spans()
@@ -170,7 +189,14 @@ class Worker:
             )
         )
 
-    def _replica_tools(self, cache: TreeCache) -> Tools:
+    def _contained(self, tasks: asyncio.TaskGroup) -> Contained:
+        config = self._config
+        images = Images(
+            self._containers, self._secrets, config.registries, config.data / "images", tasks
+        )
+        return Contained(images, choosing.mounts_of(config.mounts))
+
+    def _replica_tools(self, cache: TreeCache, contained: Contained | None) -> Tools:
         stager = ReplicaStager(
             self._config.data,
             self._environ,
@@ -180,6 +206,7 @@ class Worker:
             serve_address=self._config.serves_at,
             serving_tls=self._known_by.serving if self._known_by else lambda: None,
             host_has_gpus=bool(self._gpus),
+            contained=contained,
         )
         known_by = self._known_by
         ask = probe.prober(known_by.caller if known_by else lambda: None)
@@ -214,11 +241,58 @@ class Worker:
         for name in list(self._orphans):
             self._end_orphan(name, held[name])
         for attempt in list(self._book.live.values()):
-            self._take_up(attempt, held.get(attempt.name))
+            if not attempt.contained:
+                self._take_up(attempt, held.get(attempt.name))
         self._settle()
         if changed:
             # The server learns from a new hello that an old keeper's attempts are over.
             self._session.hang_up()
+
+    # -- the engine -----------------------------------------------------------------------------
+
+    def containers(self, held: dict[str, AttemptStatus]) -> None:
+        """The engine is there: its containers are taken up from where they stand."""
+        self._containers_known = True
+        ours = self._fleet.take_up(held, contained=True)
+        live = [attempt for attempt in self._book.live.values() if attempt.contained]
+        for attempt in live:
+            begun = attempt.begun is not None
+            self._take_up(attempt, self._after_boot(held.get(attempt.name)))
+            if attempt.begun is not None and not begun:
+                self._session.send(started_item(attempt))
+        self._adrift = held.keys() - ours - {attempt.name for attempt in live}
+        for name in list(self._adrift):
+            self._end_adrift(name, held[name])
+
+    def _after_boot(self, status: AttemptStatus | None) -> AttemptStatus | None:
+        """What did not end well before the machine was started anew was ended by that."""
+        ended_well = status and status.exit and status.exit.exit_code == 0
+        if status is None or ended_well or not self._rebooted:
+            return status
+        return replace(status, exit=None, lost=True, gone=True)
+
+    def _end_adrift(self, name: str, status: AttemptStatus) -> None:
+        if status.gone:
+            self._adrift.discard(name)
+            self._containers.forget(name)
+        else:
+            self._containers.stop(name, 0.0)
+
+    def lost(self, name: str) -> None:
+        """Nothing of a container is left, and nobody saw how it ended."""
+        attempt = self._book.live.get(name)
+        if attempt is not None:
+            attempt.lost = True
+            attempt.ended.set()
+        self.gone(name)
+
+    def engine_changed(self) -> None:
+        """The server learns from a new hello whether containers can run here."""
+        now = self._containers.facts is not None
+        if now != self._engine_told and self._session.greeted:
+            self._session.hang_up()
+
+    # -- the keeper again -----------------------------------------------------------------------
 
     def _end_orphan(self, name: str, status: AttemptStatus) -> None:
         """A process that no journal speaks of: it must be gone before we say what we have."""
@@ -273,6 +347,9 @@ class Worker:
             self._orphans.discard(name)
             self._executor.forget(name)
             self._settle()
+        elif name in self._adrift:
+            self._adrift.discard(name)
+            self._containers.forget(name)
         else:
             self._fleet.gone(name)
 
@@ -281,6 +358,8 @@ class Worker:
     async def ready(self) -> None:
         """Return when it is known what this host holds."""
         await self._settled.wait()
+        if self._engine:
+            await self._containers.tried.wait()
         self._secret_names = await asyncio.to_thread(self._secrets.names)
 
     async def _watch_secrets(self) -> None:
@@ -306,6 +385,10 @@ class Worker:
 
     def _hello(self) -> worker_pb2.WorkerHello:
         cpus, memory, slots = self._config.resolved()
+        self._engine_told = self._containers.facts is not None
+        labels = dict(self._config.labels)
+        if self._containers.facts is not None:
+            labels[choosing.LABEL] = "docker"
         return worker_pb2.WorkerHello(
             host=self._identity.name,
             incarnation=self._incarnation,
@@ -318,7 +401,7 @@ class Worker:
             memory_bytes=memory,
             gpus=self._gpus,
             slots=slots,
-            labels=self._config.labels,
+            labels=labels,
             secrets=self._secret_names,
             embedded=self._config.embedded,
             named=self._config.named,
@@ -498,6 +581,9 @@ class Worker:
         self._book.dropped(attempt)
         self._ports.free(name)
         self._called.discard(name)
+        if attempt.contained and not self._containers_known:
+            # Whether it runs is not known: whoever takes it up sees the mark.
+            return
         if self._course.drop(attempt):
             return
         course = self._courses.pop(name, None)

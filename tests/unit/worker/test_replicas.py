@@ -73,6 +73,10 @@ class FakeKeeper:
         """Noted."""
         self.forgotten.append(name)
 
+    def published(self, name: str) -> str:
+        """Nothing is."""
+        return ""
+
     async def sample(self) -> Sequence[Sample]:
         """Nothing runs."""
         return []
@@ -473,7 +477,7 @@ def test_settings_of_the_model_server_are_what_was_ordered() -> None:
     one.serving.max_batch, one.serving.batch_wait_ms = 8, 2.5
     one.limits.max_queue, one.limits.max_body_bytes = 7, 9
     one.limits.timeout.FromMilliseconds(1500)
-    found = config_of(one, Place(f"{NAME}.1", "/home", 1), "10.0.0.1")
+    found = config_of(one, Place(f"{NAME}.1", "/home", 1), ("10.0.0.1", 0))
     assert found["example"] == {"path": "/home/example", "media_type": "application/json"}
     assert found["batching"] == {"max_batch": 8, "batch_wait_ms": 2.5}
     assert found["limits"]["timeout_seconds"] == 1.5

@@ -57,6 +57,7 @@ class Fleet:
         """Number of the newest order that came, acted by or not."""
         self._news = asyncio.Event()
         self._inventoried = asyncio.Event()
+        self._taken_up: set[bool] = set()
         self._changing = asyncio.Lock()
         self._replicas: dict[str, Replica] = {}
         self._changed: dict[str, Replica] = {}
@@ -140,10 +141,13 @@ class Fleet:
 
     # -- the keeper -----------------------------------------------------------------------------
 
-    def take_up(self, held: Mapping[str, AttemptStatus]) -> set[str]:
-        """Go on from what the keeper has; returns the names of processes that are ours."""
-        first = not self._inventoried.is_set()
-        for one in list(self._replicas.values()):
+    def take_up(self, held: Mapping[str, AttemptStatus], *, contained: bool = False) -> set[str]:
+        """Go on from what the keeper, or the engine, has; returns the names of processes, or
+        containers, that are ours."""
+        first = contained not in self._taken_up
+        self._taken_up.add(contained)
+        mine = [one for one in self._replicas.values() if one.contained is contained]
+        for one in mine:
             if first:
                 one.adopt(held.get(f"{one.name}.{one.standing.run}"))
             elif one.run is not None and one.run.begun:
@@ -152,9 +156,10 @@ class Fleet:
                 one.let_go()
             if first:
                 self._start(one)
-        self._inventoried.set()
+        if not contained:
+            self._inventoried.set()
         self._news.set()
-        return {one.run.place.process for one in self._replicas.values() if one.run is not None}
+        return {one.run.place.process for one in mine if one.run is not None}
 
     def exited(self, event: Exited) -> bool:
         """The main process of a replica ended; False when it is none of ours."""

@@ -114,6 +114,11 @@ class Replica:
         """The external name."""
         return self.spec.name
 
+    @property
+    def contained(self) -> bool:
+        """True for a container, false for a process of its host."""
+        return bool(self.spec.serving.environment.image)
+
     def message(self, host: str) -> deployment_pb2.Replica:
         """As the server is told."""
         out = deployment_pb2.Replica(
@@ -213,7 +218,7 @@ class Replica:
 
     def _new_run(self) -> Run:
         number = self.standing.run
-        return Run(Place(f"{self.name}.{number}", self.home, number))
+        return Run(Place(f"{self.name}.{number}", self.home, number, self.contained))
 
     # -- while it runs --------------------------------------------------------------------------
 
@@ -282,6 +287,8 @@ class Replica:
         found = json.loads(tinyfiles.read_piece(path, 0, tinyfiles.PIECE))
         host = f"[{found['host']}]" if ":" in found["host"] else found["host"]
         self.standing.secure = bool(found.get("tls"))
+        if published := self._tools.executor.published(run.place.process):
+            return published
         return f"{host}:{found['port']}"
 
     async def _ask(self, address: str, path: str) -> Seen:

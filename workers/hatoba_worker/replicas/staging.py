@@ -8,14 +8,17 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from hatoba.v1 import worker_pb2
 from hatoba_worker import tinyfiles
 from hatoba_worker.environments import Environments, Interpreter, Tenant
-from hatoba_worker.failures import AttemptFailed, staging_failed
+from hatoba_worker.executors.containers.contained import Contained, Wish
+from hatoba_worker.executors.containers.rights import RUN
+from hatoba_worker.executors.containers.spec import HOME, PORT
+from hatoba_worker.failures import AttemptFailed, environment_failed, staging_failed
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import Limits, Spawn
 from hatoba_worker.logs import FILES
@@ -24,6 +27,8 @@ from hatoba_worker.transfers import TransferFailed
 from hatoba_worker.trees import TreeCache
 
 MODEL, CODE, EXAMPLE, CONFIG = "model", "code", "example", "serving.json"
+_ANY = "0.0.0.0"
+"""Where it listens in its container; others reach it where the engine lets them."""
 GRACE = 5.0
 """Seconds that a process gets beyond its drain time to end by itself."""
 
@@ -35,11 +40,14 @@ class Place:
     process: str
     home: str
     run: int
+    contained: bool = False
 
     @property
     def ready_file(self) -> str:
         """Where the process writes its address once it listens."""
-        return f"{self.home}/ready-{self.run}.json"
+        # A container may not write into its directory itself.
+        directory = f"{self.home}/{RUN}" if self.contained else self.home
+        return f"{directory}/ready-{self.run}.json"
 
 
 class Staging(Protocol):
@@ -72,6 +80,7 @@ class ReplicaStager:
         serve_address: str,
         serving_tls: Callable[[], Mapping[str, object] | None],
         host_has_gpus: bool,
+        contained: Contained | None = None,
     ) -> None:
         self._library = str(data / "lib")
         self._base = base_environment(environ)
@@ -81,6 +90,7 @@ class ReplicaStager:
         self._serve_address = serve_address
         self._serving_tls = serving_tls
         self._host_has_gpus = host_has_gpus
+        self._contained = contained
 
     async def trees(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
         """Put model and code into the directory, anew; raises AttemptFailed."""
@@ -94,7 +104,9 @@ class ReplicaStager:
             raise staging_failed(f"model or code could not be brought in: {error}") from error
 
     async def spawn(self, spec: worker_pb2.ReplicaSpec, place: Place) -> Spawn:
-        """The prepared process; raises AttemptFailed."""
+        """The prepared process or container; raises AttemptFailed."""
+        if spec.serving.environment.image:
+            return await self._contain(spec, place)
         try:
             interpreter = await self._environments.resolve(_tenant(spec, place.home))
             secrets = await asyncio.to_thread(self._secrets.resolve, list(spec.secrets))
@@ -113,6 +125,36 @@ class ReplicaStager:
             limits=Limits(memory_bytes=spec.resources.memory_bytes or None),
         )
 
+    async def _contain(self, spec: worker_pb2.ReplicaSpec, place: Place) -> Spawn:
+        reference = spec.serving.environment.image
+        if self._contained is None:
+            raise environment_failed(f"nothing here runs containers, and {reference!r} is one")
+        build_log = f"{place.home}/{FILES['build']}"
+        try:
+            tinyfiles.remove(build_log)
+            image = await self._contained.image(reference, build_log)
+            secrets = await asyncio.to_thread(self._secrets.resolve, list(spec.secrets))
+            await asyncio.to_thread(self._write_settings, spec, place, contained=True)
+        except OSError as error:
+            raise staging_failed(f"its settings could not be written: {error}") from error
+        serve = ("python3", "-m", "hatoba_worker.serving", "serve", "--config")
+        return await self._contained.spawn(
+            Wish(
+                name=place.process,
+                home=place.home,
+                image=image,
+                command=[*serve, f"{HOME}/{CONFIG}"],
+                env={**spec.env, **secrets, **_ours(spec, f"{HOME}/{RUN}")},
+                cwd=f"{HOME}/{CODE}",
+                cpus=spec.resources.cpus,
+                memory_bytes=spec.resources.memory_bytes,
+                gpus=tuple(spec.gpus),
+                publish=self._serve_address,
+                labels={"hatoba.dev/replica": spec.name, "hatoba.dev/deployment": spec.deployment},
+                needs_library=True,
+            )
+        )
+
     async def pin(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
         """Keep the environment that a process of an earlier worker runs in."""
         if spec.serving.environment.requirements:
@@ -124,10 +166,19 @@ class ReplicaStager:
         self._environments.release(name)
         await asyncio.to_thread(shutil.rmtree, home, True)
 
-    def _write_settings(self, spec: worker_pb2.ReplicaSpec, place: Place) -> None:
+    def _write_settings(
+        self, spec: worker_pb2.ReplicaSpec, place: Place, *, contained: bool = False
+    ) -> None:
+        """Put its settings into its directory, with paths as it sees them; blocks."""
         if spec.serving.HasField("example"):
             Path(place.home, EXAMPLE).write_bytes(spec.serving.example.data)
-        config = config_of(spec, place, self._serve_address) | {"tls": self._serving_tls()}
+        tls = self._serving_tls()
+        if contained:
+            seen, listens = replace(place, home=HOME), (_ANY, PORT)
+            tls = _brought_in(tls, place.home) if tls else None
+        else:
+            seen, listens = place, (self._serve_address, 0)
+        config = config_of(spec, seen, listens) | {"tls": tls}
         settings = json.dumps(config, indent=1)
         tinyfiles.write(f"{place.home}/{CONFIG}", settings.encode())
 
@@ -147,17 +198,35 @@ class ReplicaStager:
         env["PYTHONPATH"] = ":".join(part for part in parts if part)
         if spec.gpus or self._host_has_gpus:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(spec.gpus)
-        return env | {
-            "HATOBA_REPLICA": spec.name,
-            "HATOBA_DEPLOYMENT": spec.deployment,
-            "HATOBA_REVISION": str(spec.revision),
-            "HATOBA_MODEL_VERSION": spec.model_version,
-            "HATOBA_DIR": place.home,
-        }
+        return env | _ours(spec, place.home)
 
 
-def config_of(spec: worker_pb2.ReplicaSpec, place: Place, address: str) -> dict[str, Any]:
-    """The settings of its server; 0 and null mean the server's defaults."""
+def _ours(spec: worker_pb2.ReplicaSpec, home: str) -> dict[str, str]:
+    """What a replica is told of itself, with its directory as it sees it."""
+    return {
+        "HATOBA_REPLICA": spec.name,
+        "HATOBA_DEPLOYMENT": spec.deployment,
+        "HATOBA_REVISION": str(spec.revision),
+        "HATOBA_MODEL_VERSION": spec.model_version,
+        "HATOBA_DIR": home,
+    }
+
+
+def _brought_in(tls: Mapping[str, object], home: str) -> dict[str, object]:
+    """The settings for TLS with copies of their files, which its container can read; blocks."""
+    found = dict(tls)
+    for name in ("certificate", "authority"):
+        copy = f"{home}/{name}.pem"
+        tinyfiles.write(copy, Path(str(tls[name])).read_bytes())
+        found[name] = f"{HOME}/{name}.pem"
+    return found
+
+
+def config_of(
+    spec: worker_pb2.ReplicaSpec, place: Place, listens: tuple[str, int]
+) -> dict[str, Any]:
+    """The settings of its server, which listens at an address and port; 0 and null mean its
+    defaults."""
     serving, limits = spec.serving, spec.limits
     example = None
     if serving.HasField("example"):
@@ -171,8 +240,8 @@ def config_of(spec: worker_pb2.ReplicaSpec, place: Place, address: str) -> dict[
         "code_dir": f"{place.home}/{CODE}",
         "handler": serving.handler,
         "example": example,
-        "host": address,
-        "port": 0,
+        "host": listens[0],
+        "port": listens[1],
         "ready_file": place.ready_file,
         "limits": {
             "max_body_bytes": limits.max_body_bytes,
