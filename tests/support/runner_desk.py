@@ -33,6 +33,7 @@ class RunnerDesk(ScriptedServer):
         self.session = "hr_session_1"
         self.claims_denied = False
         self.waits = 0
+        self.members: dict[str, tuple[str, ...]] = {}
 
     def expect(self, attempt: str, *command: str, **fields: Any) -> worker_pb2.LaunchAttempt:
         """What a claim of this attempt is answered."""
@@ -93,6 +94,8 @@ class RunnerDesk(ScriptedServer):
         if answer.verdict == GRANTED:
             answer.assignment.Pack(self.launches[request.attempt])
             answer.credential = self.session
+            for index, address in enumerate(self.members.get(request.attempt, ())):
+                answer.members.add(index=index, address=address)
         return answer
 
     async def Heartbeat(

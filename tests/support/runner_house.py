@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from runner_desk import FENCE, LAUNCH_CREDENTIAL, RunnerDesk
 from server_process import clean_environment
@@ -118,3 +119,77 @@ class RunnerHouse:
         await self.desk.stop()
         names = list(self.desk.launches)
         await until(lambda: not any(self.left(name) for name in names))
+
+
+@dataclass
+class Pod:
+    """A pod whose containers share their processes: two of ours, and the user's."""
+
+    house: RunnerHouse
+    attempt: str
+
+    @property
+    def shared(self) -> Path:
+        """The volume of all containers."""
+        return self.house.root / self.attempt / "shared"
+
+    @property
+    def private(self) -> Path:
+        """The volume of our two containers."""
+        return self.house.root / self.attempt / "private"
+
+    @property
+    def home(self) -> Path:
+        """The attempt's directory."""
+        return self.shared / "attempt"
+
+    def environ(self, **more: str) -> dict[str, str]:
+        """What init container and sidecar have."""
+        volumes = {"HATOBA_SHARED_DIR": str(self.shared), "HATOBA_RUNNER_DIR": str(self.private)}
+        return self.house.environ(self.attempt, **volumes, **more)
+
+    async def init(self, **more: str) -> Container:
+        """Start the init container."""
+        self.shared.mkdir(parents=True, exist_ok=True)
+        return await self.house.start(("pod-init",), self.environ(**more))
+
+    async def sidecar(self, **more: str) -> Container:
+        """Start the sidecar."""
+        return await self.house.start(("pod-sidecar",), self.environ(**more))
+
+    def user_environ(self, **more: str) -> dict[str, str]:
+        """What a manifest gives the user's container."""
+        home = str(self.home)
+        return {
+            **clean_environment(),
+            "HATOBA_ATTEMPT": self.attempt,
+            "HATOBA_JOB": "projects/default/jobs/test-1",
+            "HATOBA_DIR": home,
+            "HATOBA_SPOOL": f"{home}/spool.jsonl",
+            "HATOBA_PARAMS": f"{home}/params.json",
+            "HATOBA_INPUTS": f"{home}/inputs",
+            "HATOBA_OUTPUTS": f"{home}/outputs",
+            "HATOBA_CHECKPOINTS": f"{home}/checkpoints",
+            "HATOBA_RESTORE": f"{home}/restore/latest",
+            "PYTHONPATH": str(self.shared / "lib"),
+            **more,
+        }
+
+    async def user(
+        self, *command: str, uid: int | None = None, **more: str
+    ) -> asyncio.subprocess.Process:
+        """Start the user's container, as another user if told."""
+        return await asyncio.create_subprocess_exec(
+            *command,
+            cwd=self.home / "work",
+            env=self.user_environ(**more),
+            stdin=asyncio.subprocess.DEVNULL,
+            user=uid,
+            start_new_session=True,
+        )
+
+    def tell_exit(self, kind: runner_pb2.ExitKind.ValueType, **fields: Any) -> None:
+        """What the backend saw of the user's container."""
+        self.house.desk.exits[self.attempt] = runner_pb2.AwaitExitResponse(
+            attempt=self.attempt, known=runner_pb2.EXIT_KNOWN_ENDED, kind=kind, **fields
+        )

@@ -95,7 +95,7 @@ class JobContext:
             inputs_dir=Path(environ.get("HATOBA_INPUTS", directory / "inputs")),
             outputs_dir=Path(environ.get("HATOBA_OUTPUTS", directory / "outputs")),
             checkpoints_dir=Path(environ.get("HATOBA_CHECKPOINTS", directory / "checkpoints")),
-            restore=_path(environ, "HATOBA_RESTORE"),
+            restore=_restored(environ),
             gang=_gang(environ),
         )
 
@@ -411,6 +411,12 @@ def _gang(environ: Mapping[str, str]) -> GangPlace | None:
         _number(environ.get("HATOBA_GANG_GENERATION"), 1),
         tuple(environ.get("HATOBA_GANG_ADDRESSES", "").split(",")),
     )
+
+
+def _restored(environ: Mapping[str, str]) -> Path | None:
+    """A pod's jobs are all told the same name, which stands for a step's directory or for none."""
+    found = _path(environ, "HATOBA_RESTORE")
+    return found.resolve() if found is not None and found.exists() else None
 
 
 def _path(environ: Mapping[str, str], name: str) -> Path | None:

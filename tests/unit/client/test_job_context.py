@@ -118,11 +118,23 @@ def test_the_newest_checkpoint_counts_and_steps_are_numbers(job: JobContext) -> 
 def test_a_retried_task_sees_the_restored_checkpoint(
     attempt: dict[str, str], tmp_path: Path
 ) -> None:
+    (tmp_path / "restored").mkdir()
     job = JobContext.from_environment({**attempt, "HATOBA_RESTORE": str(tmp_path / "restored")})
     assert job.latest_checkpoint == tmp_path / "restored"
     with job.checkpoint(7):
         pass
     assert job.latest_checkpoint == job.checkpoints_dir / "step-7"
+
+
+def test_one_name_for_every_pod_stands_for_the_step_or_for_none(
+    attempt: dict[str, str], tmp_path: Path
+) -> None:
+    latest = tmp_path / "latest"
+    told = {**attempt, "HATOBA_RESTORE": str(latest)}
+    assert JobContext.from_environment(told).latest_checkpoint is None
+    (tmp_path / "step-7").mkdir()
+    latest.symlink_to("step-7")
+    assert JobContext.from_environment(told).latest_checkpoint == tmp_path / "step-7"
 
 
 def test_should_stop_follows_the_workers_word(job: JobContext) -> None:

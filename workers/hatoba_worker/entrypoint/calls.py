@@ -62,32 +62,19 @@ class Calls:
         self._attempt = attempt
         self._fence = fence
         self._link: Connection | None = None
-        self.renewed = asyncio.Event()
-        """Set once another credential is shown than before; who waits clears it."""
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Channels to the server, which come and go by themselves."""
-        async with connection(self._target) as link:
+        target = dataclasses.replace(self._target, credential=lambda: self._keys.credential)
+        async with connection(target) as link:
             self._link = link
-            self._show(self._keys.credential)
             yield
 
     async def link(self) -> Connection:
-        """The connection, with the credential of the granted claim."""
+        """The connection, which shows the newest credential."""
         assert self._link is not None
         return self._link
-
-    def renew(self, credential: str) -> None:
-        """Show this credential from now on; nothing happens without one."""
-        if credential and credential != self._keys.credential:
-            self._keys.renew(credential)
-            self._show(credential)
-            self.renewed.set()
-
-    def _show(self, credential: str) -> None:
-        if credential and self._link is not None:
-            self._link = dataclasses.replace(self._link, metadata=_metadata(credential))
 
     async def claim(self, address: str) -> runner_pb2.ClaimAttemptResponse:
         """Ask to run the attempt, with the credential it was launched with; raises Denied."""
@@ -98,14 +85,14 @@ class Calls:
             address=address,
             want_assignment=True,
         )
-        link = dataclasses.replace(await self.link(), metadata=_metadata(self._target.token))
+        launched = (("authorization", f"Bearer {self._target.token}"),)
         answer = await _once(
             lambda link, seconds: _stub(link).ClaimAttempt(
-                request, timeout=seconds, metadata=link.metadata
+                request, timeout=seconds, metadata=launched
             ),
-            link,
+            await self.link(),
         )
-        self.renew(answer.credential)
+        self._keys.renew(answer.credential)
         return answer
 
     async def heartbeat(self, request: runner_pb2.HeartbeatRequest) -> runner_pb2.HeartbeatResponse:
@@ -115,7 +102,7 @@ class Calls:
                 request, timeout=seconds, metadata=link.metadata
             )
         )
-        self.renew(answer.credential)
+        self._keys.renew(answer.credential)
         return answer
 
     async def metrics(
@@ -217,10 +204,6 @@ def _failure(error: grpc.aio.AioRpcError) -> Exception:
     if code in _MALFORMED:
         return Malformed(words)
     return Away(words)
-
-
-def _metadata(credential: str) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {credential}"),)
 
 
 def _stub(link: Connection) -> runner_pb2_grpc.RunnerServiceAsyncStub:

@@ -26,6 +26,7 @@ _OWN: Mapping[exits.Kind, int] = {
     runner_pb2.EXIT_KIND_NOT_FOUND: 127,
     runner_pb2.EXIT_KIND_NOT_EXECUTABLE: 126,
     exits.STOPPED: ENDED,
+    exits.PREEMPTED: ENDED,
     exits.RUN_TIMEOUT: ENDED,
     exits.DISCONNECTED: ENDED,
     exits.OUT_OF_MEMORY: _SIGNALLED + 9,

@@ -44,6 +44,9 @@ class Desk:
         assert self._course is not None
         grace = order.grace.ToTimedelta().total_seconds()
         if order.order == runner_pb2.RUNNER_ORDER_STOP:
+            if self._attempt.why == "platform":
+                # The platform did what the server wants: that is the reason.
+                self._attempt.why = None
             self._course.stop(self._attempt, "stop", grace)
         elif order.order == runner_pb2.RUNNER_ORDER_CHECKPOINT:
             self._course.ask_to_save(self._attempt, grace)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import structlog
 
+from hatoba.runs import nonce_for
 from hatoba_worker import tinyfiles
 
 FILE = "claim.json"
@@ -41,9 +42,9 @@ class Keys:
             self.nonce, self.credential = nonce, credential
         return ours
 
-    def make(self) -> None:
-        """Choose a nonce and write it down; raises OSError. Blocks."""
-        self.nonce = uuid.uuid4().hex
+    def make(self, run: str) -> None:
+        """Choose a nonce of this run and write it down; raises OSError. Blocks."""
+        self.nonce = nonce_for(run, uuid.uuid4().hex)
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write()
         handle = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hatoba_worker.entrypoint.parent import CODE_FILE, Parent
+from hatoba_worker.entrypoint.places import directory_of, volumes_of
+from hatoba_worker.entrypoint.signals import listen
+
+if TYPE_CHECKING:
+    from hatoba_worker.entrypoint.pod import Pod
 
 TERMINATION_LOG = Path("/dev/termination-log")
 _CHILD = "HATOBA_RUNNER_LIFE"
@@ -36,13 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     commands.add_parser("pod-sidecar", help="report and commit, as a pod's native sidecar")
     commands.add_parser("serve", help="serve a replica's model")
     options = parser.parse_args(arguments)
-    from hatoba_worker.entrypoint.codes import SETTINGS
-    from hatoba_worker.entrypoint.settings import BadSettings
-
-    try:
-        return _COMMANDS[options.command](os.environ)
-    except BadSettings as error:
-        return say(SETTINGS, str(error))
+    return _COMMANDS[options.command](os.environ)
 
 
 def say(code: int, message: str) -> int:
@@ -57,28 +56,31 @@ def say(code: int, message: str) -> int:
 
 
 def _run(environ: Mapping[str, str]) -> int:
-    from hatoba_worker.entrypoint.settings import directory_of, settings_of
-
-    settings = settings_of(environ)
-    directory = directory_of(environ, settings.attempt)
+    directory = directory_of(environ)
     if _CHILD not in environ:
         return _below_parent("run", environ, directory)
+    listen()
     inner = {name: value for name, value in environ.items() if name != _CHILD}
     _die_with(int(environ[_CHILD]))
     os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
     from hatoba_worker.entrypoint.outcome import outcome
     from hatoba_worker.entrypoint.runner import Runner
+    from hatoba_worker.entrypoint.settings import settings_of
 
-    code = outcome(lambda: asyncio.run(Runner(settings, directory, inner).run()))
+    code = outcome(lambda: Runner(settings_of(inner), directory, inner).run())
     (directory / CODE_FILE).write_text(str(code), encoding="ascii")
     return code
 
 
-def _below_parent(command: str, environ: Mapping[str, str], directory: Path) -> int:
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+def _below_parent(command: str, environ: Mapping[str, str], directory: Path | None) -> int:
+    """Stay as the runner's parent. With a directory it begins anew until it leaves a code there."""
+    code_file = None
+    if directory is not None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        code_file = directory / CODE_FILE
     inner = {**environ, _CHILD: str(os.getpid())}
     arguments = [sys.executable, "-m", "hatoba_worker.entrypoint", command]
-    return Parent(arguments, inner, directory / CODE_FILE).run()
+    return Parent(arguments, inner, code_file).run()
 
 
 def _die_with(parent: int) -> None:
@@ -88,4 +90,52 @@ def _die_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-_COMMANDS: dict[str, Callable[[Mapping[str, str]], int]] = {"run": _run}
+def _pod_init(environ: Mapping[str, str]) -> int:
+    listen()
+    from hatoba_worker.entrypoint.outcome import outcome
+    from hatoba_worker.entrypoint.pod_init import PodInit
+
+    return outcome(lambda: PodInit(_pod(environ)).run())
+
+
+def _pod_sidecar(environ: Mapping[str, str]) -> int:
+    listen()
+    from hatoba_worker.entrypoint.outcome import outcome
+    from hatoba_worker.entrypoint.pod_sidecar import PodSidecar
+
+    return outcome(lambda: PodSidecar(_pod(environ)).run())
+
+
+def _pod(environ: Mapping[str, str]) -> Pod:
+    from hatoba_worker.entrypoint.pod import Pod
+    from hatoba_worker.entrypoint.settings import settings_of
+
+    return Pod(settings_of(environ), *volumes_of(environ), environ)
+
+
+def _serve(environ: Mapping[str, str]) -> int:
+    if _CHILD not in environ:
+        return _below_parent("serve", environ, None)
+    listen()
+    inner = {name: value for name, value in environ.items() if name != _CHILD}
+    _die_with(int(environ[_CHILD]))
+    from hatoba_worker.entrypoint.outcome import outcome
+    from hatoba_worker.entrypoint.serve import Replica
+
+    made: list[Replica] = []
+
+    def way() -> Coroutine[Any, Any, int]:
+        made.append(Replica(inner))
+        return made[0].run()
+
+    code = outcome(way)
+    spawn = made[0].spawn if made else None
+    return made[0].become(spawn) if spawn else code
+
+
+_COMMANDS: dict[str, Callable[[Mapping[str, str]], int]] = {
+    "run": _run,
+    "pod-init": _pod_init,
+    "pod-sidecar": _pod_sidecar,
+    "serve": _serve,
+}

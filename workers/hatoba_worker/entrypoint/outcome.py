@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from hatoba_worker.entrypoint import codes
 from hatoba_worker.entrypoint.calls import Denied
 from hatoba_worker.entrypoint.claims import Refused, Unreached
 from hatoba_worker.entrypoint.main import say
+from hatoba_worker.entrypoint.settings import BadSettings
 
 
-def outcome(way: Callable[[], int]) -> int:
+def outcome(way: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """The exit code of a whole way; what ended it before there was anything is said."""
     try:
-        return way()
+        return asyncio.run(way())
+    except BadSettings as error:
+        return say(codes.SETTINGS, str(error))
     except Refused as error:
         return say(codes.REFUSED, f"this runner may not run the attempt: {error}")
     except Denied as error:

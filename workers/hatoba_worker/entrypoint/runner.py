@@ -10,11 +10,10 @@ from pathlib import Path
 
 import structlog
 
-from hatoba.v1 import runner_pb2
+from hatoba.v1 import runner_pb2, worker_pb2
 from hatoba_worker import host, trees
 from hatoba_worker.absence import Absence
 from hatoba_worker.attempts import Attempt, Book
-from hatoba_worker.burials import Burials
 from hatoba_worker.course import Course, Parts, Way
 from hatoba_worker.entrypoint import codes
 from hatoba_worker.entrypoint.calls import Calls
@@ -29,16 +28,18 @@ from hatoba_worker.entrypoint.command import Command, Memory
 from hatoba_worker.entrypoint.desk import Desk
 from hatoba_worker.entrypoint.keys import Keys
 from hatoba_worker.entrypoint.line import Line
+from hatoba_worker.entrypoint.platform import run_of
 from hatoba_worker.entrypoint.settings import Settings
+from hatoba_worker.entrypoint.signals import on_end
 from hatoba_worker.entrypoint.staging import PlatformSecrets, container_environment
 from hatoba_worker.entrypoint.tee import Tee
-from hatoba_worker.entrypoint.ways import along, code_of, grace_of, unless
+from hatoba_worker.entrypoint.ways import NotBuried, along, code_of, grace_of, unless
 from hatoba_worker.environments import Environments
 from hatoba_worker.homes import Homes
 from hatoba_worker.keeper.client import end_keeper
 from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
 from hatoba_worker.logs import FILES, LogShipper
-from hatoba_worker.reports import Reporter
+from hatoba_worker.reports import Reporter, heartbeat
 from hatoba_worker.spans import Spans
 from hatoba_worker.staging import Stager
 from hatoba_worker.streams_in import InputStreams
@@ -55,18 +56,7 @@ PASSED_ON = (
     signal.SIGUSR2,
     signal.SIGWINCH,
 )
-ENDING = (signal.SIGTERM, signal.SIGINT)
 _LAST_SPANS = 2.0
-
-
-class NotBuried(Burials):
-    """What an attempt leaves in its container goes with the container."""
-
-    def __init__(self) -> None:
-        """Nothing is needed for that."""
-
-    def add(self, attempt: Attempt, outcome: str) -> None:
-        """Leave everything where it is."""
 
 
 class Runner:
@@ -88,6 +78,7 @@ class Runner:
         self._held: asyncio.Future[dict[str, AttemptStatus]]
         self._attempt: Attempt | None = None
         self._course: Course | None = None
+        self._line: Line | None = None
 
     async def run(self) -> int:
         """Go the whole way; returns the exit code. Raises Refused, Denied and Unreached."""
@@ -107,7 +98,7 @@ class Runner:
     def _recover(self) -> None:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self._keys.load():
-            self._keys.make()
+            self._keys.make(run_of(self._environ))
         for name in ("attempts", "cache/trees"):
             (self._directory / name).mkdir(mode=0o700, parents=True, exist_ok=True)
         self._book.load()
@@ -117,9 +108,7 @@ class Runner:
     # -- signals --------------------------------------------------------------------------------
 
     def _hear_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in ENDING:
-            loop.add_signal_handler(number, self._asked_to_end)
+        on_end(self._asked_to_end)
 
     def _asked_to_end(self) -> None:
         """The platform takes the container away, soon."""
@@ -129,6 +118,7 @@ class Runner:
         seconds = self._settings.term_seconds
         asyncio.get_running_loop().call_later(seconds, self._late.set)
         self._end_command()
+        self._ask_why()
 
     def _end_command(self) -> None:
         attempt, course = self._attempt, self._course
@@ -137,6 +127,12 @@ class Runner:
         grace = grace_of(attempt, self._settings.term_seconds)
         course.ask_to_save(attempt, grace)
         course.stop(attempt, "platform", grace)
+
+    def _ask_why(self) -> None:
+        """The platform may only be doing what the server wants: its answer tells."""
+        if self._attempt is not None and self._line is not None:
+            item = worker_pb2.WorkerItem(heartbeat=heartbeat(self._attempt))
+            self._line.send(item)
 
     # -- claim ----------------------------------------------------------------------------------
 
@@ -160,7 +156,7 @@ class Runner:
     ) -> int:
         self._attempt = attempt
         desk = Desk(attempt, self._book, self._absence)
-        line = Line(self._calls, desk)
+        line = self._line = Line(self._calls, desk)
         command = Command(self._directory, self)
         for number in PASSED_ON:
             loop = asyncio.get_running_loop()
@@ -273,11 +269,7 @@ class Runner:
         return [tasks.create_task(way, name=name) for name, way in beside.items()]
 
     async def _ship(self, shipper: LogShipper) -> None:
-        """Ship logs, with a new stream for each new credential."""
-        while True:
-            self._calls.renewed.clear()
-            link = await self._calls.link()
-            await unless(self._calls.renewed, shipper.serve(link))
+        await shipper.serve(await self._calls.link())
 
     async def _last_spans(self, spans: Spans) -> None:
         item = spans.take()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +13,11 @@ from hatoba.errors import InvalidSpec
 from hatoba.settings import parse_address
 from hatoba_worker.attempts import SAFE_NAME
 from hatoba_worker.dial import Target
+from hatoba_worker.entrypoint.places import INDEXES, Environ, index_of
 
-SHARED = Path("/hatoba")
-PRIVATE = Path("/hatoba-runner")
 PORT = 8080
 TERM_SECONDS = 30.0
 CLAIM_SECONDS = 600.0
-_INDEXES = ("HATOBA_MEMBER", "JOB_COMPLETION_INDEX", "AWS_BATCH_JOB_ARRAY_INDEX")
 _OURS = frozenset(
     {
         "HATOBA_SERVER",
@@ -30,20 +26,20 @@ _OURS = frozenset(
         "HATOBA_FENCE",
         "HATOBA_CREDENTIAL",
         "HATOBA_MEMBERS",
+        "HATOBA_RUN",
         "HATOBA_MEMBER",
         "HATOBA_GANG_SIZE",
         "HATOBA_ADDRESS",
         "HATOBA_TERM_SECONDS",
         "HATOBA_CLAIM_SECONDS",
         "HATOBA_RUNNER_DIR",
+        "HATOBA_SHARED_DIR",
         "HATOBA_REPLICA",
         "HATOBA_PORT",
     }
 )
 _FENCE = re.compile(r"[0-9]{1,18}")
 _LONGEST = 30 * 86_400.0
-
-Environ = Mapping[str, str]
 
 
 class BadSettings(ValueError):
@@ -115,16 +111,6 @@ def port_of(environ: Environ) -> int:
     return int(text)
 
 
-def directory_of(environ: Environ, name: str) -> Path:
-    """Where the runner of `name` keeps what it needs; the same each time. Blocks."""
-    told = environ.get("HATOBA_RUNNER_DIR", "")
-    if told:
-        return Path(told)
-    if os.access(SHARED, os.W_OK | os.X_OK):
-        return SHARED
-    return Path(tempfile.gettempdir(), "hatoba-runner", name)
-
-
 def without_ours(environ: Environ) -> dict[str, str]:
     """The container's environment as the user's code may see it."""
     return {name: value for name, value in environ.items() if name not in _OURS}
@@ -139,17 +125,14 @@ def _member(environ: Environ) -> Member:
 
 
 def _of_many(members: str, environ: Environ) -> Member:
-    name = next((name for name in _INDEXES if environ.get(name)), "")
-    index = environ.get(name, "")
+    name, index = index_of(environ)
     try:
         text = members if members.lstrip().startswith("[") else Path(members).read_text("utf-8")
         listed = json.loads(text)
     except (OSError, ValueError) as error:
         raise BadSettings(f"HATOBA_MEMBERS cannot be read: {error}") from error
     if not isinstance(listed, list) or not index.isdecimal() or int(index) >= len(listed):
-        raise BadSettings(
-            f"{name or _INDEXES[0]} is {index!r}, which is no place in HATOBA_MEMBERS"
-        )
+        raise BadSettings(f"{name or INDEXES[0]} is {index!r}, which is no place in HATOBA_MEMBERS")
     found = listed[int(index)]
     if not isinstance(found, dict):
         raise BadSettings(f"HATOBA_MEMBERS: member {index} is no object")

@@ -10,6 +10,7 @@ import structlog
 
 from hatoba.v1 import runner_pb2
 from hatoba_worker.attempts import Attempt
+from hatoba_worker.burials import Burials
 from hatoba_worker.course import Course, Way
 from hatoba_worker.entrypoint import codes
 
@@ -18,6 +19,16 @@ T = TypeVar("T")
 BRING_OUT = 0.3
 """Share of the platform's time between SIGTERM and SIGKILL that is kept for bringing out."""
 MOST_BRING_OUT = 20.0
+
+
+class NotBuried(Burials):
+    """What an attempt leaves in its container goes with the container."""
+
+    def __init__(self) -> None:
+        """Nothing is needed for that."""
+
+    def add(self, attempt: Attempt, outcome: str) -> None:
+        """Leave everything where it is."""
 
 
 async def unless(event: asyncio.Event, way: Coroutine[Any, Any, T]) -> T | None:
@@ -65,7 +76,9 @@ def code_of(attempt: Attempt, accepted: bool | None) -> int:
     if accepted is False:
         return codes.REFUSED
     code = codes.of_commit(commit)
-    return code if code or accepted else codes.NOT_BROUGHT_OUT
+    if not accepted and code in (0, codes.REFUSED):
+        return codes.NOT_BROUGHT_OUT
+    return code
 
 
 def commit_of(attempt: Attempt) -> runner_pb2.CommitAttemptRequest | None:
