@@ -144,6 +144,13 @@ class _Sdk:
         """What calls an operation."""
         return getattr(client, self._xform(operation))
 
+    def is_empty(self, client: Any, name: str, reply: Reply) -> bool:
+        """Whether there is nothing in it though there ought to be: so the SDK reads any page that
+        is no error, a portal's for example.
+        """
+        shape = client.meta.service_model.operation_model(name).output_shape
+        return bool(shape is not None and shape.members and not reply.keys() & shape.members.keys())
+
 
 class _BotoClients:
     """The protocol over botocore's async clients."""
@@ -190,6 +197,8 @@ class _BotoClients:
             reply: Reply = await method(**parameters)
         except Exception as error:  # noqa: BLE001 - each is translated, and raised again
             raise self._translate(operation, error) from self._translate.cause(operation, error)
+        if self._sdk.is_empty(self._clients[service], name, reply):
+            raise Unanswered(f"{operation}: an empty answer; what answers there may not be AWS")
         return reply
 
     async def pages(
