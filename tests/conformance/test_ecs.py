@@ -35,6 +35,8 @@ from hatoba_plugins.conformance import (
 from hatoba_plugins.conformance.harness import PATIENCE, OpenHarness
 from hatoba_plugins.values import Phase, Ref
 
+OUTLASTS_RETRIES = 3.0
+"""Seconds after which a question that nobody answers is given up."""
 SCRIPTS = {
     Command.SUCCEEDS: "exit 0",
     Command.FAILS: "exit 3",
@@ -107,13 +109,18 @@ class EcsFaults(FaultInjector):
     async def land_late(self, seconds: float) -> None:
         self._harness.proxy.land_late(self._operation, seconds)
 
+    async def until_called(self) -> None:
+        await self._harness.proxy.met.wait()
+
     async def throttle(self) -> None:
         self._harness.proxy.throttle(self._operation)
 
     async def unreachable_for(self, seconds: float) -> None:
+        # A question is asked four times before it is given up, and a short cut is got over.
         proxy = self._harness.proxy
         proxy.cut = True
-        asyncio.get_running_loop().call_later(seconds, setattr, proxy, "cut", False)
+        loop = asyncio.get_running_loop()
+        loop.call_later(max(seconds, OUTLASTS_RETRIES), setattr, proxy, "cut", False)
 
 
 class JobFaults(EcsFaults):
@@ -190,8 +197,10 @@ class EcsReplicaHarness(EcsOutside, ReplicaHarness):
 
 
 @pytest.fixture(scope="session")
-def ecs_image(docker_engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return kit_image(docker_engine, tmp_path_factory.mktemp("ecs-image"))
+def ecs_image(
+    docker_engine: DockerEngine, registry: str, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    return kit_image(docker_engine, registry, tmp_path_factory.mktemp("ecs-image"))
 
 
 @pytest.fixture

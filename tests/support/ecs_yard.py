@@ -14,7 +14,6 @@ from aws_proxy import AwsProxy, Json
 from testbed_fixtures import AwsEmulator, DockerEngine
 
 REGION = "us-east-1"
-KIT_IMAGE = "hatoba.test/ecs-kit:1"
 ENTRYPOINT = """#!/bin/sh
 # Stands in for the runner and for the model server.
 serve() {
@@ -44,8 +43,8 @@ exit $code
 """
 
 
-def kit_image(engine: DockerEngine, directory: Path) -> str:
-    """The image of the kit's tasks, built when it is not there."""
+def kit_image(engine: DockerEngine, registry: str, directory: Path) -> str:
+    """The image of the kit's tasks, built and pushed: services pull what they start."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "hatoba-entrypoint").write_text(ENTRYPOINT)
     (directory / "hatoba-entrypoint").chmod(0o755)
@@ -55,10 +54,12 @@ def kit_image(engine: DockerEngine, directory: Path) -> str:
         "COPY hatoba-entrypoint /bin/hatoba-entrypoint\n"
         "COPY readyz /www/readyz\n"
     )
-    command = ["docker", "--host", engine.host, "build", "-q", "-t", KIT_IMAGE, str(directory)]
-    plain = {**os.environ, "DOCKER_BUILDKIT": "0"}
-    subprocess.run(command, check=True, capture_output=True, env=plain)
-    return KIT_IMAGE
+    image = f"{registry}/ecs-kit:1"
+    for arguments in (["build", "-q", "-t", image, str(directory)], ["push", image]):
+        command = ["docker", "--host", engine.host, *arguments]
+        plain = {**os.environ, "DOCKER_BUILDKIT": "0"}
+        subprocess.run(command, check=True, capture_output=True, env=plain)
+    return image
 
 
 def ecs(emulator: AwsEmulator) -> Any:

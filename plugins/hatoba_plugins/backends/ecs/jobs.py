@@ -102,7 +102,7 @@ class EcsJobs:
             return Refused(request.name, error)
         except Unanswered as error:
             return Ambiguous(request.name, str(error))
-        return Launched(request.name, known.handle, known.seen.phase, known.seen)
+        return Launched(request.name, known.handle, known.seen.phase)
 
     def _cluster_of(self, request: LaunchRequest) -> str:
         if request.placement.pool in self._options.clusters:
@@ -119,7 +119,7 @@ class EcsJobs:
         known = self.attempts.took({**tasks[0], "tags": parameters["tags"]}, looked=False)
         if known is None:
             return Ambiguous(request.name, "RunTask answered with a task that is not ours")
-        return Launched(request.name, known.handle, known.seen.phase, known.seen)
+        return Launched(request.name, known.handle, known.seen.phase)
 
     async def _parameters(self, cluster: str, request: LaunchRequest) -> dict[str, Any]:
         """The same each time it is asked for, so that the client token holds."""
