@@ -14,7 +14,7 @@ from hatoba_plugins.backends.batch_spot.calls import BatchCalls
 from hatoba_plugins.backends.batch_spot.definitions import Definitions
 from hatoba_plugins.backends.batch_spot.health import survey
 from hatoba_plugins.backends.batch_spot.lookup import Named
-from hatoba_plugins.backends.batch_spot.manifest import TERM_SECONDS, Manifest, manifest
+from hatoba_plugins.backends.batch_spot.manifest import Manifest, manifest
 from hatoba_plugins.backends.batch_spot.options import BatchOptions, Queue
 from hatoba_plugins.backends.batch_spot.queues import choose, pool_of
 from hatoba_plugins.backends.batch_spot.states import (
@@ -58,7 +58,6 @@ from hatoba_plugins.values import (
 HANDLE_VERSION = 1
 SUBMITS = 16
 """Submits that are under way at once."""
-FORCED_AFTER = float(TERM_SECONDS)
 
 
 class BatchJobs:
@@ -258,8 +257,8 @@ class BatchJobs:
     # -- ending ---------------------------------------------------------------------------------
 
     async def stop(self, refs: Sequence[Ref], grace: float) -> list[StopResult]:
-        """SIGTERM at once and SIGKILL half a minute later is Batch's way. Where the grace is longer
-        the runner is told by the server, and Batch ends only what is left in the end.
+        """SIGTERM at once, and SIGKILL `term_seconds` later, is Batch's way. Where the grace is
+        longer the runner is told by the server, and Batch ends only what is left in the end.
         """
         strange = [ref.name for ref in refs if self._book.get(ref.name) is None]
         there = await self._lookup.named(strange) if strange else {}
@@ -282,7 +281,7 @@ class BatchJobs:
     async def _terminate(self, known: Known, grace: float) -> None:
         if not known.active:
             return
-        later = grace - FORCED_AFTER
+        later = grace - self._options.term_seconds
         if self._fenced and known.seen.phase is Phase.RUNNING and later > 0:
             known.terminate_at = known.terminate_at or self._ctx.clock.monotonic() + later
             return

@@ -21,8 +21,6 @@ from hatoba_plugins.values import LaunchRequest
 MIB = 2**20
 LEAST_MEMORY = 4
 LEAST_TIMEOUT = 60
-TERM_SECONDS = "30"
-"""What Batch leaves a container between SIGTERM and SIGKILL."""
 BACKSTOP = 3_600
 """Seconds on top of a job's timeout, which the runner keeps: for staging before and outputs after.
 Batch's own limit only ends what has no runner any more."""
@@ -134,7 +132,7 @@ def _overrides(
 ) -> Parameters:
     command = list(request.spec.command)
     if environment:
-        env = {**environment, "HATOBA_TERM_SECONDS": TERM_SECONDS}
+        env = {**environment, "HATOBA_TERM_SECONDS": str(options.term_seconds)}
         command = ["hatoba-entrypoint", "run", "--", *_for_eyes(command)]
     else:
         env = {**_context(request), **request.spec.env}

@@ -51,6 +51,8 @@ class BatchOptions(AwsOptions):
     """For jobs that state none."""
     memory_mib: int = 2048
     """For jobs that state none."""
+    term_seconds: int = 30
+    """What instances leave a container between SIGTERM and SIGKILL: ECS_CONTAINER_STOP_TIMEOUT."""
     on_demand_after: int = 2
     """Losses of spot capacity after which a job that only prefers it goes to a queue without."""
     sweep_every: float = 10.0
@@ -69,6 +71,7 @@ class BatchOptions(AwsOptions):
             *_queue_problems(options.get("queues", {})),
             *out_of_range(options, "vcpus", 0.25, 4096),
             *out_of_range(options, "memory_mib", 4, 2**27),
+            *out_of_range(options, "term_seconds", 2, 3_600),
             *out_of_range(options, "on_demand_after", 1, 1_000),
             *out_of_range(options, "sweep_every", 0.1, 3_600),
             *out_of_range(options, "settles_after", 0.0, 3_600),

@@ -42,6 +42,9 @@ class Sweeper:
                 await self.sweep()
             except BackendError as error:
                 log.warning("batch.sweep_failed", error=error.message)
+            except Exception:
+                # Whatever Batch answered: the next look may be better, and jobs go on meanwhile.
+                log.exception("batch.sweep_broke")
 
     async def sweep(self) -> None:
         """Look once at what is active and was not looked at just now."""
