@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import structlog
 
 from hatoba.v1 import job_pb2
-from hatoba_plugins.backend import BackendContext, DeploymentBackend
+from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.k8s_gpu.board import Board, JobFollower, PodFollower
 from hatoba_plugins.backends.k8s_gpu.capacity import (
     Node,
@@ -21,6 +21,7 @@ from hatoba_plugins.backends.k8s_gpu.capacity import (
     wanted_nodes,
 )
 from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal, Unreached
+from hatoba_plugins.backends.k8s_gpu.deployments import KubeDeployments
 from hatoba_plugins.backends.k8s_gpu.jobs import KubeJobs, asked, handle_of
 from hatoba_plugins.backends.k8s_gpu.logs import LogReader
 from hatoba_plugins.backends.k8s_gpu.lookups import Lookups
@@ -70,6 +71,9 @@ def capabilities_of(options: K8sOptions) -> Capabilities:
         inputs=options.runner == "pod",
         gangs=True,
         logs=True,
+        deployments=True,
+        canary=True,
+        replica_logs=True,
         find_settles_after=options.settles_after,
         limits=_LIMITS,
     )
@@ -91,7 +95,7 @@ class KubeBackend:
         self.jobs = KubeJobs(
             kube, ctx, Maker(ctx, options), self._board, self._lookups, self._shunned
         )
-        self.deployments: DeploymentBackend | None = None
+        self.deployments = KubeDeployments(kube, ctx, options, self._board, self._lookups)
         self._reflectors = self._followed()
 
     def _followed(self) -> list[Reflector]:
@@ -114,11 +118,14 @@ class KubeBackend:
                 tasks.create_task(self._open_board(), name="k8s:open"),
                 tasks.create_task(self._look_at_nodes(), name="k8s:capacity"),
                 tasks.create_task(tender.run(), name="k8s:tend"),
+                tasks.create_task(self.deployments.run(), name="k8s:replicas"),
+                tasks.create_task(self.deployments.look(), name="k8s:missing"),
             ]
             try:
                 yield self
             finally:
                 self._board.feed.end()
+                self.deployments.end()
                 for task in following:
                     task.cancel()
 

@@ -33,6 +33,8 @@ class Board:
         self.opened = asyncio.Event()
         self.changed: Callable[[SeenJob], None] = lambda _: None
         """Called with each Job of which something changed."""
+        self.others: Callable[[str], None] = lambda _: None
+        """Called with the name of a replica of whose pods something changed."""
         self._clock = clock
         self._told: dict[str, Observation] = {}
         self._of_member: dict[str, str] = {}
@@ -116,6 +118,8 @@ class Board:
         self.pods.setdefault(pod.job, {})[pod.name] = pod
         if job := self.jobs.get(pod.job):
             self._look(job)
+        else:
+            self.others(pod.job)
 
     def drop_pod(self, job: str, name: str) -> None:
         """A pod is gone."""
@@ -128,6 +132,8 @@ class Board:
             self._bury(job)
         elif known := self.jobs.get(job):
             self._look(known)
+        else:
+            self.others(job)
 
     # -- telling --------------------------------------------------------------------------------
 
@@ -161,8 +167,9 @@ class Board:
         if seen == before:
             return None
         self._told[seen.name] = seen
-        # That a runner is gone as well is for those who ask: an end is told once.
-        return None if before is not None and before.phase is Phase.ENDED else seen
+        # Which pod it is, and that a runner is gone as well, is for those who ask.
+        same = before is not None and (before.phase, before.host) == (seen.phase, seen.host)
+        return None if same else seen
 
 
 def grown(before: Observation, now: Observation) -> Observation:

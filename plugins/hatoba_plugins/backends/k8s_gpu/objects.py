@@ -40,6 +40,8 @@ class Container(NamedTuple):
     code: int = 0
     restarts: int = 0
     ready: bool = False
+    last: tuple[str, int, str] | None = None
+    """Reason, code and message of the end before this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class SeenPod:
     name: str
     uid: str
     job: str
+    """The Job that made it, or the replica that it is."""
     index: int
     phase: str
     node: str
@@ -172,7 +175,7 @@ def seen_pod(told: Json) -> SeenPod:
     return SeenPod(
         name=meta["name"],
         uid=meta["uid"],
-        job=labels.get(names.JOB_NAME) or labels.get(names.ATTEMPT, ""),
+        job=labels.get(names.JOB_NAME) or labels.get(names.REPLICA, ""),
         index=int((meta.get("annotations") or {}).get(names.COMPLETION_INDEX, 0)),
         phase=intern(status.get("phase") or "Pending"),
         node=intern((told.get("spec") or {}).get("nodeName") or ""),
@@ -215,8 +218,16 @@ def _container(status: Json) -> Container:
                 now.get("exitCode", 0),
                 status.get("restartCount", 0),
                 bool(status.get("ready")),
+                _last(status),
             )
     return Container(Running.WAITING)
+
+
+def _last(status: Json) -> tuple[str, int, str] | None:
+    before = (status.get("lastState") or {}).get("terminated")
+    if before is None:
+        return None
+    return before.get("reason") or "", before.get("exitCode", 0), before.get("message") or ""
 
 
 def instant(text: str | None) -> float:

@@ -27,6 +27,8 @@ class K8sOptions(BackendOptions):
     """Of jobs that name none."""
     runner_image: str = ""
     """An image with `hatoba-entrypoint`; empty: jobs have no runner and are not fenced."""
+    serving_image: str = ""
+    """Of replicas whose model names none, with `hatoba-entrypoint`; empty: `runner_image`."""
     secrets: list[str] = field(default_factory=list)
     """Names of Secrets in the namespace that jobs may use, each with a key `value`."""
     image_pull_secrets: list[str] = field(default_factory=list)

@@ -88,9 +88,12 @@ def tolerations(gpus: bool, gpu_resource: str, away: float | None) -> list[Json]
     """A node that cannot be reached does not end what runs there, or only after `away` seconds."""
     wait = {} if away is None else {"tolerationSeconds": round(away)}
     tolerated = [{"key": key, "operator": "Exists", "effect": "NoExecute", **wait} for key in _AWAY]
-    if gpus:
-        tolerated.append({"key": gpu_resource, "operator": "Exists"})
-    return tolerated
+    return tolerated + (gpu_tolerations(gpu_resource) if gpus else [])
+
+
+def gpu_tolerations(gpu_resource: str) -> list[Json]:
+    """Of the taint that keeps others away from nodes with GPUs."""
+    return [{"key": gpu_resource, "operator": "Exists"}]
 
 
 def affinity(
@@ -139,6 +142,12 @@ def runner_containers(image: str, env: Sequence[Json], mounts: Sequence[Json]) -
         "name": names.SIDECAR,
         "command": ["hatoba-entrypoint", "pod-sidecar"],
         "restartPolicy": "Always",
+        # A command that ends at once must not end before the sidecar hears of it.
+        "startupProbe": {
+            "exec": {"command": ["test", "-e", f"{PRIVATE}/ready"]},
+            "periodSeconds": 1,
+            "failureThreshold": 300,
+        },
         **shared,
     }
     return [init, sidecar]
