@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -25,15 +27,8 @@ class K8sType:
         """Open one namespace of one cluster. Raises Fatal when it cannot be configured."""
         del instance
         assert isinstance(options, K8sOptions)
-        from hatoba_plugins.backends.k8s_gpu.backend import (
-            KubeBackend,
-        )
-        from hatoba_plugins.backends.k8s_gpu.client import connected
-
-        async with (
-            connected(options) as kube,
-            KubeBackend(kube, options, ctx).running() as backend,
-        ):
+        module = await asyncio.to_thread(importlib.import_module, f"{__name__}.backend")
+        async with module.opened(options, ctx) as backend:
             yield backend
 
 

@@ -20,7 +20,7 @@ from hatoba_plugins.backends.k8s_gpu.capacity import (
     snapshot,
     wanted_nodes,
 )
-from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal, Unreached
+from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal, Unreached, connected
 from hatoba_plugins.backends.k8s_gpu.deployments import KubeDeployments
 from hatoba_plugins.backends.k8s_gpu.jobs import KubeJobs, asked, handle_of
 from hatoba_plugins.backends.k8s_gpu.logs import LogReader
@@ -211,6 +211,13 @@ class KubeBackend:
     def logs(self, ref: Ref, stream: str, offset: int, follow: bool) -> AsyncIterator[LogChunk]:
         """What the command wrote, both streams as one, as long as its pod is there."""
         return self._logs.read(ref, stream, offset, follow)
+
+
+@asynccontextmanager
+async def opened(options: K8sOptions, ctx: BackendContext) -> AsyncIterator[KubeBackend]:
+    """An instance that follows its namespace until left. Raises Fatal."""
+    async with connected(options) as kube, KubeBackend(kube, options, ctx).running() as backend:
+        yield backend
 
 
 def _owned(job: SeenJob, index: int, pods: Sequence[SeenPod]) -> Owned:

@@ -7,6 +7,7 @@ thousand pods as model objects would take more memory than all the rest of the s
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 CALL_TIMEOUT = 30.0
 CONNECT_TIMEOUT = 10.0
 PAGE = 250
+CONNECTIONS = 64
 MERGE_PATCH = "application/merge-patch+json"
 _JSON = "application/json"
 Answer = dict[str, Any]
@@ -240,42 +242,36 @@ def _patient(silence: float | None) -> aiohttp.ClientTimeout:
 @asynccontextmanager
 async def connected(options: K8sOptions) -> AsyncIterator[Kube]:
     """A client of the cluster that the options name. Raises Fatal when they cannot be used."""
-    configuration = await asyncio.to_thread(_configured, options)
-    from kubernetes_asyncio.client import ApiClient
-
-    api = ApiClient(configuration)
+    library = await asyncio.to_thread(importlib.import_module, "kubernetes_asyncio")
+    configuration = library.client.Configuration()
+    configuration.connection_pool_maxsize = CONNECTIONS
+    try:
+        if options.kubeconfig or options.context:
+            await _configure(library.config, options, configuration)
+        else:
+            load = library.config.load_incluster_config
+            await asyncio.to_thread(load, configuration)
+    except (library.config.ConfigException, OSError, ValueError, TypeError) as error:
+        raise Fatal(f"the cluster's configuration cannot be used: {error}") from error
+    api = library.client.ApiClient(configuration)
     try:
         yield Kube(api)
     finally:
         await api.close()
 
 
-def _configured(options: K8sOptions) -> Any:
-    """Read files and run what brings credentials; in a thread, since all of it blocks."""
-    from kubernetes_asyncio import client, config
-
-    configuration = client.Configuration()
-    try:
-        if options.kubeconfig or options.context:
-            loader = asyncio.run(_load(options, configuration))
-            configuration.refresh_api_key_hook = _Renewal(loader)
-        else:
-            config.load_incluster_config(configuration)  # type: ignore[no-untyped-call]
-    except (config.ConfigException, OSError, ValueError, AssertionError) as error:
-        raise Fatal(f"the cluster's configuration cannot be used: {error}") from error
-    configuration.connection_pool_maxsize = 64
-    return configuration
-
-
-async def _load(options: K8sOptions, configuration: Any) -> Any:
-    from kubernetes_asyncio import config
-
-    return await config.load_kube_config(
+async def _configure(config: Any, options: K8sOptions, configuration: Any) -> None:
+    """Read a kubeconfig, and run what brings its credentials: in a thread with a loop of its own,
+    since the library reads and writes files there.
+    """
+    loading = config.load_kube_config(
         config_file=options.kubeconfig or None,
         context=options.context or None,
         client_configuration=configuration,
         persist_config=False,
     )
+    loader = await asyncio.to_thread(asyncio.run, loading)
+    configuration.refresh_api_key_hook = _Renewal(loader)
 
 
 class _Renewal:
