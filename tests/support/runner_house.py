@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runner_desk import FENCE, LAUNCH_CREDENTIAL, RunnerDesk
-from server_process import clean_environment
+from server_process import clean_environment, runs
 from waiting import PATIENCE, until
 
 from hatoba.v1 import runner_pb2
@@ -154,8 +154,12 @@ class Pod:
         return await self.house.start(("pod-init",), self.environ(**more))
 
     async def sidecar(self, **more: str) -> Container:
-        """Start the sidecar."""
-        return await self.house.start(("pod-sidecar",), self.environ(**more))
+        """Start the sidecar, and wait until its startup probe would be answered, or it ended."""
+        marker = self.private / "ready"
+        marker.unlink(missing_ok=True)
+        container = await self.house.start(("pod-sidecar",), self.environ(**more))
+        await until(lambda: marker.exists() or not runs(container.process.pid))
+        return container
 
     def user_environ(self, **more: str) -> dict[str, str]:
         """What a manifest gives the user's container."""

@@ -7,9 +7,10 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from google.protobuf import json_format
 
@@ -72,6 +73,13 @@ class OpenLink:
         return self._link
 
 
+async def _settled(way: Coroutine[Any, Any, Spawn]) -> Spawn | AttemptFailed:
+    try:
+        return await way
+    except AttemptFailed as failed:
+        return failed
+
+
 class Replica:
     """One start of a replica in its container."""
 
@@ -87,14 +95,14 @@ class Replica:
     async def run(self) -> int:
         """Fetch and prepare; 0 when `spawn` is to be run. Raises BadSettings and Unreached."""
         on_end(self._asked.set)
-        async with connection(self._target) as link:
-            staged = await unless(self._asked, self._stage(link))
-        if isinstance(staged, AttemptFailed):
-            return say(codes.NOT_STARTED, f"the replica cannot be served: {staged}")
-        self.spawn = staged
-        return 0 if staged else codes.ENDED
+        try:
+            async with connection(self._target) as link:
+                self.spawn = await unless(self._asked, self._stage(link))
+        except AttemptFailed as failed:
+            return say(codes.NOT_STARTED, f"the replica cannot be served: {failed}")
+        return 0 if self.spawn else codes.ENDED
 
-    async def _stage(self, link: Connection) -> Spawn | AttemptFailed:
+    async def _stage(self, link: Connection) -> Spawn:
         try:
             async with asyncio.timeout(self._told.seconds):
                 await link.control.channel_ready()
@@ -103,12 +111,15 @@ class Replica:
         spec, home = self._told.spec, str(self._data / "replica")
         await asyncio.to_thread(self._prepare, home)
         async with asyncio.TaskGroup() as tasks:
-            stager = self._stager(link, tasks)
-            try:
-                await stager.trees(spec, home)
-                return await stager.spawn(spec, Place(spec.name, home, 1))
-            except AttemptFailed as failed:
-                return failed
+            found = await _settled(self._bring(self._stager(link, tasks), spec, home))
+        # Raised outside the group, which would wrap it.
+        if isinstance(found, AttemptFailed):
+            raise found
+        return found
+
+    async def _bring(self, stager: ReplicaStager, spec: worker_pb2.ReplicaSpec, home: str) -> Spawn:
+        await stager.trees(spec, home)
+        return await stager.spawn(spec, Place(spec.name, home, 1))
 
     def _prepare(self, home: str) -> None:
         for directory in (self._data / "lib", self._data / "cache" / "trees", Path(home)):
