@@ -45,11 +45,10 @@ class EngineMissing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What an engine is: its version, the architecture of its machine, whether it has an init."""
+    """What an engine is: its version, and the architecture of its machine."""
 
     version: str
     arch: str
-    has_init: bool
 
 
 class Frame(NamedTuple):
@@ -72,10 +71,8 @@ class Engine:
         """Who it is."""
         async with _called():
             told = await self._docker.system.info()
-        init = told.get("InitCommit") or {}
-        has_init = str(init.get("ID", "")) not in ("", "N/A")
         arch = str(told["Architecture"])
-        return Facts(str(told["ServerVersion"]), _NAMES.get(arch, arch), has_init)
+        return Facts(str(told["ServerVersion"]), _NAMES.get(arch, arch))
 
     async def events(self, label: str, since: str) -> AsyncGenerator[Json, None]:
         """Events of containers with a label, those it remembers since then first; for ever.

@@ -32,7 +32,12 @@ from hatoba_worker.executors.containers.engine import (
 )
 from hatoba_worker.executors.containers.output import Output
 from hatoba_worker.executors.containers.spec import ContainerSpawn
-from hatoba_worker.executors.containers.starting import STARTING, STOPPED, Starting
+from hatoba_worker.executors.containers.starting import (
+    STARTING,
+    STOPPED,
+    Abilities,
+    Starting,
+)
 from hatoba_worker.keeper.messages import AttemptStatus, Exited, Sample, Spawned, SpawnFailed
 from hatoba_worker.logs import FILES
 from hatoba_worker.tails import last_lines
@@ -87,6 +92,7 @@ class ContainerExecutor:
         self._away = (0.0, 0.0)
         """When the engine was last not there, from and until."""
         self._heard = ""
+        self._abilities = Abilities()
         self._tasks: asyncio.TaskGroup | None = None
         self.tried = asyncio.Event()
         """Set once it is known whether there is an engine."""
@@ -117,7 +123,7 @@ class ContainerExecutor:
     async def start(self, spawn: ContainerSpawn) -> Spawned | SpawnFailed:
         """Start a container, once the engine is there; one that is known is not started again."""
         held = self._held.setdefault(spawn.attempt, Held(spawn.attempt, spawn.home))
-        seen = await self._started(Starting(spawn, self._host))
+        seen = await self._started(Starting(spawn, self._host, self._abilities))
         if isinstance(seen, SpawnFailed):
             del self._held[spawn.attempt]
             return seen
@@ -125,9 +131,9 @@ class ContainerExecutor:
 
     async def _started(self, starting: Starting) -> Json | SpawnFailed:
         while True:
-            engine, facts = await self.engine()
+            engine, _ = await self.engine()
             with contextlib.suppress(EngineAway):
-                return await starting.step(engine, facts)
+                return await starting.step(engine)
             await self._sleep(_FIRST_WAIT)
 
     def _begun(self, held: Held, seen: Json) -> Spawned:

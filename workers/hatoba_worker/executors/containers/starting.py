@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import dataclass
 
 from hatoba_worker import tinyfiles
 from hatoba_worker.executors.containers import manifest, output, states
-from hatoba_worker.executors.containers.engine import Engine, EngineRefused, Facts, Json
+from hatoba_worker.executors.containers.engine import Engine, EngineRefused, Json
 from hatoba_worker.executors.containers.spec import ContainerSpawn
 from hatoba_worker.keeper.messages import FailureKind, SpawnFailed
 
@@ -16,20 +17,29 @@ STARTING = ".starting"
 STOPPED = ".stopped"
 """Stands in a home once its container was asked to end."""
 _TAKEN = 409
+_INIT = "docker-init"
+
+
+@dataclass(slots=True)
+class Abilities:
+    """What an engine turned out to have: `init`, a small one of its own to put before commands."""
+
+    init: bool = True
 
 
 class Starting:
     """One container's start. Steps are taken until one answers; at most one of them starts it."""
 
-    def __init__(self, spawn: ContainerSpawn, host: str) -> None:
+    def __init__(self, spawn: ContainerSpawn, host: str, abilities: Abilities) -> None:
         self._spawn = spawn
         self._host = host
+        self._abilities = abilities
         self._tried = False
 
-    async def step(self, engine: Engine, facts: Facts) -> Json | SpawnFailed:
+    async def step(self, engine: Engine) -> Json | SpawnFailed:
         """The container as it is once it runs or ran, or why there is none. Raises EngineAway."""
         name = self._spawn.attempt
-        config = manifest.config_of(self._spawn, self._host, init=facts.has_init)
+        config = manifest.config_of(self._spawn, self._host, init=self._abilities.init)
         try:
             await engine.create(name, config)
         except EngineRefused as error:
@@ -65,6 +75,10 @@ class Starting:
             await engine.start(seen["Id"])
         except EngineRefused as error:
             await engine.remove(seen["Id"])
+            if _INIT in str(error) and self._abilities.init:
+                # Nothing ran: the engine says that it has it, and looks for it only now.
+                self._abilities.init, self._tried = False, False
+                return await self.step(engine)
             return self._failed(states.of_start(str(error)), str(error))
         return await engine.inspect(seen["Id"])
 

@@ -181,29 +181,33 @@ _STARTS: tuple[tuple[re.Pattern[str], FailureKind], ...] = (
     (re.compile(r"executable file not found|no such file or directory", re.I), "not_found"),
     (re.compile(r"permission denied|is a directory", re.I), "not_executable"),
 )
-_OWN = re.compile(r"nvidia|device driver|cgroup|mount|network|port is already allocated", re.I)
+_PROGRAM = re.compile(r'exec: "[^"]*": (.*)')
 
 
 def of_start(message: str) -> FailureKind:
     """Why the engine could not start a container (what `docker run` ends with 125 to 127 for)."""
-    if _OWN.search(message):
-        return "other"
-    return next((kind for words, kind in _STARTS if words.search(message)), "other")
+    program = _PROGRAM.search(message)
+    return of_exec(program[1]) if program else "other"
+
+
+def of_exec(words: str) -> FailureKind:
+    """Why a program could not be executed, in the words of whoever tried."""
+    return next((kind for pattern, kind in _STARTS if pattern.search(words)), "other")
 
 
 def not_begun(seen: Json, lines: tuple[str, ...]) -> SpawnFailed | None:
     """A container that is over although its command never began: why, if so."""
     state = seen["State"]
     last = lines[-1] if lines else ""
-    message = str(state.get("Error") or "")
-    if found := _FATAL.search(last):
-        message = f"{found[1]}: {found[2]}"
-    elif _FORMAT.search(last):
-        message = last
-    if not message or not int(state.get("ExitCode") or 0):
-        return None
     name = seen["Config"]["Labels"].get(ATTEMPT, "")
-    return SpawnFailed(name, 0, of_start(message), message)
+    if not int(state.get("ExitCode") or 0):
+        return None
+    if found := _FATAL.search(last):
+        return SpawnFailed(name, 0, of_exec(found[2]), f"{found[1]}: {found[2]}")
+    if _FORMAT.search(last):
+        return SpawnFailed(name, 0, "wrong_arch", last)
+    error = str(state.get("Error") or "")
+    return SpawnFailed(name, 0, of_start(error), error) if error else None
 
 
 # -- images ---------------------------------------------------------------------------------------
