@@ -200,6 +200,9 @@ class Ref:
     fence: int
     handle: Handle | None
     pool: str = ""
+    mark: str = ""
+    """Mark (`hatoba.runs`) of the run that holds the claim, where its runner knows its run. Of
+    several runs of the name this one is spoken of; where it is surely gone, that is GONE."""
 
 
 @dataclass(frozen=True, slots=True)

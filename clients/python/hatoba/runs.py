@@ -22,9 +22,13 @@ def nonce_for(run: str, secret: str) -> str:
     return f"{run_mark(run)}-{secret}" if run else secret
 
 
+def mark_of(nonce: str) -> str:
+    """The mark that a nonce begins with; empty: its runner did not know its run."""
+    mark, dash, _ = nonce.partition("-")
+    return mark if dash and len(mark) == _DIGITS else ""
+
+
 def same_run(nonce: str, run: str) -> bool | None:
     """Whether a nonce was made in this run; None: it cannot be told."""
-    mark, dash, _ = nonce.partition("-")
-    if not run or not dash or len(mark) != _DIGITS:
-        return None
-    return mark == run_mark(run)
+    mark = mark_of(nonce)
+    return mark == run_mark(run) if run and mark else None

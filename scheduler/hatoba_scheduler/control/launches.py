@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from google.protobuf import struct_pb2
 
+from hatoba.runs import mark_of
 from hatoba.v1 import job_pb2
 from hatoba_plugins.values import Handle, LaunchRequest, Placement, Ref
 from hatoba_scheduler.domain.naming import job_name
@@ -106,4 +107,5 @@ def decode_handle(stored: bytes) -> Handle | None:
 
 def ref_of(attempt: Attempt) -> Ref:
     """The attempt as a backend is spoken to of it."""
-    return Ref(attempt.name, attempt.fence, decode_handle(attempt.handle), attempt.host)
+    handle, mark = decode_handle(attempt.handle), mark_of(attempt.nonce)
+    return Ref(attempt.name, attempt.fence, handle, attempt.host, mark)
