@@ -1,0 +1,123 @@
+"""A whole server whose jobs run on the testbed's cluster: TLS, runners in pods, least rights."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server_process import HatobaServer, configured, running_server
+from testbed_kubernetes import Kubernetes, Namespace
+from waiting import eventually, until
+
+from hatoba.aio import AsyncClient, AsyncJob
+from hatoba.v1 import job_pb2
+
+PATIENCE = 240.0
+"""Seconds: pods start one after the other on a machine that does much else."""
+CONFIG = """
+[server]
+listen = "{gateway}:0"
+
+[defaults]
+train = "ml"
+
+[backends.ml]
+type = "k8s-gpu"
+options = {{ {options} }}
+"""
+
+
+@dataclass
+class KubeHouse:
+    """The server, its administrator's client, and the namespace."""
+
+    server: HatobaServer
+    client: AsyncClient
+    cluster: Kubernetes
+    namespace: Namespace
+    root: Path
+    made: int = field(default=0)
+
+    async def submit(self, program: str, **spec: Any) -> AsyncJob:
+        """Submit a Python program."""
+        self.made += 1
+        code = self.root / f"code-{self.made}"
+        await asyncio.to_thread(code.mkdir)
+        await asyncio.to_thread((code / "job.py").write_text, program)
+        return await self.client.submit(["python3", "job.py"], code=str(code), name="train", **spec)
+
+    def objects(self, kind: str) -> list[dict[str, Any]]:
+        """All objects of a kind in the namespace; blocks."""
+        told = self.cluster.get("-n", self.namespace.name, kind)
+        return list(told["items"])
+
+    async def until_nothing_is_left(self) -> None:
+        """Return when the namespace has no Job and no pod any more."""
+        await until(lambda: not self.objects("jobs,pods"), PATIENCE)
+
+    async def until_logged(self, job: AsyncJob, text: str) -> None:
+        """Return when a job has written this."""
+
+        async def told() -> bool:
+            return text in await self.log(job)
+
+        await eventually(told, PATIENCE)
+
+    async def log(self, job: AsyncJob) -> str:
+        """What a job has written."""
+        pieces = [piece.data async for piece in job.logs(stream="stdout")]
+        return b"".join(pieces).decode()
+
+    async def attempts(self, job: AsyncJob) -> list[job_pb2.Attempt]:
+        """Its attempts, in order."""
+        request = job_pb2.ListAttemptsRequest(job=job.record.name)
+        found = (await job.client.call(request, job_pb2.ListAttemptsResponse)).attempts
+        return sorted(found, key=lambda attempt: attempt.number)
+
+    async def until_running(self, job: AsyncJob) -> None:
+        """Return when the job runs."""
+
+        async def runs() -> bool:
+            await job.refresh()
+            assert job.state in ("QUEUED", "LAUNCHING", "WAITING", "STARTING", "RUNNING"), (
+                job.record
+            )
+            return job.state == "RUNNING"
+
+        await eventually(runs, PATIENCE)
+
+
+@pytest.fixture
+def namespace(kubernetes: Kubernetes) -> Iterator[Namespace]:
+    """One with exactly the rights of deploy/kubernetes/rbac.yaml."""
+    with kubernetes.namespace() as made:
+        yield made
+
+
+@pytest.fixture
+async def house(
+    kubernetes: Kubernetes, namespace: Namespace, runtime_image: str, tmp_path: Path
+) -> AsyncIterator[KubeHouse]:
+    """The server on the bridge's gateway, where pods reach it."""
+    options = {
+        "kubeconfig": namespace.kubeconfig,
+        "namespace": namespace.name,
+        "image": runtime_image,
+        "runner_image": runtime_image,
+        "secrets": ["kit-secret"],
+        "gpu_runtime_class": "nvidia",
+        "settles_after": 1.0,
+    }
+    told = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
+    config = CONFIG.format(gateway=kubernetes.gateway, options=told)
+    data = await asyncio.to_thread(configured, tmp_path / "data", config)
+    async with running_server(data, worker=False) as server:
+        token = str(data / "admin.token")
+        authority = str(data / "tls" / "ca.pem")
+        async with AsyncClient(server.address, token_file=token, ca_file=authority) as client:
+            yield KubeHouse(server, client, kubernetes, namespace, tmp_path)
