@@ -233,15 +233,19 @@ async def test_a_million_tasks_are_one_row_until_they_start(calls: Wire) -> None
 @pytest.mark.timeout(1_200)
 async def test_a_flood_keeps_no_other_user_waiting(calls: Wire, full_round: bool) -> None:
     """A million jobs of one queue wait, 20,000 in a short round; the first of another is started
-    at once.
+    at once. Nothing runs while they come: it would take a quarter of an hour.
     """
     for name in ("flood", "calm"):
         request = queue_pb2.CreateQueueRequest(queue_id=name, queue=queue_pb2.Queue(weight=1.0))
         await calls.once(request, queue_pb2.Queue)
     spec = job_pb2.JobSpec(name="flood", command=["true"], backend="null", queue="flood")
     items = [job_pb2.SubmitJobsItem(spec=spec)] * 1_000
+    await _cordon_null(calls, True)
     for _ in range(1_000 if full_round else 20):
-        await calls.once(job_pb2.SubmitJobsRequest(items=items), job_pb2.SubmitJobsResponse)
+        batch = job_pb2.SubmitJobsRequest(items=items)
+        await calls.once(batch, job_pb2.SubmitJobsResponse, timeout=60)
+    await _cordon_null(calls, False)
+    await eventually(lambda: _ended_of_flood(calls))
     waiting = job_pb2.CountJobsRequest(filter="queue = flood AND state = QUEUED")
     waited = (await calls.once(waiting, job_pb2.CountJobsResponse)).total
     assert waited > 3 * AT_ONCE
@@ -251,6 +255,16 @@ async def test_a_flood_keeps_no_other_user_waiting(calls: Wire, full_round: bool
     before = await _launched_before(calls, job, cursor)
     print(f"{waited} waited; {before} of them were launched before another user's first job")
     assert before < AT_ONCE
+
+
+async def _cordon_null(wire: Wire, cordoned: bool) -> None:
+    request = admin_pb2.CordonBackendRequest(name="null", cordoned=cordoned)
+    await wire.once(request, admin_pb2.BackendInfo)
+
+
+async def _ended_of_flood(wire: Wire) -> bool:
+    ended = job_pb2.CountJobsRequest(filter="queue = flood AND state = SUCCEEDED")
+    return (await wire.once(ended, job_pb2.CountJobsResponse)).total > 0
 
 
 async def _newest(wire: Wire) -> str:
