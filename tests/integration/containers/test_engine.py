@@ -69,6 +69,10 @@ class OwnEngine:
         if self._mine is not None:
             self._mine.terminate()
             self._mine.wait(30)
+        # One that was killed leaves its data mounted on themselves.
+        data = self.bed.directory / "docker" / "data"
+        while data.is_mount():
+            subprocess.run(["umount", data], check=True)
 
 
 @pytest.fixture
