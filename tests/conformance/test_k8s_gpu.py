@@ -8,31 +8,39 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self
 
 import pytest
 from kube_proxy import EXPIRED, THROTTLED, KubeProxy
+from kube_replicas import kit_image, kit_template
 from kube_yard import StartCounter, authority_of, kit_command, through
+from testbed_fixtures import DockerEngine
 from testbed_kubernetes import Kubernetes, Namespace
 
-from hatoba.v1 import job_pb2
+from hatoba.v1 import job_pb2, worker_pb2
 from hatoba_plugins.backends.k8s_gpu import K8sType
 from hatoba_plugins.conformance import (
     BackendHarness,
     Command,
+    DeploymentConformance,
+    DeploymentHarness,
     FaultInjector,
     JobConformance,
     JobHarness,
+    Life,
+    ReplicaHarness,
 )
+from hatoba_plugins.conformance.harness import OpenHarness
 from hatoba_plugins.values import Phase, Ref
 
 
 class KubeFaults(FaultInjector):
     """What the proxy can do, and what an administrator can."""
 
-    def __init__(self, harness: KubeHarness) -> None:
+    def __init__(self, harness: Yard) -> None:
         self._harness = harness
 
     @property
@@ -75,30 +83,28 @@ class KubeFaults(FaultInjector):
         self.proxy.end_watches()
 
 
-class KubeHarness(BackendHarness):
-    """Through the proxy to the API server."""
+class Yard(OpenHarness):
+    """Through the proxy to the API server, with a counter of starts where pods reach it."""
 
-    def __init__(self, cluster: Kubernetes, namespace: Namespace) -> None:
-        super().__init__(K8sType(), faults=KubeFaults(self))
+    def __init__(self, cluster: Kubernetes, namespace: Namespace, **options: object) -> None:
+        super().__init__(K8sType(), {"namespace": namespace.name, **options})
         self.cluster, self.namespace = cluster, namespace
-        self._stack = AsyncExitStack()
-        self.options = {"settles_after": 1.0, "namespace": namespace.name, "secrets": ["token"]}
         self.proxy: KubeProxy
         self.counter: StartCounter
-        self._ready = False
+        self._stack = AsyncExitStack()
+        self._reopening = False
 
     async def __aenter__(self) -> Self:
-        if not self._ready:
-            self._ready = True
-            authority = await asyncio.to_thread(authority_of, self.namespace.kubeconfig)
+        if not self._reopening:
+            access = self.namespace.kubeconfig
+            authority = await asyncio.to_thread(authority_of, access)
             proxy = KubeProxy.running(self.cluster.server, authority)
             self.proxy = await self._stack.enter_async_context(proxy)
             counter = StartCounter.running(self.cluster.gateway)
             self.counter = await self._stack.enter_async_context(counter)
-            access = await asyncio.to_thread(
-                through, self.proxy.endpoint, self.namespace.kubeconfig
+            self.options["kubeconfig"] = await asyncio.to_thread(
+                through, self.proxy.endpoint, access
             )
-            self.options["kubeconfig"] = access
         return await super().__aenter__()
 
     async def __aexit__(
@@ -111,8 +117,6 @@ class KubeHarness(BackendHarness):
         if not self._reopening:
             await self._stack.aclose()
 
-    _reopening = False
-
     async def reopen(self) -> None:
         self._reopening = True
         try:
@@ -120,17 +124,8 @@ class KubeHarness(BackendHarness):
         finally:
             self._reopening = False
 
-    def command(self, kind: Command, name: str) -> job_pb2.JobSpec:
-        return kit_command(kind, name, self.cluster.busybox, self.counter)
-
-    async def starts(self, name: str) -> int | None:
-        return self.counter.starts[name]
-
-    async def until_started(self, ref: Ref) -> None:
-        await self.wait(ref, Phase.RUNNING)
-        await self.counter.until_started(ref.name)
-
     def kubectl(self, *arguments: str) -> str:
+        """In the namespace, as the administrator."""
         return self.cluster.kubectl("-n", self.namespace.name, *arguments)
 
     def plant_foreign(self, name: str) -> None:
@@ -146,11 +141,80 @@ class KubeHarness(BackendHarness):
         self.cluster.kubectl("apply", "-f", "-", input=json.dumps(foreign))
 
 
+class KubeHarness(Yard, BackendHarness):
+    """Jobs whose commands say that they started."""
+
+    def __init__(self, cluster: Kubernetes, namespace: Namespace) -> None:
+        super().__init__(cluster, namespace, settles_after=1.0, secrets=["token"])
+        self.faults = KubeFaults(self)
+
+    def command(self, kind: Command, name: str) -> job_pb2.JobSpec:
+        return kit_command(kind, name, self.cluster.busybox, self.counter)
+
+    async def starts(self, name: str) -> int | None:
+        return self.counter.starts[name]
+
+    async def until_started(self, ref: Ref) -> None:
+        await self.wait(ref, Phase.RUNNING)
+        await self.counter.until_started(ref.name)
+
+
+@pytest.mark.timeout(180)
 class TestKubernetes(JobConformance):
     """Without a runner: what the backend itself says of Jobs."""
 
     @pytest.fixture
-    def harness(self, kubernetes: Kubernetes) -> Any:
+    def harness(self, kubernetes: Kubernetes) -> Iterator[JobHarness]:
         with kubernetes.namespace() as namespace:
-            harness: JobHarness = KubeHarness(kubernetes, namespace)
-            yield harness
+            yield KubeHarness(kubernetes, namespace)
+
+
+class ReplicaFaults(KubeFaults):
+    """The same, of what makes replicas."""
+
+    async def reply_lost_after_effect(self) -> None:
+        self.proxy.lose_reply("create replicasets")
+
+    async def delay_reply(self, seconds: float) -> None:
+        self.proxy.delay_reply("create replicasets", min(seconds, 5.0))
+
+    async def double_reply(self) -> None:
+        self.proxy.double("create replicasets")
+
+    async def delete_behind(self, name: str) -> None:
+        await asyncio.to_thread(self._harness.kubectl, "delete", "replicaset", name)
+
+    async def throttle(self) -> None:
+        self._missing("throttle")
+
+    async def land_late(self, seconds: float) -> None:
+        self._missing("land_late")
+
+
+class KubeReplicas(Yard, ReplicaHarness):
+    """Replicas of an image whose entrypoint is a script."""
+
+    def __init__(self, cluster: Kubernetes, namespace: Namespace, image: str) -> None:
+        super().__init__(cluster, namespace)
+        self.faults = ReplicaFaults(self)
+        self._image = image
+
+    def template(self, life: Life) -> worker_pb2.ReplicaSpec:
+        return kit_template(life, self._image)
+
+
+@pytest.fixture(scope="session")
+def replica_image(
+    docker_engine: DockerEngine, registry: str, tmp_path_factory: pytest.TempPathFactory
+) -> str:
+    return kit_image(docker_engine, registry, tmp_path_factory.mktemp("replica"))
+
+
+@pytest.mark.timeout(300)
+class TestKubernetesDeployments(DeploymentConformance):
+    """A ReplicaSet of one for each replica."""
+
+    @pytest.fixture
+    def harness(self, kubernetes: Kubernetes, replica_image: str) -> Iterator[DeploymentHarness]:
+        with kubernetes.namespace() as namespace:
+            yield KubeReplicas(kubernetes, namespace, replica_image)

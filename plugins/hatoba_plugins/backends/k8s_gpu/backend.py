@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import structlog
 
@@ -23,6 +24,7 @@ from hatoba_plugins.backends.k8s_gpu.capacity import (
 from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal, Unreached, connected
 from hatoba_plugins.backends.k8s_gpu.deployments import KubeDeployments
 from hatoba_plugins.backends.k8s_gpu.jobs import KubeJobs, asked, handle_of
+from hatoba_plugins.backends.k8s_gpu.lanes import Lanes
 from hatoba_plugins.backends.k8s_gpu.logs import LogReader
 from hatoba_plugins.backends.k8s_gpu.lookups import Lookups
 from hatoba_plugins.backends.k8s_gpu.manifest import Maker
@@ -48,8 +50,11 @@ from hatoba_plugins.values import (
     Unsure,
 )
 
+T = TypeVar("T")
 log = structlog.get_logger(__name__)
 CAPACITY_EVERY = 30.0
+LANES = 16
+"""Native calls at once."""
 _LIMITS = (
     ("create", Rate(400.0, 400)),
     ("patch", Rate(200.0, 400)),
@@ -90,10 +95,14 @@ class KubeBackend:
         self._faults = Faults(ctx, options.device_fault_pause)
         self._nodes: list[Node] = []
         self._quota = Quota()
+        self._unknown: set[str] = set()
+        """Why room could not be looked at, as it was logged."""
         self._lookups = Lookups(kube, ctx, self._board, options.namespace, options.settles_after)
         self._logs = LogReader(kube, ctx, self._lookups)
+        self._lanes = Lanes(LANES)
+        maker = Maker(ctx, options)
         self.jobs = KubeJobs(
-            kube, ctx, Maker(ctx, options), self._board, self._lookups, self._shunned
+            kube, ctx, maker, self._board, self._lookups, self._lanes, self._shunned
         )
         self.deployments = KubeDeployments(kube, ctx, options, self._board, self._lookups)
         self._reflectors = self._followed()
@@ -145,14 +154,19 @@ class KubeBackend:
 
     async def _measure(self) -> None:
         """Look at nodes and quota; without the right to, or an answer, nothing changes."""
-        try:
-            self._nodes = await self._read_nodes()
-            self._quota = await self._read_quota()
-        except (Refusal, Unreached) as error:
-            log.warning("k8s.capacity_unknown", error=str(error))
-        now = self._ctx.clock.time()
-        faulty = self._faults.now()
+        self._nodes = await self._looked(self._read_nodes(), self._nodes)
+        self._quota = await self._looked(self._read_quota(), self._quota)
+        now, faulty = self._ctx.clock.time(), self._faults.now()
         self._board.describe(snapshot(self._nodes, self._quota, self._options, faulty, now))
+
+    async def _looked(self, look: Awaitable[T], before: T) -> T:
+        try:
+            return await look
+        except (Refusal, Unreached) as error:
+            if str(error) not in self._unknown:
+                self._unknown.add(str(error))
+                log.warning("k8s.capacity_unknown", error=str(error))
+            return before
 
     async def _read_nodes(self) -> list[Node]:
         await self._ctx.budget("list")
@@ -191,7 +205,7 @@ class KubeBackend:
 
     async def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
         """Live, by name."""
-        return [await self._find(ref) for ref in refs]
+        return await self._lanes.each(refs, self._find)
 
     async def _find(self, ref: Ref) -> FindOutcome:
         job = await asked(self._lookups.find(ref))
@@ -204,7 +218,7 @@ class KubeBackend:
     async def list_owned(self, cluster_id: str) -> AsyncIterator[Owned]:
         """All attempts that have a Job of this installation."""
         pods = await asked(self._lookups.every_pod(cluster_id))
-        async for job in self._lookups.every_job(cluster_id):
+        for job in await asked(self._lookups.every_job(cluster_id)):
             for index in range(len(job.members)):
                 yield _owned(job, index, pods.get(job.name, []))
 

@@ -35,6 +35,8 @@ class Board:
         """Called with each Job of which something changed."""
         self.others: Callable[[str], None] = lambda _: None
         """Called with the name of a replica of whose pods something changed."""
+        self.gap: Callable[[], None] = lambda: None
+        """Called when something may have been missed."""
         self._clock = clock
         self._told: dict[str, Observation] = {}
         self._of_member: dict[str, str] = {}
@@ -75,6 +77,7 @@ class Board:
         """Tell that something may have been missed."""
         if self.opened.is_set():
             self.feed.publish([Gap()])
+            self.gap()
 
     def tick(self) -> None:
         """Time went by: of Jobs whose pod was waited for the condition has to do."""

@@ -70,8 +70,9 @@ def node_of(told: Json, options: K8sOptions) -> Node:
 
 def _tainted(spec: Json, options: K8sOptions) -> bool:
     """Whether a taint keeps our pods away, which tolerate the GPUs' own."""
+    tolerated = {options.gpu_resource, *options.tolerations}
     return any(
-        one.get("effect") in ("NoSchedule", "NoExecute") and one.get("key") != options.gpu_resource
+        one.get("effect") in ("NoSchedule", "NoExecute") and one.get("key") not in tolerated
         for one in spec.get("taints") or ()
     )
 

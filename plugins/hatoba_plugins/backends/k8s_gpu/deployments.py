@@ -27,6 +27,7 @@ from hatoba_plugins.feed import Feed
 from hatoba_plugins.rolling import Creation, parse_name, plan
 from hatoba_plugins.values import (
     DeploymentItem,
+    Gap,
     Handle,
     LogChunk,
     NotYet,
@@ -95,6 +96,7 @@ class KubeDeployments:
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         board.others = self._pods_changed
+        board.gap = self._missed
 
     # -- what the core asks ---------------------------------------------------------------------
 
@@ -247,6 +249,8 @@ class KubeDeployments:
     async def _converge(self, uid: str) -> None:
         """One step towards the target, and tell of it."""
         kept = self._kept.get(uid)
+        if kept is not None:
+            self._tell(kept)
         try:
             if kept is not None and not kept.removed:
                 step = plan(kept.target, self._views(uid), self._ctx.rng)
@@ -323,6 +327,9 @@ class KubeDeployments:
         self._count(made, name)
         made.looked = self._ctx.clock.monotonic() - LOOK_AFTER + TRY_AGAIN
         self._touch(made.uid)
+
+    def _missed(self) -> None:
+        self._feed.publish([Gap()])
 
     def _count(self, made: _Made, name: str) -> None:
         """Restarts over all its pods: a new pod is a restart as well."""

@@ -4,7 +4,6 @@ the two watches.
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -14,8 +13,9 @@ from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.k8s_gpu import names
 from hatoba_plugins.backends.k8s_gpu.board import Board
 from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal, Unreached
+from hatoba_plugins.backends.k8s_gpu.lanes import Lanes
 from hatoba_plugins.backends.k8s_gpu.lookups import Lookups
-from hatoba_plugins.backends.k8s_gpu.manifest import COMMIT_BUDGET, Made, Maker, owned_by
+from hatoba_plugins.backends.k8s_gpu.manifest import Made, Maker, owned_by
 from hatoba_plugins.backends.k8s_gpu.objects import Running, SeenJob, SeenPod, seen_job
 from hatoba_plugins.backends.k8s_gpu.states import observed, verdict
 from hatoba_plugins.checks import require_kind
@@ -43,13 +43,12 @@ from hatoba_plugins.values import (
 )
 
 T = TypeVar("T")
-R = TypeVar("R")
 HANDLE_VERSION = 1
-LANES = 16
-"""Native calls at once."""
 MARKS = 100_000
 """Stops of what was not there that are remembered, to refuse a late launch."""
 GONE_SOON = 0.3
+RUNNERS_SHARE = 60
+"""Seconds that the runner of what is stopped has to tell of it, beyond the command's grace."""
 STOPPED = Exit(ExitKind.STOPPED)
 _LAUNCHES = Capabilities(gangs=True)
 
@@ -64,6 +63,7 @@ class KubeJobs:
         maker: Maker,
         board: Board,
         lookups: Lookups,
+        lanes: Lanes,
         shunned: Callable[[], Sequence[str]],
     ) -> None:
         self._kube = kube
@@ -72,7 +72,7 @@ class KubeJobs:
         self._board = board
         self._lookups = lookups
         self._shunned = shunned
-        self._lanes = asyncio.Semaphore(LANES)
+        self._lanes = lanes
         self._marks: OrderedDict[str, None] = OrderedDict()
 
     # -- launch ---------------------------------------------------------------------------------
@@ -82,7 +82,7 @@ class KubeJobs:
         require_kind(group, _LAUNCHES)
         if group.kind is GroupKind.GANG:
             return await self._launch_gang(group.members)
-        return await self._each(group.members, self._launch)
+        return await self._lanes.each(group.members, self._launch)
 
     async def _launch(self, request: LaunchRequest) -> LaunchOutcome:
         try:
@@ -173,7 +173,7 @@ class KubeJobs:
             await self._lookups.require_answer()
             known = {ref.name: self._board.told(ref.name) for ref in refs}
             unknown = [ref for ref in refs if known[ref.name] is None]
-            asked = await self._each(unknown, self._observe)
+            asked = await self._lanes.each(unknown, self._observe)
         except (Refusal, Unreached):
             return [_out_of_reach(ref.name) for ref in refs]
         known |= {one.name: one for one in asked}
@@ -196,7 +196,7 @@ class KubeJobs:
 
     async def stop(self, refs: Sequence[Ref], grace: float) -> list[StopResult]:
         """Note on the Job how it is to end and keep pods from coming, then end those there are."""
-        return await self._each(refs, lambda ref: self._stop(ref, grace))
+        return await self._lanes.each(refs, lambda ref: self._stop(ref, grace))
 
     async def _stop(self, ref: Ref, grace: float) -> StopResult:
         job = await asked(self._lookups.find(ref))
@@ -226,10 +226,10 @@ class KubeJobs:
             )
         seconds = max(1, math.ceil(grace))
         if job.runner == "pod":
-            seconds += round(COMMIT_BUDGET)
-        await self._each(
-            [pod for pod in pods if not pod.over], lambda pod: self._kill(pod, seconds)
-        )
+            seconds += RUNNERS_SHARE
+        for pod in pods:
+            if not pod.over:
+                await self._kill(pod, seconds)
 
     async def _kill(self, pod: SeenPod, seconds: int) -> None:
         await self._ctx.budget("delete")
@@ -241,7 +241,7 @@ class KubeJobs:
 
     async def release(self, refs: Sequence[Ref]) -> list[ReleaseOutcome]:
         """Delete Jobs that ended, and be content once they and their pods are gone."""
-        return await self._each(refs, self._release)
+        return await self._lanes.each(refs, self._release)
 
     async def _release(self, ref: Ref) -> ReleaseOutcome:
         job = await asked(self._lookups.find(ref))
@@ -278,19 +278,6 @@ class KubeJobs:
         except Refusal as refusal:
             if refusal.status not in (404, 409):
                 raise
-
-    async def _each(self, items: Sequence[T], act: Callable[[T], Awaitable[R]]) -> list[R]:
-        """Act on all of them, a few at a time. What one raises is raised, once all have ended."""
-
-        async def one(item: T) -> R:
-            async with self._lanes:
-                return await act(item)
-
-        results = await asyncio.gather(*(one(item) for item in items), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        return [result for result in results if not isinstance(result, BaseException)]
 
 
 def handle_of(job: SeenJob) -> Handle:

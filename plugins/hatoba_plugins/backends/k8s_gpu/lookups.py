@@ -84,14 +84,12 @@ class Lookups:
         async with aclosing(self._kube.every(path, query)) as found:
             return [seen_pod(told) async for told in found]
 
-    async def every_job(self, cluster_id: str) -> AsyncGenerator[SeenJob, None]:
+    async def every_job(self, cluster_id: str) -> list[SeenJob]:
         """All Jobs of an installation."""
         await self._ctx.budget("list")
         query = {"labelSelector": f"{names.CLUSTER}={cluster_id}"}
         async with aclosing(self._kube.every(self.jobs_path, query)) as found:
-            async for told in found:
-                if job := seen_job(told):
-                    yield job
+            return [job async for told in found if (job := seen_job(told))]
 
     async def every_pod(self, cluster_id: str) -> dict[str, list[SeenPod]]:
         """All pods of an installation, by their Job."""

@@ -309,7 +309,7 @@ def _place(
     if spec.placement.apart:
         pod.setdefault("affinity", {})["podAntiAffinity"] = _apart(request.job_uid)
     away = _seconds(spec.disconnect.lost_after) if spec.disconnect.HasField("lost_after") else None
-    pod["tolerations"] = pods.tolerations(gpus, options.gpu_resource, away)
+    pod["tolerations"] = [*pods.patience(away), *pods.tolerations(options, gpus)]
 
 
 def _required(spec: job_pb2.JobSpec) -> tuple[list[Json], list[Json]]:

@@ -36,6 +36,8 @@ class K8sOptions(BackendOptions):
     """Of jobs and replicas; its token is never mounted."""
     node_selector: list[str] = field(default_factory=list)
     """`LABEL=VALUE`: only nodes with all of these count, and are used."""
+    tolerations: list[str] = field(default_factory=list)
+    """Keys of taints that keep others away and not us; that of the GPUs is tolerated anyway."""
     queues: bool = False
     """Something else (Kueue, an autoscaler) makes room: what has none now is sent all the same."""
     kueue_queue: str = ""

@@ -84,16 +84,16 @@ def security(options: K8sOptions) -> Json:
     return {**context, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
-def tolerations(gpus: bool, gpu_resource: str, away: float | None) -> list[Json]:
+def tolerations(options: K8sOptions, gpus: bool) -> list[Json]:
+    """Of taints that keep others away: what the instance names, and with GPUs the GPUs' own."""
+    keys = [*options.tolerations, *([options.gpu_resource] if gpus else [])]
+    return [{"key": key, "operator": "Exists"} for key in keys]
+
+
+def patience(away: float | None) -> list[Json]:
     """A node that cannot be reached does not end what runs there, or only after `away` seconds."""
     wait = {} if away is None else {"tolerationSeconds": round(away)}
-    tolerated = [{"key": key, "operator": "Exists", "effect": "NoExecute", **wait} for key in _AWAY]
-    return tolerated + (gpu_tolerations(gpu_resource) if gpus else [])
-
-
-def gpu_tolerations(gpu_resource: str) -> list[Json]:
-    """Of the taint that keeps others away from nodes with GPUs."""
-    return [{"key": gpu_resource, "operator": "Exists"}]
+    return [{"key": key, "operator": "Exists", "effect": "NoExecute", **wait} for key in _AWAY]
 
 
 def affinity(

@@ -113,7 +113,7 @@ def _pod(
             pods.shared_memory(needs, 0, options.shm_bytes),
             {"name": "hatoba", "emptyDir": {}},
         ],
-        "tolerations": pods.gpu_tolerations(options.gpu_resource) if needs.gpus else [],
+        "tolerations": pods.tolerations(options, needs.gpus > 0),
         "topologySpreadConstraints": [_spread(target.uid)],
     }
     if needs.gpus and options.gpu_runtime_class:
