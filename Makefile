@@ -12,7 +12,7 @@ BACKEND ?= both
 N ?= 200
 SEED ?=
 
-.PHONY: help install venv venv-gen venv-emulators demo test check bench faults long proto proto-check landed lock format clean
+.PHONY: help install venv venv-gen venv-emulators testbed demo test check bench faults long proto proto-check landed lock format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ test: venv venv-gen venv-emulators ## everything: stubs, lint, types, all suites
 
 check: venv ## the quick part: lint, format, types, arrows, unit tests
 	@$(BIN)/python tools/build/suite.py check
+
+testbed: venv venv-emulators ## real Docker, Kubernetes and emulators of AWS for single test runs (DOWN=1 ends them)
+	@$(BIN)/python tools/testbed/testbed.py $(if $(DOWN),down,up --where-possible docker registry moto ministack kubernetes)
 
 bench: venv venv-emulators ## figures with their floors, into build/bench.json
 	@$(BIN)/python tools/bench/bench.py

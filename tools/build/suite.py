@@ -6,6 +6,7 @@ line of the test runner.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv" / "bin"
 CLOSING = ROOT / "build" / "closing-line"
+TESTBED = ROOT / "build" / "testbed"
+"""The real components that tests need: this checkout's own, up while they run and gone after."""
+COMPONENTS = ["docker", "registry", "moto", "ministack", "kubernetes", "images"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,11 @@ def program(name: str, *arguments: str) -> list[str]:
     return [str(BIN / name), *arguments]
 
 
+def testbed(*arguments: str) -> list[str]:
+    """What brings the components up and down."""
+    return program("python", "tools/testbed/testbed.py", *arguments)
+
+
 STATIC = [
     Step("lint", program("ruff", "check", ".")),
     Step("format", program("ruff", "format", "--check", ".")),
@@ -54,7 +63,9 @@ SUITES = {
         Step("contract", program("python", "tools/build/contract.py", "check")),
         *STATIC,
         Step("faults", program("python", "tools/faults/faults.py", "--count", "60")),
+        Step("testbed", testbed("up", "--where-possible", *COMPONENTS)),
         Step("tests", program("pytest", "-n", "2", "--dist", "loadfile"), runner=True),
+        Step("testbed down", testbed("down")),
     ],
 }
 
@@ -75,7 +86,12 @@ def run(step: Step) -> Result:
     began = time.monotonic()
     last_line, failures = "", list[str]()
     with subprocess.Popen(
-        step.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        step.command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "HATOBA_TESTBED": str(TESTBED)},
     ) as process:
         for line in process.stdout or ():
             sys.stdout.write(line)

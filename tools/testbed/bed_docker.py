@@ -27,8 +27,8 @@ def up(place: Place, network: Facts) -> Facts:
     socket = place.run / "docker.sock"
     # It would give the bridge the addresses that it had when the engine ran before.
     shutil.rmtree(place.make("docker") / "data" / "network", ignore_errors=True)
-    command = [*bed_groups.entering(bed_groups.name(place, "docker")), *OWN_MOUNTS]
-    process = start("dockerd", [*command, *engine(place, network, socket)], place.log("dockerd"))
+    command = [*OWN_MOUNTS, *engine(place, network, socket)]
+    process = start(place, "dockerd", command, engine="docker")
     facts = {
         "socket": str(socket),
         "gateway": network["gateway"],

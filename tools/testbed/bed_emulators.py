@@ -50,7 +50,7 @@ def serve(
     place: Place, name: str, command: Sequence[str], settings: Mapping[str, str], endpoint: str
 ) -> Facts:
     """One emulator's process, ready."""
-    process = start(name, command, place.log(name), settings)
+    process = start(place, name, command, settings)
     facts = {"endpoint": endpoint, "credentials": CREDENTIALS, "processes": [process]}
     try:
         until(lambda: answers(endpoint), [process], READY_WITHIN, name)

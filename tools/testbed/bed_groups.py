@@ -76,6 +76,14 @@ def kill(group: str) -> None:
         time.sleep(0.05)
 
 
+def sweep(place: Place) -> None:
+    """Kill whatever a testbed has started and not ended, whether anybody remembers it or not."""
+    top = f"hatoba-{place.tag}"
+    kill(top)
+    for folder in TOP.glob(f"*/{top}/*"):
+        remove(f"{top}/{folder.name}")
+
+
 def empty(group: str) -> None:
     """Kill whatever is left in a group, and remove it from every hierarchy."""
     kill(group)

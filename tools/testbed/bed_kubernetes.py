@@ -84,7 +84,7 @@ def begin(place: Place, facts: Facts, base: Path) -> None:
 
 def launch(place: Place, name: str, command: Sequence[str]) -> Facts:
     """Start one process of it, in a way that it can be started again."""
-    return {**start(name, command, place.log(name)), "command": list(command)}
+    return {**start(place, name, command), "command": list(command)}
 
 
 def etcd_command(base: Path, client: int, peer: int) -> list[str]:

@@ -26,7 +26,7 @@ def up(place: Place, cluster: Facts) -> Facts:
         f"--manage-nodes-with-annotation-selector={MARK}",
         f"--server-address=127.0.0.1:{port}",
     ]
-    process = start("kwok", command, place.log("kwok"))
+    process = start(place, "kwok", command)
     try:
         until(lambda: listens("127.0.0.1", port), [process], READY_WITHIN, "kwok")
     except BaseException:

@@ -72,6 +72,20 @@ def down(place: Place, facts: Facts) -> None:
         FORWARDED_BEFORE.unlink()
 
 
+def sweep(place: Place) -> None:
+    """Remove what a testbed has left of networks, whether anybody remembers it or not."""
+    bridge = f"hatoba-{place.tag}"
+    for table in ("filter", "nat"):
+        listed = run("iptables", "-w", "-t", table, "-S", check=False)
+        for rule in (line.split() for line in listed.splitlines() if bridge in line):
+            run("iptables", "-w", "-t", table, "-D", *rule[1:], check=False)
+    for space in json.loads(run("ip", "-json", "netns") or "[]"):
+        if space["name"].startswith(bridge):
+            run("ip", "netns", "delete", space["name"], check=False)
+    if bridge in links():
+        run("ip", "link", "delete", bridge)
+
+
 def healthy(facts: Facts) -> bool:
     """Whether the bridge is there."""
     return facts["bridge"] in links()

@@ -92,20 +92,19 @@ def begin(place: Place, facts: Facts, cluster: Facts, registry: str) -> None:
     base, short = place.make(name), Path(facts["run"])
     short.mkdir(exist_ok=True)
     configure(base, short, facts, registry)
-    enter = [*bed_groups.entering(facts["group"]), *facts["network"]["enter"]]
+    enter = facts["network"]["enter"]
     own_mounts = ["unshare", "--mount", "--propagation", "slave", "--"]
     command = [*enter, *own_mounts, "containerd", f"--config={base / 'containerd.toml'}"]
-    containerd = start(f"{name}-containerd", command, place.log(f"{name}-containerd"))
+    containerd = start(place, f"{name}-containerd", command, engine=name)
     facts["processes"].append(containerd)
     facts["containerd"] = f"{short}/containerd.sock"
     until(lambda: listening(facts), [containerd], READY_WITHIN, "containerd")
     ctr(facts, "images", "import", "-", input=bed_archives.busybox())
-    ctr(
-        facts, "images", "import", "-", input=bed_archives.pause(Path(cluster["programs"], "pause"))
-    )
-    enter += ["nsenter", f"--mount=/proc/{containerd['pid']}/ns/mnt"]
-    kubelet = [*enter, *kubelet_command(base, facts, cluster)]
-    facts["processes"].append(start(f"{name}-kubelet", kubelet, place.log(f"{name}-kubelet")))
+    pause = bed_archives.pause(Path(cluster["programs"], "pause"))
+    ctr(facts, "images", "import", "-", input=pause)
+    same_mounts = ["nsenter", f"--mount=/proc/{containerd['pid']}/ns/mnt"]
+    kubelet = [*enter, *same_mounts, *kubelet_command(base, facts, cluster)]
+    facts["processes"].append(start(place, f"{name}-kubelet", kubelet, engine=name))
 
 
 def configure(base: Path, short: Path, facts: Facts, registry: str) -> None:

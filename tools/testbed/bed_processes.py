@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bed_place import Broken, Facts
+import bed_groups
+from bed_place import Broken, Facts, Place
 
 LOG_TAIL = 1500
 ENDS_WITHIN = 20.0
@@ -32,12 +33,17 @@ def lives(process: Facts) -> bool:
 
 
 def start(
-    name: str, command: Sequence[str | Path], log: Path, environ: Mapping[str, str] | None = None
+    place: Place,
+    name: str,
+    command: Sequence[str | Path],
+    environ: Mapping[str, str] | None = None,
+    engine: str = "services",
 ) -> Facts:
-    """Start a process in a session of its own; answers how to find it again."""
+    """Start a process in a session and a control group of its own; answers how to find it again."""
+    log, group = place.log(name), bed_groups.name(place, engine)
     with open(log, "ab") as output:
         process = subprocess.Popen(
-            [str(part) for part in command],
+            [*bed_groups.entering(group), *(str(part) for part in command)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -28,7 +28,7 @@ def up(place: Place, network: Facts) -> Facts:
         f"storage: {{filesystem: {{rootdirectory: {base / 'data'}}}, delete: {{enabled: true}}}}\n"
         f"http: {{addr: '{address}:{port}'}}\n"
     )
-    process = start("registry", ["docker-registry", "serve", settings], place.log("registry"))
+    process = start(place, "registry", ["docker-registry", "serve", settings])
     try:
         until(lambda: listens(address, port), [process], READY_WITHIN, "registry")
     except BaseException:

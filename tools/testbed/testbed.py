@@ -18,6 +18,7 @@ from typing import Any
 
 import bed_docker
 import bed_emulators
+import bed_groups
 import bed_images
 import bed_kubernetes
 import bed_kwok
@@ -72,8 +73,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     parser.add_argument("action", choices=ACTIONS)
     parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument(
+        "--where-possible", action="store_true", help="say what cannot be had, and go on"
+    )
     chosen = parser.parse_args()
     place = Place(default_directory())
+    if chosen.where_possible:
+        return bring_up_possible(place, chosen.names)
     try:
         ACTIONS[chosen.action](place, chosen.names)
     except Unavailable as reason:
@@ -112,6 +118,20 @@ def bring_up(place: Place, names: list[str]) -> None:
             begin(place, left[0])
 
 
+def bring_up_possible(place: Place, names: list[str]) -> int:
+    """Bring up each of them that this machine can have; 1 when one that it can have does not."""
+    status = 0
+    for name in names:
+        try:
+            bring_up(place, [name])
+        except Unavailable as reason:
+            print(f"{name}: skipped: {reason}", flush=True)
+        except Broken as failure:
+            print(f"{name}: {failure}", flush=True)
+            status = 1
+    return status
+
+
 def missing(state: State, names: list[str]) -> list[str]:
     """Those of them that are not up."""
     known = state.read()
@@ -123,6 +143,8 @@ def missing(state: State, names: list[str]) -> list[str]:
 def begin(place: Place, name: str) -> None:
     """Bring up one, whose needs are up; what is left of an earlier one goes first."""
     began, one = time.monotonic(), COMPONENTS[name]
+    if not place.state.read():
+        sweep(place)
     if name in place.state.read():
         end(place, [name])
     known = place.state.read()
@@ -146,7 +168,14 @@ def end(place: Place, names: list[str]) -> None:
         place.state.put(name, None)
         print(f"{name}: down", flush=True)
     if not place.state.read():
-        shutil.rmtree(place.run)
+        sweep(place)
+
+
+def sweep(place: Place) -> None:
+    """Leave nothing on the machine: also what somebody began to bring up and could not finish."""
+    bed_groups.sweep(place)
+    bed_network.sweep(place)
+    shutil.rmtree(place.run)
 
 
 def tell(place: Place, names: list[str]) -> None:
