@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+import structlog
 
 from hatoba.v1 import runner_pb2, runner_pb2_grpc
 from hatoba_scheduler.auth.runner_scopes import RunnerToken
@@ -18,12 +19,13 @@ from hatoba_scheduler.control.metrics import MetricWriter
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.domain.records import Attempt
-from hatoba_scheduler.errors import FailedPrecondition, Reason, Unavailable
+from hatoba_scheduler.errors import FailedPrecondition, PermissionDenied, Reason, Unavailable
 from hatoba_scheduler.interceptors import current_call
 from hatoba_scheduler.services.workers import metric_points
 from hatoba_scheduler.store.base import Store
 
 Context = grpc.aio.ServicerContext[Any, Any]
+log = structlog.get_logger(__name__)
 
 
 class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
@@ -51,6 +53,7 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         self, request: runner_pb2.ClaimAttemptRequest, context: Context
     ) -> runner_pb2.ClaimAttemptResponse:
         """May it run, what there is to run, and who it is from now on."""
+        _check_host(request.attempt, self._desk.host_of(request.attempt))
         reply = await self._desk.claim(request)
         await self._assignments.complete(request, reply)
         if caller := _runner():
@@ -61,6 +64,7 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         self, request: runner_pb2.HeartbeatRequest, context: Context
     ) -> runner_pb2.HeartbeatResponse:
         """It lives; what is wanted."""
+        _check_host(request.attempt, self._desk.host_of(request.attempt))
         reply = await self._desk.heartbeat(request)
         caller = _runner()
         if caller and self._desk.current(request.attempt, request.fence):
@@ -71,6 +75,7 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         self, request: runner_pb2.ReportMetricsRequest, context: Context
     ) -> runner_pb2.ReportMetricsResponse:
         """Add metric points."""
+        _check_host(request.attempt, self._desk.host_of(request.attempt))
         attempt = self._desk.current(request.attempt, request.fence)
         if attempt is None:
             raise _not_current(request.attempt)
@@ -91,12 +96,14 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         self, request: runner_pb2.CommitCheckpointRequest, context: Context
     ) -> runner_pb2.CommitCheckpointResponse:
         """Record a checkpoint."""
+        _check_host(request.attempt, self._desk.host_of(request.attempt))
         return await self._desk.checkpoint(request)
 
     async def CommitAttempt(
         self, request: runner_pb2.CommitAttemptRequest, context: Context
     ) -> runner_pb2.CommitAttemptResponse:
         """Decide how it ended."""
+        _check_host(request.attempt, self._desk.host_of(request.attempt))
         if self._desk.known(request.attempt):
             reply = await self._desk.commit(request)
             if reply.accepted:
@@ -108,6 +115,7 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         self, request: runner_pb2.AwaitExitRequest, context: Context
     ) -> runner_pb2.AwaitExitResponse:
         """How its container ended, as soon as that is known."""
+        _check_host(request.attempt, self._desk.host_of(request.attempt))
 
         def live() -> bool:
             return self._desk.current(request.attempt, request.fence) is not None
@@ -128,6 +136,7 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
 
     async def _push(self, request: runner_pb2.PushLogsRequest) -> runner_pb2.PushLogsResponse:
         attempt = await self._attempt(request.attempt)
+        _check_host(request.attempt, attempt.host if attempt is not None else "")
         if attempt is None or attempt.fence != request.fence:
             return runner_pb2.PushLogsResponse(
                 attempt=request.attempt, stream=request.stream, refused=True
@@ -150,6 +159,19 @@ def _runner() -> RunnerToken | None:
     """Who calls, when it is a runner elsewhere."""
     token = current_call().token
     return token if isinstance(token, RunnerToken) else None
+
+
+def _check_host(attempt: str, host: str) -> None:
+    """Refuse a host that speaks of what was sent to another; raises PermissionDenied."""
+    token = current_call().token
+    if token is None or not token.host or host in ("", token.host):
+        return
+    log.warning("host.foreign_attempt", host=token.host, attempt=attempt)
+    raise PermissionDenied(
+        f"{token.principal} does not speak for attempt {attempt}, which was sent to {host!r}",
+        reason=Reason.NOT_YOUR_HOST,
+        metadata={"host": host, "principal": token.principal},
+    )
 
 
 def _not_current(attempt: str) -> FailedPrecondition:

@@ -199,6 +199,8 @@ async def test_a_host_says_nothing_of_anothers_attempts(
             stream(calls, "liar", said),
         ):
             await until(lambda: "host.foreign_attempt" in server.log_text())
+            code, _ = await refused(calls.once(end, runner_pb2.CommitAttemptResponse))
+            assert code == grpc.StatusCode.PERMISSION_DENIED
         assert (await wire.job(job.name)).state == common_pb2.JOB_STATE_RUNNING
         await wire.cancel(job.name)
         await wire.ended(job.name)

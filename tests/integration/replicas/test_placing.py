@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fake_hosts import (
     DRAINING,
+    READY,
     STARTING,
     UID,
     UNHEALTHY,
@@ -144,6 +145,48 @@ async def test_a_cordoned_host_gets_none_and_keeps_its_own() -> None:
         await core.settle()
         await core.obey(host)
         assert ready(await core.seen()) == 2
+
+
+async def test_replicas_leave_a_drained_host_once_others_are_ready() -> None:
+    one, two = FakeHost("one"), FakeHost("two")
+    async with core_on() as core:
+        for host in (one, two):
+            await host.connect(core.hub)
+        await core.apply(target({1: 2}))
+        await core.obey(one, two)
+        (first,) = one.has
+        await core.hub.cordon("one", True, drain=True)
+        await core.settle()
+        # Another is made beside it; until that is ready nothing leaves.
+        await core.obey(two, state=STARTING)
+        assert (await core.seen()).leaving == frozenset()
+        assert ready(await core.seen()) == 2
+        for name in list(two.has):
+            two.put(name, READY)
+        await core.settle()
+        assert (await core.seen()).leaving == {first}
+        await core.retire_all()
+        await core.obey(one, two)
+        seen = await core.seen()
+        assert (ready(seen), [view.host for view in seen.replicas]) == (2, ["two", "two"])
+
+
+async def test_a_drained_host_keeps_what_fits_nowhere_else() -> None:
+    one = FakeHost("one")
+    async with core_on() as core:
+        await one.connect(core.hub)
+        await core.apply(target({1: 1}))
+        await core.obey(one)
+        await core.hub.cordon("one", True, drain=True)
+        await core.settle()
+        seen = await core.seen()
+        assert (ready(seen), seen.leaving) == (1, frozenset())
+        assert seen.problem is not None
+        assert seen.problem.code == common_pb2.CAUSE_CODE_NO_CAPACITY
+        # Taken back: nothing has to be made any more.
+        await core.hub.cordon("one", False)
+        await core.settle()
+        assert (await core.seen()).problem is None
 
 
 async def test_what_jobs_hold_is_not_there_for_replicas() -> None:

@@ -81,6 +81,24 @@ def test_backends_are_cordoned_and_let_go(fake: FakeServer, cli: Cli) -> None:
     ]
 
 
+def test_the_line_for_another_machine_is_alone_on_stdout(fake: FakeServer, cli: Cli) -> None:
+    made = cli("hosts", "add", "gpu-1", "--ttl", "10m")
+    line = "hatoba worker start --server {} --join hb_0123456789ab_text.QUFB\n"
+    assert made.stdout == line.format("hatoba.example.org:7420")
+    assert "host gpu-1" in made.stderr
+    (asked,) = fake.requests("CreateJoinTokenRequest")
+    assert (asked.host, asked.ttl.seconds) == ("gpu-1", 600)
+    dialled = cli("hosts", "add", "--server", "10.0.0.7:7420").stdout
+    assert dialled == line.format("10.0.0.7:7420")
+
+
+def test_a_host_is_removed(fake: FakeServer, cli: Cli) -> None:
+    done = cli("hosts", "remove", "hosts/old")
+    assert (done.stdout, done.stderr) == ("", "removed old\n")
+    (asked,) = fake.requests("RemoveHostRequest")
+    assert asked.name == "hosts/old"
+
+
 def test_hosts_show_what_is_free(fake: FakeServer, cli: Cli) -> None:
     row = cli("hosts", "list").stdout.splitlines()[1]
     assert row.split()[:2] == ["here", "READY"]

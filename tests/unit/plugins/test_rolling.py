@@ -157,6 +157,38 @@ def test_more_surge_than_allowed_waits_for_those_that_leave() -> None:
     assert not made.create
 
 
+def evicted(have: Sequence[ReplicaView], *names: str) -> list[ReplicaView]:
+    """The same, these on a place that is to be emptied."""
+    return [replace(one, evicted=one.name in names) for one in have]
+
+
+def test_one_that_is_evicted_stays_until_another_is_ready() -> None:
+    have = evicted(views(("a", 1, READY), ("b", 1, READY)), "a")
+    made = step(target({1: 2}), have)
+    assert created(made) == {1: 1}
+    assert not made.leaving
+    starting = [*have, *views(("c", 1, STARTING))]
+    assert step(target({1: 2}), starting) == Plan()
+    made = step(target({1: 2}), [*have, *views(("c", 1, READY))])
+    assert made.leaving == {"a"}
+    assert not made.create
+
+
+def test_one_that_is_evicted_and_not_ready_goes_at_once() -> None:
+    have = evicted(views(("a", 1, STARTING), ("b", 1, READY), ("c", 1, UNHEALTHY)), "a", "c")
+    made = step(target({1: 3}), have)
+    assert made.end == {"a"}
+    assert made.leaving == {"c"}
+    assert created(made) == {1: 2}
+
+
+def test_where_nothing_may_surge_one_that_is_evicted_leaves_first() -> None:
+    have = evicted(views(("a", 1, READY), ("b", 1, READY)), "b")
+    made = step(target({1: 2}, unavailable=1, surge=0), have)
+    assert made.leaving == {"b"}
+    assert not made.create
+
+
 # -- every way to the end -----------------------------------------------------------------------
 
 
@@ -219,6 +251,8 @@ class World:
             del self.replicas[name]
         elif pick % 5 == 0:
             self.retire(sorted(self.carry_out().leaving)[:1])
+        elif pick % 7 == 0:
+            self.replicas[name] = replace(self.replicas[name], evicted=True)
         elif pick % 3 == 0 and phase is READY:
             self.put(name, UNHEALTHY)
         else:
@@ -257,6 +291,7 @@ def test_bounds_hold_on_every_way_and_each_way_ends_at_the_target(
             world.carry_out()
             world.stir(pick)
     world.settle()
+    assert not any(one.evicted for one in world.replicas.values())
     have = Counter(one.revision for one in world.replicas.values())
     assert have == Counter({at: count for at, count in story[-1][0].items() if count})
 
