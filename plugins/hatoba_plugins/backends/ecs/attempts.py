@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from hatoba.runs import run_mark
 from hatoba_plugins.aws.tags import AwsOwner, mapped, owner_of
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.ecs.calls import EcsCalls, Item
@@ -175,6 +176,14 @@ class Attempts:
             if ours:
                 return self.known.get(name, ours[0])
         return None
+
+    async def of_run(self, name: str, mark: str) -> Observation:
+        """How the run that holds the claim is, among several of a name."""
+        for cluster in self._options.clusters:
+            for task in await self._calls.tasks_started_by(cluster, name):
+                if run_mark(task["taskArn"]) == mark:
+                    return observation_of(name, task)
+        return Observation(name, Phase.GONE, exists=False)
 
     async def look_at(self, arns: Iterable[str]) -> set[str]:
         """See these tasks; ARNs of those that are told of."""

@@ -8,6 +8,7 @@ from contextlib import aclosing, suppress
 from typing import Any, cast
 from weakref import WeakValueDictionary
 
+from hatoba.runs import run_mark
 from hatoba_plugins.aws import AwsClients, Unanswered
 from hatoba_plugins.aws.tags import listed, owner_tags
 from hatoba_plugins.backend import BackendContext
@@ -177,7 +178,11 @@ class EcsJobs:
         elif arn not in told:
             return self.attempts.missed(ref.name)
         known = self.attempts.known.get(ref.name)
-        return known.seen if known is not None else self.attempts.missed(ref.name)
+        if known is None:
+            return self.attempts.missed(ref.name)
+        if ref.mark and run_mark(known.arn) != ref.mark:
+            return await self.attempts.of_run(ref.name, ref.mark)
+        return known.seen
 
     async def _try_to_find(self, name: str) -> None:
         with suppress(Conflict):

@@ -124,7 +124,8 @@ class Slots:
         for slot in list(self.slots.values()):
             self._follow(slot, known, definition, now)
         fresh = [one for one in known.values() if one.arn not in self.history]
-        for task in sorted(fresh, key=lambda one: (one.created, one.arn)):
+        # Living ones first: an hour's ends are told of too, and are nobody while all are there.
+        for task in sorted(fresh, key=lambda one: (one.ending, one.created, one.arn)):
             self._adopt(task, wanted, now)
         self._let_go_of_orphans(wanted)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hatoba.v1 import common_pb2
+from hatoba_plugins.aws.starting import start_failure
 from hatoba_plugins.backends.ecs.names import STOPPED, TIMED_OUT
 from hatoba_plugins.errors import BackendError, Denied, Fatal, Invalid, NoCapacity, Retry
 from hatoba_plugins.values import Exit, ExitKind, Observation, Phase
@@ -32,30 +33,6 @@ _PHASES = {
 _OUT_OF_MEMORY = ("OutOfMemoryError", "OutOfMemory:")
 _TAKEN_BACK = ("SpotInterruption", "TerminationNotice")
 _HOST_GONE = re.compile(r"Host EC2 \(instance [^)]*\) (terminated|stopped)")
-_NO_ACCESS = re.compile(
-    r"pull access denied|no basic auth|unauthorized|403 forbidden|not authorized|accessdenied"
-    r"|authentication required",
-    re.IGNORECASE,
-)
-_OTHER_MACHINE = re.compile(
-    r"no matching manifest|does not match the (specified|detected) platform"
-    r"|image operating system",
-    re.IGNORECASE,
-)
-_NO_IMAGE = re.compile(
-    r"not found|manifest unknown|no such image|does not exist|invalid reference|name unknown",
-    re.IGNORECASE,
-)
-_NO_COMMAND = re.compile(
-    r"executable file not found|no such file or directory: unknown|exec: .*no such file",
-    re.IGNORECASE,
-)
-_NOT_EXECUTABLE = re.compile(r"exec format error|permission denied", re.IGNORECASE)
-_NO_SECRET = re.compile(
-    r"unable to (pull|retrieve) secrets?|secretsmanager|ssm:GetParameters|invalid ssm parameters"
-    r"|can't find the specified secret|resourcenotfoundexception",
-    re.IGNORECASE,
-)
 _FAILED_TO_START = (
     "TaskFailedToStart",
     "CannotStartContainerError",
@@ -101,7 +78,7 @@ def _by_stop_code(task: Task, said: str) -> Exit | None:
     if code == "InfrastructureHealth" or _HOST_GONE.search(said):
         return Exit(ExitKind.LOST, message=said)
     if _never_started(code, said):
-        return Exit(_start_failure(said), message=said)
+        return Exit(start_failure(said), message=said)
     if code in ("UserInitiated", "ServiceSchedulerInitiated"):
         return Exit(ExitKind.STOPPED, message=f"somebody stopped its task: {said}")
     return None
@@ -109,25 +86,6 @@ def _by_stop_code(task: Task, said: str) -> Exit | None:
 
 def _never_started(code: str, said: str) -> bool:
     return code == "TaskFailedToStart" or said.startswith(("CannotPull", *_FAILED_TO_START))
-
-
-def _start_failure(said: str) -> ExitKind:
-    if _NO_SECRET.search(said) and "CannotPull" not in said:
-        return ExitKind.SECRET_MISSING
-    if _NO_COMMAND.search(said):
-        return ExitKind.NOT_FOUND
-    if "CannotPull" in said or "pull image" in said:
-        return _pull_failure(said)
-    return ExitKind.NOT_EXECUTABLE if _NOT_EXECUTABLE.search(said) else ExitKind.FAILED
-
-
-def _pull_failure(said: str) -> ExitKind:
-    # Docker says "pull access denied ... repository does not exist" of both: access comes first.
-    if _OTHER_MACHINE.search(said):
-        return ExitKind.IMAGE_ARCHITECTURE
-    if _NO_ACCESS.search(said):
-        return ExitKind.IMAGE_DENIED
-    return ExitKind.IMAGE_MISSING if _NO_IMAGE.search(said) else ExitKind.IMAGE_UNREACHABLE
 
 
 def _by_exit_code(code: int | None, said: str) -> Exit:
