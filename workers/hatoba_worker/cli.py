@@ -218,16 +218,17 @@ def start(
 @worker.command()
 @click.option(
     "--data",
-    required=True,
+    default=None,
     type=click.Path(path_type=Path, file_okay=False, exists=True),
-    help="Directory of the host.",
+    help=f"Directory of the host.  [default: {DATA}]",
 )
 @click.option("--all", "all_", is_flag=True, help="End its jobs and its keeper too.")
 @click.option(
     "--grace", default=10.0, show_default=True, help="Seconds for jobs to end by themselves."
 )
-def stop(data: Path, all_: bool, grace: float) -> None:
+def stop(data: Path | None, all_: bool, grace: float) -> None:
     """End the worker of a directory; its jobs go on unless --all."""
     from hatoba_worker.main import end
 
-    asyncio.run(end(data.resolve(), everything=all_, grace=grace))
+    directory = (data or Path(DATA)).expanduser().resolve()
+    asyncio.run(end(directory, everything=all_, grace=grace))
