@@ -85,9 +85,7 @@ class ProcessImages:
 
     def capabilities(self) -> Capabilities:
         """A runner in the image, and what that can do."""
-        return Capabilities(
-            runner="image", caller_interpreter=True, inputs=True, secrets=True, requirements=True
-        )
+        return Capabilities(runner="image", images=True, inputs=True, secrets=True)
 
     async def health(self) -> Health:
         """Always well."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 from typing import TextIO, cast
@@ -21,9 +22,10 @@ class _Log:
         """Nothing is kept back."""
 
 
-def configure_log() -> None:
-    """Have structlog write JSON lines to stderr."""
+def configure_log(least: int = logging.NOTSET) -> None:
+    """Have structlog write JSON lines to stderr, of this level at least."""
     structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(least),
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),

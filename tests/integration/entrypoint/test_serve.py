@@ -5,19 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import socket
 
 import pytest
 from model_server_house import HANDLER, Client
-from runner_house import Container, RunnerHouse
+from runner_house import Container, RunnerHouse, free_port
 from waiting import eventually, until
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def replica(house: RunnerHouse) -> dict[str, object]:

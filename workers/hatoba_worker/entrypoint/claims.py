@@ -99,14 +99,16 @@ class Claiming:
         """The granted claim, of a gang's member once all have claimed. Raises Refused, Denied and
         Unreached.
         """
-        heard = self._clock()
+        heard, told = self._clock(), False
         while True:
             try:
                 answer = await self._calls.claim(address)
             except Away as error:
                 if self._clock() - heard >= self._patience:
                     raise Unreached(str(error)) from error
-                log.info("server.away", reason=str(error))
+                level = log.info if told else log.warning
+                level("server.away", reason=str(error))
+                told = True
                 await self._sleep(self._backoff.next())
                 continue
             except (Superseded, Malformed) as error:
