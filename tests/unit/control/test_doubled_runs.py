@@ -101,7 +101,18 @@ EXITS = (
     Exit(ExitKind.PREEMPTED),
 )
 WAITS = (5, 15, 35, 120, 700)
-WORDS = ("claim", "begin", "commit", "die", "cut", "mend", "hide", "show", "see", "see_all")
+WORDS: tuple[str, ...] = (
+    "claim",
+    "begin",
+    "commit",
+    "die",
+    "cut",
+    "mend",
+    "hide",
+    "show",
+    "see",
+    "see_all",
+)
 WORDS += ("late", "wait", "stop")
 acts = st.lists(
     st.builds(Act, st.sampled_from(WORDS), st.integers(0, 1), st.integers(0, 4)), max_size=14

@@ -18,6 +18,7 @@ from hatoba_plugins.backends.mock.script import script_of, script_problems
 from hatoba_plugins.backends.mock.world import MockWorld, Wanted
 from hatoba_plugins.checks import lacking, out_of_range, require_kind
 from hatoba_plugins.errors import BackendError, Invalid, Retry, Unsupported
+from hatoba_plugins.runner import runner_environment
 from hatoba_plugins.settling import Settling
 from hatoba_plugins.values import (
     Absent,
@@ -91,6 +92,8 @@ class MockOptions(BackendOptions):
     """`hangs`, `throttles` or `fails`: what is wrong with it for good; empty: nothing."""
     trouble_every: int = 1
     """One in so many calls of an operation has the trouble."""
+    runner: str = ""
+    """`pod` or `image`: each attempt waits for a runner, whose environment is in the ledger."""
 
     @classmethod
     def check(cls, options: dict[str, object]) -> list[Problem]:
@@ -108,8 +111,15 @@ class MockOptions(BackendOptions):
             *out_of_range(options, "settles_after", 0.0, 3_600.0),
             *out_of_range(options, "trouble_every", 1, 1_000_000),
             *([] if trouble in ("", *Trouble) else [Problem("trouble", _none_of(trouble))]),
+            *_runner_problems(options.get("runner", "")),
             *(Problem("lacks", f"{n!r} is none of {', '.join(_CAN_LACK)}") for n in unknown),
         ]
+
+
+def _runner_problems(runner: object) -> list[Problem]:
+    if runner in ("", "pod", "image"):
+        return []
+    return [Problem("runner", f"{runner!r} is none of pod, image")]
 
 
 def _none_of(trouble: object) -> str:
@@ -135,6 +145,7 @@ class MockType:
         if not isinstance(options, MockOptions):
             raise TypeError(f"mock is opened with MockOptions, not {type(options).__name__}")
         world = self._world(instance, options)
+        world.elsewhere = bool(options.runner)
         async with world.running(ctx.clock, options.capacity, options.elastic):
             yield MockBackend(world, options, ctx)
 
@@ -192,7 +203,8 @@ class MockJobs:
             self._ctx.cluster_id, request.job_uid, request.index, request.number, request.fence
         )
         timeout = request.spec.timeout.ToTimedelta().total_seconds()
-        return Wanted(request.name, owner, script, timeout)
+        env = runner_environment(self._ctx, request) if self._options.runner else {}
+        return Wanted(request.name, owner, script, timeout, tuple(sorted(env.items())))
 
     async def observe(self, refs: Sequence[Ref]) -> list[Observation]:
         """How they are now; none is reachable while the world is not."""
@@ -249,6 +261,7 @@ class MockBackend:
         self._ctx = ctx
         self._memory = Settling(ctx.clock, options.settles_after)
         self._capabilities = capabilities_of(options)
+        self._runner = options.runner
         self.jobs = MockJobs(world, options, ctx, self._memory)
         able = self._capabilities.deployments
         self.deployments = MockDeployments(world, self._capabilities, ctx) if able else None
@@ -256,7 +269,7 @@ class MockBackend:
     def capabilities(self) -> Capabilities:
         """All that it can play, less what the options take away."""
         runner = "none" if self._world.runner is None else "image"
-        return replace(self._capabilities, runner=runner)
+        return replace(self._capabilities, runner=self._runner or runner)
 
     async def health(self) -> Health:
         """Well, unless it cannot be reached."""

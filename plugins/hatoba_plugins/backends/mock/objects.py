@@ -10,9 +10,6 @@ from hatoba_plugins.backends.mock.ledger import Entry
 from hatoba_plugins.backends.mock.script import Script
 from hatoba_plugins.values import Exit, ExitKind, Phase
 
-REFUSED_CLAIM = 83
-"""Exit code of a runner whose claim was refused."""
-
 
 @dataclass(frozen=True, slots=True)
 class Owner:
@@ -78,14 +75,16 @@ def population_of(entries: Iterable[Entry]) -> Population:
     return world
 
 
-def created_entry(made: MockObject) -> Entry:
-    """The ledger's line for a new object."""
-    data = {
+def created_entry(made: MockObject, environment: Iterable[tuple[str, str]] = ()) -> Entry:
+    """The ledger's line for a new object, with what its runner is given."""
+    data: dict[str, object] = {
         "owner": asdict(made.owner),
         "script": made.script.as_dict(),
         "timeout": made.timeout,
         "hidden_until": made.hidden_until,
     }
+    if given := dict(environment):
+        data["environment"] = given
     return Entry("create", made.name, made.created_at, data)
 
 

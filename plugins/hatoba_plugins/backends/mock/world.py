@@ -18,7 +18,6 @@ from hatoba_plugins.backends.mock.faults import OPERATIONS, Fault, Faults
 from hatoba_plugins.backends.mock.fleet import Fleet, Outside
 from hatoba_plugins.backends.mock.ledger import Entry, Ledger
 from hatoba_plugins.backends.mock.objects import (
-    REFUSED_CLAIM,
     MockObject,
     Owner,
     Population,
@@ -30,6 +29,7 @@ from hatoba_plugins.backends.mock.script import ERRORS, GONE, FaultKind, Script
 from hatoba_plugins.clock import SystemClock
 from hatoba_plugins.errors import BackendError, Conflict, Fatal, NoCapacity, Retry, Throttled
 from hatoba_plugins.feed import Feed
+from hatoba_plugins.runner import CLAIM_REFUSED
 from hatoba_plugins.values import (
     DeploymentItem,
     Exit,
@@ -79,6 +79,8 @@ class Wanted:
     owner: Owner
     script: Script
     timeout: float = 0.0
+    environment: tuple[tuple[str, str], ...] = ()
+    """What its runner is given."""
 
 
 class MockWorld:
@@ -91,6 +93,8 @@ class MockWorld:
     def __init__(self, ledger: Path | None = None, runner: MockRunner | None = None) -> None:
         self.faults = Faults()
         self.runner = runner
+        self.elsewhere = False
+        """Runners are other processes, which claim and commit at the server."""
         self._ledger = Ledger(ledger)
         self._population = Population()
         self._feed: Feed[WatchItem] = Feed()
@@ -416,7 +420,7 @@ class MockWorld:
         made.hidden_until = now + hidden if hidden else 0.0
         made.releases_left = script.release_not_yet
         self._population.objects[made.name] = made
-        self._ledger.record(created_entry(made))
+        self._ledger.record(created_entry(made, wanted.environment))
         self._begin(made)
         self._tell(made)
         return made
@@ -539,7 +543,7 @@ class MockWorld:
         """Claim, and start the user's code; False when the claim was refused."""
         granted = await self._claim(known, nonce)
         if not granted:
-            self._end(known, Exit(ExitKind.EXITED, REFUSED_CLAIM, message="claim refused"))
+            self._end(known, Exit(ExitKind.EXITED, CLAIM_REFUSED, message="claim refused"))
             return False
         known.started_at = self._clock.time()
         self._record("start", known.name, nonce=nonce)
@@ -553,7 +557,7 @@ class MockWorld:
     async def _start_again(self, known: MockObject) -> None:
         """The provider's second start. Its end is the first that anybody sees of the object."""
         nonce = f"{known.name}/2"
-        if await self._claim(known, nonce):
+        if not self.elsewhere and await self._claim(known, nonce):
             self._record("start", known.name, nonce=nonce)
             return
         known.loser_unseen = True
@@ -600,9 +604,10 @@ class MockWorld:
 
 
 def _seen(known: MockObject) -> Observation:
-    return Observation(known.name, known.phase, not known.deleted, known.exit)
+    run = f"{known.name}/1"
+    return Observation(known.name, known.phase, not known.deleted, known.exit, run=run)
 
 
 def _loser(known: MockObject) -> Observation:
-    end = Exit(ExitKind.EXITED, REFUSED_CLAIM, message="another run holds the claim")
-    return Observation(known.name, Phase.ENDED, True, end)
+    end = Exit(ExitKind.EXITED, CLAIM_REFUSED, message="another run holds the claim")
+    return Observation(known.name, Phase.ENDED, True, end, run=f"{known.name}/2")
