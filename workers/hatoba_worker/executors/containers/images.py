@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ CLIENT = "hatoba.dev/client"
 TELL_EVERY = 1.0
 _ROOT = ("", "root", "0")
 _HUB = "docker.io"
+_EMULATORS = "/proc/sys/fs/binfmt_misc"
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 Pull = asyncio.Task[AttemptFailed | None]
 
@@ -94,6 +97,10 @@ class Images:
                 raise failure
         if here is None:
             raise states.image_failed("missing", reference, facts.arch)
+        arch = str(here.get("Architecture") or facts.arch)
+        if arch != facts.arch and not await asyncio.to_thread(_runs_here, arch):
+            # Behind an init it would only be said that there is no such program.
+            raise states.image_failed("wrong_arch", reference, facts.arch, f"it is for {arch}")
         image = image_of(here, reference)
         tinyfiles.append(build_log, f"{reference} is {image.name}\n".encode())
         return image
@@ -140,6 +147,12 @@ class Images:
             return None
         value = await asyncio.to_thread(self._secrets.value, name)
         return {**credentials(value), "serveraddress": registry}
+
+
+def _runs_here(arch: str) -> bool:
+    """Whether this machine runs programs of another architecture than its own. Blocks."""
+    native = arch == "386" or (arch == "arm" and os.uname().machine == "aarch64")
+    return native or Path(_EMULATORS, f"qemu-{_MACHINES.get(arch, arch)}").exists()
 
 
 def credentials(value: str) -> Json:
