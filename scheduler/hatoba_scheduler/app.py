@@ -749,6 +749,7 @@ def _add_services(
 
     def grounds() -> Grounds:
         secrets = frozenset(secret for host in core.hub.hosts() for secret in host.secrets)
+        secrets |= core.dispatcher.planner.secrets()
         ours = (instances, backends.default, core.queues, secrets)
         return Grounds(*ours, now=core.now(), choice=backends.choice)
 

@@ -175,3 +175,32 @@ class Curtain:
         for key in ("jobs", "jobSummaryList"):
             if operation in ("describejobs", "listjobs") and key in reply:
                 reply[key] = [job for job in reply[key] if not self._hides(job)]
+
+
+class Reclaimer:
+    """The provider who takes spot capacity back: a SIGTERM first, then the host is gone."""
+
+    REASON = "Host EC2 (instance i-0abc) terminated."
+
+    def __init__(self, batch: Any, engine: DockerEngine, queue: str) -> None:
+        self._batch = batch
+        self._engine = engine
+        self._queue = queue
+
+    def running(self) -> list[Json]:
+        """Jobs of the queue whose containers run, the oldest first."""
+        listed = self._batch.list_jobs(jobQueue=self._queue, jobStatus="RUNNING")["jobSummaryList"]
+        return sorted(listed, key=lambda job: (job["createdAt"], job["jobName"]))
+
+    def begun(self) -> list[Json]:
+        """Those of them whose containers the engine has."""
+        there = self._engine.docker("ps", "--format", "{{.Names}}").split()
+        return [job for job in self.running() if f"{job['jobName']}-{job['jobId']}" in there]
+
+    def warn(self, job: Json) -> None:
+        """What an instance's agent does with its containers when a reclaim is announced."""
+        self._engine.docker("kill", "--signal", "TERM", f"{job['jobName']}-{job['jobId']}")
+
+    def take(self, job: Json) -> None:
+        """The host is gone."""
+        self._batch.terminate_job(jobId=job["jobId"], reason=self.REASON)

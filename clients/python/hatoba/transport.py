@@ -201,7 +201,8 @@ class Transport:
 
     async def _connect(self, server: Server) -> None:
         self.server = server
-        self._channel = open_channel(server)
+        trusted = await asyncio.to_thread(credentials, server.ca_file) if server.tls else None
+        self._channel = open_channel(server.address, trusted)
 
     async def _close(self) -> None:
         if self._channel is not None:
@@ -228,16 +229,18 @@ class Transport:
         self._push_later()
 
 
-def open_channel(server: Server) -> grpc.aio.Channel:
-    """A channel with keepalive; plain on loopback unless TLS was asked for."""
-    if not server.tls:
-        return grpc.aio.insecure_channel(server.address, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(
-        server.address, _credentials(server.ca_file), options=CHANNEL_OPTIONS
-    )
+def open_channel(address: str, trusted: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    """A channel with keepalive; plain without credentials."""
+    if trusted is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, trusted, options=CHANNEL_OPTIONS)
 
 
-def _credentials(ca_file: str) -> grpc.ChannelCredentials:
+def credentials(ca_file: str) -> grpc.ChannelCredentials:
+    """What a server's certificate is held against: a file's authority, or the public ones. Blocks.
+
+    Raises InvalidSpec for a file that cannot be read.
+    """
     if not ca_file:
         return grpc.ssl_channel_credentials()
     try:

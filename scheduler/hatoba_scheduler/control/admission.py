@@ -188,8 +188,9 @@ def _of_secrets(spec: job_pb2.JobSpec, known: frozenset[str]) -> Iterator[FieldV
         if secret.name not in known:
             yield FieldViolation(
                 f"spec.secrets[{position}].name",
-                "names a secret that no connected host has",
+                "names a secret that no connected host and no backend has",
                 "secret.unknown",
                 shown(secret.name),
-                f"put it into secrets/{secret.name} of the host's data directory, mode 0600",
+                f"put it into secrets/{secret.name} of the host's data directory, mode 0600, or "
+                "where the backend has its secrets, and its name into the backend's `secrets`",
             )

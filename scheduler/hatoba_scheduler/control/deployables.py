@@ -178,7 +178,7 @@ def _of_secrets(
         if secret.name not in grounds.secrets:
             yield FieldViolation(
                 f"spec.secrets[{position}].name",
-                "names a secret that no connected host has",
+                "names a secret that no connected host and no backend has",
                 "secret.unknown",
                 shown(secret.name),
                 f"put it into secrets/{secret.name} of the host's data directory, mode 0600",

@@ -11,7 +11,7 @@ from scripted_batch import ScriptedBatch
 
 from hatoba_plugins.aws import open_aws
 from hatoba_plugins.backend import BackendContext
-from hatoba_plugins.backends.batch_spot.calls import SERVICES, BatchCalls
+from hatoba_plugins.backends.batch_spot.calls import BatchCalls
 from hatoba_plugins.backends.batch_spot.options import BatchOptions
 from hatoba_plugins.backends.batch_spot.watching import Sweeper
 from hatoba_plugins.clock import FakeClock
@@ -43,7 +43,7 @@ async def test_a_sweep_of_ten_thousand_takes_a_hundred_calls(batch: ScriptedBatc
         options = BatchOptions(
             region="us-east-1", endpoint=proxy.endpoint, queues={"spot": {"queue": "many"}}
         )
-        async with open_aws(options, ctx, SERVICES) as aws:
+        async with open_aws(options, ctx, ("batch",)) as aws:
             sweeper = Sweeper(ctx, BatchCalls(aws), options)
             listed = [known async for known in sweeper.list_all()]
             assert len(listed) == MANY

@@ -21,7 +21,8 @@ from hatoba_plugins.values import HealthStatus, LaunchRequest, Placement
 OPTIONS = BatchOptions(
     region="eu-central-1",
     queues={"spot": {"queue": "hatoba-spot"}},
-    secrets="/hatoba/",
+    secrets_prefix="/hatoba/",
+    secrets=["hf-token", "key"],
     job_role="arn:aws:iam::123456789012:role/job",
 )
 RUNNER = {"HATOBA_SERVER": "grpcs://hatoba:443", "HATOBA_CREDENTIAL": "hr_x"}
@@ -196,7 +197,8 @@ def test_gpus_go_where_they_are_and_others_do_not() -> None:
 
 
 def test_a_queue_is_a_pool() -> None:
-    pool = pool_of(A10G, 64.0)
+    pool = pool_of(A10G, 64.0, ["key"])
+    assert pool.secrets == {"key"}
     assert pool.labels == (("gpu", "a10g"), ("spot", "true"))
     assert (pool.total.cpus, pool.total.gpus, len(pool.gpu_ids)) == (64.0, 4, 4)
 
@@ -249,6 +251,7 @@ def test_an_environment_over_the_limit_is_told_with_both_sizes() -> None:
         ({"queues": {"spot": {"queue": "q", "gpus": True}}}, "queues.spot"),
         ({"queues": {"spot": {"queue": "q", "gpus": -1}}}, "queues.spot"),
         ({"queues": {"spot": {"queue": "q"}}, "runner": "pod"}, "runner"),
+        ({"queues": {"spot": {"queue": "q"}}, "secrets": ["key"]}, "secrets_prefix"),
         ({"queues": {"spot": {"queue": "q"}}, "region": "Frankfurt"}, "region"),
         ({"queues": {"spot": {"queue": "q"}}, "endpoint": "localhost"}, "endpoint"),
         ({"queues": {"spot": {"queue": "q"}}, "profile": "p", "credentials": "c"}, "credentials"),

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from hatoba.v1 import job_pb2
 from hatoba_plugins.aws import AwsClients, open_aws
 from hatoba_plugins.backend import BackendContext
-from hatoba_plugins.backends.batch_spot.calls import LIMITS, SERVICES, BatchCalls
+from hatoba_plugins.backends.batch_spot.calls import LIMITS, BatchCalls
 from hatoba_plugins.backends.batch_spot.checks import problems_of
 from hatoba_plugins.backends.batch_spot.health import survey
 from hatoba_plugins.backends.batch_spot.jobs import BatchJobs
@@ -108,7 +108,8 @@ def _over(detail: Detail | None) -> bool:
 @asynccontextmanager
 async def opened(options: BatchOptions, ctx: BackendContext) -> AsyncIterator[BatchBackend]:
     """Open one instance; it looks at its jobs until it is left."""
-    async with open_aws(options, ctx, SERVICES) as aws:
+    services = ("batch",) if options.runner == "image" else ("batch", "logs")
+    async with open_aws(options, ctx, services) as aws:
         backend = BatchBackend(ctx, options, aws)
         async with asyncio.TaskGroup() as tasks:
             sweeping = tasks.create_task(backend.sweeper.sweep_forever(), name="batch:sweep")

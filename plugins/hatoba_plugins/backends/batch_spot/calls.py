@@ -14,7 +14,6 @@ AT_ONCE = 100
 """Jobs of one DescribeJobs, and of one page of ListJobs."""
 KEPT_SECONDS = 8 * 86_400
 """Batch forgets jobs that ended a week ago; what is older is not asked for."""
-SERVICES = ("batch", "logs")
 LIMITS = (
     ("launch", Rate(40.0, 100)),
     ("batch:SubmitJob", Rate(45.0, 50)),

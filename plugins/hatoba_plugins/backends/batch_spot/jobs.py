@@ -220,7 +220,8 @@ class BatchJobs:
     async def watch(self) -> AsyncIterator[WatchItem]:
         """Room, everything that is not released, Synced, then what sweeps find new."""
         vcpus = (await survey(self._calls, self._queues)).vcpus
-        self._pools = tuple(pool_of(one, vcpus[one.name]) for one in self._queues)
+        secrets = self._options.secrets
+        self._pools = tuple(pool_of(one, vcpus[one.name], secrets) for one in self._queues)
         async for _ in self._sweeper.list_all():
             pass
         async with aclosing(self._sweeper.feed.watch(self._now)) as news:  # type: ignore[type-var]

@@ -108,7 +108,7 @@ def _definition(spec: job_pb2.JobSpec, options: BatchOptions, memory: int) -> Pa
         container["executionRoleArn"] = options.execution_role
     if spec.secrets:
         container["secrets"] = [
-            {"name": secret_variable(one), "valueFrom": f"{options.secrets}{one.name}"}
+            {"name": secret_variable(one), "valueFrom": f"{options.secrets_prefix}{one.name}"}
             for one in spec.secrets
         ]
     return {

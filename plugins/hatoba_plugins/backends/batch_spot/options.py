@@ -45,8 +45,10 @@ class BatchOptions(AwsOptions):
     """ARN of the role that the user's code has."""
     execution_role: str = ""
     """ARN of the role that reads secrets for containers."""
-    secrets: str = ""
+    secrets_prefix: str = ""
     """What goes before a secret's name: `/hatoba/` of Parameter Store, or an ARN's beginning."""
+    secrets: list[str] = field(default_factory=list)
+    """Names of the secrets that are there."""
     vcpus: float = 1.0
     """For jobs that state none."""
     memory_mib: int = 2048
@@ -67,6 +69,8 @@ class BatchOptions(AwsOptions):
         if known:
             return known
         runner = options.get("runner", "image")
+        if options.get("secrets") and not options.get("secrets_prefix"):
+            return [Problem("secrets_prefix", "say where the `secrets` are, for example /hatoba/")]
         return [
             *_queue_problems(options.get("queues", {})),
             *out_of_range(options, "vcpus", 0.25, 4096),

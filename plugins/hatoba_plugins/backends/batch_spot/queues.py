@@ -51,11 +51,11 @@ def _nowhere(gpus: int, *, on_demand: bool) -> str:
     return f"no queue {kind} capacity{with_gpus} is configured"
 
 
-def pool_of(queue: Queue, vcpus: float) -> Pool:
+def pool_of(queue: Queue, vcpus: float, secrets: Iterable[str] = ()) -> Pool:
     """A queue as the planner sees it; `vcpus` are what its compute environments may have."""
     labels = {**queue.labels, "spot": "true" if queue.spot else "false"}
     cpus = queue.cpus or vcpus
     total = Share(cpus, queue.memory or BOUNDLESS, queue.gpus, SLOTS)
     ids = tuple(map(str, range(queue.gpus)))
-    # Whose code it is does not matter where every job brings its image.
-    return Pool(queue.name, total, ids, tuple(sorted(labels.items())))
+    known = frozenset(secrets)
+    return Pool(queue.name, total, ids, tuple(sorted(labels.items())), secrets=known)

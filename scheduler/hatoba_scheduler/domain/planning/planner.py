@@ -68,6 +68,12 @@ class Planner:
         pools = self._parts.rooms.site(backend).pools
         return [pool.told() for _, pool in sorted(pools.items())]
 
+    def secrets(self) -> frozenset[str]:
+        """Names of all secrets that some pool has."""
+        sites = self._parts.rooms.sites.values()
+        pools = (pool for site in sites for pool in site.pools.values())
+        return frozenset(name for pool in pools for name in pool.room.secrets)
+
     def total(self) -> Resources:
         """All that known pools have, free or not."""
         return resources(self._parts.rooms.total)
