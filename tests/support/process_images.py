@@ -113,6 +113,7 @@ class ProcessImages:
             **runner_environment(self._ctx, request),
             "HATOBA_RUNNER_DIR": str(home / "runner"),
             "HATOBA_RUN": request.name,
+            "HATOBA_TERM_SECONDS": "6",
             "CODE": str(home / "code"),
         }
         entrypoint = (sys.executable, "-m", "hatoba_worker.entrypoint", "run")
@@ -230,6 +231,15 @@ class _Plugin:
 
 
 plugin = _Plugin()
+
+
+def end_all(directory: Path) -> bool:
+    """Ask every container to end; whether all have. Blocks."""
+    left = [home for home in directory.glob("*") if not (home / "code").exists()]
+    for home in left:
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((home / "pid").read_text()), signal.SIGTERM)
+    return not left
 
 
 def install(target: Path) -> None:

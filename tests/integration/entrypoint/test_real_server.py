@@ -43,6 +43,7 @@ async def server(tmp_path: Path) -> AsyncIterator[HatobaServer]:
             yield running
     finally:
         await asyncio.to_thread(launcher.close)
+        await until(lambda: process_images.end_all(tmp_path / "containers"))
 
 
 @pytest.fixture
