@@ -9,14 +9,12 @@ import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from server_process import HatobaServer, clean_environment, kill9
+from server_process import clean_environment
 from waiting import PATIENCE, eventually, until
 from wire import Wire
 
 from hatoba.v1 import worker_pb2
-from hatoba_worker.keeper.ask import ask
 
 
 @dataclass
@@ -106,15 +104,3 @@ async def connected(wire: Wire, name: str) -> worker_pb2.Host:
         return found[0] if found else None
 
     return await eventually(there)
-
-
-def keeper_answers(data: Path) -> list[Any]:
-    """What the keeper of a directory has; blocks."""
-    (reply,) = ask(data, [{"op": "list"}], timeout=5.0)
-    return list(reply.get("attempts", ()))
-
-
-async def killed(server: HatobaServer, pid: int) -> None:
-    """kill -9 something of this server."""
-    del server
-    await asyncio.to_thread(kill9, pid)
