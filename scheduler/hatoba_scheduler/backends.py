@@ -13,6 +13,7 @@ from hatoba_plugins.backend import Backend, BackendContext
 from hatoba_plugins.loader import LoadFailure, RegisteredType, load
 from hatoba_plugins.values import Capabilities
 from hatoba_scheduler.config import BackendConfig, Config
+from hatoba_scheduler.control.awaited_ends import Place
 from hatoba_scheduler.control.backend_loop import BackendLoop, LoopSettings
 from hatoba_scheduler.control.calls import CallSettings
 from hatoba_scheduler.domain.capacity import room_of
@@ -20,6 +21,7 @@ from hatoba_scheduler.domain.planning.planner import Planner
 
 log = structlog.get_logger(__name__)
 
+PLACES = [place.value for place in Place]
 EMBEDDED = {"hosts": BackendConfig("hosts")}
 """What is opened when nothing is configured."""
 
@@ -150,6 +152,9 @@ async def _open(
         backend = await stack.enter_async_context(opening)
     except Exception as error:  # noqa: BLE001 - one broken backend stops no other
         return LoadFailure(name, repr(error), "see the server's log", registered.distribution)
+    if (place := backend.capabilities().runner) not in PLACES:
+        reason = f"its runner stands in {place!r}; known are {', '.join(PLACES)}"
+        return LoadFailure(name, reason, "correct the plug-in", registered.distribution)
     found.opened[name] = Opened(backend, registered)
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 
@@ -11,6 +12,8 @@ from server_process import HatobaServer
 from wire import Wire
 
 from hatoba.v1 import artifact_pb2, common_pb2, job_pb2, runner_pb2
+from hatoba_scheduler.auth.runner_credentials import RunnerCredentials
+from hatoba_scheduler.auth.runner_keys import RunnerKeys
 from tests.integration.services.conftest import refused, state
 
 from .conftest import Runner, assignment_of, given_to, job_on
@@ -227,3 +230,23 @@ async def test_a_session_outlives_the_server(own_server: HatobaServer, own_wire:
         assert await runner.commit(kind=told.kind, exit_code=told.exit_code)
     assert state(await own_wire.ended(name)) == "SUCCEEDED"
     assert len(await own_wire.attempts(name)) == 1
+
+
+# -- replicas --------------------------------------------------------------------------------------
+
+
+async def test_a_replica_reads_files_and_does_nothing_else(server: HatobaServer) -> None:
+    keys = await asyncio.to_thread(RunnerKeys.open, server.data, 0)
+    text = RunnerCredentials(keys, lambda: 0).replica("d" * 32, 1, 0)
+    digest = hashlib.sha256(b"").digest()
+    async with Wire(server, token=text) as replica:
+        read = artifact_pb2.GetManifestRequest(digest=f"sha256:{'0' * 64}")
+        assert (await refused(replica.once(read, artifact_pb2.Manifest))).reason == (
+            "RESOURCE_NOT_FOUND"
+        )
+        find = artifact_pb2.FindMissingChunksRequest(sha256=[digest])
+        denied = await refused(replica.once(find, artifact_pb2.FindMissingChunksResponse))
+        assert (denied.code, denied.reason) == (grpc.StatusCode.PERMISSION_DENIED, "OUT_OF_SCOPE")
+        claim = runner_pb2.ClaimAttemptRequest(attempt="d" * 32, fence=1, nonce="n" * 16)
+        denied = await refused(replica.once(claim, runner_pb2.ClaimAttemptResponse))
+        assert denied.reason == "OUT_OF_SCOPE"

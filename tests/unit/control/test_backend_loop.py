@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,7 +38,7 @@ from hatoba_scheduler.control.instance import LoopContext
 from hatoba_scheduler.control.observe import Step, of_attempt
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain import causes
-from hatoba_scheduler.domain.records import Change
+from hatoba_scheduler.domain.records import Attempt, Change
 from hatoba_scheduler.domain.states import AttemptState, CauseCode
 from hatoba_scheduler.domain.transitions import (
     Outcome,
@@ -69,6 +69,8 @@ class Away:
     """Whom it was asked after, call by call."""
     gap: str = ""
     """The pool of which it says that something may have been missed."""
+    recall: Callable[[Attempt], None] = lambda _: None
+    """Its loop's, while that runs."""
 
     @property
     def jobs(self) -> Away:
@@ -121,6 +123,7 @@ async def looping(books: Books, backend: Away) -> AsyncIterator[FakeClock]:
     )
     loop = BackendLoop("null", cast(Backend, backend), ctx)
     loop.recover()
+    backend.recall = loop.recall
     async with asyncio.TaskGroup() as group:
         task = group.create_task(loop.run(), name="backend")
         yield backend.clock
@@ -174,6 +177,7 @@ async def test_what_was_taken_for_lost_is_stopped_until_nothing_of_it_is_left(
     await launching(books)
     async with looping(books, backend) as clock:
         await books.ledger.decide("job-1", of_attempt(0, NAME, cut_off(released)))
+        backend.recall(books.store.kept_attempts[NAME])
         await moved(clock, 1)
         assert backend.stops == [NAME]
         await moved(clock, round(2 * STOP_AGAIN) + 1)
