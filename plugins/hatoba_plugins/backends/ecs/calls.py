@@ -33,6 +33,15 @@ LIMITS: tuple[tuple[str, Rate], ...] = (
     ("ecs:ListContainerInstances", Rate(20.0, 100)),
     ("ecs:DescribeContainerInstances", Rate(20.0, 100)),
     ("ec2:DescribeInstances", Rate(10.0, 50)),
+    ("elbv2:DescribeTargetGroups", Rate(5.0, 20)),
+    ("elbv2:DescribeTargetHealth", Rate(5.0, 20)),
+    ("elbv2:DescribeRules", Rate(5.0, 20)),
+    ("elbv2:DescribeTags", Rate(5.0, 20)),
+    ("elbv2:CreateTargetGroup", Rate(3.0, 10)),
+    ("elbv2:DeleteTargetGroup", Rate(3.0, 10)),
+    ("elbv2:CreateRule", Rate(3.0, 10)),
+    ("elbv2:ModifyRule", Rate(3.0, 10)),
+    ("elbv2:DeleteRule", Rate(3.0, 10)),
 )
 """What AWS allows an account in a region: a second, and in a burst."""
 

@@ -12,6 +12,7 @@ from hatoba_plugins.aws import AwsClients
 from hatoba_plugins.aws.tags import CLUSTER, SPEC, listed, mapped
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.ecs.addresses import Addresses, answers
+from hatoba_plugins.backends.ecs.balancer import Balancer
 from hatoba_plugins.backends.ecs.calls import EcsCalls, Item, said
 from hatoba_plugins.backends.ecs.definitions import replica_definition
 from hatoba_plugins.backends.ecs.headroom import decide, headroom
@@ -31,6 +32,7 @@ from hatoba_plugins.backends.ecs.services import (
     event_messages,
     trouble,
 )
+from hatoba_plugins.backends.ecs.shares import shares
 from hatoba_plugins.backends.ecs.slots import Slots, TaskView, seconds, task_view
 from hatoba_plugins.backends.ecs.watchdogs import churning, churns, no_progress
 from hatoba_plugins.errors import BackendError, Conflict, Invalid, Retry
@@ -52,6 +54,8 @@ class Fleet:
         self._options = options
         self._ctx = ctx
         self._addresses = Addresses(calls, options.network)
+        balancer = Balancer(aws, options, ctx.cluster_id)
+        self._balancer = balancer if options.listener else None
 
     # -- taking a target in ---------------------------------------------------------------------
 
@@ -96,10 +100,21 @@ class Fleet:
             return
         await self._pace(known)
         self._step(known)
+        await self._route(known)
         for number, revision in list(known.revisions.items()):
             await self._push(known, revision)
             if number not in known.definitions and revision.empty and revision.status in _GONE:
                 del known.revisions[number]
+                if self._balancer is not None:
+                    await self._balancer.forget(known.target.uid, number)
+
+    async def _route(self, known: Deployed) -> None:
+        """Have the load balancer divide by what is ready; a service needs its group in a rule."""
+        known.native = self._balancer is not None
+        weights = shares(known.target, known.ready())
+        if self._balancer is not None and weights and weights != known.routed:
+            await self._balancer.route(known.target, weights)
+            known.routed = weights
 
     async def _look(self, known: Deployed) -> None:
         by_cluster: dict[str, list[Revision]] = {}
@@ -114,14 +129,14 @@ class Fleet:
         if service is not None and service.get("status") != "INACTIVE":
             _require_ours(service, self._ctx.cluster_id)
             if revision.service is None and not revision.want:
-                revision.want = int(service.get("desiredCount", 0))
+                revision.want = int(service.get("desiredCount", 0))  # of before our start
         revision.service = service
         if service is None:
             return
         now = self._ctx.clock.time()
         tasks = await self._tasks(revision)
         revision.slots.take(tasks, revision.want, revision.running, now)
-        ready = await self._ready(tasks)
+        ready = await self._ready(revision, tasks)
         revision.slots.judge(lambda task: task.arn in ready, now)
         self._diagnose(known, revision, now)
 
@@ -141,8 +156,11 @@ class Fleet:
         views = [task_view(task, addresses[arn]) for arn, task in described.items()]
         return [one for one in views if one.created >= since or not one.ended]
 
-    async def _ready(self, tasks: Iterable[TaskView]) -> set[str]:
+    async def _ready(self, revision: Revision, tasks: Iterable[TaskView]) -> set[str]:
         running = [one for one in tasks if one.running and one.address]
+        if self._balancer is not None:
+            healthy = await self._balancer.healthy(*revision.service_of)
+            return {one.arn for one in running if one.address.rpartition(":")[0] in healthy}
         if self._options.readiness == "ecs":
             return {one.arn for one in running if one.healthy}
         async with asyncio.TaskGroup() as asking:
@@ -212,7 +230,7 @@ class Fleet:
         elif revision.status == "DRAINING":
             if revision.want:
                 raise Retry(f"service {revision.name} of before still drains", after=1.0)
-        elif not revision.definition and revision.empty:
+        elif not revision.definition and revision.empty and not _desired(revision):
             await self._delete(known, revision, force=False)
         else:
             await self._update(known, revision)
@@ -238,6 +256,8 @@ class Fleet:
             "tags": listed(tags),
             **placing(self._options, revision.gpus),
         }
+        if self._balancer is not None:
+            parameters |= await self._balancer.service_part(*revision.service_of)
         # Another token when a service of this name was there before: that one is over.
         parameters["clientToken"] = token(repr(sorted(parameters.items())), earlier)
         try:
@@ -248,9 +268,8 @@ class Fleet:
             raise Retry(f"service {revision.name} is there already", after=1.0) from error
 
     async def _update(self, known: Deployed, revision: Revision) -> None:
-        service = revision.service or {}
         changes: dict[str, Any] = {}
-        if int(service.get("desiredCount", 0)) != revision.want:
+        if _desired(revision) != revision.want:
             changes["desiredCount"] = revision.want
         other = revision.definition not in ("", revision.running, *revision.refused)
         if other:
@@ -310,7 +329,12 @@ class Fleet:
                 if parsed and parsed.uid == uid:
                     revisions.setdefault(name, _revision(parsed, cluster, 0))
         gone = [await self._removed(revision) for revision in revisions.values()]
-        return not all(gone)
+        if not all(gone):
+            return True
+        if self._balancer is not None:
+            numbers = [one.service_of.revision for one in revisions.values()]
+            await self._balancer.remove(uid, numbers)
+        return False
 
     async def _removed(self, revision: Revision) -> bool:
         """Whether nothing of a revision is left; it is asked to go."""
@@ -344,6 +368,11 @@ class Fleet:
 
 def _revision(name: ServiceName, cluster: str, gpus: int) -> Revision:
     return Revision(name, cluster, gpus, Slots(name))
+
+
+def _desired(revision: Revision) -> int:
+    """How many tasks ECS keeps of it now."""
+    return int(revision.service.get("desiredCount", 0)) if revision.service else 0
 
 
 def _require_ours(service: Item, cluster_id: str) -> None:

@@ -99,6 +99,9 @@ class Deployed:
     """The target with the bounds to exchange by; None: its own."""
     problem: common_pb2.Cause | None = None
     native: bool = False
+    """A load balancer routes to it."""
+    routed: dict[int, int] = field(default_factory=dict)
+    """Weights that the load balancer has."""
     told: ReplicaSet | None = None
     removed: bool = False
     touched: bool = False
@@ -132,6 +135,16 @@ class Deployed:
             routed_by="native" if self.native else "us",
             problem=None if self.removed else self.problem,
         )
+
+    def ready(self) -> dict[int, int]:
+        """How many replicas are ready, by revision."""
+        return {
+            number: sum(
+                one.phase is ReplicaPhase.READY and not one.retiring
+                for one in revision.slots.slots.values()
+            )
+            for number, revision in self.revisions.items()
+        }
 
     @property
     def settled(self) -> bool:

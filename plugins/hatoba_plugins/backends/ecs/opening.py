@@ -22,7 +22,7 @@ async def opened(
     instance: str, options: EcsOptions, ctx: BackendContext
 ) -> AsyncIterator[EcsBackend]:
     """An instance whose polls end with the context."""
-    async with open_aws(options, ctx, ("ecs", "ec2")) as aws:
+    async with open_aws(options, ctx, ("ecs", "ec2", "elbv2")) as aws:
         known = replace(options, region=aws.region)
         calls = EcsCalls(aws)
         jobs = EcsJobs(aws, calls, known, ctx, capabilities_of(known))

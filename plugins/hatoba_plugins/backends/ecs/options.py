@@ -131,6 +131,8 @@ def _together(options: dict[str, object]) -> list[Problem]:
         problems.append(Problem("gpu_cluster", "Fargate has no GPUs; use instances for them"))
     if fargate and options.get("network") == "bridge":
         problems.append(Problem("network", "Fargate knows `awsvpc` alone"))
+    if options.get("listener") and options.get("network") == "bridge":
+        problems.append(Problem("listener", "its targets are tasks' own addresses: use `awsvpc`"))
     if options.get("listener") and not options.get("vpc"):
         problems.append(Problem("vpc", "a listener's target groups need their VPC"))
     return problems
