@@ -105,11 +105,22 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         """Decide how it ended."""
         _check_host(request.attempt, self._desk.host_of(request.attempt))
         if self._desk.known(request.attempt):
+            await self._know_claim(request)
             reply = await self._desk.commit(request)
             if reply.accepted:
                 return reply
         # It has left memory, perhaps only just: what is stored decides.
         return await self._desk.late_commit(request)
+
+    async def _know_claim(self, request: runner_pb2.CommitAttemptRequest) -> None:
+        """A session was given to the one that was granted the attempt: where a restored store does
+        not know of that claim, it does from now on."""
+        attempt = self._desk.current(request.attempt, request.fence)
+        if _runner() and attempt is not None and not attempt.nonce and request.nonce:
+            claim = runner_pb2.ClaimAttemptRequest(
+                attempt=request.attempt, fence=request.fence, nonce=request.nonce
+            )
+            await self._desk.claim(claim)
 
     async def AwaitExit(
         self, request: runner_pb2.AwaitExitRequest, context: Context

@@ -232,6 +232,20 @@ async def test_a_session_outlives_the_server(own_server: HatobaServer, own_wire:
     assert len(await own_wire.attempts(name)) == 1
 
 
+async def test_a_session_proves_a_claim_that_a_restored_store_does_not_know_of(
+    server: HatobaServer, wire: Wire
+) -> None:
+    name, runner = await begun(server, wire, job_on("pods", run_for=600))
+    keys = await asyncio.to_thread(RunnerKeys.open, server.data, 0)
+    text, _ = RunnerCredentials(keys, lambda: round(time.time() * 1e6)).session(
+        runner.attempt, runner.fence
+    )
+    async with runner:
+        runner.session = Wire(server, token=text)
+        assert await runner.commit()
+    assert state(await wire.ended(name)) == "SUCCEEDED"
+
+
 # -- replicas --------------------------------------------------------------------------------------
 
 
