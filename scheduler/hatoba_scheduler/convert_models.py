@@ -10,6 +10,7 @@ from google.protobuf import struct_pb2
 from hatoba.v1 import job_pb2, model_pb2
 from hatoba_scheduler.convert import cause_to_proto, manifest_to_proto, set_time
 from hatoba_scheduler.domain.models import Alias, Model, ModelVersion, Move
+from hatoba_scheduler.domain.records import Micros
 
 ModelStateValue = model_pb2.ModelState.ValueType
 MoveStateValue = model_pb2.AliasMoveState.ValueType
@@ -34,6 +35,20 @@ def content_of(
 def serving_of(version: ModelVersion) -> model_pb2.Serving:
     """How a stored version is served."""
     return model_pb2.ModelVersion.FromString(version.content).serving
+
+
+def with_images(content: bytes, images: Iterable[model_pb2.ModelImage], now: Micros) -> bytes:
+    """Stored content with these images, each in the place of its architecture's earlier one."""
+    message = model_pb2.ModelVersion.FromString(content)
+    known = {image.architecture: image for image in message.images}
+    for image in images:
+        fresh = known[image.architecture] = model_pb2.ModelImage()
+        fresh.CopyFrom(image)
+        fresh.create_time.FromMicroseconds(now)
+    ordered = [known[architecture] for architecture in sorted(known)]
+    del message.images[:]
+    message.images.extend(ordered)
+    return message.SerializeToString(deterministic=True)
 
 
 def with_signature(content: bytes, signature: model_pb2.Signature) -> bytes:

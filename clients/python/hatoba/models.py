@@ -151,6 +151,15 @@ class AsyncModels:
                 break
         return found
 
+    async def record_images(
+        self, name: str, images: Sequence[model_pb2.ModelImage]
+    ) -> model_pb2.ModelVersion:
+        """Keep which images were built of a version; of an architecture the newest one stays."""
+        request = model_pb2.RecordImagesRequest(
+            project=self._client.project, name=name, images=images, request_id=uuid.uuid4().hex
+        )
+        return await self._client.call(request, model_pb2.ModelVersion)
+
     async def set_alias(
         self, name: str, alias: str, version: int, *, expected: int | None = None, reason: str = ""
     ) -> model_pb2.SetAliasResponse:
@@ -255,6 +264,12 @@ class Models:
     def versions(self, name: str, *, limit: int = 100) -> Sequence[model_pb2.ModelVersion]:
         """See AsyncModels.versions."""
         return self._loop.run(self._models.versions(name, limit=limit))
+
+    def record_images(
+        self, name: str, images: Sequence[model_pb2.ModelImage]
+    ) -> model_pb2.ModelVersion:
+        """See AsyncModels.record_images."""
+        return self._loop.run(self._models.record_images(name, images))
 
     def set_alias(
         self, name: str, alias: str, version: int, *, expected: int | None = None, reason: str = ""

@@ -94,6 +94,7 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "GetModel": READ,
         "ListModels": READ,
         "ListModelVersions": READ,
+        "RecordImages": WRITE,
         "UpdateModel": OPERATE,
         "SetAlias": WRITE,
         "DeleteAlias": WRITE,

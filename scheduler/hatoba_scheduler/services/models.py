@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from hatoba_scheduler.convert_models import (
     move_to_proto,
     serving_with_defaults,
     version_to_proto,
+    with_images,
 )
 from hatoba_scheduler.domain.models import (
     Decision,
@@ -237,6 +239,27 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
             reply.next_page_token = self._pager.token(scope, str(found[size - 1].version))
         return reply
 
+    async def RecordImages(
+        self, request: model_pb2.RecordImagesRequest, context: Context
+    ) -> model_pb2.ModelVersion:
+        """Keep which images were built of a version."""
+        _one_of_each(request.images)
+        project = request.project or DEFAULT_PROJECT
+        key = request_key(project, "RecordImages", request.request_id, request)
+        known = await seen_before(self._store, key)
+        if known is not None:
+            return await self._made_before(known)
+        while True:
+            version = await find_version(self._store, request.name, project)
+            _checked(version)
+            content = with_images(version.content, request.images, self._now())
+            kept = await self._models.replace_content(version, content, key)
+            if kept is Stale.STALE:
+                continue
+            if kept is not None:
+                made_before(kept, key)
+            return await self._made_before(version.name)
+
     async def DeleteModelVersion(
         self, request: model_pb2.DeleteModelVersionRequest, context: Context
     ) -> model_pb2.ModelVersion:
@@ -430,6 +453,22 @@ class ModelServicer(model_pb2_grpc.ModelServiceServicer):
         """Where something comes from and what became of it."""
         project = request.project or DEFAULT_PROJECT
         return await Lineages(self._store).of(request.name, project, request.depth)
+
+
+def _one_of_each(images: Sequence[model_pb2.ModelImage]) -> None:
+    known = [image.architecture for image in images]
+    if len(set(known)) < len(known):
+        raise InvalidArgument.field(
+            "images", "must have one image of an architecture at most", value=", ".join(known)
+        )
+
+
+def _checked(version: ModelVersion) -> None:
+    if version.state is ModelState.REGISTERING:
+        raise FailedPrecondition(
+            f"{version.model}:{version.version} is still being checked; wait until it is READY",
+            resource=Resource("model_version", version.name),
+        )
 
 
 def _parsed(text: str, kind: str, project: str, field: str) -> Reference:

@@ -68,6 +68,13 @@ class ModelStore(Protocol):
         """End the check of a version that is REGISTERING; False when it is not."""
         ...
 
+    async def replace_content(
+        self, version: ModelVersion, content: bytes, request: RequestKey | None = None
+    ) -> Stale | Met | None:
+        """Keep other content of a version, if it has what was read; Stale when it is another's by
+        now, or gone. A request key that is known changes nothing."""
+        ...
+
     async def version(self, key: VersionKey) -> ModelVersion | None:
         """One version."""
         ...

@@ -22,6 +22,7 @@ COMMANDS = {
     "jobs": ("hatoba.cli.jobs:jobs", "Submit, list, look at, cancel and compare jobs."),
     "datasets": ("hatoba.cli.datasets:datasets", "Folders of examples, by name and number."),
     "models": ("hatoba.cli.models:models", "Models, their versions and aliases, and lineage."),
+    "images": ("hatoba.cli.images:images", "Images with a model's code and environment."),
     "code": ("hatoba.cli.code:code", "Code as jobs ran it, and where it came from."),
     "predict": ("hatoba.cli.predict:predict", "Ask a deployment, or a model for a whole dataset."),
     "deploy": ("hatoba.cli.deploy:deploy", "Deploy a model version and follow its roll-out."),

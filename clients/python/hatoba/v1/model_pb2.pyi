@@ -382,6 +382,7 @@ class ModelVersion(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/P/models/digits/versions/7`."""
     version: _builtins.int
@@ -446,6 +447,10 @@ class ModelVersion(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When."""
 
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelImage]:
+        """Images made of its code and environment, one of each architecture."""
+
     def __init__(
         self,
         *,
@@ -471,14 +476,95 @@ class ModelVersion(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         created_by: _builtins.str = ...,
         trace_id: _builtins.str = ...,
+        images: _abc.Iterable[Global___ModelImage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "manifest", b"manifest", "serving", b"serving", "signature", b"signature"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "attempt", b"attempt", "cause", b"cause", "check_job", b"check_job", "code_version", b"code_version", "create_time", b"create_time", "created_by", b"created_by", "datasets", b"datasets", "description", b"description", "git_commit", b"git_commit", "job", b"job", "labels", b"labels", "manifest", b"manifest", "metrics", b"metrics", "name", b"name", "params", b"params", "parent", b"parent", "serving", b"serving", "signature", b"signature", "state", b"state", "trace_id", b"trace_id", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "attempt", b"attempt", "cause", b"cause", "check_job", b"check_job", "code_version", b"code_version", "create_time", b"create_time", "created_by", b"created_by", "datasets", b"datasets", "description", b"description", "git_commit", b"git_commit", "images", b"images", "job", b"job", "labels", b"labels", "manifest", b"manifest", "metrics", b"metrics", "name", b"name", "params", b"params", "parent", b"parent", "serving", b"serving", "signature", b"signature", "state", b"state", "trace_id", b"trace_id", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelVersion: _TypeAlias = ModelVersion  # noqa: Y015
+
+@_typing.final
+class ModelImage(_message.Message):
+    """An image with a version's code and environment, for one architecture."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    PUSHED_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    architecture: _builtins.str
+    """`amd64` or `arm64`."""
+    reference: _builtins.str
+    """What engines call it, for example `registry.example/digits:7-amd64`."""
+    digest: _builtins.str
+    """`sha256:...`: of its manifest where it was pushed, else the image's own id in the engine that built it."""
+    pushed: _builtins.bool
+    """Whether it was pushed to the registry that `reference` names."""
+    job: _builtins.str
+    """The job that built it (resource name); its log is the build's."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was recorded; given by the server."""
+
+    def __init__(
+        self,
+        *,
+        architecture: _builtins.str = ...,
+        reference: _builtins.str = ...,
+        digest: _builtins.str = ...,
+        pushed: _builtins.bool = ...,
+        job: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "create_time", b"create_time", "digest", b"digest", "job", b"job", "pushed", b"pushed", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelImage: _TypeAlias = ModelImage  # noqa: Y015
+
+@_typing.final
+class RecordImagesRequest(_message.Message):
+    """See ModelService.RecordImages."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Empty: `default`."""
+    name: _builtins.str
+    """The version: `digits:7`, `digits@production` or a resource name."""
+    request_id: _builtins.str
+    """As in SubmitJobRequest."""
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelImage]:
+        """At most one of each architecture."""
+
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        name: _builtins.str = ...,
+        images: _abc.Iterable[Global___ModelImage] | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "name", b"name", "project", b"project", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecordImagesRequest: _TypeAlias = RecordImagesRequest  # noqa: Y015
 
 @_typing.final
 class RegisterModelRequest(_message.Message):

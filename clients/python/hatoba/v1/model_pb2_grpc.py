@@ -86,6 +86,11 @@ class ModelServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_model__pb2.ListAliasMovesRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_model__pb2.ListAliasMovesResponse.FromString,
                 _registered_method=True)
+        self.RecordImages = channel.unary_unary(
+                '/hatoba.v1.ModelService/RecordImages',
+                request_serializer=hatoba_dot_v1_dot_model__pb2.RecordImagesRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_model__pb2.ModelVersion.FromString,
+                _registered_method=True)
         self.DeleteModelVersion = channel.unary_unary(
                 '/hatoba.v1.ModelService/DeleteModelVersion',
                 request_serializer=hatoba_dot_v1_dot_model__pb2.DeleteModelVersionRequest.SerializeToString,
@@ -180,6 +185,14 @@ class ModelServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecordImages(self, request, context):
+        """Keeps which images were built of a version's code and environment; one of an architecture that has one
+        takes its place. Nothing else of the version changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteModelVersion(self, request, context):
         """Removes a version that nothing uses; FAILED_PRECONDITION names aliases, deployments, jobs and versions
         that do. Its number is not given again.
@@ -248,6 +261,11 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     servicer.ListAliasMoves,
                     request_deserializer=hatoba_dot_v1_dot_model__pb2.ListAliasMovesRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_model__pb2.ListAliasMovesResponse.SerializeToString,
+            ),
+            'RecordImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecordImages,
+                    request_deserializer=hatoba_dot_v1_dot_model__pb2.RecordImagesRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_model__pb2.ModelVersion.SerializeToString,
             ),
             'DeleteModelVersion': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteModelVersion,
@@ -532,6 +550,33 @@ class ModelService(object):
             '/hatoba.v1.ModelService/ListAliasMoves',
             hatoba_dot_v1_dot_model__pb2.ListAliasMovesRequest.SerializeToString,
             hatoba_dot_v1_dot_model__pb2.ListAliasMovesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecordImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.ModelService/RecordImages',
+            hatoba_dot_v1_dot_model__pb2.RecordImagesRequest.SerializeToString,
+            hatoba_dot_v1_dot_model__pb2.ModelVersion.FromString,
             options,
             channel_credentials,
             insecure,

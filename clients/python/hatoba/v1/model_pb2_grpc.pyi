@@ -65,6 +65,10 @@ class ModelServiceStub:
     """
     ListAliasMoves: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListAliasMovesRequest, _model_pb2.ListAliasMovesResponse]
     """Lists moves of aliases, made and pending and refused ones, newest first."""
+    RecordImages: _grpc.UnaryUnaryMultiCallable[_model_pb2.RecordImagesRequest, _model_pb2.ModelVersion]
+    """Keeps which images were built of a version's code and environment; one of an architecture that has one
+    takes its place. Nothing else of the version changes.
+    """
     DeleteModelVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.DeleteModelVersionRequest, _model_pb2.ModelVersion]
     """Removes a version that nothing uses; FAILED_PRECONDITION names aliases, deployments, jobs and versions
     that do. Its number is not given again.
@@ -111,6 +115,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     """
     ListAliasMoves: _aio.UnaryUnaryMultiCallable[_model_pb2.ListAliasMovesRequest, _model_pb2.ListAliasMovesResponse]  # type: ignore[assignment]
     """Lists moves of aliases, made and pending and refused ones, newest first."""
+    RecordImages: _aio.UnaryUnaryMultiCallable[_model_pb2.RecordImagesRequest, _model_pb2.ModelVersion]  # type: ignore[assignment]
+    """Keeps which images were built of a version's code and environment; one of an architecture that has one
+    takes its place. Nothing else of the version changes.
+    """
     DeleteModelVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.DeleteModelVersionRequest, _model_pb2.ModelVersion]  # type: ignore[assignment]
     """Removes a version that nothing uses; FAILED_PRECONDITION names aliases, deployments, jobs and versions
     that do. Its number is not given again.
@@ -214,6 +222,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.ListAliasMovesResponse, _abc.Awaitable[_model_pb2.ListAliasMovesResponse]]:
         """Lists moves of aliases, made and pending and refused ones, newest first."""
+
+    @_abc_1.abstractmethod
+    def RecordImages(
+        self,
+        request: _model_pb2.RecordImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.ModelVersion, _abc.Awaitable[_model_pb2.ModelVersion]]:
+        """Keeps which images were built of a version's code and environment; one of an architecture that has one
+        takes its place. Nothing else of the version changes.
+        """
 
     @_abc_1.abstractmethod
     def DeleteModelVersion(

@@ -91,6 +91,24 @@ class SqliteModels:
 
         return await self._write(work)
 
+    async def replace_content(
+        self, version: ModelVersion, content: bytes, request: RequestKey | None = None
+    ) -> Stale | Met | None:
+        """See `ModelStore.replace_content`."""
+        now, row = self._now(), (content, *version.key, version.content)
+
+        def work(connection: sqlite3.Connection) -> Stale | Met | None:
+            known = met(connection, request)
+            if known is not None:
+                return known
+            if not connection.execute(_sql("replace_content"), row).rowcount:
+                return Stale.STALE
+            connection.execute(_sql("touch"), version.key[:2])
+            keep(connection, request, version.name, now)
+            return None
+
+        return await self._write(work)
+
     async def version(self, key: VersionKey) -> ModelVersion | None:
         """One version."""
         found = await self._versions("WHERE project = ? AND model = ? AND version = ?", key)

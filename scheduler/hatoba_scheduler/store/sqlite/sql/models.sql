@@ -58,6 +58,10 @@ SELECT state FROM model_versions WHERE project = ? AND model = ? AND version = ?
 UPDATE model_versions SET state = ?, cause = ?, content = ?
 WHERE project = ? AND model = ? AND version = ? AND state = 1;
 
+-- name: replace_content
+UPDATE model_versions SET content = ?
+WHERE project = ? AND model = ? AND version = ? AND content = ?;
+
 -- name: note_check
 UPDATE model_versions SET check_job = ?
 WHERE project = ? AND model = ? AND version = ? AND check_job = '';
