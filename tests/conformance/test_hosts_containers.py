@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from types import TracebackType
 
 import pytest
 from hosts_house import HostsHarness, ReplicasHarness
@@ -17,14 +19,36 @@ from hatoba_plugins.conformance import (
     JobHarness,
     Life,
 )
+from hatoba_worker.executors.containers.choosing import key_of
 
 
-class ContainersHarness(HostsHarness):
-    """Every command runs in a container, and leaves its mark in a directory that all of them see."""
+class Contained(HostsHarness):
+    """Leaves nothing in the engine: no server of the kit ever says that all is stored."""
+
+    _engine: DockerEngine
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await super().__aexit__(kind, error, trace)
+        await asyncio.to_thread(self._clear)
+
+    def _clear(self) -> None:
+        label = f"label=hatoba.dev/host={key_of('kit', self._data)}"
+        for name in self._engine.docker("ps", "-aq", "--filter", label).split():
+            self._engine.docker("rm", "-f", "-v", name)
+
+
+class ContainersHarness(Contained):
+    """Every command runs in a container, and leaves its mark where all of them see it."""
 
     def __init__(self, directory: Path, engine: DockerEngine) -> None:
         marks = directory / "marks"
         super().__init__(directory, "--engine", engine.socket, "--mount", str(marks))
+        self._engine = engine
         marks.chmod(0o777)
         self._image = engine.busybox
 
@@ -40,12 +64,13 @@ class TestHostsContainers(JobConformance):
         return ContainersHarness(tmp_path, docker_engine)
 
 
-class ContainedReplicasHarness(ReplicasHarness):
+class ContainedReplicasHarness(Contained, ReplicasHarness):
     """Real model servers, each in a container."""
 
     def __init__(self, directory: Path, engine: DockerEngine, image: str) -> None:
         super().__init__(directory, "--engine", engine.socket)
         self._image = image
+        self._engine = engine
 
     def template(self, life: Life) -> worker_pb2.ReplicaSpec:
         spec = super().template(life)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hatoba import __version__
-from hatoba_worker.keeper.client import KeeperClient, end_keeper
+from hatoba_worker.keeper.client import KeeperClient
 from hatoba_worker.keeper.ensure import KeeperStartError, ensure_keeper
 
 VERSION = "HATOBA_WORKER_VERSION"
@@ -61,7 +61,9 @@ def main(arguments: Sequence[str]) -> int:
         if options.command == "embed":
             asyncio.run(embed(options.data, os.environ))
         else:
-            asyncio.run(end_keeper(options.data, options.grace))
+            from hatoba_worker.main import end_all
+
+            asyncio.run(end_all(options.data.resolve(), options.grace))
     except KeeperStartError as error:
         sys.stderr.write(f"hatoba worker: {error}\n")
         return 1

@@ -16,6 +16,7 @@ from pathlib import Path
 import structlog
 
 from hatoba_worker.config import BadConfig, Config, load
+from hatoba_worker.executors.containers.ending import end_containers
 from hatoba_worker.keeper.client import end_keeper
 from hatoba_worker.process_log import configure_log
 from hatoba_worker.worker import AlreadyRuns, Worker, hold
@@ -74,11 +75,19 @@ async def _until_told(worker: Worker) -> None:
         await worker.run()
 
 
+async def end_all(data: Path, grace: float) -> None:
+    """End what a directory's keeper and engine run, by force after `grace` seconds, and the
+    keeper."""
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(end_keeper(data, grace), name="end keeper")
+        tasks.create_task(end_containers(data, grace), name="end containers")
+
+
 async def end(data: Path, *, everything: bool, grace: float) -> None:
     """End the worker of a directory, if one runs; with `everything` its jobs and keeper too."""
     await asyncio.to_thread(_end_worker, data)
     if everything:
-        await end_keeper(data, grace)
+        await end_all(data, grace)
 
 
 def _end_worker(data: Path) -> None:

@@ -8,6 +8,7 @@ from container_house import ContainerHouse
 from waiting import until
 
 from hatoba.v1 import runner_pb2
+from hatoba_worker.main import end_all
 
 LINES = b"".join(b"line %d\n" % number for number in range(20_000))
 NUMBERED = """
@@ -83,6 +84,19 @@ async def test_a_container_of_no_journal_is_removed(house: ContainerHouse) -> No
     await house.kill_worker()
     (house.data / "worker.journal").unlink()
     await house.start_worker()
+    await house.nothing_left()
+
+
+async def test_who_ends_everything_ends_containers_too(house: ContainerHouse) -> None:
+    house.contained(house.a, "echo up; exec sleep 1000")
+    await house.logged(house.a, b"up\n")
+    await house.stop_worker()
+    await end_all(house.data, 0.5)
+    state = (await house.inspect(house.a))["State"]
+    assert state["Running"] is False
+    await house.start_worker()
+    commit = await house.commit(house.a)
+    assert commit.kind == runner_pb2.EXIT_KIND_STOPPED
     await house.nothing_left()
 
 

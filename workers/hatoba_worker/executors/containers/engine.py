@@ -7,6 +7,7 @@ it answered and did not. `aiodocker` is imported when a connection is made.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -189,9 +190,11 @@ class Engine:
 async def connected(socket: str) -> AsyncIterator[Engine]:
     """A connection to the engine at a unix socket. Raises EngineAway, EngineMissing."""
     try:
-        import aiodocker
+        await asyncio.to_thread(importlib.import_module, "aiodocker")
     except ImportError as error:
         raise EngineMissing("pip install 'hatoba[docker]'") from error
+    import aiodocker
+
     docker = aiodocker.Docker(url=f"unix://{socket}")
     try:
         async with _called():
