@@ -218,8 +218,9 @@ class Yard:
             kind=runner_pb2.EXIT_KIND_EXITED,
             exit_code=end.code,
         )
-        if (await self.desk.commit(request)).accepted:
-            self.committed = self.committed or end
+        over = self.attempt.state.terminal
+        if (await self.desk.commit(request)).accepted and not over:
+            self.committed = end
         run.life, run.exit = Life.DEAD, end
 
     async def stop(self) -> None:
@@ -283,7 +284,8 @@ class Yard:
         is to end anyway and was silent for as long as a commit may take."""
         if self.cancelled:
             return self.silent_for >= COMMIT_BUDGET if self.marked else self.silent_for > 0
-        return not self.marked and self.silent_for > 0 and any(run.ended for run in self.runs)
+        other_died = any(run.life is Life.DEAD for run in self.runs)
+        return not self.marked and self.silent_for > 0 and other_died
 
 
 async def _no_manifest(digest: str) -> Any:
