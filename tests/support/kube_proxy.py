@@ -193,6 +193,9 @@ class KubeProxy:
                 await self._pass_on(reply, response, over)
                 if over in self._broken and request.transport is not None:
                     request.transport.abort()
+                if reply.connection is not None and reply.connection.transport is not None:
+                    # A polite end of TLS would outlive the test.
+                    reply.connection.transport.abort()
                 return response
         finally:
             self.watching[resource] -= 1

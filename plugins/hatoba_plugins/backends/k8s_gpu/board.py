@@ -141,7 +141,7 @@ class Board:
     # -- telling --------------------------------------------------------------------------------
 
     def _look(self, job: SeenJob, *, certain: bool = False) -> None:
-        if not self.opened.is_set():
+        if not self.opened.is_set() or job.name in self._dropped:
             return
         pods = self.pods.get(job.name, {}).values()
         if not certain and not pods and job.finished and self._late_pod(job):

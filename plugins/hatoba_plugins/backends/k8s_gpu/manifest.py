@@ -87,7 +87,7 @@ class Maker:
             "completionMode": "Indexed" if role == names.ROLE_GANG else "NonIndexed",
             "ttlSecondsAfterFinished": round(self._options.ttl),
             "podReplacementPolicy": "Failed",
-            "podFailurePolicy": {"rules": _failure_rules()},
+            "podFailurePolicy": {"rules": _failure_rules(self.runner(request) == "pod")},
             "template": {"metadata": {"labels": labels}, "spec": self._pod(members, asked)},
         }
         if queue:
@@ -207,16 +207,17 @@ def _command(command: Sequence[str]) -> list[str]:
     return ["python", *given] if given and given[0].endswith(".py") else given
 
 
-def _failure_rules() -> list[Json]:
+def _failure_rules(with_runner: bool) -> list[Json]:
     """Not to retry, but to write into the Job's condition how its pod ended.
 
     The core starts the next attempt, so a disruption ends the Job as any exit code does. A pod that
     was refused its claim counts for nothing: another pod of the same Job was granted it.
     """
     refused = {"containerName": names.INIT, "operator": "In", "values": [CLAIM_REFUSED]}
+    disruption = {"type": "DisruptionTarget", "status": "True"}
     return [
-        {"action": "Ignore", "onExitCodes": refused},
-        {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        *([{"action": "Ignore", "onExitCodes": refused}] if with_runner else []),
+        {"action": "FailJob", "onPodConditions": [disruption]},
         {"action": "FailJob", "onExitCodes": {"operator": "NotIn", "values": [0]}},
     ]
 

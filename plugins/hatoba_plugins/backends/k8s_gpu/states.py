@@ -83,7 +83,9 @@ def _phase(pod: SeenPod | None) -> Phase:
 
 
 def _ending(job: SeenJob, pod: SeenPod | None) -> Exit | None:
-    """How it ended; None while it has not, or the pod that knows has not been told of yet."""
+    """How it ended; None while it has not. What ends because somebody deletes it will be gone."""
+    if job.deleting and not job.verdict:
+        return None
     if pod is None:
         return _ended_without_pod(job)
     if pod.main.state is not Running.TERMINATED and not pod.over:
