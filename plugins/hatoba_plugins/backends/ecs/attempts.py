@@ -55,8 +55,6 @@ class Known:
     timeout: float = 0.0
     stopping: str = ""
     """The reason that was given when its stop was asked for."""
-    searched: bool = False
-    """Whether another run was looked for."""
 
     @property
     def handle(self) -> Handle:
@@ -110,13 +108,14 @@ class Attempts:
 
     # -- seeing ---------------------------------------------------------------------------------
 
-    def took(self, task: Item, *, looked: bool = True) -> Known | None:
+    def took(self, task: Item, *, looked: bool = True, chosen: bool = False) -> Known | None:
         """Take note of a task; None when it is no attempt of ours.
 
-        What RunTask answers with is not `looked` up: look-ups may lag behind it.
+        What RunTask answers with is not `looked` up: look-ups may lag behind it. One that was
+        `chosen` among all runs of its name takes the place of another.
         """
-        owner = owner_of(mapped(task.get("tags") or []))
-        if owner is None or owner.cluster_id != self._ctx.cluster_id:
+        owner = self._owner(task)
+        if owner is None:
             return None
         if looked:
             self.settling.seen(owner.name)
@@ -124,7 +123,8 @@ class Attempts:
         if self.released(owner.name):
             return Known(owner.name, owner, task["taskArn"], seen)
         known = self.known.get(owner.name)
-        if known is None or (known.arn != task["taskArn"] and _better(seen, known.seen)):
+        other = known is not None and known.arn != task["taskArn"]
+        if known is None or (other and (chosen or _better(seen, known.seen))):
             known = self.known[owner.name] = Known(owner.name, owner, task["taskArn"], seen)
             known.timeout = float(mapped(task["tags"]).get(TIMEOUT_TAG, 0.0))
             self._tell(seen)
@@ -132,6 +132,10 @@ class Attempts:
             self._saw(known, seen)
         known.started = seconds(task.get("startedAt"))
         return known
+
+    def _owner(self, task: Item) -> AwsOwner | None:
+        owner = owner_of(mapped(task.get("tags") or []))
+        return owner if owner is not None and owner.cluster_id == self._ctx.cluster_id else None
 
     def _saw(self, known: Known, seen: Observation) -> None:
         """An end is final, and phases only grow."""
@@ -167,14 +171,14 @@ class Attempts:
         """The task of a name, live. Raises Conflict for one that is not ours."""
         for cluster in clusters or self._options.clusters:
             tasks = await self._calls.tasks_started_by(cluster, name)
-            ours = [known for task in tasks if (known := self.took(task)) is not None]
+            ours = [task for task in tasks if self._owner(task)]
             if tasks and not ours:
                 raise Conflict(
                     f"a task of cluster {cluster!r} was started as {name!r} and is not ours",
                     evidence=str(tasks[0]["taskArn"]),
                 )
             if ours:
-                return self.known.get(name, ours[0])
+                return self.took(_best(ours), chosen=True)
         return None
 
     async def of_run(self, name: str, mark: str) -> Observation:
@@ -199,17 +203,20 @@ class Attempts:
         return found
 
     async def _took(self, task: Item) -> None:
-        """Take note; where a claim was refused, look for the run whose claim was granted."""
-        known = self.took(task)
-        if known is not None and _refused(known.seen) and not known.searched:
-            known.searched = True
-            await self.look_up(known.name)
+        """Take note; where a claim was refused, of the run whose claim was granted."""
+        owner = self._owner(task)
+        if owner is not None and _refused(observation_of(owner.name, task)):
+            runs = await self._calls.tasks_started_by(cluster_of(task["taskArn"]), owner.name)
+            best = _best([one for one in runs if self._owner(one)] or [task])
+            self.took(best, chosen=True)
+        else:
+            self.took(task)
 
     async def look_around(self) -> None:
         """See all tasks that there are."""
         for cluster in self._options.clusters:
             async for task in self._calls.all_tasks(cluster):
-                self.took(task)
+                await self._took(task)
 
     async def find(self, ref: Ref) -> FindOutcome:
         """Whether it is there, by its name, live."""
@@ -237,6 +244,18 @@ class Attempts:
         if self._options.runner != "none" or submitted is None:
             return False
         return self._ctx.clock.time() - submitted > TOLD_FOR
+
+
+def _best(runs: Sequence[Item]) -> Item:
+    """The run of a name that counts; the oldest of equals."""
+    best = runs[0]
+    for one in runs[1:]:
+        best = one if _better(_seen(one), _seen(best)) else best
+    return best
+
+
+def _seen(task: Item) -> Observation:
+    return observation_of("", task)
 
 
 def _better(one: Observation, other: Observation) -> bool:
