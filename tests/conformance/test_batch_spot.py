@@ -91,13 +91,16 @@ class BatchFaults(FaultInjector):
 class BatchHarness(BackendHarness):
     """A queue of its own for each test."""
 
-    def __init__(self, emulator: AwsEmulator, engine: DockerEngine, image: str) -> None:
+    def __init__(
+        self, emulator: AwsEmulator, engine: DockerEngine, image: str, runner: str = "image"
+    ) -> None:
         super().__init__(BatchType(), {})
         self.faults = BatchFaults(self)
         self.curtain = Curtain()
         self._emulator = emulator
         self._engine = engine
         self._image = image
+        self._runner = runner
         self._queue = make_queue(emulator)
         self._outside = AsyncExitStack()
         self.options = self._options("http://127.0.0.1:9")
@@ -109,6 +112,7 @@ class BatchHarness(BackendHarness):
             "queues": {"spot": {"queue": self._queue}},
             "sweep_every": 0.3,
             "settles_after": 1.0,
+            "runner": self._runner,
         }
 
     def context(self) -> BackendContext:
@@ -182,3 +186,20 @@ class TestBatchSpot(JobConformance):
         made = await asyncio.to_thread(BatchHarness, moto, docker_engine, batch_image)
         yield made
         await made.close()
+
+
+@pytest.mark.timeout(300)
+async def test_without_a_runner_logs_come_from_cloudwatch(
+    moto: AwsEmulator,
+    docker_engine: DockerEngine,
+    batch_image: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for key, text in moto.credentials.items():
+        monkeypatch.setenv(key, text)
+    harness = await asyncio.to_thread(BatchHarness, moto, docker_engine, batch_image, "none")
+    try:
+        await JobConformance().test_logs_or_a_refusal(harness)
+        await JobConformance().test_exit_codes_are_true(harness)
+    finally:
+        await harness.close()

@@ -192,15 +192,15 @@ class Reclaimer:
         listed = self._batch.list_jobs(jobQueue=self._queue, jobStatus="RUNNING")["jobSummaryList"]
         return sorted(listed, key=lambda job: (job["createdAt"], job["jobName"]))
 
-    def begun(self) -> list[Json]:
-        """Those of them whose containers the engine has."""
-        there = self._engine.docker("ps", "--format", "{{.Names}}").split()
-        return [job for job in self.running() if f"{job['jobName']}-{job['jobId']}" in there]
-
-    def warn(self, job: Json) -> None:
+    def warn(self, attempt: str) -> None:
         """What an instance's agent does with its containers when a reclaim is announced."""
-        self._engine.docker("kill", "--signal", "TERM", f"{job['jobName']}-{job['jobId']}")
+        self._engine.docker("kill", "--signal", "TERM", f"{attempt}-{self._id(attempt)}")
 
-    def take(self, job: Json) -> None:
+    def take(self, attempt: str) -> None:
         """The host is gone."""
-        self._batch.terminate_job(jobId=job["jobId"], reason=self.REASON)
+        self._batch.terminate_job(jobId=self._id(attempt), reason=self.REASON)
+
+    def _id(self, attempt: str) -> str:
+        filters = [{"name": "JOB_NAME", "values": [attempt]}]
+        (job,) = self._batch.list_jobs(jobQueue=self._queue, filters=filters)["jobSummaryList"]
+        return str(job["jobId"])
