@@ -50,6 +50,8 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "GetJobTrace": READ,
         "PlanJob": READ,
         "ExplainJob": READ,
+        "ExecJob": WRITE,
+        "ForwardJob": WRITE,
     },
     "hatoba.v1.QueueService": {
         "CreateQueue": OPERATE,
@@ -142,6 +144,7 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "CreateJoinToken": OPERATE,
         "JoinHost": frozenset({Role.JOIN, Role.ADMIN}),
         "RenewHost": HOST,
+        "Attach": HOST,
     },
     "hatoba.v1.AdminService": {
         "ListBackends": READ,

@@ -291,6 +291,360 @@ WAIT_REASON_NEXT: WaitReason.ValueType  # 18
 Global___WaitReason: _TypeAlias = WaitReason  # noqa: Y015
 
 @_typing.final
+class ExecJobRequest(_message.Message):
+    """See JobService.ExecJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___ExecStart:
+        """First, and once."""
+
+    @_builtins.property
+    def input(self) -> Global___AttachInput:
+        """All others."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___ExecStart | None = ...,
+        input: Global___AttachInput | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "said", b"said", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "said", b"said", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_said: _TypeAlias = _typing.Literal["start", "input"]  # noqa: Y015
+    _WhichOneofArgType_said: _TypeAlias = _typing.Literal["said", b"said"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_said) -> _WhichOneofReturnType_said | None: ...
+
+Global___ExecJobRequest: _TypeAlias = ExecJobRequest  # noqa: Y015
+
+@_typing.final
+class ExecStart(_message.Message):
+    """What is to be run, and where."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job, by name or uid."""
+    index: _builtins.int
+    """Which of its tasks."""
+    terminal: _builtins.bool
+    """Give it a terminal; then stdout and stderr are one."""
+    term: _builtins.str
+    """With `terminal`: its kind, for the variable TERM; empty: `xterm`."""
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Program and arguments. No shell reads them."""
+
+    @_builtins.property
+    def size(self) -> Global___TerminalSize:
+        """With `terminal`: its size."""
+
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        index: _builtins.int = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        terminal: _builtins.bool = ...,
+        size: Global___TerminalSize | None = ...,
+        term: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "index", b"index", "job", b"job", "size", b"size", "term", b"term", "terminal", b"terminal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecStart: _TypeAlias = ExecStart  # noqa: Y015
+
+@_typing.final
+class TerminalSize(_message.Message):
+    """Of a terminal, in characters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """Lines."""
+    columns: _builtins.int
+    """Characters of a line."""
+    def __init__(
+        self,
+        *,
+        rows: _builtins.int = ...,
+        columns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["columns", b"columns", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TerminalSize: _TypeAlias = TerminalSize  # noqa: Y015
+
+@_typing.final
+class AttachInput(_message.Message):
+    """What goes to a command or port."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """Bytes."""
+    end: _builtins.bool
+    """No more will come."""
+    @_builtins.property
+    def size(self) -> Global___TerminalSize:
+        """The terminal is of this size from now on."""
+
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        end: _builtins.bool = ...,
+        size: Global___TerminalSize | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "said", b"said", "size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "said", b"said", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_said: _TypeAlias = _typing.Literal["data", "end", "size"]  # noqa: Y015
+    _WhichOneofArgType_said: _TypeAlias = _typing.Literal["said", b"said"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_said) -> _WhichOneofReturnType_said | None: ...
+
+Global___AttachInput: _TypeAlias = AttachInput  # noqa: Y015
+
+@_typing.final
+class AttachOutput(_message.Message):
+    """What comes from a command or port. Empty: nothing yet, but it is there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_FIELD_NUMBER: _builtins.int
+    STDERR_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    data: _builtins.bytes
+    """From its stdout, its terminal or the port."""
+    stderr: _builtins.bytes
+    """From its stderr."""
+    end: _builtins.bool
+    """The port sends no more."""
+    @_builtins.property
+    def ended(self) -> Global___ExecEnded:
+        """The command has ended, and all that it wrote was told."""
+
+    def __init__(
+        self,
+        *,
+        data: _builtins.bytes = ...,
+        stderr: _builtins.bytes = ...,
+        end: _builtins.bool = ...,
+        ended: Global___ExecEnded | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "ended", b"ended", "stderr", b"stderr", "told", b"told"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "ended", b"ended", "stderr", b"stderr", "told", b"told"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_told: _TypeAlias = _typing.Literal["data", "stderr", "end", "ended"]  # noqa: Y015
+    _WhichOneofArgType_told: _TypeAlias = _typing.Literal["told", b"told"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_told) -> _WhichOneofReturnType_told | None: ...
+
+Global___AttachOutput: _TypeAlias = AttachOutput  # noqa: Y015
+
+@_typing.final
+class ExecEnded(_message.Message):
+    """How a command ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    exit_code: _builtins.int
+    """Its exit code; 126 or 127 also when it could not be started, and why came on stderr."""
+    signal: _builtins.int
+    """The signal that killed it; 0: none."""
+    def __init__(
+        self,
+        *,
+        exit_code: _builtins.int = ...,
+        signal: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit_code", b"exit_code", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecEnded: _TypeAlias = ExecEnded  # noqa: Y015
+
+@_typing.final
+class ExecJobResponse(_message.Message):
+    """See JobService.ExecJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def started(self) -> Global___AttachStarted:
+        """First."""
+
+    @_builtins.property
+    def output(self) -> Global___AttachOutput:
+        """All others."""
+
+    def __init__(
+        self,
+        *,
+        started: Global___AttachStarted | None = ...,
+        output: Global___AttachOutput | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "started", b"started", "told", b"told"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "started", b"started", "told", b"told"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_told: _TypeAlias = _typing.Literal["started", "output"]  # noqa: Y015
+    _WhichOneofArgType_told: _TypeAlias = _typing.Literal["told", b"told"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_told) -> _WhichOneofReturnType_told | None: ...
+
+Global___ExecJobResponse: _TypeAlias = ExecJobResponse  # noqa: Y015
+
+@_typing.final
+class AttachStarted(_message.Message):
+    """Where somebody is attached now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    attempt: _builtins.int
+    """Number of the task's attempt."""
+    host: _builtins.str
+    """Host or node; empty: not known."""
+    def __init__(
+        self,
+        *,
+        attempt: _builtins.int = ...,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachStarted: _TypeAlias = AttachStarted  # noqa: Y015
+
+@_typing.final
+class ForwardJobRequest(_message.Message):
+    """See JobService.ForwardJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start(self) -> Global___ForwardStart:
+        """First, and once."""
+
+    @_builtins.property
+    def input(self) -> Global___AttachInput:
+        """All others."""
+
+    def __init__(
+        self,
+        *,
+        start: Global___ForwardStart | None = ...,
+        input: Global___AttachInput | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "said", b"said", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "said", b"said", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_said: _TypeAlias = _typing.Literal["start", "input"]  # noqa: Y015
+    _WhichOneofArgType_said: _TypeAlias = _typing.Literal["said", b"said"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_said) -> _WhichOneofReturnType_said | None: ...
+
+Global___ForwardJobRequest: _TypeAlias = ForwardJobRequest  # noqa: Y015
+
+@_typing.final
+class ForwardStart(_message.Message):
+    """Which port."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    job: _builtins.str
+    """The job, by name or uid."""
+    index: _builtins.int
+    """Which of its tasks."""
+    port: _builtins.int
+    """The TCP port on which it listens."""
+    def __init__(
+        self,
+        *,
+        job: _builtins.str = ...,
+        index: _builtins.int = ...,
+        port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "job", b"job", "port", b"port"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForwardStart: _TypeAlias = ForwardStart  # noqa: Y015
+
+@_typing.final
+class ForwardJobResponse(_message.Message):
+    """See JobService.ForwardJob."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def started(self) -> Global___AttachStarted:
+        """First."""
+
+    @_builtins.property
+    def output(self) -> Global___AttachOutput:
+        """All others."""
+
+    def __init__(
+        self,
+        *,
+        started: Global___AttachStarted | None = ...,
+        output: Global___AttachOutput | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "started", b"started", "told", b"told"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "started", b"started", "told", b"told"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_told: _TypeAlias = _typing.Literal["started", "output"]  # noqa: Y015
+    _WhichOneofArgType_told: _TypeAlias = _typing.Literal["told", b"told"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_told) -> _WhichOneofReturnType_told | None: ...
+
+Global___ForwardJobResponse: _TypeAlias = ForwardJobResponse  # noqa: Y015
+
+@_typing.final
 class LabelRequirement(_message.Message):
     """What a host's label must be."""
 

@@ -117,6 +117,16 @@ class JobServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_job__pb2.ExplainJobRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_job__pb2.Explanation.FromString,
                 _registered_method=True)
+        self.ExecJob = channel.stream_stream(
+                '/hatoba.v1.JobService/ExecJob',
+                request_serializer=hatoba_dot_v1_dot_job__pb2.ExecJobRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_job__pb2.ExecJobResponse.FromString,
+                _registered_method=True)
+        self.ForwardJob = channel.stream_stream(
+                '/hatoba.v1.JobService/ForwardJob',
+                request_serializer=hatoba_dot_v1_dot_job__pb2.ForwardJobRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_job__pb2.ForwardJobResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer(object):
@@ -246,6 +256,25 @@ class JobServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExecJob(self, request_iterator, context):
+        """Runs a command beside a task that runs: in its directory and environment, under its limits, and ended
+        with it. The first message is `start`; once `started` came back, input is read. What is written comes as
+        it is written, `ended` last. A client that goes away hangs up: SIGHUP, 5 s later SIGKILL. Recorded as an
+        event with who and which program. FAILED_PRECONDITION, WRONG_STATE for a task that does not run, and
+        UNSUPPORTED where its backend has no `attach`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForwardJob(self, request_iterator, context):
+        """One connection to a TCP port on which a running task listens; each connection is a call of its own. Refused
+        and recorded as ExecJob. UNAVAILABLE while nothing of the task listens there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -328,6 +357,16 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ExplainJob,
                     request_deserializer=hatoba_dot_v1_dot_job__pb2.ExplainJobRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_job__pb2.Explanation.SerializeToString,
+            ),
+            'ExecJob': grpc.stream_stream_rpc_method_handler(
+                    servicer.ExecJob,
+                    request_deserializer=hatoba_dot_v1_dot_job__pb2.ExecJobRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_job__pb2.ExecJobResponse.SerializeToString,
+            ),
+            'ForwardJob': grpc.stream_stream_rpc_method_handler(
+                    servicer.ForwardJob,
+                    request_deserializer=hatoba_dot_v1_dot_job__pb2.ForwardJobRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_job__pb2.ForwardJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -765,6 +804,60 @@ class JobService(object):
             '/hatoba.v1.JobService/ExplainJob',
             hatoba_dot_v1_dot_job__pb2.ExplainJobRequest.SerializeToString,
             hatoba_dot_v1_dot_job__pb2.Explanation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecJob(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hatoba.v1.JobService/ExecJob',
+            hatoba_dot_v1_dot_job__pb2.ExecJobRequest.SerializeToString,
+            hatoba_dot_v1_dot_job__pb2.ExecJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForwardJob(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hatoba.v1.JobService/ForwardJob',
+            hatoba_dot_v1_dot_job__pb2.ForwardJobRequest.SerializeToString,
+            hatoba_dot_v1_dot_job__pb2.ForwardJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -85,6 +85,17 @@ class JobServiceStub:
     """Says why a job is where it is: for one that waits the reason that matters most, its position, what
     would have to change and when it may start. By the same function as PlanJob and the planner itself.
     """
+    ExecJob: _grpc.StreamStreamMultiCallable[_job_pb2.ExecJobRequest, _job_pb2.ExecJobResponse]
+    """Runs a command beside a task that runs: in its directory and environment, under its limits, and ended
+    with it. The first message is `start`; once `started` came back, input is read. What is written comes as
+    it is written, `ended` last. A client that goes away hangs up: SIGHUP, 5 s later SIGKILL. Recorded as an
+    event with who and which program. FAILED_PRECONDITION, WRONG_STATE for a task that does not run, and
+    UNSUPPORTED where its backend has no `attach`.
+    """
+    ForwardJob: _grpc.StreamStreamMultiCallable[_job_pb2.ForwardJobRequest, _job_pb2.ForwardJobResponse]
+    """One connection to a TCP port on which a running task listens; each connection is a call of its own. Refused
+    and recorded as ExecJob. UNAVAILABLE while nothing of the task listens there.
+    """
 
 @_typing.type_check_only
 class JobServiceAsyncStub(JobServiceStub):
@@ -142,6 +153,17 @@ class JobServiceAsyncStub(JobServiceStub):
     ExplainJob: _aio.UnaryUnaryMultiCallable[_job_pb2.ExplainJobRequest, _job_pb2.Explanation]  # type: ignore[assignment]
     """Says why a job is where it is: for one that waits the reason that matters most, its position, what
     would have to change and when it may start. By the same function as PlanJob and the planner itself.
+    """
+    ExecJob: _aio.StreamStreamMultiCallable[_job_pb2.ExecJobRequest, _job_pb2.ExecJobResponse]  # type: ignore[assignment]
+    """Runs a command beside a task that runs: in its directory and environment, under its limits, and ended
+    with it. The first message is `start`; once `started` came back, input is read. What is written comes as
+    it is written, `ended` last. A client that goes away hangs up: SIGHUP, 5 s later SIGKILL. Recorded as an
+    event with who and which program. FAILED_PRECONDITION, WRONG_STATE for a task that does not run, and
+    UNSUPPORTED where its backend has no `attach`.
+    """
+    ForwardJob: _aio.StreamStreamMultiCallable[_job_pb2.ForwardJobRequest, _job_pb2.ForwardJobResponse]  # type: ignore[assignment]
+    """One connection to a TCP port on which a running task listens; each connection is a call of its own. Refused
+    and recorded as ExecJob. UNAVAILABLE while nothing of the task listens there.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -293,6 +315,29 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_job_pb2.Explanation, _abc.Awaitable[_job_pb2.Explanation]]:
         """Says why a job is where it is: for one that waits the reason that matters most, its position, what
         would have to change and when it may start. By the same function as PlanJob and the planner itself.
+        """
+
+    @_abc_1.abstractmethod
+    def ExecJob(
+        self,
+        request_iterator: _MaybeAsyncIterator[_job_pb2.ExecJobRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_pb2.ExecJobResponse], _abc.AsyncIterator[_job_pb2.ExecJobResponse]]:
+        """Runs a command beside a task that runs: in its directory and environment, under its limits, and ended
+        with it. The first message is `start`; once `started` came back, input is read. What is written comes as
+        it is written, `ended` last. A client that goes away hangs up: SIGHUP, 5 s later SIGKILL. Recorded as an
+        event with who and which program. FAILED_PRECONDITION, WRONG_STATE for a task that does not run, and
+        UNSUPPORTED where its backend has no `attach`.
+        """
+
+    @_abc_1.abstractmethod
+    def ForwardJob(
+        self,
+        request_iterator: _MaybeAsyncIterator[_job_pb2.ForwardJobRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_job_pb2.ForwardJobResponse], _abc.AsyncIterator[_job_pb2.ForwardJobResponse]]:
+        """One connection to a TCP port on which a running task listens; each connection is a call of its own. Refused
+        and recorded as ExecJob. UNAVAILABLE while nothing of the task listens there.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

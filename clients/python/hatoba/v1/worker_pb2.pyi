@@ -27,6 +27,104 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class WorkerServiceAttachRequest(_message.Message):
+    """Worker to server: of one session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """In the first message: which session this is."""
+    refused: _builtins.str
+    """Instead of all else: why nothing was begun, in words."""
+    @_builtins.property
+    def output(self) -> _job_pb2.AttachOutput:
+        """What came; the first is empty, once the command was started or the port answered."""
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        refused: _builtins.str = ...,
+        output: _job_pb2.AttachOutput | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["output", b"output"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output", b"output", "refused", b"refused", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerServiceAttachRequest: _TypeAlias = WorkerServiceAttachRequest  # noqa: Y015
+
+@_typing.final
+class WorkerServiceAttachResponse(_message.Message):
+    """Server to worker: of one session."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def input(self) -> _job_pb2.AttachInput:
+        """What goes there."""
+
+    def __init__(
+        self,
+        *,
+        input: _job_pb2.AttachInput | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WorkerServiceAttachResponse: _TypeAlias = WorkerServiceAttachResponse  # noqa: Y015
+
+@_typing.final
+class AttachAttempt(_message.Message):
+    """Attach somebody to an attempt, by a call of WorkerService.Attach."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    FENCE_FIELD_NUMBER: _builtins.int
+    EXEC_FIELD_NUMBER: _builtins.int
+    PORT_FIELD_NUMBER: _builtins.int
+    session: _builtins.str
+    """Chosen by the server, not to be guessed."""
+    attempt: _builtins.str
+    """External name."""
+    fence: _builtins.int
+    """Its fence."""
+    port: _builtins.int
+    """A TCP port on which it listens."""
+    @_builtins.property
+    def exec(self) -> _job_pb2.ExecStart:
+        """A command that is to be started beside it; `job` and `index` are empty."""
+
+    def __init__(
+        self,
+        *,
+        session: _builtins.str = ...,
+        attempt: _builtins.str = ...,
+        fence: _builtins.int = ...,
+        exec: _job_pb2.ExecStart | None = ...,
+        port: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["exec", b"exec", "port", b"port", "to", b"to"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "exec", b"exec", "fence", b"fence", "port", b"port", "session", b"session", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_to: _TypeAlias = _typing.Literal["exec", "port"]  # noqa: Y015
+    _WhichOneofArgType_to: _TypeAlias = _typing.Literal["to", b"to"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_to) -> _WhichOneofReturnType_to | None: ...
+
+Global___AttachAttempt: _TypeAlias = AttachAttempt  # noqa: Y015
+
+@_typing.final
 class WorkerServiceConnectRequest(_message.Message):
     """Worker to server."""
 
@@ -513,6 +611,7 @@ class ServerItem(_message.Message):
     GOING_AWAY_FIELD_NUMBER: _builtins.int
     REPLICAS_FIELD_NUMBER: _builtins.int
     TAIL_FIELD_NUMBER: _builtins.int
+    ATTACH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___WorkerWelcome:
         """First item of a stream."""
@@ -561,6 +660,10 @@ class ServerItem(_message.Message):
     def tail(self) -> Global___TailReplica:
         """Tell the last lines of a replica's log."""
 
+    @_builtins.property
+    def attach(self) -> Global___AttachAttempt:
+        """Attach somebody to an attempt."""
+
     def __init__(
         self,
         *,
@@ -576,12 +679,13 @@ class ServerItem(_message.Message):
         going_away: Global___ServerGoingAway | None = ...,
         replicas: Global___ReplicaOrder | None = ...,
         tail: Global___TailReplica | None = ...,
+        attach: Global___AttachAttempt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "replicas", b"replicas", "stop", b"stop", "tail", b"tail", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "replicas", b"replicas", "stop", b"stop", "tail", b"tail", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "replicas", b"replicas", "stop", b"stop", "tail", b"tail", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach", b"attach", "checkpoint_stored", b"checkpoint_stored", "claimed", b"claimed", "committed", b"committed", "drop", b"drop", "going_away", b"going_away", "item", b"item", "launch", b"launch", "metrics_stored", b"metrics_stored", "order", b"order", "replicas", b"replicas", "stop", b"stop", "tail", b"tail", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "launch", "stop", "claimed", "order", "metrics_stored", "checkpoint_stored", "committed", "drop", "going_away", "replicas", "tail"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "launch", "stop", "claimed", "order", "metrics_stored", "checkpoint_stored", "committed", "drop", "going_away", "replicas", "tail", "attach"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 

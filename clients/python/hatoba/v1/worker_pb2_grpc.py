@@ -80,6 +80,11 @@ class WorkerServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_worker__pb2.RenewHostRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_worker__pb2.HostCertificates.FromString,
                 _registered_method=True)
+        self.Attach = channel.stream_stream(
+                '/hatoba.v1.WorkerService/Attach',
+                request_serializer=hatoba_dot_v1_dot_worker__pb2.WorkerServiceAttachRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_worker__pb2.WorkerServiceAttachResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer(object):
@@ -155,6 +160,14 @@ class WorkerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Attach(self, request_iterator, context):
+        """A worker opens one for each AttachAttempt: its first message names the session. The end of either side is
+        the end of the session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -202,6 +215,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.RenewHost,
                     request_deserializer=hatoba_dot_v1_dot_worker__pb2.RenewHostRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_worker__pb2.HostCertificates.SerializeToString,
+            ),
+            'Attach': grpc.stream_stream_rpc_method_handler(
+                    servicer.Attach,
+                    request_deserializer=hatoba_dot_v1_dot_worker__pb2.WorkerServiceAttachRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_worker__pb2.WorkerServiceAttachResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -448,6 +466,33 @@ class WorkerService(object):
             '/hatoba.v1.WorkerService/RenewHost',
             hatoba_dot_v1_dot_worker__pb2.RenewHostRequest.SerializeToString,
             hatoba_dot_v1_dot_worker__pb2.HostCertificates.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Attach(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hatoba.v1.WorkerService/Attach',
+            hatoba_dot_v1_dot_worker__pb2.WorkerServiceAttachRequest.SerializeToString,
+            hatoba_dot_v1_dot_worker__pb2.WorkerServiceAttachResponse.FromString,
             options,
             channel_credentials,
             insecure,

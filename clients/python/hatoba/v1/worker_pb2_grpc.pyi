@@ -61,6 +61,10 @@ class WorkerServiceStub:
     """
     RenewHost: _grpc.UnaryUnaryMultiCallable[_worker_pb2.RenewHostRequest, _worker_pb2.HostCertificates]
     """New certificates for the host that asks, for new keys; those it has stay good to their end."""
+    Attach: _grpc.StreamStreamMultiCallable[_worker_pb2.WorkerServiceAttachRequest, _worker_pb2.WorkerServiceAttachResponse]
+    """A worker opens one for each AttachAttempt: its first message names the session. The end of either side is
+    the end of the session.
+    """
 
 @_typing.type_check_only
 class WorkerServiceAsyncStub(WorkerServiceStub):
@@ -95,6 +99,10 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     """
     RenewHost: _aio.UnaryUnaryMultiCallable[_worker_pb2.RenewHostRequest, _worker_pb2.HostCertificates]  # type: ignore[assignment]
     """New certificates for the host that asks, for new keys; those it has stay good to their end."""
+    Attach: _aio.StreamStreamMultiCallable[_worker_pb2.WorkerServiceAttachRequest, _worker_pb2.WorkerServiceAttachResponse]  # type: ignore[assignment]
+    """A worker opens one for each AttachAttempt: its first message names the session. The end of either side is
+    the end of the session.
+    """
 
 class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The worker's stream, and what operators do with hosts."""
@@ -180,5 +188,15 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.HostCertificates, _abc.Awaitable[_worker_pb2.HostCertificates]]:
         """New certificates for the host that asks, for new keys; those it has stay good to their end."""
+
+    @_abc_1.abstractmethod
+    def Attach(
+        self,
+        request_iterator: _MaybeAsyncIterator[_worker_pb2.WorkerServiceAttachRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_worker_pb2.WorkerServiceAttachResponse], _abc.AsyncIterator[_worker_pb2.WorkerServiceAttachResponse]]:
+        """A worker opens one for each AttachAttempt: its first message names the session. The end of either side is
+        the end of the session.
+        """
 
 def add_WorkerServiceServicer_to_server(servicer: WorkerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
