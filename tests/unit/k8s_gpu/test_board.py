@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from hatoba.runs import run_mark
 from hatoba_plugins.backends.k8s_gpu.board import PATIENCE, Board, JobFollower, PodFollower
+from hatoba_plugins.backends.k8s_gpu.objects import seen_job
+from hatoba_plugins.backends.k8s_gpu.states import observed
 from hatoba_plugins.clock import FakeClock
 from hatoba_plugins.values import ExitKind, Observation, Phase
 
@@ -147,3 +150,34 @@ def test_each_member_of_a_gang_is_told_of(watched: Watched) -> None:
     found = watched.board.job_of("m-1")
     assert found is not None
     assert found.name == NAME
+
+
+def test_of_two_pods_the_one_that_claimed_is_spoken_of(watched: Watched) -> None:
+    told = corpus("running")
+    (winner,) = told["pods"]
+    loser = copy.deepcopy(winner)
+    loser["metadata"] |= {"name": "loser", "uid": "u-loser"}
+    watched.jobs.seen(told["job"])
+    watched.pods.seen(loser)
+    watched.pods.seen(winner)
+    uid = winner["metadata"]["uid"]
+    for run in (uid, "u-loser"):
+        seen = watched.board.told(NAME, run_mark(run))
+        assert seen is not None
+        assert (seen.run, seen.phase) == (run, Phase.RUNNING)
+    watched.pods.gone(winner)
+    seen = watched.board.told(NAME, run_mark(uid))
+    assert seen is not None
+    assert (seen.phase, seen.exists) == (Phase.GONE, False)
+
+
+def test_who_claimed_and_left_nothing_ended_as_the_job_keeps_it(watched: Watched) -> None:
+    job = copy.deepcopy(corpus("running")["job"])
+    message = "Container {} for pod ml/{} failed with exit code {} matching FailJob rule at index 2"
+    condition = {"type": "Failed", "status": "True", "reason": "PodFailurePolicy"}
+    for code, phase in ((3, Phase.ENDED), (83, Phase.GONE)):
+        condition["message"] = message.format("main", NAME, code)
+        job["status"] = {"conditions": [condition]}
+        made = seen_job(job)
+        assert made is not None
+        assert observed(made, 0, [], run_mark("gone")).phase is phase

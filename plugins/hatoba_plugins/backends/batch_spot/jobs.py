@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, suppress
+from dataclasses import replace
 
+from hatoba.runs import run_mark
 from hatoba_plugins.aws import Unanswered
 from hatoba_plugins.aws.tags import RELEASED
 from hatoba_plugins.backend import BackendContext
@@ -22,6 +24,7 @@ from hatoba_plugins.backends.batch_spot.states import (
     TERMINAL,
     Detail,
     refused_claim,
+    run_of,
     seen,
 )
 from hatoba_plugins.backends.batch_spot.watching import Sweeper
@@ -193,17 +196,19 @@ class BatchJobs:
     async def _observe(self, refs: Sequence[Ref]) -> list[Observation]:
         by_id = {ref.name: ref.handle.data for ref in refs if ref.handle is not None}
         details = await self._calls.describe(by_id.values())
-        found = {name: details[job] for name, job in by_id.items() if job in details}
-        doubtful = {
-            ref.name
-            for ref in refs
-            if ref.name not in found or (self._fenced and refused_claim(found[ref.name]))
-        }
-        nameless = {name for name in doubtful if name not in by_id or name in found}
-        for name, named in (await self._lookup.named(nameless)).items() if nameless else ():
-            if named.one is not None:
-                found[name] = named.one
+        found = {name: details.get(job) for name, job in by_id.items()}
+        unsure = [ref for ref in refs if self._by_name(ref, found.get(ref.name))]
+        named = await self._lookup.named(ref.name for ref in unsure) if unsure else {}
+        found |= {ref.name: named[ref.name].of_run(ref.mark) for ref in unsure}
         return [self._observation(ref.name, found.get(ref.name)) for ref in refs]
+
+    def _by_name(self, ref: Ref, detail: Detail | None) -> bool:
+        """Whether the handle does not tell of the run that is asked for."""
+        if detail is None:
+            return ref.handle is None or bool(ref.mark)
+        if ref.mark:
+            return run_mark(run_of(detail)) != ref.mark
+        return self._fenced and refused_claim(detail)
 
     def _observation(self, name: str, detail: Detail | None) -> Observation:
         if detail is None:
@@ -215,7 +220,7 @@ class BatchJobs:
         known = self._sweeper.take(detail)
         told = known.seen if known else seen(name, detail)
         # Released: only its history is left.
-        return told if known else Observation(name, told.phase, exists=False, exit=told.exit)
+        return told if known else replace(told, exists=False)
 
     async def watch(self) -> AsyncIterator[WatchItem]:
         """Room, everything that is not released, Synced, then what sweeps find new."""

@@ -6,9 +6,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from hatoba.runs import run_mark
 from hatoba_plugins.backends.batch_spot.book import Book
 from hatoba_plugins.backends.batch_spot.calls import BatchCalls
-from hatoba_plugins.backends.batch_spot.states import Detail, refused_claim
+from hatoba_plugins.backends.batch_spot.states import (
+    TERMINAL,
+    Detail,
+    refused_claim,
+    run_of,
+)
 
 FEW = 3
 """So many names of one job are looked up one by one; more of them by what they have in common."""
@@ -23,9 +29,14 @@ class Named:
 
     @property
     def one(self) -> Detail | None:
-        """The one that counts: the oldest, unless its claim was refused and another's was not."""
-        winners = [detail for detail in self.ours if not refused_claim(detail)]
-        return next(iter(winners or self.ours), None)
+        """The one that counts: what lives before what ended, what was refused its claim last."""
+        return min(self.ours, key=_precedence, default=None)  # the oldest of equals
+
+    def of_run(self, mark: str) -> Detail | None:
+        """The one that holds the claim, by its mark; the one that counts while that is unknown."""
+        if not mark:
+            return self.one
+        return next((one for one in self.ours if run_mark(run_of(one)) == mark), None)
 
     @property
     def surplus(self) -> tuple[Detail, ...]:
@@ -59,6 +70,10 @@ class Lookup:
     def _sorted(self, details: Sequence[Detail]) -> Named:
         ours = tuple(one for one in details if self._book.owner(one) is not None)
         return Named(ours, tuple(one for one in details if one not in ours))
+
+
+def _precedence(detail: Detail) -> tuple[bool, bool]:
+    return refused_claim(detail), detail["status"] in TERMINAL
 
 
 def patterns(names: Iterable[str]) -> list[str]:

@@ -51,8 +51,14 @@ def seen(name: str, detail: Detail) -> Observation:
     """What is seen of an attempt, from its job's details."""
     phase = phase_of(str(detail.get("status", "")))
     if phase is not Phase.ENDED:
-        return Observation(name, phase, exists=True)
-    return Observation(name, phase, exists=True, exit=exit_of(detail), runner_gone=True)
+        return Observation(name, phase, exists=True, run=run_of(detail))
+    ended = exit_of(detail)
+    return Observation(name, phase, True, ended, runner_gone=True, run=run_of(detail))
+
+
+def run_of(detail: Detail) -> str:
+    """Which run it is, as the runner in it knows it: the job's id."""
+    return str(detail.get("jobId", ""))
 
 
 def refused_claim(detail: Detail) -> bool:

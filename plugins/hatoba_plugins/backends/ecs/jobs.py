@@ -175,13 +175,11 @@ class EcsJobs:
     async def _observed(self, ref: Ref, arn: str, told: set[str]) -> Observation:
         if not arn and ref.handle is None:
             await self._try_to_find(ref.name)
-        elif arn not in told:
-            return self.attempts.missed(ref.name)
         known = self.attempts.known.get(ref.name)
-        if known is None:
-            return self.attempts.missed(ref.name)
-        if ref.mark and run_mark(known.arn) != ref.mark:
+        if known is not None and ref.mark and run_mark(known.arn) != ref.mark:
             return await self.attempts.of_run(ref.name, ref.mark)
+        if known is None or (arn and arn not in told):
+            return self.attempts.missed(ref.name)
         return known.seen
 
     async def _try_to_find(self, name: str) -> None:

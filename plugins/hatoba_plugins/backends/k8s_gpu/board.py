@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from hatoba.runs import run_mark
 from hatoba_plugins.backend import Clock
 from hatoba_plugins.backends.k8s_gpu.objects import SeenJob, SeenPod, seen_job, seen_pod
 from hatoba_plugins.backends.k8s_gpu.states import observed
@@ -50,9 +51,12 @@ class Board:
         told: list[News | Gap] = list(self._told.values())
         return [self.capacity, *told] if self.capacity else told
 
-    def told(self, name: str) -> Observation | None:
-        """An attempt as it is known now; None: it is not known."""
-        return self._told.get(name)
+    def told(self, name: str, mark: str = "") -> Observation | None:
+        """An attempt as it is known now, of several runs that of this mark; None: unknown."""
+        told, job = self._told.get(name), self.job_of(name)
+        if told is None or job is None or not mark or run_mark(told.run) == mark:
+            return told
+        return observed(job, job.members.index(name), self.pods_of(job.name), mark)
 
     def job_of(self, name: str) -> SeenJob | None:
         """The Job that an attempt belongs to."""

@@ -171,7 +171,7 @@ class KubeJobs:
             return []
         try:
             await self._lookups.require_answer()
-            known = {ref.name: self._board.told(ref.name) for ref in refs}
+            known = {ref.name: self._board.told(ref.name, ref.mark) for ref in refs}
             unknown = [ref for ref in refs if known[ref.name] is None]
             asked = await self._lanes.each(unknown, self._observe)
         except (Refusal, Unreached):
@@ -186,7 +186,7 @@ class KubeJobs:
                 return _out_of_reach(ref.name)
             return Observation(ref.name, Phase.GONE, exists=False)
         pods = await self._lookups.pods(found.name)
-        return observed(found, found.members.index(ref.name), pods)
+        return observed(found, found.members.index(ref.name), pods, ref.mark)
 
     def watch(self) -> AsyncIterator[WatchItem]:
         """Room, everything there is, Synced, then news; begins once both watches have listed."""

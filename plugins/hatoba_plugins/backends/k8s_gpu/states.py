@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from hatoba.runs import run_mark
 from hatoba_plugins.backends.k8s_gpu.objects import Condition, Container, Running, SeenJob, SeenPod
 from hatoba_plugins.runner import CLAIM_REFUSED
 from hatoba_plugins.values import Exit, ExitKind, Observation, Phase
@@ -43,11 +44,20 @@ class Doom(NamedTuple):
     after: float
 
 
-def observed(job: SeenJob, index: int, pods: Iterable[SeenPod]) -> Observation:
-    """An attempt as its Job and pods show it: `index` is its place in a gang, 0 without one."""
-    pod = chosen([one for one in pods if one.index == index], job.finished)
-    name = job.members[index]
+def observed(job: SeenJob, index: int, pods: Iterable[SeenPod], mark: str = "") -> Observation:
+    """An attempt as its Job and pods show it: `index` is its place in a gang, 0 without one.
+
+    With the mark of the run that holds the claim that pod is spoken of. It is gone when there are
+    only others, or when the Job ended with one that was refused.
+    """
+    name, there = job.members[index], [one for one in pods if one.index == index]
+    claimed = [one for one in there if mark and run_mark(one.uid) == mark]
+    if mark and there and not claimed:
+        return Observation(name, Phase.GONE, exists=False)
+    pod = chosen(claimed or there, job.finished)
     ended = _ending(job, pod)
+    if mark and pod is None and ended is not None and ended.code == CLAIM_REFUSED:
+        return Observation(name, Phase.GONE, exists=False)
     host = pod.node if pod else ""
     run = pod.uid if pod else ""
     if ended is not None:

@@ -604,8 +604,9 @@ class MockWorld:
 
 
 def _seen(known: MockObject) -> Observation:
-    run = f"{known.name}/1"
-    return Observation(known.name, known.phase, not known.deleted, known.exit, run=run)
+    if known.deleted:
+        return Observation(known.name, known.phase, exists=False, exit=known.exit)
+    return Observation(known.name, known.phase, True, known.exit, run=f"{known.name}/1")
 
 
 def _loser(known: MockObject) -> Observation:
