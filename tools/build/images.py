@@ -35,9 +35,9 @@ def main() -> int:
 
 def context(directory: Path) -> None:
     """Fill an empty directory."""
-    for part in ("dist", "locks", "wheels"):
+    for part in ("dist", "locks", *(f"wheels/{name}" for name in EXTRAS)):
         (directory / part).mkdir(parents=True, exist_ok=True)
-    (directory / "wheels" / ".keep").touch()
+        (directory / part / ".keep").touch()
     shutil.copy(ROOT / "deploy" / "images" / "Dockerfile", directory)
     wheel(directory / "dist")
     known = locked((ROOT / "locks" / "dev.txt").read_text())

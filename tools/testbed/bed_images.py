@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import bed_archives
@@ -42,41 +43,44 @@ def prepare() -> None:
 
 def up(place: Place, engine: Facts, registry: Facts) -> Facts:
     """Build the runtime image as the sources are now, and push it."""
-    return with_target(place, engine, registry, "runtime")
+    return made(place, engine, registry, TARGETS[:1])
 
 
 def everything_up(place: Place, engine: Facts, registry: Facts) -> Facts:
     """Build all images as the sources are now, and push them."""
-    made = [with_target(place, engine, registry, target) for target in TARGETS]
-    return {key: value for facts in made for key, value in facts.items()}
+    return made(place, engine, registry, TARGETS)
 
 
-def with_target(place: Place, engine: Facts, registry: Facts, target: str) -> Facts:
-    """One image, built and pushed."""
-    digest = sources_digest()
-    name = f"{registry['address']}/hatoba/{target}:{digest}"
-    socket = engine["socket"]
-    load_base(socket, "amd64")
-    if not docker(socket, "image", "ls", "--quiet", name).strip():
-        build(place, socket, target, name)
-    docker(socket, "push", "--quiet", name)
-    return {target: name, "digest": digest, "base": BASE}
+def made(place: Place, engine: Facts, registry: Facts, targets: Sequence[str]) -> Facts:
+    """Images by target: built where they are missing, and pushed."""
+    digest, socket = sources_digest(), engine["socket"]
+    names = {target: f"{registry['address']}/hatoba/{target}:{digest}" for target in targets}
+    known = docker(socket, "image", "ls", "--format={{.Repository}}:{{.Tag}}").split()
+    missing = [target for target in targets if names[target] not in known]
+    if missing:
+        load_base(socket, "amd64")
+        build(place, socket, {target: names[target] for target in missing})
+    for name in names.values():
+        docker(socket, "push", "--quiet", name)
+    return {**names, "digest": digest, "base": BASE}
 
 
-def build(place: Place, socket: str, target: str, name: str) -> None:
-    """Run the Dockerfile for one target, on Debian's base and with wheels at hand."""
+def build(place: Place, socket: str, names: Mapping[str, str]) -> None:
+    """Run the Dockerfile for some targets, on Debian's base and with wheels at hand."""
     if not ENVIRONMENT.exists():
         raise Unavailable("the project's environment is missing: make venv")
     with tempfile.TemporaryDirectory(dir=place.make("images")) as folder:
         run(ENVIRONMENT, ROOT / "tools" / "build" / "images.py", "context", folder)
-        locks = sorted(Path(folder, "locks").iterdir())
-        for lock in locks[: 1 if target in ("runtime", "router") else None]:
-            for file in wheels(lock).iterdir():
-                shutil.copy(file, Path(folder, "wheels"))
+        everything = not {"worker", "server"}.isdisjoint(names)
+        for lock in ("runtime", "server") if everything else ("runtime",):
+            for file in wheels(Path(folder, "locks", f"{lock}.txt")).iterdir():
+                shutil.copy(file, Path(folder, "wheels", lock))
         os.environ["DOCKER_BUILDKIT"] = "0"
-        arguments = [f"BASE={BASE}", "PIP_OPTIONS=--no-index", f"VERSION={name.rpartition(':')[2]}"]
-        told = [f"--build-arg={argument}" for argument in arguments]
-        docker(socket, "build", "--quiet", f"--target={target}", f"--tag={name}", *told, folder)
+        for target, name in names.items():
+            version = f"VERSION={name.rpartition(':')[2]}"
+            arguments = [f"BASE={BASE}", "PIP_OPTIONS=--no-index", version]
+            told = [f"--build-arg={argument}" for argument in arguments]
+            docker(socket, "build", "--quiet", f"--target={target}", f"--tag={name}", *told, folder)
 
 
 def wheels(lock: Path) -> Path:

@@ -114,8 +114,9 @@ def bring_up(place: Place, names: list[str]) -> None:
     for name in wanted:
         COMPONENTS[name].prepare()
     with place.alone():
-        while left := missing(place.state, wanted):
-            begin(place, left[0])
+        for name in wanted:
+            if missing(place.state, [name]):
+                begin(place, name)
 
 
 def bring_up_possible(place: Place, names: list[str]) -> int:
