@@ -50,6 +50,12 @@ state = "{run}/state"
     config_path = "{base}/registries"
 """
 
+HOSTS = """\
+server = "{server}"
+[host."{server}"]
+  capabilities = ["pull", "resolve"]
+"""
+
 
 def prepare() -> None:
     """Have containerd, and what connects its pods."""
@@ -113,7 +119,7 @@ def configure(base: Path, short: Path, facts: Facts, registry: str) -> None:
     (base / "containerd.toml").write_text(settings)
     hosts = base / "registries" / registry
     hosts.mkdir(parents=True, exist_ok=True)
-    (hosts / "hosts.toml").write_text(f'server = "http://{registry}"\n')
+    (hosts / "hosts.toml").write_text(HOSTS.format(server=f"http://{registry}"))
     cni = base / "cni"
     cni.mkdir(exist_ok=True)
     (cni / "10-pods.conflist").write_text(json.dumps(pod_network(base, facts["network"]["pods"])))
