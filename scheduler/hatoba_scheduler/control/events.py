@@ -106,10 +106,11 @@ class EventLog:
             page = self._kept_after(after)
             await asyncio.sleep(0)
             return page, page[-1].event.seq
-        events = await self._store.events(after, PAGE, sorted(wants.uids))
+        stored = await self._store.events(after, PAGE, sorted(wants.uids))
+        # What is stored and was told to nobody yet comes to all followers at once.
+        events = [event for event in stored if event.seq <= newest]
         facts = await stored_facts(self._store, events) if wants.filter.asks_the_job else {}
-        last = events[-1].seq if events else 0
-        upto = last if len(events) == PAGE else max(newest, last)
+        upto = events[-1].seq if len(events) == PAGE else newest
         return [Told(event, facts.get(event.job_uid)) for event in events], upto
 
     def _kept_after(self, after: int) -> list[Told]:

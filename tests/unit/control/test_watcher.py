@@ -153,6 +153,22 @@ async def test_a_filter_decides_in_the_past_as_it_does_now() -> None:
     assert seqs(kept) == seqs(stored) == [2, 4]
 
 
+async def test_what_is_stored_and_not_told_yet_is_told_once() -> None:
+    house = House()
+    events = [house.happens() for _ in range(4)]
+    after_a_restart = EventLog(cast(Store, house.store), 2)
+    watcher = Watcher(after_a_restart, cast(Store, house.store), house.stopping)
+    stream = watcher.watch(Request(cursor="0"), [])
+    found = seqs(await some(stream, 2))
+    async with asyncio.TaskGroup() as group:
+        rest = group.create_task(some(stream, 3))
+        await turns()
+        after_a_restart.on_commit([], events[2:])
+        await turns()
+        after_a_restart.on_commit([], [replace(events[3], seq=5)])
+    assert [*found, *seqs(rest.result())] == [1, 2, 3, 4, 5]
+
+
 async def test_one_that_does_not_read_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "AHEAD", 3)
     monkeypatch.setattr(events_module, "KEPT", 5)
