@@ -120,7 +120,7 @@ class BatchHarness(BackendHarness):
 
     async def __aenter__(self) -> Self:
         if not hasattr(self, "proxy"):
-            running = AwsProxy.running(self._emulator.endpoint)
+            running = AwsProxy.before(self._emulator.endpoint)
             self.proxy = await self._outside.enter_async_context(running)
             self.proxy.rewrite += [exit_codes, self.curtain]
             self.desk = await self._outside.enter_async_context(

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
-from kube_proxy import EXPIRED, THROTTLED, KubeProxy
+from kube_proxy import EXPIRED, kube_proxy
 from kube_replicas import kit_image, kit_template
 from kube_yard import StartCounter, authority_of, kit_command, through
 from testbed_fixtures import DockerEngine
@@ -34,6 +34,7 @@ from hatoba_plugins.conformance import (
     ReplicaHarness,
 )
 from hatoba_plugins.conformance.harness import OpenHarness
+from hatoba_plugins.conformance.proxy import FaultProxy
 from hatoba_plugins.values import Phase, Ref
 
 
@@ -44,7 +45,7 @@ class KubeFaults(FaultInjector):
         self._harness = harness
 
     @property
-    def proxy(self) -> KubeProxy:
+    def proxy(self) -> FaultProxy:
         return self._harness.proxy
 
     async def reply_lost_after_effect(self) -> None:
@@ -60,7 +61,7 @@ class KubeFaults(FaultInjector):
         self.proxy.land_late("create jobs", seconds)
 
     async def throttle(self) -> None:
-        self.proxy.refuse("create jobs", THROTTLED, after=1)
+        self.proxy.throttle("create jobs", after=1)
 
     async def conflict(self, name: str) -> None:
         await asyncio.to_thread(self._harness.plant_foreign, name)
@@ -70,7 +71,7 @@ class KubeFaults(FaultInjector):
 
     async def unreachable_for(self, seconds: float) -> None:
         self.proxy.cut = True
-        self.proxy.break_watches()
+        self.proxy.break_streams()
         loop = asyncio.get_running_loop()
         loop.call_later(seconds, self._mend)
 
@@ -80,7 +81,7 @@ class KubeFaults(FaultInjector):
     async def gap(self) -> None:
         for kind in ("jobs", "pods"):
             self.proxy.refuse(f"watch {kind}", EXPIRED)
-        self.proxy.end_watches()
+        self.proxy.end_streams()
 
 
 class Yard(OpenHarness):
@@ -89,7 +90,7 @@ class Yard(OpenHarness):
     def __init__(self, cluster: Kubernetes, namespace: Namespace, **options: object) -> None:
         super().__init__(K8sType(), {"namespace": namespace.name, **options})
         self.cluster, self.namespace = cluster, namespace
-        self.proxy: KubeProxy
+        self.proxy: FaultProxy
         self.counter: StartCounter
         self._stack = AsyncExitStack()
         self._reopening = False
@@ -98,7 +99,7 @@ class Yard(OpenHarness):
         if not self._reopening:
             access = self.namespace.kubeconfig
             authority = await asyncio.to_thread(authority_of, access)
-            proxy = KubeProxy.running(self.cluster.server, authority)
+            proxy = kube_proxy(self.cluster.server, authority)
             self.proxy = await self._stack.enter_async_context(proxy)
             counter = StartCounter.running(self.cluster.gateway)
             self.counter = await self._stack.enter_async_context(counter)

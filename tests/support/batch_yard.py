@@ -16,8 +16,10 @@ from typing import Any
 
 import boto3
 from aiohttp import web
-from aws_proxy import AwsProxy, Json
+from aws_proxy import AwsProxy
 from testbed_fixtures import AwsEmulator, DockerEngine
+
+from hatoba_plugins.conformance.proxy import Json
 
 REGION = "us-east-1"
 KIT_IMAGE = "hatoba.test/batch-kit:1"

@@ -67,7 +67,7 @@ class EcsOutside(OpenHarness):
 
     async def __aenter__(self) -> Self:
         if not hasattr(self, "proxy"):
-            running = AwsProxy.running(self.emulator.endpoint)
+            running = AwsProxy.before(self.emulator.endpoint)
             self.proxy = await self._outside.enter_async_context(running)
             self.proxy.rewrite.append(self.curtain)
             desk = ClaimDesk.open(self._engine.gateway)

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from aws_proxy import AwsProxy, Json
+from aws_proxy import AwsProxy
 from testbed_fixtures import AwsEmulator, DockerEngine
+
+from hatoba_plugins.conformance.proxy import Json
 
 REGION = "us-east-1"
 ENTRYPOINT = """#!/bin/sh

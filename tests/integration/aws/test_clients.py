@@ -14,6 +14,7 @@ from hatoba_plugins.aws import AwsOptions, Paging, Unanswered, open_aws, refusal
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.clock import FakeClock
 from hatoba_plugins.conformance import GatedBudget, NoWorkers
+from hatoba_plugins.conformance.proxy import aws_refusal
 from hatoba_plugins.errors import Denied, Invalid, Retry, Throttled
 
 JOBS = Paging("jobSummaryList")
@@ -61,7 +62,7 @@ async def batch() -> AsyncIterator[ScriptedBatch]:
 
 @pytest.fixture
 async def proxy(batch: ScriptedBatch) -> AsyncIterator[AwsProxy]:
-    async with AwsProxy.running(batch.endpoint) as running:
+    async with AwsProxy.before(batch.endpoint) as running:
         yield running
 
 
@@ -82,7 +83,7 @@ async def test_every_call_awaits_its_budget_first(proxy: AwsProxy) -> None:
 async def test_a_question_is_asked_again_and_an_act_is_not(proxy: AwsProxy) -> None:
     async with open_aws(options(proxy.endpoint), context(), ("batch",)) as aws:
         proxy.lose_reply("describejobs")
-        proxy.refuse("describejobs", 500, {"__type": "ServerException", "message": "oops"})
+        proxy.refuse("describejobs", aws_refusal(500, "ServerException", "oops"))
         assert (await aws.read("batch:DescribeJobs", jobs=["x"]))["jobs"] == []
         assert proxy.counts["describejobs"] == 3
         proxy.lose_reply("describejobs")

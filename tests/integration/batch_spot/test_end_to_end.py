@@ -53,7 +53,7 @@ async def batch(
     moto: AwsEmulator, docker_engine: DockerEngine, runtime_image: str
 ) -> AsyncIterator[Batch]:
     queue = await asyncio.to_thread(make_queue, moto)
-    async with AwsProxy.running(moto.endpoint) as proxy:
+    async with AwsProxy.before(moto.endpoint) as proxy:
         proxy.rewrite.append(exit_codes)
         yield Batch(
             proxy, queue, runtime_image, Reclaimer(aws(moto, "batch"), docker_engine, queue)

@@ -39,7 +39,7 @@ async def test_a_sweep_of_ten_thousand_takes_a_hundred_calls(batch: ScriptedBatc
     ctx = BackendContext(
         clock, random.Random(0), "c1", 1, "127.0.0.1:1", GatedBudget(), no_secret, NoWorkers()
     )
-    async with AwsProxy.running(batch.endpoint) as proxy:
+    async with AwsProxy.before(batch.endpoint) as proxy:
         options = BatchOptions(
             region="us-east-1", endpoint=proxy.endpoint, queues={"spot": {"queue": "many"}}
         )

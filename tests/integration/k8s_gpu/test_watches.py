@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
-from kube_proxy import EXPIRED, KubeProxy
+from kube_proxy import EXPIRED, kube_proxy
 from kube_yard import authority_of, through
 from testbed_kubernetes import Kubernetes, Namespace
 
@@ -15,6 +15,7 @@ from hatoba.v1 import job_pb2
 from hatoba_plugins.backends.k8s_gpu import K8sType
 from hatoba_plugins.conformance.attempts import Kit, by_name
 from hatoba_plugins.conformance.harness import BackendHarness, Command, watching
+from hatoba_plugins.conformance.proxy import FaultProxy
 from hatoba_plugins.values import GroupKind, LaunchGroup, Observation, Phase
 
 pytestmark = pytest.mark.timeout(900)
@@ -24,7 +25,7 @@ FAKE = "kwok.x-k8s.io/node"
 class FakeJobs(BackendHarness):
     """Jobs that fake nodes run: they begin and succeed by themselves."""
 
-    def __init__(self, proxy: KubeProxy, namespace: Namespace, access: str) -> None:
+    def __init__(self, proxy: FaultProxy, namespace: Namespace, access: str) -> None:
         options: dict[str, object] = {
             "kubeconfig": access,
             "namespace": namespace.name,
@@ -49,7 +50,7 @@ def namespace(kubernetes: Kubernetes) -> Iterator[Namespace]:
 @asynccontextmanager
 async def opened(cluster: Kubernetes, namespace: Namespace) -> AsyncIterator[FakeJobs]:
     authority = await asyncio.to_thread(authority_of, namespace.kubeconfig)
-    async with KubeProxy.running(cluster.server, authority) as proxy:
+    async with kube_proxy(cluster.server, authority) as proxy:
         access = await asyncio.to_thread(through, proxy.endpoint, namespace.kubeconfig)
         async with FakeJobs(proxy, namespace, access) as harness:
             yield harness
@@ -69,16 +70,16 @@ async def ends_of(harness: FakeJobs, names: set[str]) -> dict[str, Observation]:
     return ends
 
 
-async def cut_forever(proxy: KubeProxy, every: float) -> None:
+async def cut_forever(proxy: FaultProxy, every: float) -> None:
     """Break, end and expire watches in turn."""
     while True:
-        for harm in (proxy.break_watches, proxy.end_watches):
+        for harm in (proxy.break_streams, proxy.end_streams):
             await asyncio.sleep(every)
             harm()
         await asyncio.sleep(every)
         for kind in ("jobs", "pods"):
             proxy.refuse(f"watch {kind}", EXPIRED)
-        proxy.end_watches()
+        proxy.end_streams()
 
 
 async def test_two_watches_however_many_jobs_and_nothing_missed_when_they_are_cut(
@@ -97,8 +98,8 @@ async def test_two_watches_however_many_jobs_and_nothing_missed_when_they_are_cu
             cutting.cancel()
         assert len(ends) == count
         assert all(one.exit and one.exit.code == 0 for one in ends.values())
-        assert max(harness.proxy.most_watching.values()) == 1
-        assert set(harness.proxy.most_watching) == {"jobs", "pods"}
+        assert max(harness.proxy.most_streaming.values()) == 1
+        assert set(harness.proxy.most_streaming) == {"watch jobs", "watch pods"}
 
 
 async def test_calls_do_not_grow_with_what_runs(
