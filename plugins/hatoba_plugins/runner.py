@@ -42,6 +42,18 @@ def runner_environment(ctx: BackendContext, request: LaunchRequest) -> dict[str,
     return env
 
 
+def bare_environment(request: LaunchRequest) -> dict[str, str]:
+    """Variables by which a command without a runner knows which task of which job it is."""
+    return {
+        "HATOBA_JOB": request.job,
+        "HATOBA_ATTEMPT": request.name,
+        "HATOBA_ATTEMPT_NUMBER": str(request.number),
+        "HATOBA_INDEX": str(request.index),
+        "HATOBA_TASK_COUNT": str(request.task_count),
+        "TRACEPARENT": request.traceparent,
+    }
+
+
 def replica_environment(
     ctx: BackendContext, deployment: Target, template: RevisionTarget
 ) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any
 from hatoba.v1 import job_pb2
 from hatoba_plugins.aws import owner_tags
 from hatoba_plugins.backends.batch_spot.options import BatchOptions
+from hatoba_plugins.runner import bare_environment
 from hatoba_plugins.values import LaunchRequest
 
 MIB = 2**20
@@ -135,23 +136,11 @@ def _overrides(
         env = {**environment, "HATOBA_TERM_SECONDS": str(options.term_seconds)}
         command = ["hatoba-entrypoint", "run", "--", *_for_eyes(command)]
     else:
-        env = {**_context(request), **request.spec.env}
+        env = {**bare_environment(request), **request.spec.env}
     return {
         "command": command,
         "environment": [{"name": key, "value": env[key]} for key in sorted(env)],
         "resourceRequirements": _requirements(request, options),
-    }
-
-
-def _context(request: LaunchRequest) -> dict[str, str]:
-    """What a job without a runner knows of itself."""
-    return {
-        "HATOBA_JOB": request.job,
-        "HATOBA_ATTEMPT": request.name,
-        "HATOBA_ATTEMPT_NUMBER": str(request.number),
-        "HATOBA_INDEX": str(request.index),
-        "HATOBA_TASK_COUNT": str(request.task_count),
-        "TRACEPARENT": request.traceparent,
     }
 
 

@@ -22,7 +22,7 @@ from hatoba_plugins.backends.ecs.states import refusal
 from hatoba_plugins.checks import require_kind
 from hatoba_plugins.errors import BackendError, Conflict, Invalid
 from hatoba_plugins.feed import Feed
-from hatoba_plugins.runner import runner_environment
+from hatoba_plugins.runner import bare_environment, runner_environment
 from hatoba_plugins.values import (
     Ambiguous,
     Capabilities,
@@ -125,7 +125,8 @@ class EcsJobs:
     async def _parameters(self, cluster: str, request: LaunchRequest) -> dict[str, Any]:
         """The same each time it is asked for, so that the client token holds."""
         spec = request.spec
-        env = runner_environment(self._ctx, request) if self._fenced else dict(spec.env)
+        bare = {**bare_environment(request), **spec.env}
+        env = runner_environment(self._ctx, request) if self._fenced else bare
         common = {key: env.pop(key) for key in ("HATOBA_CA",) if key in env}
         command = [*RUN, *spec.command] if self._fenced else list(spec.command)
         definition = job_definition(self._options, spec, request.placement.memory, common)
