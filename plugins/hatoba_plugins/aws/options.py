@@ -16,15 +16,16 @@ class AwsOptions(BackendOptions):
     """Where AWS is reached and as whom. Credentials are named here and never written down."""
 
     region: str = ""
-    """For example `eu-central-1`; empty: the profile's or AWS_REGION."""
+    """For example `eu-central-1`; without one the profile's or AWS_REGION."""
     profile: str = ""
-    """Profile of the server's own `~/.aws/config`; empty: environment, then the machine's role."""
+    """Profile of the server's own `~/.aws/config`; without one the environment, then the machine's
+    role."""
     credentials: str = ""
     """Secret of the server's that holds them, as a `credential_process` prints: a JSON object with
     `AccessKeyId`, `SecretAccessKey` and perhaps `SessionToken`. Instead of a profile."""
     endpoint: str = ""
-    """`http://HOST:PORT` or `https://HOST` of an emulator or of an endpoint of your own; empty:
-    AWS's."""
+    """`http://HOST:PORT` or `https://HOST` of an emulator or of an endpoint of your own; without
+    one AWS's."""
 
     @classmethod
     def check(cls, options: dict[str, object]) -> list[Problem]:

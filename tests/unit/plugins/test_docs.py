@@ -22,7 +22,7 @@ from hatoba_plugins.values import (
     Target,
 )
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "backends.md").read_text()
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "backends" / "write.md").read_text()
 WORDS = set(re.findall(r"`(\w+)`", PAGE)) | set(re.findall(r"`(\w+)\(", PAGE))
 
 

@@ -35,12 +35,14 @@ class BatchOptions(AwsOptions):
     """One account and region, and in it the queues that jobs may go to."""
 
     queues: dict[str, Any] = field(default_factory=dict)
-    """By the name that the planner sees: a table with `queue` and, where they differ, `spot`,
-    `gpus`, `cpus`, `memory`, `labels`; see `Queue`."""
+    """By the name of the pool that the planner sees: a table with `queue`, the name or ARN of a job
+    queue, and, where they differ, `spot` (true), `gpus` and `memory` of its largest instance, all
+    its `cpus`, `labels`."""
     image: str = ""
     """For jobs that name none."""
     runner: str = "image"
-    """`image`: our runner is in every image. `none`: it is not, and nothing is fenced."""
+    """`image`: our runner is in every image. `none`: it is not; jobs are then not fenced, bring
+    nothing in or out, and their logs are read from CloudWatch."""
     job_role: str = ""
     """ARN of the role that the user's code has."""
     execution_role: str = ""
@@ -50,9 +52,9 @@ class BatchOptions(AwsOptions):
     secrets: list[str] = field(default_factory=list)
     """Names of the secrets that are there."""
     vcpus: float = 1.0
-    """For jobs that state none."""
+    """For jobs that state no cores."""
     memory_mib: int = 2048
-    """For jobs that state none."""
+    """For jobs that state no memory."""
     term_seconds: int = 30
     """What instances leave a container between SIGTERM and SIGKILL: ECS_CONTAINER_STOP_TIMEOUT."""
     on_demand_after: int = 2

@@ -23,19 +23,23 @@ class EcsOptions(AwsOptions):
     """CPU and GPU work go to clusters of their own; both exist, nothing is made here."""
 
     cluster: str = "default"
-    """Cluster of what needs no GPU."""
+    """Name of the cluster of what needs no GPU; a pool to the planner."""
     gpu_cluster: str = ""
-    """Cluster of what needs GPUs; empty: there are none here."""
+    """Name of the cluster of what needs GPUs, another pool; without one there are none here."""
     capacity_provider: str = ""
-    """Capacity provider in `cluster`; empty: the cluster's own default strategy."""
+    """Capacity provider in `cluster`; without one the cluster's own default strategy."""
     gpu_capacity_provider: str = ""
     """Capacity provider in `gpu_cluster`."""
     launch_type: str = ""
-    """`EC2` or `FARGATE` in place of capacity providers."""
+    """`EC2` or `FARGATE` in place of capacity providers. Fargate has no GPUs and fixed sizes: the
+    next larger one is taken."""
     network: str = "awsvpc"
-    """`awsvpc`: each task has an address of its own. `bridge`: ports of the instance."""
+    """`awsvpc`: each task has an address of its own. `bridge`: replicas answer at ports of their
+    instance."""
     subnets: list[str] = field(default_factory=list)
+    """Of tasks in `awsvpc`."""
     security_groups: list[str] = field(default_factory=list)
+    """Of tasks in `awsvpc`."""
     public_address: bool = False
     """Tasks get public addresses, as Fargate in public subnets needs them to pull images."""
     execution_role: str = ""
@@ -45,23 +49,28 @@ class EcsOptions(AwsOptions):
     image: str = ""
     """Image of jobs and models that name none."""
     runner: str = "image"
-    """`image`: jobs begin with `hatoba-entrypoint`. `none`: they are not fenced."""
+    """`image`: jobs begin with `hatoba-entrypoint`. `none`: for images without it; jobs are then
+    not fenced, bring nothing in or out, and ship no logs."""
     secrets_prefix: str = ""
-    """ARN prefix in SSM or Secrets Manager under which secrets have their names."""
+    """ARN in SSM or Secrets Manager that goes before a secret's name in `valueFrom`."""
     secrets: list[str] = field(default_factory=list)
     """Names of the secrets that are there."""
     log_group: str = ""
-    """CloudWatch log group; empty: the instance's Docker keeps the logs."""
+    """CloudWatch log group that containers write to; the runner ships logs in any case."""
     max_cpus: float = 256.0
+    """Most vCPUs that the planner has here at a time, in each cluster; what exceeds the room waits
+    on ECS."""
     max_memory: int = 2**40
+    """Most bytes of memory, likewise."""
     max_gpus: int = 8
-    """Most that the planner has here at a time; what exceeds the room waits on ECS."""
+    """Most GPUs, likewise."""
     find_settles_after: float = 10.0
     """Seconds after which a task that cannot be seen was not started."""
     poll_every: float = 2.0
     """Seconds between two looks at what changes; what is settled is looked at five times less."""
     readiness: str = "ecs"
-    """`ecs`: by the container's health check. `probe`: this server asks `/readyz` itself."""
+    """`ecs`: by the container's health check (`python3` in the image). `probe`: this server asks
+    `/readyz` itself, and has to reach the tasks."""
     gpu_exchange: str = "refuse"
     """Without a free GPU for the new replica: `refuse`, or `stop_first` an old one."""
     progress_deadline: float = 900.0

@@ -19,19 +19,25 @@ class K8sOptions(BackendOptions):
     """One namespace of one cluster. Several instances are several clusters or namespaces."""
 
     kubeconfig: str = ""
-    """Path; empty, and no `context`: the service account of the pod that the server runs in."""
+    """Path of the file that says which cluster, and who we are there; without it and `context`: the
+    service account of the pod that the server runs in. Plug-ins of kubectl that bring tokens are
+    run, and renewed."""
     context: str = ""
-    """Of the kubeconfig; empty: its current one."""
+    """Of the kubeconfig, where it is not the current one."""
     namespace: str = "default"
+    """Where Jobs and pods are made."""
     image: str = ""
     """Of jobs that name none."""
     runner_image: str = ""
-    """An image with `hatoba-entrypoint`; empty: jobs have no runner and are not fenced."""
+    """An image with `hatoba-entrypoint` (`deploy/images`, target `runtime`); without one jobs have
+    no runner and are not fenced."""
     serving_image: str = ""
-    """Of replicas whose model names none, with `hatoba-entrypoint`; empty: `runner_image`."""
+    """Of replicas whose model names none, with `hatoba-entrypoint`; by default `runner_image`."""
     secrets: list[str] = field(default_factory=list)
-    """Names of Secrets in the namespace that jobs may use, each with a key `value`."""
+    """Names of Secrets in the namespace that jobs may use, each with a key `value`; others are
+    refused at submit."""
     image_pull_secrets: list[str] = field(default_factory=list)
+    """Names of Secrets that open registries, for all pods."""
     service_account: str = ""
     """Of jobs and replicas; its token is never mounted."""
     node_selector: list[str] = field(default_factory=list)
@@ -41,12 +47,16 @@ class K8sOptions(BackendOptions):
     queues: bool = False
     """Something else (Kueue, an autoscaler) makes room: what has none now is sent all the same."""
     kueue_queue: str = ""
-    """LocalQueue in the same namespace that jobs go through."""
+    """LocalQueue of Kueue in the same namespace: Jobs are made suspended, and it says when they
+    begin."""
     priority_class: str = ""
+    """PriorityClass of all pods."""
     gpu_resource: str = "nvidia.com/gpu"
+    """What GPUs are called in the resources of nodes."""
     gpu_runtime_class: str = ""
-    """RuntimeClass of pods with GPUs, for example `nvidia`; empty: the nodes' own."""
+    """RuntimeClass of pods with GPUs, for example `nvidia`; without one the nodes' own."""
     gpu_product_label: str = "nvidia.com/gpu.product"
+    """Label of nodes that says which GPUs they have; `gpu_product` of a job is compared with it."""
     shm_bytes: int = 0
     """Size of /dev/shm; 0: half of the job's memory, or what the node allows."""
     run_as_user: int = 1000
