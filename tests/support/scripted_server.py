@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from attach_session import AttachSession
 from waiting import News
 
 from hatoba.v1 import (
@@ -118,6 +119,7 @@ class ScriptedServer(
         self._out: asyncio.Queue[list[worker_pb2.ServerItem]] = asyncio.Queue(100_000)
         self._server: grpc.aio.Server | None = None
         self.port = 0
+        self.attached: dict[str, AttachSession] = {}
 
     async def start(self) -> None:
         """Serve; on the same port as before when there was one."""
@@ -167,6 +169,14 @@ class ScriptedServer(
         """Say that nothing more of an attempt is wanted."""
         self.send(worker_pb2.ServerItem(drop=worker_pb2.DropAttempt(attempt=attempt)))
 
+    def attach(self, attempt: str, **to: Any) -> AttachSession:
+        """Have somebody attached, by `exec` or `port`."""
+        session = AttachSession(f"session-{len(self.attached)}")
+        self.attached[session.name] = session
+        order = worker_pb2.AttachAttempt(session=session.name, attempt=attempt, fence=1, **to)
+        self.send(worker_pb2.ServerItem(attach=order))
+        return session
+
     def log(self, attempt: str, stream: str = "stdout") -> bytes:
         """What was pushed of a stream."""
         return bytes(self.logs[attempt, stream].data)
@@ -186,6 +196,12 @@ class ScriptedServer(
             writer = tasks.create_task(self._write(out, context))
             await self._listen(request_iterator)
             writer.cancel()
+
+    async def Attach(  # type: ignore[override]  # it writes instead of yielding
+        self, request_iterator: AsyncIterator[worker_pb2.WorkerServiceAttachRequest], context: Any
+    ) -> None:
+        first = await context.read()
+        await self.attached[first.session].serve(first, context)
 
     async def _write(self, out: asyncio.Queue[list[worker_pb2.ServerItem]], context: Any) -> None:
         while True:

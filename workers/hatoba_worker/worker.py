@@ -19,6 +19,8 @@ import structlog
 from hatoba.v1 import runner_pb2, worker_pb2
 from hatoba_worker import host, trees
 from hatoba_worker.absence import Absence
+from hatoba_worker.attaching.opening import Opener
+from hatoba_worker.attaching.sessions import Sessions
 from hatoba_worker.attempts import Attempt, Book, GangPlace
 from hatoba_worker.burials import Burials
 from hatoba_worker.config import Config
@@ -148,6 +150,8 @@ class Worker:
         key = choosing.key_of(self._identity.name, data)
         self._containers = ContainerExecutor(self._engine, key, self, asyncio.sleep)
         self._executor = Executors(self._processes, self._containers)
+        opener = Opener(self._book, self._processes, self._containers)
+        self._attached = Sessions(self._session.link, opener.open, tasks)
         contained = self._contained(tasks) if self._engine else None
         transfers = ServerTransfers(self._session)
         self._environments = Environments(data, self._environ, tasks, embedded=config.embedded)
@@ -447,6 +451,8 @@ class Worker:
                 self._fleet.ordered(item.replicas)
             case "tail":
                 self._fleet.tail(item.tail)
+            case "attach":
+                self._attached.ordered(item.attach)
 
     def _welcomed(self, welcome: worker_pb2.WorkerWelcome) -> None:
         if self._identity.cluster_id != welcome.cluster_id:

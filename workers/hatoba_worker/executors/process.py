@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import structlog
 
+from hatoba_worker.attaching.doors import AttachFailed
 from hatoba_worker.executors import Observer
 from hatoba_worker.keeper.client import KeeperClient, KeeperGone, KeeperRefused
 from hatoba_worker.keeper.ensure import KeeperStartError, ensure_keeper
-from hatoba_worker.keeper.messages import Exited, Gone, Sample, Spawn, Spawned, SpawnFailed
+from hatoba_worker.keeper.messages import (
+    Exited,
+    Gone,
+    Join,
+    Joined,
+    JoinedEnded,
+    Sample,
+    Spawn,
+    Spawned,
+    SpawnFailed,
+)
 
 log = structlog.get_logger(__name__)
 
 # While the keeper starts one lot, the answers to another are dealt with here.
 SPAWNERS = 2
 A_REQUEST = 8
+_OLD_KEEPER = "the keeper of its host is of an older version: it is renewed once it has no job"
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 2.0
 
@@ -43,6 +56,7 @@ class ProcessExecutor:
         self._more = asyncio.Event()
         self._stops: dict[str, float] = {}
         self._forgets: dict[str, None] = {}
+        self._joined: dict[str, asyncio.Future[JoinedEnded]] = {}
 
     async def run(self) -> None:
         """Stay connected, starting a keeper when none serves, until cancelled."""
@@ -55,6 +69,7 @@ class ProcessExecutor:
                 log.warning("keeper.away", errors=[str(each) for each in group.exceptions])
             delay = _FIRST_WAIT if self._client else min(delay * 2, _LONGEST_WAIT)
             self._client = None
+            self._joined_lost()
             await self._sleep(delay)
 
     async def _serve(self) -> None:
@@ -81,6 +96,8 @@ class ProcessExecutor:
                     self._observer.exited(event)
                 case Gone():
                     self._observer.gone(event.attempt)
+                case JoinedEnded():
+                    self._joined_ended(event)
                 case _:
                     log.warning("keeper.stray", pid=event.pid, command=event.command)
 
@@ -92,6 +109,29 @@ class ProcessExecutor:
         self._unsent.append(spawn.attempt)
         self._more.set()
         return await future
+
+    async def join(self, join: Join) -> tuple[Joined, asyncio.Future[JoinedEnded]]:
+        """Start a process beside an attempt's; the future tells its end. Raises AttachFailed."""
+        ended: asyncio.Future[JoinedEnded] = asyncio.get_running_loop().create_future()
+        if self._client is None:
+            raise AttachFailed("the keeper of its host is away; try again soon")
+        self._joined[join.name] = ended
+        try:
+            return await self._client.join(join), ended
+        except (KeeperGone, KeeperRefused) as error:
+            del self._joined[join.name]
+            old = isinstance(error, KeeperRefused) and error.code == "bad_request"
+            raise AttachFailed(_OLD_KEEPER if old else str(error)) from error
+
+    def _joined_ended(self, event: JoinedEnded) -> None:
+        ended = self._joined.pop(event.join, None)
+        if ended is not None and not ended.done():
+            ended.set_result(event)
+
+    def _joined_lost(self) -> None:
+        """Their keeper is gone, and the next one ends what it left."""
+        for name in list(self._joined):
+            self._joined_ended(JoinedEnded(name, 0, signal.SIGKILL))
 
     def stop(self, name: str, grace: float) -> None:
         """Ask an attempt to end, and kill what is left after `grace` seconds."""

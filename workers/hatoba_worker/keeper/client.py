@@ -19,6 +19,8 @@ from hatoba_worker.keeper.messages import (
     Ending,
     Event,
     Inventory,
+    Join,
+    Joined,
     KeeperInfo,
     Sample,
     Spawn,
@@ -120,6 +122,11 @@ class KeeperClient:
         """Start processes; results in order. An attempt the keeper knows is not started again."""
         replies = await self._many([spawn.command() for spawn in spawns])
         return [messages.spawned_of(_good(reply)) for reply in replies]
+
+    async def join(self, join: Join) -> Joined:
+        """Start a process beside a running attempt's. Raises KeeperRefused."""
+        reply = await self._one(join.command())
+        return Joined(reply["pid"], reply["start_ticks"])
 
     async def stop(self, attempt: str, grace: float, signal: int = 15) -> Ending:
         """Send `signal` to all processes of the attempt, and kill what is left after `grace` s.

@@ -70,6 +70,11 @@ class Family:
         self._mains[owner.pid] = owner
         self._owners[owner.tag] = owner
 
+    def join(self, owner: Owner, pid: int) -> None:
+        """Know one more process of the owner, which has just been started."""
+        owner.adopted.add(pid)
+        self._adopted[pid] = owner
+
     def drop(self, owner: Owner) -> None:
         """Forget an owner of whom no process is left."""
         self._owners.pop(owner.tag, None)

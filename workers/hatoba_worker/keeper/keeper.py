@@ -26,6 +26,7 @@ from hatoba_worker.keeper.book import Book
 from hatoba_worker.keeper.endings import Endings, kill_all
 from hatoba_worker.keeper.family import KEEPER_MARK, MARK, Family, Owner, Reaped
 from hatoba_worker.keeper.frames import PROTOCOL, Json
+from hatoba_worker.keeper.joining import Joiners
 from hatoba_worker.keeper.launch import (
     OTHER,
     TOMBSTONE,
@@ -58,6 +59,7 @@ class Keeper:
         self._family = Family(key)
         self._endings = Endings(self._family, self._timers, self.look)
         self._supervisor = Supervisor(self._family, self._endings, self._timers, book)
+        self._joiners = Joiners(self._family, key)
         self._watch = MemoryWatch(self._family, self._timers, self._over_memory)
         self._leaving: set[Owner] = set()
         self._remnants: set[Owner] = set()
@@ -70,6 +72,7 @@ class Keeper:
         self._commands: dict[str, Callable[[Peer, Json], Json]] = {
             "hello": self._hello,
             "spawn": self._spawn,
+            "join": self._join,
             "stop": self._stop,
             "kill": self._kill,
             "list": self._list,
@@ -148,6 +151,8 @@ class Keeper:
         ended = self._family.reap()
         if not ended and not self._leaving:
             return
+        told = (self._joiners.ended(each.pid, each.status) for each in ended)
+        self._events += [event for event in told if event]
         mains = [each for each in ended if each.main]
         self._leaving |= {each.owner for each in mains if each.owner}
         for stray in self._family.adopt():
@@ -334,6 +339,16 @@ class Keeper:
             group.remove()
             return None
         return group
+
+    def _join(self, _peer: Peer, command: Json) -> Json:
+        self.look()
+        attempt = self._book.attempts.get(_name(command))
+        if attempt is None or not attempt.running or attempt.ending:
+            return {"error": "not_running", "message": "it does not run, or is to end"}
+        try:
+            return self._joiners.start(attempt, command, self._groups)
+        except LaunchError as error:
+            return {"error": error.kind, "message": str(error)}
 
     def _stop(self, _peer: Peer, command: Json) -> Json:
         number = signal.Signals(command.get("signal", signal.SIGTERM))

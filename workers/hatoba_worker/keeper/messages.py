@@ -205,7 +205,52 @@ class Stray:
     command: str
 
 
-Event = Exited | Gone | Stray
+@dataclass(frozen=True, slots=True)
+class JoinedEnded:
+    """Event: a process that joined an attempt ended; `signal` is 0 when it exited."""
+
+    join: str
+    exit_code: int
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A process to start beside a running attempt's: `name` tells its end apart from others'.
+
+    `directory` holds the socket that gives it its handles, see `joined`. `env` is added to what the
+    attempt's main process was started with.
+    """
+
+    attempt: str
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    directory: str
+    cwd: str
+
+    def command(self) -> Json:
+        """Return it as the keeper reads it."""
+        return {
+            "op": "join",
+            "attempt": self.attempt,
+            "join": self.name,
+            "argv": list(self.argv),
+            "env": dict(self.env),
+            "directory": self.directory,
+            "cwd": self.cwd,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """It was started."""
+
+    pid: int
+    start_ticks: int
+
+
+Event = Exited | Gone | Stray | JoinedEnded
 
 
 def info_of(body: Json) -> KeeperInfo:
@@ -286,6 +331,8 @@ def event_of(body: Json) -> Event:
             )
         case "gone":
             return Gone(body["attempt"])
+        case "joined_ended":
+            return JoinedEnded(body["join"], body["exit_code"], body["signal"])
         case _:
             return Stray(pid=body["pid"], command=body["command"])
 

@@ -125,7 +125,7 @@ def environment(pid: int) -> dict[str, str]:
         data = _read(f"/proc/{pid}/environ")
     except OSError:
         return {}
-    pairs = (entry.partition("=") for entry in data.decode(errors="replace").split("\0"))
+    pairs = (entry.partition("=") for entry in os.fsdecode(data).split("\0"))
     return {name: value for name, equals, value in pairs if equals}
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ANSWERS_WITHIN = 60.0
 """Seconds for a call that is not a stream; starting a large image can take tens."""
 _AWAY = 900
+_NEVER_DETACHED = "ctrl-^,ctrl-],ctrl-^,ctrl-]"
+"""Keys that nobody types: by default Ctrl-P would be held back."""
 _HEADER = struct.Struct(">BxxxL")
 _NAMES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}
 
@@ -67,6 +69,11 @@ class Engine:
         self._docker = docker
 
     # -- the engine -----------------------------------------------------------------------------
+
+    @property
+    def api(self) -> str:
+        """The version of its interface that is spoken, as in paths."""
+        return self._docker.api_version
 
     async def facts(self) -> Facts:
         """Who it is."""
@@ -117,6 +124,35 @@ class Engine:
         run."""
         async with _called():
             await self._docker.containers.container(name).kill(signal=signal)
+
+    async def create_exec(
+        self, name: str, argv: Sequence[str], env: Mapping[str, str], *, terminal: bool
+    ) -> str:
+        """Make ready a command in a running container; its id. Raises EngineRefused."""
+        async with _called():
+            made = await self._docker.containers.container(name).exec(
+                list(argv),
+                stdin=True,
+                tty=terminal,
+                environment=dict(env),
+                detach_keys=_NEVER_DETACHED,
+            )
+        return made.id
+
+    async def inspect_exec(self, ident: str) -> Json:
+        """All of a command in a container. Raises EngineRefused (404)."""
+        from aiodocker.execs import Exec
+
+        async with _called():
+            found: Json = await Exec(self._docker, ident).inspect()
+        return found
+
+    async def resize_exec(self, ident: str, rows: int, columns: int) -> None:
+        """Its terminal is of this size from now on."""
+        from aiodocker.execs import Exec
+
+        async with _called():
+            await Exec(self._docker, ident).resize(h=rows, w=columns)
 
     async def remove(self, name: str) -> None:
         """End and remove a container; one that is not there is removed already."""

@@ -100,6 +100,11 @@ class ContainerExecutor:
     # -- what is asked of it --------------------------------------------------------------------
 
     @property
+    def socket(self) -> str:
+        """Where the engine listens."""
+        return self._socket
+
+    @property
     def facts(self) -> Facts | None:
         """What the engine is; None while it is away."""
         return self._open[1] if self._open else None

@@ -174,6 +174,13 @@ def published(seen: Json) -> str:
     return ""
 
 
+def own_address(seen: Json) -> str:
+    """Where the host itself reaches a running container."""
+    networks = seen.get("NetworkSettings", {}).get("Networks") or {}
+    addresses = (one.get("IPAddress") or one.get("GlobalIPv6Address") for one in networks.values())
+    return next(filter(None, addresses), "127.0.0.1")
+
+
 # -- what could not be started --------------------------------------------------------------------
 
 _STARTS: tuple[tuple[re.Pattern[str], FailureKind], ...] = (
