@@ -105,13 +105,15 @@ def _configured(directory: Path, listen: str | None, http_listen: str | None) ->
 @data_option
 def init(data: str) -> None:
     """Write a commented hatoba.toml into the data directory."""
-    from hatoba_scheduler.config import default_config_text
+    from hatoba_plugins.loader import load
+    from hatoba_scheduler.config_text import default_config_text
 
+    types = {name: found.type.options for name, found in load().types.items()}
     path = directory_of(data) / "hatoba.toml"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         with path.open("x") as file:
-            file.write(default_config_text())
+            file.write(default_config_text(types))
     except FileExistsError:
         fail(f"{path} exists; edit it, or remove it first", 1)
     click.echo(path)

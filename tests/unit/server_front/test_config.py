@@ -6,17 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from hatoba_plugins.loader import load
 from hatoba_scheduler.config import (
     Address,
-    BackendConfig,
     Config,
     ConfigError,
     TlsMode,
-    default_config_text,
     load_config,
     parse_address,
     parse_config,
 )
+from hatoba_scheduler.config_text import default_config_text
+
+TYPES = {name: found.type.options for name, found in load().types.items()}
 
 
 def _problems(text: str) -> list[str]:
@@ -31,11 +33,11 @@ def test_an_empty_file_is_the_embedded_servers() -> None:
 
 
 def test_the_commented_default_changes_nothing() -> None:
-    assert parse_config(default_config_text().encode()) == Config()
+    assert parse_config(default_config_text(TYPES).encode()) == Config()
 
 
 def test_the_commented_default_shows_true_defaults() -> None:
-    lines = [line.removeprefix("# ") for line in default_config_text().splitlines()]
+    lines = [line.removeprefix("# ") for line in default_config_text(TYPES).splitlines()]
     shown = "\n".join(
         line
         for line in lines
@@ -44,7 +46,11 @@ def test_the_commented_default_shows_true_defaults() -> None:
     )
     config = parse_config(shown.encode())
     assert (config.server, config.limits) == (Config().server, Config().limits)
-    assert config.backends == {"local": BackendConfig("hosts")}
+    assert {one.type for one in config.backends.values()} == TYPES.keys() - {"null", "mock"}
+    for wanted in config.backends.values():
+        options = TYPES[wanted.type]
+        assert options(**wanted.options) == options()
+    assert "my-hosts" not in config.backends
 
 
 def test_everything_can_be_set(tmp_path: Path) -> None:
