@@ -44,7 +44,7 @@ testbed: venv venv-emulators ## real Docker, Kubernetes and emulators of AWS for
 bench: venv venv-emulators ## figures with their floors, into build/bench.json
 	@$(BIN)/python tools/bench/bench.py
 
-faults: venv ## kill -9 at every failpoint while jobs run: N=200 BACKEND=both SEED=
+faults: venv ## kill -9 at every failpoint while jobs run: N=200 SEED= BACKEND=both|hosts|mock|null|containers|k8s-gpu|ecs|batch-spot
 	@$(BIN)/python tools/faults/faults.py --backend $(BACKEND) --count $(N) $(if $(SEED),--seed $(SEED))
 
 long: venv venv-emulators ## the tests that take minutes, in full rounds

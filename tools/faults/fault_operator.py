@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
+from fault_outside import Outside
 from google.protobuf.message import Message
 from wire import Wire
 
@@ -19,9 +20,9 @@ Call = tuple[Message, type[Message]]
 class Operator:
     """Cordons a backend, a queue or a host for a moment, over and over."""
 
-    def __init__(self, wire: Wire, backend: str, seed: int) -> None:
+    def __init__(self, wire: Wire, outside: Outside, seed: int) -> None:
         self._wire = wire
-        self._backend = backend
+        self._outside = outside
         self._dice = random.Random(f"operator-{seed}")
         self.done = 0
 
@@ -30,7 +31,7 @@ class Operator:
         while True:
             await asyncio.sleep(self._dice.uniform(0, 2 * PAUSE))
             kinds = [self._of_backend, self._of_queue]
-            if self._backend == "hosts":
+            if self._outside.hosts:
                 kinds.append(self._of_host)
             await self._for_a_moment(self._dice.choice(kinds), self._dice.random() < 0.2)
 
@@ -38,7 +39,7 @@ class Operator:
         """Nothing is cordoned any more."""
         for kind in (self._of_backend, self._of_queue):
             await self._carry_out(kind(False, False))
-        if self._backend == "hosts":
+        if self._outside.hosts:
             await self._carry_out(self._of_host(False, False))
 
     async def cordon(self, what: str, *, drain: bool = False) -> None:
@@ -64,7 +65,7 @@ class Operator:
 
     def _of_backend(self, cordoned: bool, drain: bool) -> Call:
         request = admin_pb2.CordonBackendRequest(
-            name=self._backend, cordoned=cordoned, drain=drain, reason="faults"
+            name=self._outside.instance, cordoned=cordoned, drain=drain, reason="faults"
         )
         return request, admin_pb2.BackendInfo
 

@@ -73,7 +73,7 @@ class Evidence:
     held: int = 0
     """Attempts that still hold resources."""
     objects: Sequence[str] = ()
-    """What the mock still has of what was launched."""
+    """What the platform still has of what was launched."""
     runs: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     """Jobs that schedules submitted: the schedule, and the time that it was for."""
     left_out: Sequence[LeftOut] = ()
@@ -111,7 +111,7 @@ def violations(found: Evidence, *, witnessed: bool = True) -> list[str]:
         *(_never_ran(found) if witnessed else ()),
         *_events(found),
         *_runs(found),
-        *(f"the mock still has {name}" for name in found.objects),
+        *(f"the platform still has {name}" for name in found.objects),
         *(f"process left: {each}" for each in found.processes),
         *([f"{found.held} attempts still hold resources"] if found.held else ()),
         *found.gaps,

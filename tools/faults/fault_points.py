@@ -17,15 +17,16 @@ AT_RANDOM = 0.1
 MISSES = 3
 """So many tries in vain weigh as much as one death."""
 
+HOSTS = frozenset({"hosts", "containers"})
 ONLY_ON: dict[str, frozenset[str]] = {
-    "adopt.": frozenset({"hosts"}),
+    "adopt.": HOSTS,
     "disconnect.": frozenset({"mock"}),
-    "dispatch.preempt.": frozenset({"hosts", "mock"}),
-    "gang.": frozenset({"hosts"}),
-    "host.": frozenset({"hosts"}),
+    "dispatch.preempt.": HOSTS | {"mock"},
+    "gang.": HOSTS,
+    "host.": HOSTS,
     "reap.": frozenset({"mock"}),
     "recall.": frozenset({"mock"}),
-    "worker.": frozenset({"hosts"}),
+    "worker.": HOSTS,
 }
 """Where points are met, when not everywhere: what has no hosts has no workers and no gangs; the
 mock's ledger lets an orphan be planted and something be out of reach for half a minute."""

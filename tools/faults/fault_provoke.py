@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
-import os
-import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TypeVar
 
 from fault_jobs import Wish, Workload
 from fault_load import PATIENCE, Submitter
 from fault_operator import Operator
+from fault_outside import DESK
 from google.protobuf.duration_pb2 import Duration
 from wire import Wire
 
 from hatoba.v1 import common_pb2, job_pb2, schedule_pb2
-from hatoba_plugins.backends.mock.ledger import read_ledger
-from hatoba_scheduler.domain.naming import attempt_name, parse_attempt
 
 T = TypeVar("T")
 FIRST = 1_000_000
@@ -33,8 +28,6 @@ LOST_AFTER = 31.0
 ENDED = (common_pb2.JOB_STATE_SUCCEEDED,)
 HAS_IT = (common_pb2.JOB_STATE_RUNNING, *ENDED)
 LAUNCHED = (common_pb2.JOB_STATE_WAITING, common_pb2.JOB_STATE_STARTING, *HAS_IT)
-DESK = {"desk": 1}
-"""Of this the host has one, so that who wants it has to wait, or to take it."""
 
 
 class Provoker:
@@ -132,7 +125,7 @@ class Provoker:
         await self._submitter.submit_one(greater)
 
     def _need_all(self, spec: job_pb2.JobSpec) -> None:
-        if self._workload.backend == "hosts":
+        if self._workload.outside.hosts:
             spec.resources.named.update(DESK)
         else:
             spec.resources.cpus = 40
@@ -142,7 +135,7 @@ class Provoker:
         wish.spec.retries.infrastructure = 0
         wish.spec.disconnect.stop_after.FromMilliseconds(1)
         wish.spec.disconnect.lost_after.CopyFrom(Duration(seconds=round(LOST_AFTER)))
-        self._workload.script(wish.spec, {"unreachable_for": AWAY})
+        self._workload.outside.script(wish.spec, {"unreachable_for": AWAY})
         return wish
 
     # -- schedules --------------------------------------------------------------------------------
@@ -175,30 +168,3 @@ class Provoker:
 
 def _due_in(wish: Wish, seconds: float) -> None:
     wish.spec.deadline.FromMicroseconds(round((time.time() + seconds) * 1e6))
-
-
-def plant_orphan(ledger: Path, dice: random.Random) -> bool:
-    """Give the mock, while nobody has its ledger open, a run that is ours and that nobody wants.
-
-    False when nothing was ever launched there, by whose labels it could be made.
-    """
-    entries = [entry for entry in read_ledger(ledger) if entry.event == "create"]
-    known = parse_attempt(entries[-1].name) if entries else None
-    if known is None:
-        return False
-    uid = str(uuid.UUID(int=dice.getrandbits(128), version=4))
-    owner = entries[-1].data["owner"]
-    assert isinstance(owner, dict)
-    line = {
-        "event": "create",
-        "name": attempt_name(known.epoch, uid, 0, 1),
-        "time": time.time(),
-        "owner": {**owner, "job_uid": uid, "index": 0, "number": 1},
-        "script": {"run_for": 600.0},
-        "timeout": 0.0,
-        "hidden_until": 0.0,
-    }
-    os.truncate(ledger, ledger.read_bytes().rfind(b"\n") + 1)
-    with ledger.open("ab") as file:
-        file.write(json.dumps(line).encode() + b"\n")
-    return True

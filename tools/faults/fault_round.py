@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc.aio
+from fault_backends import OUTSIDES
 from fault_jobs import Workload
 from fault_load import (
     BATCH,
@@ -27,9 +28,9 @@ from fault_load import (
     with_attempts,
 )
 from fault_operator import Operator
-from fault_oracle import Evidence, LeftOut, Line, read_lines, violations
+from fault_oracle import Evidence, LeftOut, violations
 from fault_points import BEFORE_ALL, SLOW, Armed, Points
-from fault_provoke import DESK, Provoker, plant_orphan
+from fault_provoke import Provoker
 from fault_restore import adopt, copy_store, put_back
 from fault_zygote import ZygoteLauncher
 from server_process import ColdLauncher, HatobaServer, Unready, died, kill9
@@ -37,15 +38,12 @@ from waiting import until
 from wire import Wire
 
 from hatoba.v1 import admin_pb2
-from hatoba_plugins.backends.mock.ledger import Entry, read_ledger
 from hatoba_scheduler.store.sqlite.database import FILE, connect
 from hatoba_scheduler.store.sqlite.doctor import visit
 
 COLD_EVERY = 20
 SUBMITTERS = 4
 """Batches that are being submitted at once."""
-REAP_AFTER = 1.0
-"""Seconds after which what nobody wants is ended."""
 AT_RANDOM = 1.0
 """Within so many seconds one dies that has no failpoint."""
 DYING = 1.0
@@ -74,7 +72,6 @@ class Plan:
     kills: int
     jobs: int
     seed: int
-    at_once: int = 100
     pause: float = 0.4
 
 
@@ -96,13 +93,13 @@ class Round:
 
     def __init__(self, plan: Plan, work: Path, say: Callable[[str], None]) -> None:
         self._plan = plan
-        self._work = work
+        self._outside = OUTSIDES[plan.backend](work)
         self._say = say
         self._dice = random.Random(plan.seed)
-        self._zygote = ZygoteLauncher()
+        self._zygote = ZygoteLauncher(self._outside.modules)
         self._cold = ColdLauncher()
         self._points = Points(self._dice, plan.backend, plan.kills)
-        hosts = plan.backend == "hosts"
+        hosts = self._outside.hosts
         self._server = HatobaServer(work / "data", hosts, (), self._cold)
         self._targets = ["server"] * 8 + ["worker", "keeper"] if hosts else ["server"]
         self._kills: Counter[str] = Counter()
@@ -122,21 +119,17 @@ class Round:
     async def run(self) -> Verdict:
         """The verdict; everything that was started is gone when it is there."""
         began = time.monotonic()
-        self._configure()
-        try:
-            await self._server.start()
-            async with PatientWire(self._server) as wire:
-                try:
-                    await self._work_and_kill(wire)
-                except* (AssertionError, TimeoutError, grpc.aio.AioRpcError) as trouble:
-                    self._trouble = [repr(one) for one in leaves(trouble)]
-                    await self._revive()
-                evidence, attempts = await self._evidence(wire)
-        finally:
-            await self._end()
+        async with self._outside:
+            await asyncio.to_thread(self._configure)
+            try:
+                await self._launch(Armed())
+                await self._server.until_ready()
+                async with PatientWire(self._server, credentials=self._credentials()) as wire:
+                    evidence, attempts = await self._worked(wire)
+            finally:
+                await self._end()
         left = await asyncio.to_thread(self._server.left)
-        witnessed = self._plan.backend == "hosts"
-        found = self._trouble + violations(evidence, witnessed=witnessed)
+        found = self._trouble + violations(evidence, witnessed=self._outside.witnessed)
         found += [f"left after `stop --all`: {each}" for each in left]
         await self._doctor("at the end")
         found += self._unwell
@@ -149,26 +142,40 @@ class Round:
             figures=self._figures(evidence, attempts),
         )
 
+    async def _worked(self, wire: Wire) -> tuple[Evidence, int]:
+        """What is known once all is over, whatever went wrong."""
+        try:
+            await self._outside.begin(wire)
+            await self._work_and_kill(wire)
+        except* (AssertionError, TimeoutError, grpc.aio.AioRpcError) as trouble:
+            self._trouble = [repr(one) for one in leaves(trouble)]
+            await self._revive()
+        return await self._evidence(wire)
+
     def _configure(self) -> None:
         data = self._server.data
         data.mkdir(mode=0o700)
-        options = f'ledger = "{data}/mock.ledger"' if self._plan.backend == "mock" else ""
-        name = self._plan.backend
-        text = f'[defaults]\ntrain = "{name}"\n[backends.{name}]\ntype = "{name}"\n'
-        text += f"reap_after = {REAP_AFTER}\n[backends.{name}.options]\n{options}\n"
-        (data / "hatoba.toml").write_text(text)
-        (data / "worker.json").write_text(json.dumps({"named": DESK}))
+        (data / "hatoba.toml").write_text(self._outside.configuration())
+        (data / "worker.json").write_text(json.dumps(self._outside.worker()))
+
+    def _credentials(self) -> grpc.ChannelCredentials | None:
+        """What clients trust, where the server speaks TLS; the same for each of its lives."""
+        authority = self._server.ready.get("ca_file")
+        if not authority:
+            return None
+        return grpc.ssl_channel_credentials(Path(authority).read_bytes())
 
     # -- the load and the kills -------------------------------------------------------------------
 
     async def _work_and_kill(self, wire: Wire) -> None:
         plan, progress = self._plan, self._progress
-        workload = Workload(plan.backend, plan.seed, self._work)
+        workload = Workload(self._outside, plan.seed)
         submitter = Submitter(wire, workload, progress, plan.seed)
-        operator = Operator(wire, plan.backend, plan.seed)
+        operator = Operator(wire, self._outside, plan.seed)
         provoker = Provoker(wire, workload, submitter, operator)
         # A wire of its own: who dials anew cancels what others still read on the old channel.
-        async with Wire(self._server) as watching, asyncio.TaskGroup() as group:
+        watching = Wire(self._server, credentials=self._credentials())
+        async with watching, asyncio.TaskGroup() as group:
             following = group.create_task(follow(watching, progress), name="follow")
             if BEFORE_ALL in self._points.within:
                 await self._adopt_an_end(provoker)
@@ -188,7 +195,8 @@ class Round:
         """Those that were acknowledged, and those that schedules submitted."""
         progress = self._progress
         names = {*progress.acknowledged.values(), *(await listing(wire)).runs}
-        await wait_for(progress, lambda: names <= progress.ended.keys(), SETTLE_SECONDS)
+        patience = SETTLE_SECONDS * self._outside.pace
+        await wait_for(progress, lambda: names <= progress.ended.keys(), patience)
 
     async def _submit(self, submitter: Submitter) -> None:
         """Keep as many jobs under way as may be, and spread them over the kills."""
@@ -212,12 +220,13 @@ class Round:
 
     async def _turn(self, submitted: int, count: int) -> None:
         share = self._plan.jobs / max(self._plan.kills, 1)
+        at_once = self._outside.at_once
 
         def mine() -> bool:
-            allowed = (sum(self._kills.values()) + 1) * share + self._plan.at_once / 2
-            return self._progress.open + count <= self._plan.at_once and submitted < allowed
+            allowed = (sum(self._kills.values()) + 1) * share + at_once / 2
+            return self._progress.open + count <= at_once and submitted < allowed
 
-        if not await wait_for(self._progress, mine, SETTLE_SECONDS):
+        if not await wait_for(self._progress, mine, SETTLE_SECONDS * self._outside.pace):
             raise AssertionError(f"nothing ends: {self._progress.open} jobs are under way")
 
     async def _kill(self, provoker: Provoker, work: asyncio.TaskGroup) -> None:
@@ -271,8 +280,9 @@ class Round:
     def _patience(self) -> float:
         name = self._points.armed.name
         if not name:
-            return self._dice.uniform(0, AT_RANDOM)
-        return next((s for start, s in DYING_AT.items() if name.startswith(start)), DYING)
+            return self._dice.uniform(0, AT_RANDOM) * self._outside.pace
+        known = (s for start, s in DYING_AT.items() if name.startswith(start))
+        return next(known, DYING) * self._outside.pace
 
     async def _start_next(self, provoker: Provoker, work: asyncio.TaskGroup) -> None:
         """The next server, and what leads it by the failpoint that it is to die at."""
@@ -309,7 +319,8 @@ class Round:
         """A server more, left alone until a job ends."""
         await self._revive()
         ended = self._last_end[0]
-        await wait_for(self._progress, lambda: len(self._progress.ended) > ended, REST_SECONDS)
+        patience = REST_SECONDS * self._outside.pace
+        await wait_for(self._progress, lambda: len(self._progress.ended) > ended, patience)
         await self._kill_as_it_is()
 
     async def _adopt(self) -> None:
@@ -352,7 +363,7 @@ class Round:
         if point.startswith("adopt."):
             self._put_back(copy_store(self._server.data))
         elif point.startswith("reap."):
-            plant_orphan(self._server.data / "mock.ledger", self._dice)
+            self._outside.plant_orphan(self._dice)
 
     def _put_back(self, copy: Path) -> None:
         self._known_until = put_back(copy, self._server.data)
@@ -361,7 +372,7 @@ class Round:
     async def _launch(self, armed: Armed) -> None:
         self._starts += 1
         launcher = self._cold if self._starts % COLD_EVERY == 0 else self._zygote
-        launcher.environ = armed.environ
+        launcher.environ = {**self._outside.environ, **armed.environ}
         self._server.launcher = launcher
         await asyncio.to_thread(self._server.launch)
 
@@ -393,13 +404,13 @@ class Round:
             unfinished=found.unfinished,
             runs=found.runs,
             left_out=self._left_out,
-            lines=await asyncio.to_thread(self._lines),
+            lines=await asyncio.to_thread(self._outside.lines),
             terminal_events=progress.ended,
             gaps=progress.gaps,
             renamed=progress.renamed,
             processes=await self._processes(),
             held=held,
-            objects=await self._objects(),
+            objects=await self._outside.what_is_left(REST_SECONDS * self._outside.pace),
         )
         return evidence, attempts
 
@@ -407,7 +418,7 @@ class Round:
         """Attempts that hold resources, once none does or patience is over."""
         held = 0
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(REST_SECONDS):
+            async with asyncio.timeout(REST_SECONDS * self._outside.pace):
                 while True:
                     request = admin_pb2.GetServerStatusRequest()
                     held = (await wire.call(request, admin_pb2.ServerStatus)).live_attempts
@@ -420,18 +431,6 @@ class Round:
         with contextlib.suppress(TimeoutError):
             await until(lambda: not self._server.marked(), REST_SECONDS)
         return await asyncio.to_thread(self._server.marked)
-
-    async def _objects(self) -> list[str]:
-        """What the mock still has of ours, orphans that were planted too, once patience is over."""
-        ledger = self._server.data / "mock.ledger"
-        with contextlib.suppress(TimeoutError):
-            await until(lambda: not left_objects(read_ledger(ledger)), REST_SECONDS)
-        return await asyncio.to_thread(lambda: left_objects(read_ledger(ledger)))
-
-    def _lines(self) -> list[Line]:
-        if self._plan.backend == "mock":
-            return mock_lines(read_ledger(self._server.data / "mock.ledger"))
-        return read_lines(self._work / "ledger")
 
     def _figures(self, evidence: Evidence, attempts: int) -> dict[str, float]:
         starts = sum(line.event == "start" for line in evidence.lines)
@@ -467,19 +466,3 @@ def leaves(error: BaseException) -> list[BaseException]:
     if not isinstance(error, BaseExceptionGroup):
         return [error]
     return [leaf for one in error.exceptions for leaf in leaves(one)]
-
-
-def mock_lines(entries: list[Entry]) -> list[Line]:
-    """The mock's own ledger in the witnesses' words."""
-    words = {"start": "start", "end": "end", "delete": "end"}
-    return [
-        Line(words[entry.event], entry.name, entry.time, 0)
-        for entry in entries
-        if entry.event in words
-    ]
-
-
-def left_objects(entries: list[Entry]) -> list[str]:
-    """What was created on the mock and never released."""
-    released = {entry.name for entry in entries if entry.event == "release"}
-    return [one.name for one in entries if one.event == "create" and one.name not in released]

@@ -7,6 +7,7 @@ the child's pid.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -21,10 +22,11 @@ from server_process import clean_environment
 class ZygoteLauncher:
     """Starts servers by asking a zygote; see server_process.Launcher."""
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str] = ()) -> None:
+        """`modules` are imported as well before there is any server."""
         support = Path(__file__).resolve().parents[2] / "tests" / "support"
         self._zygote = subprocess.Popen(
-            [sys.executable, __file__, "server", "start"],
+            [sys.executable, __file__, "server", "start", *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**clean_environment(), "PYTHONPATH": str(support)},
@@ -66,6 +68,8 @@ def serve() -> None:
     from hatoba_scheduler.telemetry import logging
 
     del app, logging
+    for name in sys.argv[3:]:
+        importlib.import_module(name)
     # Children are reaped by the kernel; they themselves wait for theirs again.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print(0, flush=True)

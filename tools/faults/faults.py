@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tools" / "testbed")]
 
-from fault_points import unmet  # noqa: E402 - found beside this file
+from fault_backends import OUTSIDES  # noqa: E402 - found beside this file
+from fault_points import unmet  # noqa: E402
 from fault_round import Plan, Round, Verdict  # noqa: E402
 
-JOBS_A_KILL = 6
 SHOWN = 40
 
 
@@ -55,17 +55,22 @@ def run(plan: Plan) -> Verdict:
 def planned(arguments: list[str] | None) -> list[Plan]:
     """The command line as plans, one for each backend."""
     parser = argparse.ArgumentParser(description=__doc__)
-    known = ["both", "hosts", "mock", "null"]
-    parser.add_argument("--backend", choices=known, default="both", help="both: half of it each")
+    known = ["both", *OUTSIDES]
+    told = "both: half of it each on hosts and mock"
+    parser.add_argument("--backend", choices=known, default="both", help=told)
     parser.add_argument("--count", type=int, default=200, help="kills")
-    parser.add_argument("--jobs", type=int, help="jobs; six a kill if not said")
+    parser.add_argument("--jobs", type=int, help="jobs; some a kill if not said")
     parser.add_argument("--seed", type=int, help="of an earlier round")
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     backends = ["mock", "hosts"] if options.backend == "both" else [options.backend]
     kills = max(1, options.count // len(backends))
-    jobs = kills * JOBS_A_KILL if options.jobs is None else options.jobs // len(backends)
-    return [Plan(backend, kills, jobs, seed) for backend in backends]
+
+    def jobs(backend: str) -> int:
+        told: int | None = options.jobs
+        return kills * OUTSIDES[backend].jobs_a_kill if told is None else told // len(backends)
+
+    return [Plan(backend, kills, jobs(backend), seed) for backend in backends]
 
 
 def show(verdict: Verdict) -> None:
