@@ -247,6 +247,7 @@ def test_a_check_is_waited_for_and_its_failure_told(fake: FakeServer, cli: Cli) 
     ("said", "words"),
     [
         (["--example", "{"], "neither a file nor JSON"),
+        (["--example", "{" + 5000 * " "], "neither a file nor JSON"),
         (["--example", "1"], "for a handler"),
         (["--metric", "f1=good"], "is not a number"),
         (["--metric", "f1"], "a metric"),

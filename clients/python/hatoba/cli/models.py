@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -540,7 +541,8 @@ def register_options(said: dict[str, Any]) -> RegisterOptions:
 
 def example_of(text: str) -> Any:
     """A file that is there, else JSON."""
-    if Path(text).is_file():
+    # JSON may be longer than a path, of which Path.is_file would make an error.
+    if os.path.isfile(text):
         return Path(text)
     try:
         return json.loads(text)
