@@ -50,8 +50,14 @@ _ABILITIES = (
 )
 
 
-def lacking(spec: job_pb2.JobSpec, capabilities: Capabilities) -> list[Problem]:
-    """One problem for each thing that is asked for and that the instance has not."""
+def lacking(spec: job_pb2.JobSpec, capabilities: Capabilities, image: str = "") -> list[Problem]:
+    """One problem for each thing that is asked for and that the instance has not.
+
+    With the `image` of jobs that name none nobody has to have the caller's interpreter: clients
+    name it wherever nothing else is asked for.
+    """
+    if image and not spec.environment.image:
+        spec = _in_image(spec, image)
     return [
         Problem(
             ability.field,
@@ -66,6 +72,14 @@ def lacking(spec: job_pb2.JobSpec, capabilities: Capabilities) -> list[Problem]:
 def _absent(capabilities: Capabilities) -> tuple[_Ability, ...]:
     """Abilities that an instance has not: submits ask by the thousand, answers never change."""
     return tuple(a for a in _ABILITIES if not getattr(capabilities, a.capability))
+
+
+def _in_image(spec: job_pb2.JobSpec, image: str) -> job_pb2.JobSpec:
+    made = job_pb2.JobSpec()
+    made.CopyFrom(spec)
+    made.environment.image = image
+    made.environment.ClearField("caller_interpreter")
+    return made
 
 
 def own_options(spec: job_pb2.JobSpec, key: str) -> dict[str, object]:

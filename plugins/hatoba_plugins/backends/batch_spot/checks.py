@@ -29,7 +29,7 @@ def problems_of(
     spec: job_pb2.JobSpec, options: BatchOptions, capabilities: Capabilities
 ) -> list[Problem]:
     """All that is wrong with it here."""
-    found = lacking(spec, capabilities)
+    found = lacking(spec, capabilities, options.image)
     if not image_of(spec, options):
         found.append(Problem("environment.image", "jobs on Batch run in an image: name one"))
     found += _of_names(spec)

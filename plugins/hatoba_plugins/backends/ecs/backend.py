@@ -78,7 +78,7 @@ class EcsBackend:
 
     async def validate(self, spec: job_pb2.JobSpec) -> list[Problem]:
         """What it lacks, and what ECS would not take."""
-        problems = lacking(spec, self.capabilities())
+        problems = lacking(spec, self.capabilities(), self._options.image)
         if len(spec.backend_options.fields):
             problems.append(Problem("backend_options", "ecs takes no options; leave them out"))
         return problems or self._too_much(spec)

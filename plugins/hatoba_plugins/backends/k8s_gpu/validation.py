@@ -19,7 +19,7 @@ def problems(
     quota: Quota,
 ) -> list[Problem]:
     """All that stands against it; where an autoscaler may bring nodes, not that there are none."""
-    found = lacking(spec, can)
+    found = lacking(spec, can, options.image)
     try:
         asks = job_options(spec)
     except ValueError as error:
