@@ -42,7 +42,7 @@ SCRIPTS = {
 
 
 class BatchFaults(FaultInjector):
-    """What the proxy can do. Batch has no watches, so there are none to break."""
+    """What the proxy can do. Batch has no watches and moto no pages, so there are none to break."""
 
     def __init__(self, harness: BatchHarness) -> None:
         self._harness = harness
@@ -71,6 +71,22 @@ class BatchFaults(FaultInjector):
 
     async def throttle(self) -> None:
         self.proxy.throttle("submitjob")
+
+    async def overload(self) -> None:
+        self.proxy.overload("submitjob", after=1)
+
+    async def disguise_denial(self) -> None:
+        self.proxy.disguise_denial("listjobs")
+        self.proxy.disguise_denial("describejobs")
+
+    async def gap(self) -> None:
+        pytest.skip("Batch has no watches")
+
+    async def end_watches(self) -> None:
+        pytest.skip("Batch has no watches")
+
+    async def expire_pages(self) -> None:
+        pytest.skip("moto lists without pages; tests/integration/batch_spot has them")
 
     async def hide_for(self, seconds: float) -> None:
         self._harness.curtain.hide_new_for(seconds)

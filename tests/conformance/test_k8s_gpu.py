@@ -21,7 +21,7 @@ from testbed_fixtures import DockerEngine
 from testbed_kubernetes import Kubernetes, Namespace
 
 from hatoba.v1 import job_pb2, worker_pb2
-from hatoba_plugins.backends.k8s_gpu import K8sType
+from hatoba_plugins.backends.k8s_gpu import K8sType, client
 from hatoba_plugins.conformance import (
     BackendHarness,
     Command,
@@ -36,6 +36,9 @@ from hatoba_plugins.conformance import (
 from hatoba_plugins.conformance.harness import OpenHarness
 from hatoba_plugins.conformance.proxy import FaultProxy
 from hatoba_plugins.values import Phase, Ref
+
+GIVEN_UP = 5.0
+"""Seconds after which a call that nobody answers is given up."""
 
 
 class KubeFaults(FaultInjector):
@@ -62,6 +65,29 @@ class KubeFaults(FaultInjector):
 
     async def throttle(self) -> None:
         self.proxy.throttle("create jobs", after=1)
+
+    async def overload(self) -> None:
+        self.proxy.overload("create jobs", after=1)
+
+    async def disguise_denial(self) -> None:
+        self.proxy.disguise_denial("get jobs")
+        self.proxy.disguise_denial("list jobs")
+
+    async def expire_pages(self) -> None:
+        self.proxy.page_size = 1
+        self.proxy.expire_page("list jobs")
+
+    async def until_called(self) -> None:
+        await self.proxy.met.wait()
+
+    async def hide_for(self, seconds: float) -> None:
+        pytest.skip("what the API server has created can be read")
+
+    async def double_run(self) -> None:
+        pytest.skip("nothing is claimed without a runner; tests/integration/k8s_gpu does")
+
+    async def end_watches(self) -> None:
+        self.proxy.end_streams()
 
     async def conflict(self, name: str) -> None:
         await asyncio.to_thread(self._harness.plant_foreign, name)
@@ -186,10 +212,10 @@ class ReplicaFaults(KubeFaults):
         await asyncio.to_thread(self._harness.kubectl, "delete", "replicaset", name)
 
     async def throttle(self) -> None:
-        self._missing("throttle")
+        self.proxy.throttle("create replicasets", after=1)
 
     async def land_late(self, seconds: float) -> None:
-        self._missing("land_late")
+        self.proxy.land_late("create replicasets", GIVEN_UP + seconds)
 
 
 class KubeReplicas(Yard, ReplicaHarness):
@@ -216,6 +242,10 @@ class TestKubernetesDeployments(DeploymentConformance):
     """A ReplicaSet of one for each replica."""
 
     @pytest.fixture
-    def harness(self, kubernetes: Kubernetes, replica_image: str) -> Iterator[DeploymentHarness]:
+    def harness(
+        self, kubernetes: Kubernetes, replica_image: str, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[DeploymentHarness]:
+        # What lands late is given up first.
+        monkeypatch.setattr(client, "CALL_TIMEOUT", GIVEN_UP)
         with kubernetes.namespace() as namespace:
             yield KubeReplicas(kubernetes, namespace, replica_image)

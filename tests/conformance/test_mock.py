@@ -9,7 +9,7 @@ import pytest
 from google.protobuf import json_format
 
 from hatoba.v1 import job_pb2, worker_pb2
-from hatoba_plugins.backends.mock import FirstClaimWins, MockType, MockWorld
+from hatoba_plugins.backends.mock import Fault, FaultKind, FirstClaimWins, MockType, MockWorld
 from hatoba_plugins.clock import FakeClock
 from hatoba_plugins.conformance import (
     BackendHarness,
@@ -22,6 +22,7 @@ from hatoba_plugins.conformance import (
     Life,
     ReplicaHarness,
 )
+from hatoba_plugins.errors import BackendError, Denied, Retry
 
 SCRIPTS: dict[Command, dict[str, Any]] = {
     Command.SUCCEEDS: {"run_for": 1.0},
@@ -59,6 +60,19 @@ class MockFaults(FaultInjector):
 
     async def throttle(self) -> None:
         self.world.throttle()
+
+    async def overload(self) -> None:
+        self.world.refuse_launch(Retry("it has too much to do", after=1.0))
+
+    async def disguise_denial(self) -> None:
+        for _ in ("find", "observe"):
+            self._refuse("describe", Denied("nobody may ask"))
+
+    async def expire_pages(self) -> None:
+        self._refuse("list", Retry("the page has expired", after=1.0))
+
+    def _refuse(self, operation: str, error: BackendError) -> None:
+        self.world.faults.add(operation, Fault(FaultKind.REFUSED, error=error))
 
     async def unreachable_for(self, seconds: float) -> None:
         self.world.cut(seconds)

@@ -106,6 +106,12 @@ class EcsFaults(FaultInjector):
     async def throttle(self) -> None:
         self._harness.proxy.throttle(self._operation)
 
+    async def gap(self) -> None:
+        pytest.skip("ECS has no watches")
+
+    async def end_watches(self) -> None:
+        pytest.skip("ECS has no watches")
+
     async def unreachable_for(self, seconds: float) -> None:
         # A question is asked four times before it is given up, and a short cut is got over.
         proxy = self._harness.proxy
@@ -116,6 +122,17 @@ class EcsFaults(FaultInjector):
 
 class JobFaults(EcsFaults):
     """And what happens to tasks."""
+
+    async def overload(self) -> None:
+        self._harness.proxy.overload(self._operation, after=1)
+
+    async def disguise_denial(self) -> None:
+        self._harness.proxy.disguise_denial("listtasks")
+        self._harness.proxy.disguise_denial("describetasks")
+
+    async def expire_pages(self) -> None:
+        self._harness.proxy.page_size = 1
+        self._harness.proxy.expire_page("listtasks")
 
     async def double_run(self) -> None:
         self._harness.proxy.double(self._operation)

@@ -7,7 +7,7 @@ import random
 import shlex
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import Enum
 from pathlib import Path
@@ -26,7 +26,7 @@ from hatoba_plugins.backend import (
     JobBackend,
 )
 from hatoba_plugins.clock import FakeClock, SystemClock
-from hatoba_plugins.errors import BackendError
+from hatoba_plugins.errors import BackendError, Retry
 from hatoba_plugins.values import Gap, LogChunk, Observation, Owned, Phase, Ref, Synced, WatchItem
 
 PATIENCE = 20.0
@@ -135,6 +135,16 @@ class NoWorkers:
         """No host answers."""
         return None
 
+    async def attach(
+        self,
+        host: str,
+        order: worker_pb2.AttachAttempt,
+        said: AsyncIterator[job_pb2.AttachInput],
+    ) -> AsyncGenerator[job_pb2.AttachOutput, None]:
+        """No host does. Raises Retry."""
+        raise Retry("no host is connected")
+        yield job_pb2.AttachOutput()
+
 
 class FaultInjector:
     """Breaks the outside world on demand. Override what you can; what is left skips its test.
@@ -172,6 +182,19 @@ class FaultInjector:
     async def throttle(self) -> None:
         """The next call is turned away for coming too soon."""
         self._missing("throttle")
+
+    async def overload(self) -> None:
+        """The next launch is answered that the provider has too much to do just now."""
+        self._missing("overload")
+
+    async def disguise_denial(self) -> None:
+        """The next call that finds and the next that observes are denied by somebody before the
+        provider, who says 404."""
+        self._missing("disguise_denial")
+
+    async def expire_pages(self) -> None:
+        """Listings come in pages of one, and the next further page has expired."""
+        self._missing("expire_pages")
 
     async def unreachable_for(self, seconds: float) -> None:
         """Nothing can be reached for so long; what runs goes on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -613,6 +614,39 @@ class JobConformance:
             assert isinstance(await kit.launch(request), Launched)
             await _found_and_ended_once(kit, request.name)
 
+    async def test_an_overloaded_provider_makes_one(self, harness: JobHarness) -> None:
+        """Turned away for the provider's sake it may have happened: find says, and it runs once."""
+        async with opened(harness) as kit:
+            await _faults(harness).overload()
+            request = kit.request(Command.SUCCEEDS)
+            await kit.launch(request)
+            if isinstance(await kit.find(request.name), Absent):
+                assert isinstance(await kit.launch(request), Launched)
+            await _found_and_ended_once(kit, request.name)
+
+    async def test_a_denial_in_disguise_is_no_absence(self, harness: JobHarness) -> None:
+        """What a 404 of somebody else says of an attempt is nothing."""
+        async with opened(harness) as kit:
+            ref = await kit.running()
+            await _faults(harness).disguise_denial()
+            with suppress(BackendError):
+                (outcome,) = await kit.backend.find([ref])
+                assert isinstance(outcome, Found | Unsure), outcome
+            with suppress(BackendError):
+                seen = await kit.observe(ref)
+                assert seen.phase is not Phase.GONE
+                assert seen.exit is None
+            assert (await harness.wait(ref, Phase.RUNNING)).phase is Phase.RUNNING
+
+    async def test_an_expired_page_does_not_end_a_listing(self, harness: JobHarness) -> None:
+        """A listing is complete or fails; one that failed is complete when it is made again."""
+        async with opened(harness) as kit:
+            names = {(await kit.launched()).name for _ in range(3)}
+            await _faults(harness).expire_pages()
+            with suppress(BackendError):
+                assert set(await kit.owned()) == names
+            assert set(await kit.owned()) == names
+
     async def test_out_of_reach_says_nothing(self, harness: JobHarness) -> None:
         """What cannot be reached is neither ended nor gone; afterwards it is as it was."""
         async with opened(harness) as kit:
@@ -657,12 +691,12 @@ class JobConformance:
             assert any(_is_end(item, ref.name) for item in await _until_synced(kit))
 
     async def test_a_watch_that_ended_is_begun_anew(self, harness: JobHarness) -> None:
-        """When a watch ends without a word, the next tells what happened meanwhile."""
+        """A watch that ends without a word goes on by itself, or the next tells what happened."""
         async with opened(harness) as kit:
             async with _Follower(kit) as follower:
                 await _faults(harness).end_watches()
-                await follower.until_over()
-            ref = await kit.ended()
+                ref = await kit.ended()
+                await follower.until_over_or_end_of(ref.name)
             assert any(_is_end(item, ref.name) for item in await _until_synced(kit))
 
 
@@ -675,7 +709,7 @@ class _Follower:
         self._tasks = asyncio.TaskGroup()
         self._synced = asyncio.Event()
         self._gap = asyncio.Event()
-        self._over = asyncio.Event()
+        self._over = False
         self._news = asyncio.Event()
 
     async def __aenter__(self) -> _Follower:
@@ -693,7 +727,8 @@ class _Follower:
         async with watching(self._kit.jobs) as news:
             async for item in news:
                 self._take(item)
-        self._over.set()
+        self._over = True
+        self._news.set()
 
     def _take(self, item: WatchItem) -> None:
         if isinstance(item, Synced):
@@ -716,10 +751,12 @@ class _Follower:
         async with asyncio.timeout(PATIENCE):
             await self._gap.wait()
 
-    async def until_over(self) -> None:
-        """Return when it ended."""
+    async def until_over_or_end_of(self, name: str) -> None:
+        """Return when it ended, or told this end."""
         async with asyncio.timeout(PATIENCE):
-            await self._over.wait()
+            while not (self._over or any(_is_end(item, name) for item in self.told)):
+                self._news.clear()
+                await self._news.wait()
 
 
 async def _until_synced(kit: Kit) -> list[WatchItem]:
