@@ -56,6 +56,7 @@ CAPACITY_EVERY = 30.0
 LANES = 16
 """Native calls at once."""
 _LIMITS = (
+    ("apply", Rate(100.0, 200)),
     ("create", Rate(400.0, 400)),
     ("patch", Rate(200.0, 400)),
     ("delete", Rate(400.0, 400)),

@@ -102,6 +102,7 @@ class KubeDeployments:
 
     async def apply(self, target: Target) -> Handle:
         """Take it in; replicas follow. Raises Stale, Invalid."""
+        await self._ctx.budget("apply")
         known = self._kept.get(target.uid)
         if target.uid in self._removed:
             raise Stale(f"deployment {target.uid} was removed")
@@ -127,6 +128,7 @@ class KubeDeployments:
 
     async def retire(self, uid: str, retired: Sequence[str]) -> None:
         """Those that leave are to drain and end."""
+        await self._settled.wait()
         kept = self._kept.get(uid)
         if kept is None or kept.removed:
             return
@@ -221,7 +223,7 @@ class KubeDeployments:
             await self._ctx.budget("read")
             await self._kube.get(f"{self._path}/{name}")
         except Refusal as refusal:
-            if refusal.status == 404:
+            if refusal.status == 404 and not self._lookups.settling.under_way(name):
                 self._forget(name)
         except Unreached:
             return
@@ -295,7 +297,9 @@ class KubeDeployments:
             self._made.pop(creation.name, None)
             raise
         except Unreached as error:
-            if not error.sent:
+            if error.sent:
+                self._lookups.settling.asked(creation.name)
+            else:
                 self._made.pop(creation.name, None)
             raise
 
@@ -306,6 +310,10 @@ class KubeDeployments:
         except Refusal as refusal:
             if refusal.status != 404:
                 raise
+            if self._lookups.settling.under_way(name):
+                # What made it was not answered and may take effect yet: nobody would end it then.
+                asyncio.get_running_loop().call_later(TRY_AGAIN, self._touch, made.uid)
+                return
         made.deleted = True
         if not self._board.pods_of(name):
             self._forget(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
+import sys
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -337,7 +338,11 @@ async def _copy(
 def _connector(upstream: str, trust: ssl.SSLContext | None) -> aiohttp.BaseConnector:
     if upstream.startswith(_UNIX):
         return aiohttp.UnixConnector(upstream.removeprefix(_UNIX), limit=0)
-    return aiohttp.TCPConnector(ssl=trust if trust is not None else True, limit=0)
+    # Ends of TLS that are still under way are cut short when the connector is closed.
+    tidy = sys.version_info < (3, 12, 7)
+    return aiohttp.TCPConnector(
+        ssl=trust if trust is not None else True, limit=0, enable_cleanup_closed=tidy
+    )
 
 
 async def _listen(runner: web.AppRunner, at: str, serve: ssl.SSLContext | None) -> str:
