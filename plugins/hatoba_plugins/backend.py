@@ -7,10 +7,10 @@ method may be called again after a time-out or a restart of the core, with the s
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from hatoba.v1 import deployment_pb2, job_pb2, worker_pb2
 from hatoba_plugins.values import (
@@ -118,6 +118,18 @@ class WorkerHub(Protocol):
         """The last lines of a replica's log; None when its host does not answer."""
         ...
 
+    def attach(
+        self,
+        host: str,
+        order: worker_pb2.AttachAttempt,
+        said: AsyncIterator[job_pb2.AttachInput],
+    ) -> AsyncGenerator[job_pb2.AttachOutput, None]:
+        """Have a host attach somebody to an attempt, see `AttachBackend`; it chooses the session.
+
+        Raises Retry where the host does not, and says why.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class HostRoom:
@@ -150,7 +162,7 @@ class BackendContext:
     budget: Callable[[str], Awaitable[None]]
     """Await it with an operation's name before each native call."""
     secret: Callable[[str], Awaitable[str]]
-    """The backend's own credentials, by name. Raises KeyError."""
+    """The backend's own credentials, by name. Raises KeyError with words on what to do."""
     workers: WorkerHub
     ca: str = ""
     """PEM of the authority that vouches for `advertise`; empty: a public one, or no TLS."""
@@ -189,6 +201,28 @@ class JobBackend(Protocol):
 
     async def release(self, refs: Sequence[Ref]) -> list[ReleaseOutcome]:
         """Let go of what ended. Released only when nothing of it is left."""
+        ...
+
+
+@runtime_checkable
+class AttachBackend(Protocol):
+    """What a job backend with the capability `attach` does besides.
+
+    Both tell an empty piece once they are through, and then what comes; what was begun ends with
+    the attempt, and when the generator is closed. They raise a `BackendError` when nothing was
+    begun. Of `said` nothing is read ahead.
+    """
+
+    def exec(
+        self, ref: Ref, start: job_pb2.ExecStart, said: AsyncIterator[job_pb2.AttachInput]
+    ) -> AsyncGenerator[job_pb2.AttachOutput, None]:
+        """Run a command beside a running attempt's; `ended` comes last. Not repeatable."""
+        ...
+
+    def forward(
+        self, ref: Ref, port: int, said: AsyncIterator[job_pb2.AttachInput]
+    ) -> AsyncGenerator[job_pb2.AttachOutput, None]:
+        """One connection to a TCP port on which the attempt listens."""
         ...
 
 

@@ -61,6 +61,7 @@ from hatoba_scheduler.auth.runner_credentials import PREFIX as RUNNER_PREFIX
 from hatoba_scheduler.auth.runner_credentials import RunnerCredentials
 from hatoba_scheduler.auth.runner_keys import RunnerKeys
 from hatoba_scheduler.auth.runner_scopes import RunnerGate
+from hatoba_scheduler.auth.server_secrets import ServerSecrets, without
 from hatoba_scheduler.backends import Backends, loop_settings, open_backends
 from hatoba_scheduler.config import Address, Config, ConfigError, LimitsConfig
 from hatoba_scheduler.control.activity import Activity
@@ -492,12 +493,7 @@ async def _open_backends(core: Core, bound: Bound, stack: AsyncExitStack) -> Bac
     budgets = Budgets(core.clock)
     shares: dict[str, Budget] = {}
     authority = await asyncio.to_thread(bound.transport.authority)
-
-    async def no_secret(name: str) -> str:
-        value = os.environ.get(f"HATOBA_SECRET_{name.upper().replace('-', '_')}")
-        if value is None:
-            raise KeyError(name)
-        return value
+    credentials = ServerSecrets(core.options.data)
 
     def context(instance: str) -> BackendContext:
         return BackendContext(
@@ -507,7 +503,7 @@ async def _open_backends(core: Core, bound: Bound, stack: AsyncExitStack) -> Bac
             store_epoch=core.store.identity.store_epoch,
             advertise=core.joined_at,
             budget=shares.setdefault(instance, budgets.share(instance)),
-            secret=no_secret,
+            secret=credentials.value,
             workers=core.hub,
             ca=authority,
             tls=bound.transport.secure,
@@ -1050,7 +1046,10 @@ async def _start_worker(data: Path) -> None:
     command = [sys.executable, "-m", "hatoba_worker.embedded", "embed", "--data", str(data)]
     try:
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+            env=without(os.environ),
         )
     except OSError as error:
         log.error("worker.not_started", error=str(error))

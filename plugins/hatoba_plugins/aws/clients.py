@@ -79,18 +79,21 @@ async def _explicit(options: AwsOptions, ctx: BackendContext) -> dict[str, str]:
     if not options.credentials:
         return {}
     try:
-        told = json.loads(await ctx.secret(options.credentials))
+        text = await ctx.secret(options.credentials)
+    except KeyError as error:
+        raise Denied(str(error.args[0])) from error
+    try:
+        told = json.loads(text)
         keys = {
             "aws_access_key_id": told["AccessKeyId"],
             "aws_secret_access_key": told["SecretAccessKey"],
         }
-    except KeyError as error:
-        raise Denied(
-            f"secret {options.credentials!r}, named by `credentials`, has no {error}"
-        ) from error
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError):
         # Not chained: what the parser says may show a piece of the secret.
-        raise Denied(f"secret {options.credentials!r} is no JSON object of credentials") from None
+        raise Denied(
+            f"{options.credentials!r}, named by `credentials`, is no JSON object with AccessKeyId"
+            " and SecretAccessKey"
+        ) from None
     token = told.get("SessionToken")
     return keys | ({"aws_session_token": token} if token else {})
 

@@ -21,7 +21,8 @@ class AwsOptions(BackendOptions):
     """Profile of the server's own `~/.aws/config`; without one the environment, then the machine's
     role."""
     credentials: str = ""
-    """Secret of the server's that holds them, as a `credential_process` prints: a JSON object with
+    """Name of the server's own (`credentials/NAME` in its data directory, mode 0600, or
+    HATOBA_CREDENTIALS_NAME) that hold what a `credential_process` prints: a JSON object with
     `AccessKeyId`, `SecretAccessKey` and perhaps `SessionToken`. Instead of a profile."""
     endpoint: str = ""
     """`http://HOST:PORT` or `https://HOST` of an emulator or of an endpoint of your own; without
