@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import pytest
 from hosts_house import HostsHarness, ReplicasHarness
@@ -15,10 +17,12 @@ from hatoba_plugins.conformance import (
     Command,
     DeploymentConformance,
     DeploymentHarness,
+    FaultInjector,
     JobConformance,
     JobHarness,
     Life,
 )
+from hatoba_plugins.conformance.proxy import Docker, FaultProxy
 from hatoba_worker.executors.containers.choosing import key_of
 
 
@@ -42,15 +46,48 @@ class Contained(HostsHarness):
             self._engine.docker("rm", "-f", "-v", name)
 
 
+class EngineFaults(FaultInjector):
+    """What happens between the worker and its engine, to both calls that a launch makes there."""
+
+    CALLS = ("create containers", "start containers")
+
+    def __init__(self, harness: ContainersHarness) -> None:
+        self._harness = harness
+
+    async def reply_lost_after_effect(self) -> None:
+        for call in self.CALLS:
+            self._harness.proxy.lose_reply(call)
+
+    async def delay_reply(self, seconds: float) -> None:
+        for call in self.CALLS:
+            self._harness.proxy.delay_reply(call, min(seconds, 2.0))
+
+    async def double_reply(self) -> None:
+        for call in self.CALLS:
+            self._harness.proxy.double(call)
+
+
 class ContainersHarness(Contained):
     """Every command runs in a container, and leaves its mark where all of them see it."""
 
+    proxy: FaultProxy
+
     def __init__(self, directory: Path, engine: DockerEngine) -> None:
         marks = directory / "marks"
-        super().__init__(directory, "--engine", engine.socket, "--mount", str(marks))
+        # A socket's path is short.
+        self._own = tempfile.TemporaryDirectory(prefix="hatoba-kit-")
+        self._socket = f"{self._own.name}/engine.sock"
+        super().__init__(directory, "--engine", self._socket, "--mount", str(marks))
+        self.faults = EngineFaults(self)
         self._engine = engine
         marks.chmod(0o777)
         self._image = engine.busybox
+
+    async def __aenter__(self) -> Self:
+        self._world.push_async_callback(asyncio.to_thread, self._own.cleanup)
+        running = FaultProxy.running(self._engine.host, Docker(), at=f"unix://{self._socket}")
+        self.proxy = await self._world.enter_async_context(running)
+        return await super().__aenter__()
 
     def command(self, kind: Command, name: str) -> job_pb2.JobSpec:
         spec = super().command(kind, name)
