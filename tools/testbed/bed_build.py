@@ -23,6 +23,12 @@ KUBERNETES_PROGRAMS = [
     "k8s.io/kubernetes/cmd/kubectl",
     "./pause",
 ]
+# kwok's own: nodes are ready, their pods run at once, and those of Jobs are complete.
+STAGES = [
+    "node/fast/node-*.yaml",
+    "node/heartbeat-with-lease/node-*.yaml",
+    "pod/fast/pod-*.yaml",
+]
 LOG_TAIL = 2000
 
 
@@ -35,8 +41,28 @@ def kubernetes() -> Path:
 
 
 def kwok() -> Path:
-    """The folder with kwok in it."""
-    return built("kwok", KWOK, ["sigs.k8s.io/kwok/cmd/kwok"], "")
+    """The folder with kwok in it, and with the stages that it leads nodes and pods through."""
+    folder = built("kwok", KWOK, ["sigs.k8s.io/kwok/cmd/kwok"], "")
+    stages = folder / "stages.yaml"
+    if not stages.exists():
+        source = Path(module_directory("kwok", "sigs.k8s.io/kwok"), "kustomize", "stage")
+        texts = [file.read_text() for stage in STAGES for file in sorted(source.glob(stage))]
+        fresh = stages.with_suffix(".new")
+        fresh.write_text("\n---\n".join(texts))
+        fresh.rename(stages)
+    return folder
+
+
+def module_directory(module: str, name: str) -> str:
+    """Where Go keeps the sources of a module that one of ours needs."""
+    listed = subprocess.run(
+        ["go", "list", "-m", "-f", "{{.Dir}}", name],
+        cwd=MODULES / module,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return listed.stdout.strip()
 
 
 def built(module: str, version: str, programs: Sequence[str], flags: str) -> Path:

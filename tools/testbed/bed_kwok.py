@@ -19,8 +19,11 @@ def prepare() -> None:
 def up(place: Place, cluster: Facts) -> Facts:
     """Start it for the cluster; who wants fake nodes creates them with its annotation."""
     port = free_port("127.0.0.1")
+    programs = bed_build.kwok()
     command = [
-        str(bed_build.kwok() / "kwok"),
+        str(programs / "kwok"),
+        f"--config={programs / 'stages.yaml'}",
+        "--node-lease-duration-seconds=40",
         f"--kubeconfig={cluster['kubeconfig']}",
         "--manage-all-nodes=false",
         f"--manage-nodes-with-annotation-selector={MARK}",

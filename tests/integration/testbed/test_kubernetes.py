@@ -167,3 +167,31 @@ def test_a_cluster_of_ones_own_is_drained_loses_its_store_and_goes_without_a_tra
             until(lambda: own.get("pod", "again", "-n", space.name)["status"]["phase"] == "Running")
     assert traces(directory) == []
     assert commands_with(Place(directory).tag) == []
+
+
+def test_pods_on_nodes_that_are_none_run_by_kwoks_word(
+    kubernetes: Kubernetes, space: Namespace
+) -> None:
+    tolerated = [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}]
+    with kubernetes.fake_nodes(3) as nodes:
+        for number in range(20):
+            spec = {**pod(kubernetes.busybox, "true", gpu="1"), "tolerations": tolerated}
+            spec["nodeSelector"] = {"kwok.x-k8s.io/node": "fake"}
+            create(kubernetes, space, f"pretends-{number}", spec)
+
+        def all_told() -> bool:
+            pods = kubernetes.get("pods", "-n", space.name)["items"]
+            return all(one["status"]["phase"] in ("Running", "Succeeded") for one in pods)
+
+        until(all_told)
+        pods = kubernetes.get("pods", "-n", space.name)["items"]
+        assert {one["spec"]["nodeName"] for one in pods} <= set(nodes)
+
+
+def test_a_second_node_takes_what_the_first_one_lets_go(
+    kubernetes: Kubernetes, space: Namespace
+) -> None:
+    second = kubernetes.second_node()
+    spec = {**pod(kubernetes.busybox, "true"), "nodeSelector": {"kubernetes.io/hostname": second}}
+    create(kubernetes, space, "there", spec)
+    assert ended(kubernetes, space, "there")["exitCode"] == 0
