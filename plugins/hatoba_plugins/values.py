@@ -164,6 +164,8 @@ class Observation:
     """With ENDED: its runner is proven gone as well, so that no commit of it will come."""
     run: str = ""
     """Which of the platform's runs of it this is about, as its runner knows it (`hatoba.runs`)."""
+    unfenced: bool = False
+    """No runner of ours is in it, though the instance has one: what is seen is all there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -344,6 +346,8 @@ class Capabilities:
     native_arrays: bool = False
     gangs: bool = False
     logs: bool = False
+    attach: bool = False
+    """Its job role is an `AttachBackend` too."""
     pretends: bool = False
     """It only acts as if it ran something: jobs come here only when they name it."""
     deployments: bool = False

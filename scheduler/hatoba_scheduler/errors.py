@@ -66,6 +66,8 @@ class Reason(enum.StrEnum):
         "The call was made before; its secret is not kept and cannot be shown again.",
     )
     WRONG_STATE = "WRONG_STATE", "The resource's state does not allow the call."
+    UNREACHED = "UNREACHED", "Where the job runs cannot be reached now, or did not do it."
+    UNSUPPORTED = "UNSUPPORTED", "The job's backend lacks the ability that the call needs."
     NOT_EMPTY = "NOT_EMPTY", "The resource still holds others and cannot be removed."
     NOT_CURRENT = "NOT_CURRENT", "The attempt is not current any more; nothing was recorded."
     CHUNKS_MISSING = "CHUNKS_MISSING", "A manifest names chunks that are not stored."

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import random
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -178,6 +178,24 @@ class Transport:
         )
         try:
             async with open_stream(method(request, metadata=self.metadata)) as call:
+                async for message in call:
+                    yield message
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, self.server.address) from None
+
+    async def exchange(
+        self, requests: AsyncIterator[Message], asked: type[Message], reply: type[R]
+    ) -> AsyncGenerator[R, None]:
+        """Messages of a stream both ways until it ends. The call is cancelled when the reader
+        leaves.
+        """
+        method: grpc.aio.StreamStreamMultiCallable[Message, R] = self.channel.stream_stream(
+            method_path(asked.DESCRIPTOR),
+            request_serializer=asked.SerializeToString,
+            response_deserializer=reply.FromString,
+        )
+        try:
+            async with open_stream(method(requests, metadata=self.metadata)) as call:
                 async for message in call:
                     yield message
         except grpc.aio.AioRpcError as error:

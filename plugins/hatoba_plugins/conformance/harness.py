@@ -142,8 +142,10 @@ class NoWorkers:
         said: AsyncIterator[job_pb2.AttachInput],
     ) -> AsyncGenerator[job_pb2.AttachOutput, None]:
         """No host does. Raises Retry."""
+        nothing: tuple[job_pb2.AttachOutput, ...] = ()
+        for piece in nothing:
+            yield piece
         raise Retry("no host is connected")
-        yield job_pb2.AttachOutput()
 
 
 class FaultInjector:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import structlog
 
-from hatoba.v1 import deployment_pb2, runner_pb2, worker_pb2
+from hatoba.v1 import deployment_pb2, job_pb2, runner_pb2, worker_pb2
 from hatoba_plugins.backend import Clock, HostRoom
 from hatoba_plugins.values import (
     CapacitySnapshot,
@@ -32,6 +32,7 @@ from hatoba_plugins.values import (
     Synced,
     WatchItem,
 )
+from hatoba_scheduler.control.attachments import Attachments
 from hatoba_scheduler.control.holdings import Holdings
 from hatoba_scheduler.control.host_replicas import HostReplicas
 from hatoba_scheduler.control.ledger import Commit
@@ -174,6 +175,7 @@ class Hub:
         self._known: dict[str, Known] = {}
         self._holdings = Holdings()
         self._replicas = HostReplicas()
+        self.attachments = Attachments()
         self._tails: dict[int, tuple[Session, asyncio.Future[worker_pb2.ReplicaTail | None]]] = {}
         self._asked = 0
         self.restored = store.identity.restored
@@ -379,6 +381,7 @@ class Hub:
 
     def close(self) -> None:
         """Tell all workers that the server goes away, and end their streams."""
+        self.attachments.close()
         for session in self._sessions.values():
             going = worker_pb2.ServerGoingAway()
             going.after.FromMilliseconds(500)
@@ -412,6 +415,20 @@ class Hub:
         stop = worker_pb2.StopAttempt(attempt=name, fence=fence)
         stop.grace.FromMilliseconds(round(grace * 1000))
         return session.send(worker_pb2.ServerItem(stop=stop))
+
+    def attach(
+        self,
+        host: str,
+        order: worker_pb2.AttachAttempt,
+        said: AsyncIterator[job_pb2.AttachInput],
+    ) -> AsyncGenerator[job_pb2.AttachOutput, None]:
+        """Have a host attach somebody to an attempt. Raises Retry where it does not."""
+
+        def send(item: worker_pb2.ServerItem) -> bool:
+            session = self._sessions.get(host)
+            return session is not None and session.ready and session.send(item)
+
+        return self.attachments.open(host, order, said, send)
 
     def seen(self, name: str, host: str) -> Observation | None:
         """What is known of an attempt, on this host (empty: wherever it is); None: nothing yet."""

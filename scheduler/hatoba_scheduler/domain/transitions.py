@@ -745,6 +745,19 @@ def hold(rows: Rows, held: bool, now: Now) -> Change | None:
     return job_moved(job, after, "hold" if held else "release", now)
 
 
+def visited(view: View, reason: str, note: str, now: Now) -> Change:
+    """Somebody looks into a task that runs: nothing changes but that it is known who."""
+    change = job_moved(view.job, view.job, reason, now, note=note)
+    place = changed(
+        change.events[0],
+        index=view.task.index,
+        attempt=view.task.attempt,
+        from_state=view.task.state,
+        to_state=view.task.state,
+    )
+    return changed(change, events=(place,))
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What an owner may change of a job that is not over; None: leave it."""

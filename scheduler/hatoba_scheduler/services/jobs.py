@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from hatoba_scheduler.control.logs import STREAMS
 from hatoba_scheduler.domain.transitions import Now
 from hatoba_scheduler.errors import InvalidArgument, NotFound
 from hatoba_scheduler.interceptors.context import current_call
+from hatoba_scheduler.services.attaching import Attacher
 from hatoba_scheduler.services.cancelling import Canceller
 from hatoba_scheduler.services.explaining import Explainer
 from hatoba_scheduler.services.finding import JobFinder
@@ -43,6 +45,7 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         self._reader = JobReader(parts, self._finder, self._messages)
         self._canceller = Canceller(parts, self._finder)
         self._updater = Updater(parts, self._finder)
+        self._attacher = Attacher(parts, self._finder)
         self.submitter = Submitter(parts, self._finder, self._messages.one)
         self._rerunner = Rerunner(parts, self._finder, self.submitter)
 
@@ -136,6 +139,22 @@ class JobServicer(job_pb2_grpc.JobServiceServicer):
         tail = LogTail(self._store, self._ledger, self._parts.logs, self._parts.stopping)
         async for response in tail.tail(job, request):
             yield response
+
+    async def ExecJob(
+        self, request_iterator: AsyncIterator[job_pb2.ExecJobRequest], context: Context
+    ) -> AsyncIterator[job_pb2.ExecJobResponse]:
+        """A command beside a task's."""
+        async with aclosing(self._attacher.exec(request_iterator, self._now())) as told:
+            async for response in told:
+                yield response
+
+    async def ForwardJob(
+        self, request_iterator: AsyncIterator[job_pb2.ForwardJobRequest], context: Context
+    ) -> AsyncIterator[job_pb2.ForwardJobResponse]:
+        """A connection to a task's port."""
+        async with aclosing(self._attacher.forward(request_iterator, self._now())) as told:
+            async for response in told:
+                yield response
 
     async def QueryMetrics(
         self, request: job_pb2.QueryMetricsRequest, context: Context

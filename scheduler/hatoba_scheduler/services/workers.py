@@ -368,6 +368,19 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         """New certificates for the host that calls."""
         return await self._joining.renew(request)
 
+    async def Attach(  # type: ignore[override]  # it writes instead of yielding
+        self,
+        request_iterator: AsyncIterator[worker_pb2.WorkerServiceAttachRequest],
+        context: Context,
+    ) -> None:
+        """A session that the caller's host was asked for."""
+        first = await context.read()
+        token = current_call().token
+        if isinstance(first, worker_pb2.WorkerServiceAttachRequest):
+            seat = self._hub.attachments.seat(first.session, token.host if token else "")
+            if seat is not None:
+                await seat.serve(first, context)
+
     async def _lose_all(self, host: str, reason: str) -> None:
         """End what was on a host, before its backend finds it gone and knows no reason."""
         actor = current_call().principal

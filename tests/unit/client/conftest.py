@@ -197,6 +197,12 @@ class FakeJobs(job_pb2_grpc.JobServiceServicer):
         results = [job_pb2.SubmitJobsResult(name=name) for name in names]
         return self.fake.reply(request, context, job_pb2.SubmitJobsResponse(results=results))
 
+    def ExecJob(self, requests: Any, context: Context) -> Iterator[Any]:
+        raise AssertionError("nobody is attached to the fakes")
+
+    def ForwardJob(self, requests: Any, context: Context) -> Iterator[Any]:
+        raise AssertionError("nobody is attached to the fakes")
+
     def GetJob(self, request: job_pb2.GetJobRequest, context: Context) -> job_pb2.Job:
         self.fake.heard(request, context)
         if request.name not in self.fake.jobs:
@@ -511,6 +517,9 @@ class FakeWorkers(worker_pb2_grpc.WorkerServiceServicer):
         )
 
     def Connect(self, requests: Any, context: Context) -> Iterator[Any]:
+        raise AssertionError("no worker connects to the fakes")
+
+    def Attach(self, requests: Any, context: Context) -> Iterator[Any]:
         raise AssertionError("no worker connects to the fakes")
 
     def ListHosts(

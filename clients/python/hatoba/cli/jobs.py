@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from hatoba.cli.attaching import exec_command, forward
 from hatoba.cli.options import PARAM, VARIABLE, params_of, unique
 from hatoba.cli.output import age, between, emit, output_option, pairs, table
 from hatoba.cli.root import Group
@@ -24,6 +25,10 @@ MOST_EVENTS = 1000
 @click.group(cls=Group)
 def jobs() -> None:
     """Submit, list, look at, cancel and compare jobs."""
+
+
+jobs.add_command(exec_command)
+jobs.add_command(forward)
 
 
 @jobs.command("list")

@@ -51,6 +51,7 @@ CAPABILITIES = Capabilities(
     memory_limit=True,
     inputs=True,
     gangs=True,
+    attach=True,
     deployments=True,
     canary=True,
     replica_logs=True,

@@ -7,8 +7,9 @@ it was sent to: everything else is in the host's own journal.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
+from hatoba.v1 import job_pb2, worker_pb2
 from hatoba_plugins.backend import WorkerHub
 from hatoba_plugins.checks import require_kind
 from hatoba_plugins.errors import Fatal, NoCapacity
@@ -130,6 +131,20 @@ class HostJobs:
         if seen is None or seen.phase is not Phase.ENDED:
             self._hub.send_stop(host or _host_of(ref), ref.name, ref.fence, grace)
         return StopResult(ref.name, known)
+
+    def exec(
+        self, ref: Ref, start: job_pb2.ExecStart, said: AsyncIterator[job_pb2.AttachInput]
+    ) -> AsyncGenerator[job_pb2.AttachOutput, None]:
+        """Its host runs the command, in the attempt's container where it is one."""
+        order = worker_pb2.AttachAttempt(attempt=ref.name, fence=ref.fence, exec=start)
+        return self._hub.attach(_host_of(ref), order, said)
+
+    def forward(
+        self, ref: Ref, port: int, said: AsyncIterator[job_pb2.AttachInput]
+    ) -> AsyncGenerator[job_pb2.AttachOutput, None]:
+        """Its host connects, to ports of the attempt's own."""
+        order = worker_pb2.AttachAttempt(attempt=ref.name, fence=ref.fence, port=port)
+        return self._hub.attach(_host_of(ref), order, said)
 
     async def release(self, refs: Sequence[Ref]) -> list[ReleaseOutcome]:
         """Released when nothing of it is left on its host."""
