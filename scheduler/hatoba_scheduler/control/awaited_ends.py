@@ -86,7 +86,7 @@ class AwaitedEnds:
 
     def bearing(self, attempt: Attempt, seen: Observation) -> Bearing:
         """What an end that was seen of a live attempt is to be taken for, now."""
-        if not (attempt.fenced and self.elsewhere) or _nobody_can_commit(attempt, seen):
+        if not (fenced(attempt, seen) and self.elsewhere) or _nobody_can_commit(attempt, seen):
             return Bearing.DECIDES
         left = self._left(attempt, seen)
         if of_others(attempt, seen) and attempt.state is not AttemptState.STOPPING:
@@ -121,6 +121,11 @@ class AwaitedEnds:
         for name in names:
             self._due.add_later(name, LOOK_AGAIN)
         return names
+
+
+def fenced(attempt: Attempt, seen: Observation) -> bool:
+    """Whether its end is its runner's to commit."""
+    return attempt.fenced and not seen.unfenced
 
 
 def _nobody_can_commit(attempt: Attempt, seen: Observation) -> bool:

@@ -11,7 +11,13 @@ from hatoba_plugins import errors
 from hatoba_plugins.runner import OWN_CODES
 from hatoba_plugins.values import Exit, Handle, Launched, Observation, Phase
 from hatoba_plugins.values import ExitKind as Told
-from hatoba_scheduler.control.awaited_ends import AwaitedEnds, Bearing, of_others, refused
+from hatoba_scheduler.control.awaited_ends import (
+    AwaitedEnds,
+    Bearing,
+    fenced,
+    of_others,
+    refused,
+)
 from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.launches import encode_handle
 from hatoba_scheduler.domain import causes
@@ -171,7 +177,7 @@ def _advanced(view: View, seen: Observation, now: Now, ends: AwaitedEnds) -> Cha
         return None
     if seen.phase is Phase.WAITING:
         return waiting(view, now)
-    begun = not (attempt.fenced and ends.elsewhere) or (attempt.nonce and ends.sees_start)
+    begun = not (fenced(attempt, seen) and ends.elsewhere) or (attempt.nonce and ends.sees_start)
     if seen.phase is Phase.STARTING or not begun:
         return starting(view, now)
     return running(view, now.time, "", now)
@@ -179,7 +185,7 @@ def _advanced(view: View, seen: Observation, now: Now, ends: AwaitedEnds) -> Cha
 
 def _seen_ended(view: View, seen: Observation, now: Now, grounds: Grounds) -> Change | None:
     attempt, ends = view.attempt, grounds.ends
-    if attempt.fenced and refused(seen) and not ends.elsewhere:
+    if fenced(attempt, seen) and refused(seen) and not ends.elsewhere:
         return None
     if attempt.nonce and not of_others(attempt, seen) and seen.phase is Phase.ENDED:
         grounds.exits.tell(attempt.name, _ending(seen), now.time)
@@ -205,14 +211,14 @@ def _verdict(
     attempt: Attempt, seen: Observation, ends: AwaitedEnds
 ) -> tuple[AttemptState, Cause | None]:
     ending = _ending(seen)
-    if attempt.fenced and refused(seen) and not same_run(attempt.nonce, seen.run):
+    if fenced(attempt, seen) and refused(seen) and not same_run(attempt.nonce, seen.run):
         return AttemptState.LOST, causes.lost("Its runner was refused, and no other is there.")
-    if ending.good and attempt.fenced:
+    if ending.good and fenced(attempt, seen):
         return AttemptState.LOST, causes.lost(
             "The command exited 0 and its runner never committed.", CauseCode.NOT_COMMITTED
         )
     told = OWN_CODES.get(ending.code) if ending.kind is ExitKind.EXITED else None
-    if told and attempt.fenced and ends.elsewhere:
+    if told and fenced(attempt, seen) and ends.elsewhere:
         return AttemptState.LOST, causes.lost(told, CauseCode.NOT_COMMITTED)
     return causes.judge(ending)
 
@@ -229,7 +235,7 @@ def ending_of(told: Exit) -> Ending:
 def never_arrived(attempt: Attempt, seen: Observation) -> bool:
     """A launch that nothing claimed and that is not there: it may be launched again as it is."""
     unclaimed = attempt.state is AttemptState.LAUNCHING and not attempt.nonce
-    return attempt.fenced and unclaimed and seen.phase is Phase.GONE
+    return fenced(attempt, seen) and unclaimed and seen.phase is Phase.GONE
 
 
 def told_before(attempt: Attempt, seen: Observation) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 
 import pytest
 from domain_rows import NOW, after, intent, new_job, rows_of, view_of
@@ -100,6 +101,16 @@ async def test_a_claimed_attempt_waits_for_its_commit(
     assert cause is not None
     lost = CauseCode.LOST if more.get("phase") else CauseCode.NOT_COMMITTED
     assert (desk.state, cause.code) == (A.LOST, lost)
+
+
+def test_one_that_no_runner_is_in_ends_as_it_is_seen() -> None:
+    desk = Desk(Place.POD, nonce="")
+    bare = Observation(desk.name, Phase.RUNNING, True, run=RUN, unfenced=True)
+    desk.take(observation_step(bare, NOW, desk.grounds))
+    assert desk.rows.attempts[0].state == A.RUNNING
+    over = replace(bare, phase=Phase.ENDED, exit=GOOD)
+    desk.take(observation_step(over, NOW, desk.grounds))
+    assert desk.rows.attempts[0].state == A.SUCCEEDED
 
 
 async def test_a_bad_end_that_was_never_committed_is_judged_as_it_was_seen() -> None:

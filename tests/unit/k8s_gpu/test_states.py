@@ -43,6 +43,9 @@ def test_payload(path: Path) -> None:
         assert observation.exit.kind is ExitKind[wanted["kind"]]
         assert observation.exit.code == wanted.get("code", 0)
         assert observation.exit.signal == wanted.get("signal", 0)
+    if observation.exists:
+        notes = told["job"]["metadata"].get("annotations", {})
+        assert observation.unfenced == (notes.get("hatoba.dev/runner", "none") == "none")
     for field in ("host", "runner_gone", "run"):
         if field in expect:
             assert getattr(observation, field) == expect[field]

@@ -116,7 +116,9 @@ class Board:
         for member in job.members:
             self._of_member.pop(member, None)
             if self._told.pop(member, None) and self.opened.is_set():
-                self.feed.publish([Observation(member, Phase.GONE, exists=False)])
+                bare = job.runner == "none"
+                gone = Observation(member, Phase.GONE, exists=False, unfenced=bare)
+                self.feed.publish([gone])
 
     # -- pods -----------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import NamedTuple
 
 from hatoba.runs import run_mark
@@ -59,11 +60,12 @@ def observed(job: SeenJob, index: int, pods: Iterable[SeenPod], mark: str = "") 
     if mark and pod is None and ended is not None and ended.code == CLAIM_REFUSED:
         return Observation(name, Phase.GONE, exists=False)
     host = pod.node if pod else ""
-    run = pod.uid if pod else ""
+    run, bare = pod.uid if pod else "", job.runner == "none"
     if ended is not None:
         gone = pod is None or pod.over
-        return Observation(name, Phase.ENDED, True, ended, host, runner_gone=gone, run=run)
-    return Observation(name, _phase(pod), True, host=host, run=run)
+        over = Observation(name, Phase.ENDED, True, ended, host, runner_gone=gone)
+        return replace(over, run=run, unfenced=bare)
+    return Observation(name, _phase(pod), True, host=host, run=run, unfenced=bare)
 
 
 def chosen(pods: list[SeenPod], finished: bool) -> SeenPod | None:
