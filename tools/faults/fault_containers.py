@@ -21,8 +21,8 @@ class Containers(Real):
 
     instance = "hosts"
     hosts = True
-    jobs_a_kill = 6
     pace = 2.0
+    at_once = 24
     _engine: DockerEngine
 
     async def prepare(self, engine: DockerEngine) -> None:

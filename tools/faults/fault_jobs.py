@@ -68,8 +68,9 @@ class Workload:
         spec.retries.user = 0
         spec.retries.infrastructure = 1000
         spec.retries.preemption = 1000
-        spec.retries.backoff.FromMilliseconds(20)
-        spec.retries.max_backoff.FromMilliseconds(200)
+        first, most = self.outside.backoff
+        spec.retries.backoff.FromMilliseconds(first)
+        spec.retries.max_backoff.FromMilliseconds(most)
         spec.stop_grace.FromMilliseconds(500)
         return spec
 

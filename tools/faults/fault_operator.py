@@ -29,7 +29,7 @@ class Operator:
     async def work(self) -> None:
         """Go on until cancelled."""
         while True:
-            await asyncio.sleep(self._dice.uniform(0, 2 * PAUSE))
+            await asyncio.sleep(self._dice.uniform(0, 2 * PAUSE) * self._outside.pace)
             kinds = [self._of_backend, self._of_queue]
             if self._outside.hosts:
                 kinds.append(self._of_host)

@@ -48,6 +48,8 @@ class Outside:
     at_once = 100
     """Jobs under way, at most."""
     jobs_a_kill = 6
+    backoff = (20, 200)
+    """Milliseconds before another attempt: at first, and at most."""
     modules: tuple[str, ...] = ()
     """What its servers import when they open it."""
 

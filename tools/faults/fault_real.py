@@ -29,7 +29,9 @@ class Real(Outside):
     components: ClassVar[tuple[str, ...]] = ("docker",)
     """Of the testbed."""
     pace = 3.0
-    at_once = 24
+    at_once = 12
+    # An engine that has too much to do starts what its platform gave up already.
+    backoff = (1_000, 10_000)
     jobs_a_kill = 3
 
     def __init__(self, work: Path) -> None:

@@ -1,6 +1,7 @@
 """kill -9 at every failpoint, and of worker and keeper, while jobs go through; then a verdict.
 
-Exit code 0: nothing was lost, doubled, or left behind; 1: something was, with the evidence.
+Exit code 0: nothing was lost, doubled, or left behind; 1: something was, with the evidence; 3: a
+component that was asked for cannot be on this machine.
 The same seed gives the same jobs and the same choices; when they fall is up to the machine.
 """
 
@@ -15,23 +16,45 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tools" / "testbed")]
 
-from fault_backends import OUTSIDES  # noqa: E402 - found beside this file
+from bed_place import default_directory  # noqa: E402 - found beside this file
+from fault_backends import OUTSIDES, REAL  # noqa: E402
 from fault_points import unmet  # noqa: E402
 from fault_round import Plan, Round, Verdict  # noqa: E402
+from testbed_fixtures import Testbed  # noqa: E402
 
 SHOWN = 40
+CANNOT_BE = 3
+"""Exit code where a component that is asked for cannot be."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the rounds that the command line asks for; the exit code."""
-    verdicts = [run(plan) for plan in planned(arguments)]
+    plans = planned(arguments)
+    for plan in plans:
+        if why := missing(plan.backend):
+            print(f"{plan.backend} cannot be had on this machine: {why}")
+            return CANNOT_BE
+    verdicts = [run(plan) for plan in plans]
     missed = unmet((one.plan.backend, one.plan.kills, one.points) for one in verdicts)
     for name, why in missed.items():
         print(f"{'no server died' if why else 'VIOLATION: no server died'} at {name}: {why}")
     return int(not all(missed.values()) or any(one.violations for one in verdicts))
+
+
+def missing(backend: str) -> str:
+    """Why a backend's components cannot be brought up here; empty once they are there."""
+    if backend not in REAL:
+        return ""
+    try:
+        Testbed(default_directory()).up(*REAL[backend].components)
+    except pytest.skip.Exception as skipped:
+        return str(skipped)
+    return ""
 
 
 def run(plan: Plan) -> Verdict:
