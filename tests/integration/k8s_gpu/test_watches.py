@@ -10,9 +10,10 @@ import pytest
 from kube_proxy import EXPIRED, kube_proxy
 from kube_yard import authority_of, through
 from testbed_kubernetes import Kubernetes, Namespace
+from waiting import until
 
 from hatoba.v1 import job_pb2
-from hatoba_plugins.backends.k8s_gpu import K8sType
+from hatoba_plugins.backends.k8s_gpu import K8sType, watch
 from hatoba_plugins.conformance.attempts import Kit, by_name
 from hatoba_plugins.conformance.harness import BackendHarness, Command, watching
 from hatoba_plugins.conformance.proxy import FaultProxy
@@ -100,6 +101,22 @@ async def test_two_watches_however_many_jobs_and_nothing_missed_when_they_are_cu
         assert all(one.exit and one.exit.code == 0 for one in ends.values())
         assert max(harness.proxy.most_streaming.values()) == 1
         assert set(harness.proxy.most_streaming) == {"watch jobs", "watch pods"}
+
+
+async def test_watches_on_a_link_that_is_half_open_are_begun_anew(
+    kubernetes: Kubernetes, namespace: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "SILENCE", 3.0)
+    async with opened(kubernetes, namespace) as harness:
+        kit = Kit(harness)
+        assert not await kit.owned()
+        await until(lambda: harness.proxy.streaming.total() == 2)
+        harness.proxy.freeze_streams()
+        ref = await kit.launched()
+        ends = await ends_of(harness, {ref.name})
+        assert ends[ref.name].exit is not None
+        assert harness.proxy.counts["watch jobs"] >= 2
+        assert harness.proxy.most_streaming == {"watch jobs": 1, "watch pods": 1}
 
 
 async def test_calls_do_not_grow_with_what_runs(
