@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from pathlib import Path
 
 import pytest
 from model_server_house import HANDLER, Client
@@ -41,18 +42,40 @@ async def connected(port: int) -> Client:
     return await eventually(connect, despite=(OSError,))
 
 
+async def ready(port: int) -> Client:
+    """A connection to a replica that takes requests."""
+    client = await connected(port)
+
+    async def says_so() -> bool:
+        return (await client.ask(path="/readyz")).status == 200
+
+    await eventually(says_so)
+    return client
+
+
 async def test_a_replica_is_fetched_served_and_drained(house: RunnerHouse) -> None:
     port = free_port()
     container = await start(house, replica(house), HATOBA_PORT=str(port))
-    client = await connected(port)
-
-    async def ready() -> bool:
-        return (await client.ask(path="/readyz")).status == 200
-
-    await eventually(ready)
+    client = await ready(port)
     answer = await client.ask({"x": 5})
     assert (answer.status, answer.json["x"]) == (200, 5)
     assert answer.headers["hatoba-model"] == "echo:7"
+    await client.close()
+    container.signal(signal.SIGTERM)
+    assert await container.code() == 0
+
+
+async def test_what_the_image_has_on_its_path_is_there(house: RunnerHouse, tmp_path: Path) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "of_the_image.py").write_text("")
+    spec = replica(house)
+    code = house.desk.store({"serving_model.py": f"import of_the_image\n{HANDLER}".encode()})
+    spec["serving"] = {"handler": "serving_model:Model", "code": {"digest": code.digest}}
+    port, path = free_port(), str(tmp_path / "packages")
+    container = await start(house, spec, HATOBA_PORT=str(port), PYTHONPATH=path)
+    client = await ready(port)
+    answer = await client.ask({"x": 5})
+    assert (answer.status, answer.json["x"]) == (200, 5)
     await client.close()
     container.signal(signal.SIGTERM)
     assert await container.code() == 0

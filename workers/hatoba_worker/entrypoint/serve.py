@@ -59,6 +59,9 @@ def told_of(environ: Mapping[str, str]) -> Told:
     # The image is its environment.
     if spec.serving.environment.image:
         spec.serving.ClearField("environment")
+    # Where the image has its packages: our library goes behind it, not in its place.
+    if path := environ.get("PYTHONPATH", ""):
+        spec.env["PYTHONPATH"] = path
     return Told(spec, port_of(environ), claim_seconds(environ))
 
 

@@ -94,7 +94,7 @@ class Contained:
             # Images for GPUs ask for all of them, and some engines give them.
             env["NVIDIA_VISIBLE_DEVICES"] = "void"
         if wish.needs_library or not wish.image.has_client:
-            parts = [env.get("PYTHONPATH", ""), LIBRARY]
+            parts = [env.get("PYTHONPATH", wish.image.python_path), LIBRARY]
             env["PYTHONPATH"] = ":".join(part for part in parts if part)
         return env
 

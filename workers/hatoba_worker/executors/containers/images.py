@@ -42,7 +42,8 @@ Pull = asyncio.Task[AttemptFailed | None]
 @dataclass(frozen=True, slots=True)
 class Image:
     """An image that is here. `name` is what is recorded: `NAME@sha256:...`, or the bare digest of
-    one that no registry has. `user` is empty where it names none but root.
+    one that no registry has. `user` is empty where it names none but root; `python_path` is its own
+    PYTHONPATH.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Image:
     user: str
     has_home: bool
     has_client: bool
+    python_path: str = ""
 
 
 class Images:
@@ -195,12 +197,14 @@ def image_of(seen: Json, reference: str) -> Image:
     config = seen.get("Config") or {}
     user = str(config.get("User") or "")
     labels = config.get("Labels") or {}
+    env = dict(one.partition("=")[::2] for one in config.get("Env") or ())
     return Image(
         id=str(seen["Id"]),
         name=_name_of(seen, reference),
         user="" if user.partition(":")[0] in _ROOT else user,
-        has_home=any(one.startswith("HOME=") for one in config.get("Env") or ()),
+        has_home="HOME" in env,
         has_client=bool(labels.get(CLIENT)),
+        python_path=env.get("PYTHONPATH", ""),
     )
 
 
