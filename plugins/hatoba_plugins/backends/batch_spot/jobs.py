@@ -225,8 +225,10 @@ class BatchJobs:
     async def watch(self) -> AsyncIterator[WatchItem]:
         """Room, everything that is not released, Synced, then what sweeps find new."""
         vcpus = (await survey(self._calls, self._queues)).vcpus
-        secrets = self._options.secrets
-        self._pools = tuple(pool_of(one, vcpus[one.name], secrets) for one in self._queues)
+        secrets, embedded = self._options.secrets, bool(self._options.image)
+        self._pools = tuple(
+            pool_of(one, vcpus[one.name], secrets, embedded=embedded) for one in self._queues
+        )
         async for _ in self._sweeper.list_all():
             pass
         async with aclosing(self._sweeper.feed.watch(self._now)) as news:  # type: ignore[type-var]

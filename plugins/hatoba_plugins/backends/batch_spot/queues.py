@@ -51,11 +51,16 @@ def _nowhere(gpus: int, *, on_demand: bool) -> str:
     return f"no queue {kind} capacity{with_gpus} is configured"
 
 
-def pool_of(queue: Queue, vcpus: float, secrets: Iterable[str] = ()) -> Pool:
-    """A queue as the planner sees it; `vcpus` are what its compute environments may have."""
+def pool_of(
+    queue: Queue, vcpus: float, secrets: Iterable[str] = (), *, embedded: bool = False
+) -> Pool:
+    """A queue as the planner sees it; `vcpus` are what its compute environments may have,
+    `embedded`: there is an image for jobs that name none.
+    """
     labels = {**queue.labels, "spot": "true" if queue.spot else "false"}
     cpus = queue.cpus or vcpus
     total = Share(cpus, queue.memory or BOUNDLESS, queue.gpus, SLOTS)
     ids = tuple(map(str, range(queue.gpus)))
     known = frozenset(secrets)
-    return Pool(queue.name, total, ids, tuple(sorted(labels.items())), secrets=known)
+    told = tuple(sorted(labels.items()))
+    return Pool(queue.name, total, ids, told, embedded=embedded, secrets=known)

@@ -324,10 +324,10 @@ class EcsJobs:
 
 def pools_of(options: EcsOptions) -> tuple[Pool, ...]:
     """A pool for each cluster: as much as may be here at a time."""
-    secrets, pools = frozenset(options.secrets), []
+    secrets, embedded, pools = frozenset(options.secrets), bool(options.image), []
     for cluster in options.clusters:
         gpus = options.max_gpus if cluster == options.gpu_cluster else 0
         room = Share(options.max_cpus, options.max_memory, gpus, SLOTS)
         ids = tuple(f"gpu-{number}" for number in range(gpus))
-        pools.append(Pool(cluster, room, gpu_ids=ids, secrets=secrets))
+        pools.append(Pool(cluster, room, gpu_ids=ids, embedded=embedded, secrets=secrets))
     return tuple(pools)

@@ -129,7 +129,8 @@ def snapshot(
     pools = [_pool(node, quota, options, node.name in spared) for node in nodes]
     if not pools:
         total = within_quota(ENDLESS, quota)
-        pools = [Pool("cluster", total, secrets=frozenset(options.secrets))]
+        known, embedded = frozenset(options.secrets), bool(options.image)
+        pools = [Pool("cluster", total, embedded=embedded, secrets=known)]
     return CapacitySnapshot(tuple(pools), options.elastic, now)
 
 
@@ -147,6 +148,7 @@ def _pool(node: Node, quota: Quota, options: K8sOptions, spared: bool) -> Pool:
         gpu_ids=tuple(str(at) for at in range(total.gpus)),
         labels=node.labels,
         accepting=node.accepting,
+        embedded=bool(options.image),
         secrets=frozenset(options.secrets),
     )
 
