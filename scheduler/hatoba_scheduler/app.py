@@ -142,6 +142,7 @@ from hatoba_scheduler.services.jobs import JobServicer
 from hatoba_scheduler.services.joining import Joining, JoinParts
 from hatoba_scheduler.services.models import ModelParts, ModelServicer
 from hatoba_scheduler.services.paging import Pager
+from hatoba_scheduler.services.probing import Probe, ProbeParts
 from hatoba_scheduler.services.queues import QueueParts, QueueServicer
 from hatoba_scheduler.services.runners import RunnerServicer
 from hatoba_scheduler.services.schedules import ScheduleServiceParts, ScheduleServicer
@@ -685,7 +686,7 @@ async def _serve_grpc(
     core: Core, backends: Backends, tasks: asyncio.TaskGroup, bound: Bound
 ) -> GrpcServer:
     config, server = core.options.config, bound.server
-    _add_services(core, backends, tasks, server, pinned=bound.transport.ca_file is not None)
+    _add_services(core, backends, tasks, bound)
     health_servicer = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     if config.server.reflection:
@@ -733,14 +734,8 @@ def _bind(server: grpc.aio.Server, address: str, transport: Transport) -> int:
     return server.add_secure_port(address, credentials)
 
 
-def _add_services(
-    core: Core,
-    backends: Backends,
-    tasks: asyncio.TaskGroup,
-    server: grpc.aio.Server,
-    *,
-    pinned: bool,
-) -> None:
+def _add_services(core: Core, backends: Backends, tasks: asyncio.TaskGroup, bound: Bound) -> None:
+    server, pinned = bound.server, bound.transport.ca_file is not None
     instances = {name: opened.backend for name, opened in backends.opened.items()}
 
     def grounds() -> Grounds:
@@ -817,7 +812,15 @@ def _add_services(
     webhook_pb2_grpc.add_WebhookServiceServicer_to_server(
         WebhookServicer(_webhook_parts(core)), server
     )
-    _add_admin(core, backends, Explainer(parts), server)
+    explainer = Explainer(parts)
+    probe_parts = ProbeParts(
+        parts,
+        jobs.submitter,
+        explainer,
+        backends.failures,
+        lambda: _reached_at(core, bound.transport),
+    )
+    _add_admin(core, backends, probe_parts, server)
 
 
 def _job_parts(core: Core, backends: Backends, grounds: Callable[[], Grounds]) -> JobParts:
@@ -841,9 +844,7 @@ def _job_parts(core: Core, backends: Backends, grounds: Callable[[], Grounds]) -
     )
 
 
-def _add_admin(
-    core: Core, backends: Backends, explainer: Explainer, server: grpc.aio.Server
-) -> None:
+def _add_admin(core: Core, backends: Backends, probes: ProbeParts, server: grpc.aio.Server) -> None:
     reports = Reports(
         lambda: _status(core), lambda: backends.report(core.loops, core.dispatcher.planner)
     )
@@ -861,7 +862,7 @@ def _add_admin(
         core.activity,
         core.hub,
         reports,
-        explainer.waiting,
+        probes.explainer.waiting,
         core.timers.late,
         lambda: core.metrics.last_lag,
         core.dispatcher.rounds,
@@ -873,10 +874,17 @@ def _add_admin(
         core.pager,
         reports,
         cordon_backend,
+        lambda request: Probe(probes, request).run(),
         _upkeep(core, backends),
         Overviewer(overview),
     )
     admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(admin), server)
+
+
+def _reached_at(core: Core, transport: Transport) -> str:
+    """The address that runners elsewhere are told, as they show it."""
+    scheme = "grpcs" if transport.secure else "grpc"
+    return f"{scheme}://{core.joined_at}"
 
 
 def _backend_of_hosts(core: Core) -> str:

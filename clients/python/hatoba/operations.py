@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 from hatoba.v1 import admin_pb2, worker_pb2
@@ -38,6 +40,19 @@ class AsyncOperations:
             name=name, cordoned=True, drain=drain, reason=reason
         )
         return await self._client.call(request, admin_pb2.BackendInfo)
+
+    async def check_backend(
+        self, name: str, *, image: str = "", patience: float = 0.0
+    ) -> AsyncGenerator[admin_pb2.CheckBackendResponse, None]:
+        """Send a short job through all of a backend; yields each step as it is done, and ends
+        with the first that fails. `patience`: seconds a step may take, 0: two minutes."""
+        request = admin_pb2.CheckBackendRequest(name=name, image=image)
+        if patience:
+            request.patience.FromMilliseconds(round(patience * 1000))
+        steps = self._client.transport.stream(request, admin_pb2.CheckBackendResponse)
+        async with aclosing(steps):
+            async for step in steps:
+                yield step
 
     async def uncordon_backend(self, name: str) -> admin_pb2.BackendInfo:
         """Let work come again."""

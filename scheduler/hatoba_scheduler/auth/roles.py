@@ -155,6 +155,7 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "PushSpans": READ | RUN,
         "GetOverview": READ,
         "CordonBackend": OPERATE,
+        "CheckBackend": OPERATE,
         "CreateBackup": OPERATE,
         "ListBackups": OPERATE,
         "DeleteBackup": OPERATE,

@@ -33,6 +33,8 @@ REASONS = frozenset(
         "stop",
         "submit",
         "unblock",
+        "exec",
+        "forward",
         "update",
         "upstream_failed",
         "wait",

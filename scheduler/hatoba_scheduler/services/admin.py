@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,9 @@ class AdminParts:
     pager: Pager
     reports: Reports
     cordon_backend: Callable[[admin_pb2.CordonBackendRequest], Awaitable[admin_pb2.BackendInfo]]
+    check_backend: Callable[
+        [admin_pb2.CheckBackendRequest], AsyncGenerator[admin_pb2.CheckBackendResponse, None]
+    ]
     upkeep: Upkeep
     overviewer: Overviewer
 
@@ -57,6 +61,14 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
     ) -> admin_pb2.BackendInfo:
         """Keep work away from a backend, or let it come."""
         return await self._parts.cordon_backend(request)
+
+    async def CheckBackend(
+        self, request: admin_pb2.CheckBackendRequest, context: Context
+    ) -> AsyncIterator[admin_pb2.CheckBackendResponse]:
+        """A short job through all of a backend."""
+        async with aclosing(self._parts.check_backend(request)) as steps:
+            async for step in steps:
+                yield step
 
     async def GetServerStatus(
         self, request: admin_pb2.GetServerStatusRequest, context: Context

@@ -434,6 +434,14 @@ class FakeAdmin(admin_pb2_grpc.AdminServiceServicer):
         )
         return admin_pb2.ListBackendsResponse(backends=[hosts], failures=[broken])
 
+    def CheckBackend(
+        self, request: admin_pb2.CheckBackendRequest, context: Context
+    ) -> Iterator[admin_pb2.CheckBackendResponse]:
+        self.fake.heard(request, context)
+        yield admin_pb2.CheckBackendResponse(step="open", good=True, message="it is opened")
+        refused = "jobs.batch is forbidden"
+        yield admin_pb2.CheckBackendResponse(step="health", message=refused, remedy="give it")
+
     def CordonBackend(
         self, request: admin_pb2.CordonBackendRequest, context: Context
     ) -> admin_pb2.BackendInfo:

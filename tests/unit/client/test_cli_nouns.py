@@ -69,6 +69,21 @@ def test_a_backend_is_shown_with_its_breaker_and_how_its_calls_went(cli: Cli) ->
     assert "there are hosts" in unknown.stderr
 
 
+def test_a_check_shows_its_steps_and_fails_with_the_first_that_does(
+    fake: FakeServer, cli: Cli
+) -> None:
+    done = cli("backends", "check", "hosts", "--image", "busybox:1", "--patience", "3s")
+    assert done.exit_code == Exit.FAILURE
+    assert done.stdout.splitlines() == [
+        "open     ok     it is opened (0.0 s)",
+        "health   FAILED jobs.batch is forbidden (0.0 s)",
+        "  -> give it",
+    ]
+    asked = fake.asked[-1]
+    assert isinstance(asked, admin_pb2.CheckBackendRequest)
+    assert (asked.name, asked.image, asked.patience.seconds) == ("hosts", "busybox:1", 3)
+
+
 def test_backends_are_cordoned_and_let_go(fake: FakeServer, cli: Cli) -> None:
     text = cli("backends", "cordon", "hosts", "--drain", "--reason", "new disks").stdout
     assert "cordoned: new disks" in text

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING
 
 import click
 
+from hatoba.cli.exits import Exit
+from hatoba.cli.options import DURATION
 from hatoba.cli.output import emit, output_option, pairs, table
 from hatoba.cli.root import Group
 from hatoba.cli.session import server_options, with_client
 from hatoba.errors import NotFound
 
 if TYPE_CHECKING:
+    from hatoba.aio import AsyncClient
     from hatoba.v1 import admin_pb2
 
 
@@ -85,6 +89,49 @@ def show_backend(backend: admin_pb2.BackendInfo) -> None:
         ("capabilities", _texts(backend.capabilities)),
     ]
     pairs([*rows, *((f"call {name}", told) for name, told in sorted(backend.operations.items()))])
+
+
+@backends.command("check")
+@click.argument("name")
+@click.option("--image", default="", metavar="REF", help="Image of the probe; it needs `sh`.")
+@click.option(
+    "--patience",
+    type=DURATION,
+    default=0.0,
+    metavar="DURATION",
+    help="How long each step may take. [default: 2m]",
+)
+@server_options()
+@click.pass_context
+def check(ctx: click.Context, name: str, image: str, patience: float) -> None:
+    """Send a short job through all of a backend: created, claimed by its runner, a line of its log
+    back, stopped, released.
+
+    The first step that fails names the missing right, quota or route, and what to do; then the
+    exit code is 1. The job is ended in any case.
+    """
+
+    async def steps(client: AsyncClient) -> bool:
+        good = False
+        found = client.operations.check_backend(name, image=image, patience=patience)
+        async with aclosing(found):
+            async for step in found:
+                good = step.good
+                _show_step(step)
+        return good
+
+    if not with_client(steps):
+        ctx.exit(Exit.FAILURE)
+
+
+def _show_step(step: admin_pb2.CheckBackendResponse) -> None:
+    took = step.took.ToTimedelta().total_seconds()
+    word, colour = ("ok", "green") if step.good else ("FAILED", "red")
+    click.echo(f"{step.step:8} ", nl=False)
+    click.secho(f"{word:6} ", fg=colour, nl=False)
+    click.echo(f"{step.message} ({took:.1f} s)")
+    if step.remedy:
+        click.echo(f"  -> {step.remedy}")
 
 
 @backends.command("cordon")

@@ -278,6 +278,84 @@ class Overview(_message.Message):
 Global___Overview: _TypeAlias = Overview  # noqa: Y015
 
 @_typing.final
+class CheckBackendRequest(_message.Message):
+    """See AdminService.CheckBackend."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The instance."""
+    image: _builtins.str
+    """Image of the probe; empty: a process where there are some, else the instance's own image. It needs `sh`."""
+    @_builtins.property
+    def patience(self) -> _duration_pb2.Duration:
+        """How long each step may take, a second to an hour; unset: two minutes."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        image: _builtins.str = ...,
+        patience: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["patience", b"patience"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image", b"image", "name", b"name", "patience", b"patience"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckBackendRequest: _TypeAlias = CheckBackendRequest  # noqa: Y015
+
+@_typing.final
+class CheckBackendResponse(_message.Message):
+    """One step of a check."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    GOOD_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REMEDY_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    TOOK_FIELD_NUMBER: _builtins.int
+    step: _builtins.str
+    """`open`, `health`, `submit`, `launch`, `start`, `log`, `stop` or `release`, in this order; those that the
+    backend cannot show are left out.
+    """
+    good: _builtins.bool
+    """It went well."""
+    message: _builtins.str
+    """What was seen, in words."""
+    remedy: _builtins.str
+    """What to do; empty when it went well."""
+    job: _builtins.str
+    """The job that is sent, once there is one."""
+    @_builtins.property
+    def took(self) -> _duration_pb2.Duration:
+        """How long it took."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.str = ...,
+        good: _builtins.bool = ...,
+        message: _builtins.str = ...,
+        remedy: _builtins.str = ...,
+        job: _builtins.str = ...,
+        took: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["took", b"took"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["good", b"good", "job", b"job", "message", b"message", "remedy", b"remedy", "step", b"step", "took", b"took"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckBackendResponse: _TypeAlias = CheckBackendResponse  # noqa: Y015
+
+@_typing.final
 class CordonBackendRequest(_message.Message):
     """See AdminService.CordonBackend."""
 

@@ -70,6 +70,11 @@ class AdminServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_admin__pb2.GetOverviewRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_admin__pb2.Overview.FromString,
                 _registered_method=True)
+        self.CheckBackend = channel.unary_stream(
+                '/hatoba.v1.AdminService/CheckBackend',
+                request_serializer=hatoba_dot_v1_dot_admin__pb2.CheckBackendRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_admin__pb2.CheckBackendResponse.FromString,
+                _registered_method=True)
         self.CordonBackend = channel.unary_unary(
                 '/hatoba.v1.AdminService/CordonBackend',
                 request_serializer=hatoba_dot_v1_dot_admin__pb2.CordonBackendRequest.SerializeToString,
@@ -150,6 +155,15 @@ class AdminServiceServicer(object):
 
     def GetOverview(self, request, context):
         """Says what an operator must know first: health, queues, what waits longest, what is late or unclear.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckBackend(self, request, context):
+        """Sends a short job through all of a backend: created, claimed by its runner, a line of its log back, stopped,
+        released. Each step is told as it is done; the first that fails says what is missing, and is the last. The
+        job is ended in any case, also when the caller leaves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -236,6 +250,11 @@ def add_AdminServiceServicer_to_server(servicer, server):
                     servicer.GetOverview,
                     request_deserializer=hatoba_dot_v1_dot_admin__pb2.GetOverviewRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_admin__pb2.Overview.SerializeToString,
+            ),
+            'CheckBackend': grpc.unary_stream_rpc_method_handler(
+                    servicer.CheckBackend,
+                    request_deserializer=hatoba_dot_v1_dot_admin__pb2.CheckBackendRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_admin__pb2.CheckBackendResponse.SerializeToString,
             ),
             'CordonBackend': grpc.unary_unary_rpc_method_handler(
                     servicer.CordonBackend,
@@ -458,6 +477,33 @@ class AdminService(object):
             '/hatoba.v1.AdminService/GetOverview',
             hatoba_dot_v1_dot_admin__pb2.GetOverviewRequest.SerializeToString,
             hatoba_dot_v1_dot_admin__pb2.Overview.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckBackend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hatoba.v1.AdminService/CheckBackend',
+            hatoba_dot_v1_dot_admin__pb2.CheckBackendRequest.SerializeToString,
+            hatoba_dot_v1_dot_admin__pb2.CheckBackendResponse.FromString,
             options,
             channel_credentials,
             insecure,

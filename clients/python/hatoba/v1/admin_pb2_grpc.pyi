@@ -47,6 +47,11 @@ class AdminServiceStub:
     """Adds spans that a client made around its calls, so that traces begin where people began."""
     GetOverview: _grpc.UnaryUnaryMultiCallable[_admin_pb2.GetOverviewRequest, _admin_pb2.Overview]
     """Says what an operator must know first: health, queues, what waits longest, what is late or unclear."""
+    CheckBackend: _grpc.UnaryStreamMultiCallable[_admin_pb2.CheckBackendRequest, _admin_pb2.CheckBackendResponse]
+    """Sends a short job through all of a backend: created, claimed by its runner, a line of its log back, stopped,
+    released. Each step is told as it is done; the first that fails says what is missing, and is the last. The
+    job is ended in any case, also when the caller leaves.
+    """
     CordonBackend: _grpc.UnaryUnaryMultiCallable[_admin_pb2.CordonBackendRequest, _admin_pb2.BackendInfo]
     """Launches nothing more on a backend, or lets it go on. With `drain` what runs there is preempted at
     nobody's charge.
@@ -83,6 +88,11 @@ class AdminServiceAsyncStub(AdminServiceStub):
     """Adds spans that a client made around its calls, so that traces begin where people began."""
     GetOverview: _aio.UnaryUnaryMultiCallable[_admin_pb2.GetOverviewRequest, _admin_pb2.Overview]  # type: ignore[assignment]
     """Says what an operator must know first: health, queues, what waits longest, what is late or unclear."""
+    CheckBackend: _aio.UnaryStreamMultiCallable[_admin_pb2.CheckBackendRequest, _admin_pb2.CheckBackendResponse]  # type: ignore[assignment]
+    """Sends a short job through all of a backend: created, claimed by its runner, a line of its log back, stopped,
+    released. Each step is told as it is done; the first that fails says what is missing, and is the last. The
+    job is ended in any case, also when the caller leaves.
+    """
     CordonBackend: _aio.UnaryUnaryMultiCallable[_admin_pb2.CordonBackendRequest, _admin_pb2.BackendInfo]  # type: ignore[assignment]
     """Launches nothing more on a backend, or lets it go on. With `drain` what runs there is preempted at
     nobody's charge.
@@ -158,6 +168,17 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.Overview, _abc.Awaitable[_admin_pb2.Overview]]:
         """Says what an operator must know first: health, queues, what waits longest, what is late or unclear."""
+
+    @_abc_1.abstractmethod
+    def CheckBackend(
+        self,
+        request: _admin_pb2.CheckBackendRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_admin_pb2.CheckBackendResponse], _abc.AsyncIterator[_admin_pb2.CheckBackendResponse]]:
+        """Sends a short job through all of a backend: created, claimed by its runner, a line of its log back, stopped,
+        released. Each step is told as it is done; the first that fails says what is missing, and is the last. The
+        job is ended in any case, also when the caller leaves.
+        """
 
     @_abc_1.abstractmethod
     def CordonBackend(
