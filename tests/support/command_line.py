@@ -36,8 +36,9 @@ def cli_environment(server: HatobaServer, home: Path) -> dict[str, str]:
 class CommandLine:
     """Commands to one server; they are typed in `work`, a directory of its own."""
 
-    def __init__(self, server: HatobaServer, home: Path) -> None:
+    def __init__(self, server: HatobaServer, home: Path, patience: float = 2 * PATIENCE) -> None:
         self._environment = cli_environment(server, home)
+        self._patience = patience
         self.work = home / "work"
         self.work.mkdir(exist_ok=True)
 
@@ -55,7 +56,7 @@ class CommandLine:
     async def __call__(self, *arguments: str) -> Done:
         """Run a command to its end; none ever shows a traceback of its own, as jobs may."""
         process = await self.start(*arguments)
-        async with asyncio.timeout(2 * PATIENCE):
+        async with asyncio.timeout(self._patience):
             out, err = await process.communicate()
         assert process.returncode is not None
         assert b"hatoba/__main__.py" not in err, err.decode()

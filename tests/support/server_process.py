@@ -24,6 +24,8 @@ from hatoba_worker.keeper.family import KEEPER_MARK
 from hatoba_worker.keeper.keeper import data_key
 
 LOG_LINES = 30
+READY_WITHIN = 120.0
+"""Seconds: on a machine that does much else the drivers of some backends take their time."""
 
 
 class Unready(AssertionError):
@@ -178,9 +180,9 @@ class HatobaServer:
     async def until_ready(self) -> None:
         """Wait until the server that was launched last is ready; raises Unready."""
         try:
-            await until(lambda: self.ready_file.exists() or not runs(self.pid))
+            await until(lambda: self.ready_file.exists() or not runs(self.pid), READY_WITHIN)
         except TimeoutError:
-            raise Unready(f"not ready after {PATIENCE} s:\n{self.end_of_log()}") from None
+            raise Unready(f"not ready after {READY_WITHIN} s:\n{self.end_of_log()}") from None
         if not self.ready_file.exists():
             raise Unready(f"the server ended:\n{self.end_of_log()}")
         self.ready = json.loads(self.ready_file.read_text())

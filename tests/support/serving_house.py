@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from server_process import HatobaServer
@@ -132,6 +133,7 @@ class Tally:
     answers: Counter[tuple[str, str]] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
     longest: float = 0.0
+    about: Echoes = field(default_factory=lambda: Echoes())
     news: News = field(default_factory=News)
 
     @property
@@ -149,12 +151,26 @@ def router_of(server: HatobaServer) -> str:
     return str(server.ready["router"])
 
 
+class Echoes:
+    """What clients ask, and how an answer is told from a wrong one."""
+
+    def body(self, number: int) -> Any:
+        """The JSON of a request."""
+        return {"x": number}
+
+    def judge(self, number: int, answer: Any, model: str) -> tuple[str, str]:
+        """Model and revision that answered; `model` is what the router says."""
+        del model
+        assert answer["x"] == number
+        return answer["model"], answer["revision"]
+
+
 @asynccontextmanager
 async def asking(
-    server: HatobaServer, clients: int = 20, name: str = "reader"
+    server: HatobaServer, clients: int = 20, name: str = "reader", about: Echoes | None = None
 ) -> AsyncIterator[Tally]:
     """Clients that ask one after another for as long as the block lasts."""
-    tally, over = Tally(), asyncio.Event()
+    tally, over = Tally(about=about or Echoes()), asyncio.Event()
     url = f"http://{router_of(server)}/{name}/predict"
     headers = {"authorization": f"Bearer {await asyncio.to_thread(server.token)}"}
     timeout = aiohttp.ClientTimeout(total=30)
@@ -177,19 +193,18 @@ async def _ask(session: aiohttp.ClientSession, url: str, tally: Tally, over: asy
         number += 1
         began = time.monotonic()
         try:
-            async with session.post(url, json={"x": number}) as reply:
-                body = await reply.read()
-                _count(tally, reply.status, body, number)
+            async with session.post(url, json=tally.about.body(number)) as reply:
+                await _count(tally, reply, number)
         except (aiohttp.ClientError, TimeoutError) as error:
             tally.failures.append(repr(error))
         tally.longest = max(tally.longest, time.monotonic() - began)
 
 
-def _count(tally: Tally, status: int, body: bytes, number: int) -> None:
-    if status != 200:
-        tally.failures.append(f"{status} {body[:500]!r}")
+async def _count(tally: Tally, reply: aiohttp.ClientResponse, number: int) -> None:
+    body = await reply.read()
+    if reply.status != 200:
+        tally.failures.append(f"{reply.status} {body[:500]!r}")
         return
-    answer = json.loads(body)
-    assert answer["x"] == number
-    tally.answers[answer["model"], answer["revision"]] += 1
+    model = reply.headers["hatoba-model"]
+    tally.answers[tally.about.judge(number, json.loads(body), model)] += 1
     tally.news.tell()

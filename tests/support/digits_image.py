@@ -1,0 +1,61 @@
+"""The image of the digits example: the runtime, and what the example imports, as installed here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from testbed_fixtures import DockerEngine
+
+PACKAGES = (
+    "cloudpickle",
+    "joblib",
+    "narwhals",
+    "numpy",
+    "pillow",
+    "scikit-learn",
+    "scipy",
+    "threadpoolctl",
+)
+INSIDE = "/opt/digits"
+
+
+@pytest.fixture(scope="session")
+def digits_image(
+    docker_engine: DockerEngine,
+    registry: str,
+    runtime_image: str,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> str:
+    """It, in the engine, which has no need to pull it."""
+    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    digest = hashlib.sha256("\n".join([runtime_image, *versions]).encode()).hexdigest()[:12]
+    name = f"{registry}/digits:{digest}"
+    if not docker_engine.docker("image", "ls", "--quiet", name).strip():
+        _build(docker_engine, runtime_image, name, tmp_path_factory.mktemp("digits-image"))
+    return name
+
+
+def _build(engine: DockerEngine, runtime: str, name: str, context: Path) -> None:
+    for package in PACKAGES:
+        _copy(package, context / "packages")
+    (context / "Dockerfile").write_text(
+        f"FROM {runtime}\nCOPY packages {INSIDE}\nENV PYTHONPATH={INSIDE}\n"
+    )
+    command = ["docker", "--host", engine.host, "build", "--quiet", "--tag", name, str(context)]
+    plain = {**os.environ, "DOCKER_BUILDKIT": "0"}
+    subprocess.run(command, check=True, capture_output=True, env=plain)
+
+
+def _copy(package: str, folder: Path) -> None:
+    """A package's files without its tests, which are half of some."""
+    for file in metadata.files(package) or ():
+        if {"tests", "__pycache__", ".."}.isdisjoint(file.parts):
+            place = folder / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file.locate(), place)
