@@ -156,9 +156,7 @@ class Attempt:
     def learn(self, status: AttemptStatus) -> None:
         """Take in what the keeper knows of it."""
         if status.failed is None:
-            self.begun = Start(
-                status.started_at, status.start_ticks, status.limit_by, status.image
-            )
+            self.begun = Start(status.started_at, status.start_ticks, status.limit_by, status.image)
         self.exit = status.exit
         self.lost = status.lost
         if status.exit is not None or status.lost:

@@ -45,7 +45,7 @@ class VersionKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """One version; of it only `state`, `cause`, `check_job`, and signature and images in `content` change.
+    """One version; only `state`, `cause`, `check_job`, and `content`'s signature and images change.
 
     `content` is a serialised `hatoba.v1.ModelVersion` of what is only handed through: serving,
     signature and params.
