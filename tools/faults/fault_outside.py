@@ -48,6 +48,8 @@ class Outside:
     at_once = 100
     """Jobs under way, at most."""
     jobs_a_kill = 6
+    nudge = 3
+    """Jobs that lead a server by a point that most jobs come by."""
     backoff = (20, 200)
     """Milliseconds before another attempt: at first, and at most."""
     modules: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ class Provoker:
     ) -> None:
         self._wire = wire
         self._workload = workload
+        self._patience = PATIENCE * workload.outside.pace
         self._submitter = submitter
         self._numbers = itertools.count(FIRST)
         self._schedules: list[schedule_pb2.Schedule] = []
@@ -65,7 +66,8 @@ class Provoker:
         return self._workload.plain(next(self._numbers), milliseconds, *ends)
 
     async def _some(self) -> None:
-        await asyncio.gather(*(self._submitter.submit_one(self._plain()) for _ in range(3)))
+        count = self._workload.outside.nudge
+        await asyncio.gather(*(self._submitter.submit_one(self._plain()) for _ in range(count)))
 
     async def set_to_work(self, point: str) -> None:
         """Have some run that are not over soon; returns when they do.
@@ -77,14 +79,14 @@ class Provoker:
         names = [await self._submitter.submit_one(wish) for wish in wishes]
         there = LAUNCHED if away else HAS_IT
         for name in names:
-            await self._wire.watched(name, lambda job: job.state in there, PATIENCE)
+            await self._wire.watched(name, lambda job: job.state in there, self._patience)
 
     async def end_after(self, meanwhile: Callable[[], Awaitable[T]]) -> T:
         """Have one run, do something, and have it end; what was made meanwhile."""
         name = await self._submitter.submit_one(self._plain(1000))
-        await self._wire.watched(name, lambda job: job.state in HAS_IT, PATIENCE)
+        await self._wire.watched(name, lambda job: job.state in HAS_IT, self._patience)
         made = await meanwhile()
-        await self._wire.watched(name, lambda job: job.state in ENDED, PATIENCE)
+        await self._wire.watched(name, lambda job: job.state in ENDED, self._patience)
         return made
 
     async def _long(self) -> None:
@@ -121,7 +123,7 @@ class Provoker:
             self._need_all(wish.spec)
         greater.spec.priority = 500
         name = await self._submitter.submit_one(lesser)
-        await self._wire.watched(name, lambda job: job.state in HAS_IT, PATIENCE)
+        await self._wire.watched(name, lambda job: job.state in HAS_IT, self._patience)
         await self._submitter.submit_one(greater)
 
     def _need_all(self, spec: job_pb2.JobSpec) -> None:

@@ -291,7 +291,7 @@ class Round:
             await self._revive()
             await self._adopting
             await self._kill_as_it_is()
-        if self._breathless():
+        if self._breathless() or self._crowded():
             await self._breathe()
         armed = self._points.next(time.time())
         if armed.name.startswith(SLOW):
@@ -315,12 +315,19 @@ class Round:
             self._last_end = (ended, kills)
         return kills - self._last_end[1] >= BREATHLESS
 
+    def _crowded(self) -> bool:
+        """Whether jobs come faster than this machine gets them done."""
+        return self._progress.open > 2 * self._outside.at_once
+
     async def _breathe(self) -> None:
-        """A server more, left alone until a job ends."""
+        """A server more, left alone until a job ends and not too many are left."""
         await self._revive()
         ended = self._last_end[0]
-        patience = REST_SECONDS * self._outside.pace
-        await wait_for(self._progress, lambda: len(self._progress.ended) > ended, patience)
+
+        def better() -> bool:
+            return len(self._progress.ended) > ended and not self._crowded()
+
+        await wait_for(self._progress, better, REST_SECONDS * self._outside.pace)
         await self._kill_as_it_is()
 
     async def _adopt(self) -> None:
