@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument(
         "--where-possible", action="store_true", help="say what cannot be had, and go on"
     )
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()
     place = Place(default_directory())
     if chosen.where_possible:
         return bring_up_possible(place, chosen.names)
