@@ -1,76 +1,61 @@
-"""The stand where containers tell of themselves: it misses nothing, and sees who is there too."""
+"""The stand where containers tell of themselves misses nothing that they tell."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from fault_oracle import Line, read_lines
 from fault_stand import Stand
+from testbed_fixtures import DockerEngine
 from waiting import until
 
-FIRST, SECOND = "h1-0123-0-1", "h1-0123-0-2"
-OTHER = "h1-0123-1-1"
+ATTEMPT = "h1-0123-0-1"
 
 
-@asynccontextmanager
-async def telling(stand: Stand, attempt: str) -> AsyncIterator[asyncio.StreamWriter]:
-    """A container that started, and is there until it is killed."""
-    _, writer = await asyncio.open_connection(stand.host, stand.port)
-    writer.write(f"start {attempt} 1.0 7\n".encode())
-    await writer.drain()
-    yield writer
-    writer.close()
+async def told(ledger: Path, *command: str, **environ: str) -> tuple[int | None, list[Line]]:
+    """What a command told, once it has ended with its code."""
+    process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **environ})
+    code = await process.wait()
+    return code, await asyncio.to_thread(read_lines, ledger)
 
 
-async def lines(ledger: Path, count: int) -> list[Line]:
-    """All lines once there are so many."""
-    await until(lambda: len(read_lines(ledger)) >= count)
-    return await asyncio.to_thread(read_lines, ledger)
+def is_whole(lines: Sequence[Line], beats: int) -> bool:
+    times = [line.time for line in lines]
+    events = [line.event for line in lines]
+    whole = ["start", *["beat"] * beats, "end"]
+    return (
+        events == whole and times == sorted(times) and {one.attempt for one in lines} == {ATTEMPT}
+    )
 
 
-def events(found: list[Line]) -> list[tuple[str, str]]:
-    return [(line.event, line.attempt) for line in found]
+async def test_a_command_has_told_all_before_it_ends_with_its_code(tmp_path: Path) -> None:
+    async with Stand.running("127.0.0.1", tmp_path / "ledger") as stand:
+        command = stand.python(450, 3)
+        code, lines = await told(tmp_path / "ledger", *command, HATOBA_ATTEMPT=ATTEMPT)
+    assert code == 3
+    assert is_whole(lines, 2), lines
 
 
-async def test_a_command_tells_before_it_ends_with_its_code(tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("docker") is None, reason="needs Docker's command-line client")
+async def test_so_has_one_of_busybox(docker_engine: DockerEngine, tmp_path: Path) -> None:
+    async with Stand.running(docker_engine.gateway, tmp_path / "ledger") as stand:
+        run = ["docker", "--host", docker_engine.host, "run", "--rm", "-e"]
+        run += [f"HATOBA_ATTEMPT={ATTEMPT}", docker_engine.busybox, *stand.shell(450, 3)]
+        code, lines = await told(tmp_path / "ledger", *run)
+    assert code == 3
+    assert is_whole(lines, 2), lines
+
+
+async def test_a_line_that_a_kill_tore_is_none(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     async with Stand.running("127.0.0.1", ledger) as stand:
-        environ = {**os.environ, "HATOBA_ATTEMPT": FIRST}
-        process = await asyncio.create_subprocess_exec(*stand.python(10, 3), env=environ)
-        assert await process.wait() == 3
-        found = await asyncio.to_thread(read_lines, ledger)
-    assert events(found) == [("start", FIRST), ("end", FIRST)]
-    assert found[0].time <= found[1].time
-
-
-async def test_one_that_starts_beside_another_of_its_task_is_seen(tmp_path: Path) -> None:
-    ledger = tmp_path / "ledger"
-    async with Stand.running("127.0.0.1", ledger) as stand, telling(stand, FIRST):
-        await lines(ledger, 1)
-        async with telling(stand, OTHER):
-            await lines(ledger, 2)
-            async with telling(stand, SECOND):
-                found = await lines(ledger, 4)
-    assert events(found) == [
-        ("start", FIRST),
-        ("start", OTHER),
-        ("start", SECOND),
-        ("overlap", SECOND),
-    ]
-
-
-async def test_one_that_was_killed_or_has_ended_is_not_there_any_more(tmp_path: Path) -> None:
-    ledger = tmp_path / "ledger"
-    async with Stand.running("127.0.0.1", ledger) as stand:
-        async with telling(stand, FIRST):
-            await lines(ledger, 1)
-        async with telling(stand, SECOND) as second:
-            second.write(f"end {SECOND} 2.0 7\n".encode())
-            await lines(ledger, 3)
-            async with telling(stand, "h1-0123-0-3"):
-                found = await lines(ledger, 4)
-    assert [event for event, _ in events(found)] == ["start", "start", "end", "start"]
+        _, writer = await asyncio.open_connection(stand.host, stand.port)
+        writer.write(f"start {ATTEMPT} 1.0 7\nend {ATTEMPT}".encode())
+        writer.close()
+        await until(lambda: read_lines(ledger))
+    assert await asyncio.to_thread(read_lines, ledger) == [Line("start", ATTEMPT, 1.0, 7)]

@@ -33,7 +33,9 @@ class Operator:
             kinds = [self._of_backend, self._of_queue]
             if self._outside.hosts:
                 kinds.append(self._of_host)
-            await self._for_a_moment(self._dice.choice(kinds), self._dice.random() < 0.2)
+            await self._for_a_moment(
+                self._dice.choice(kinds), self._dice.random() < self._outside.drained
+            )
 
     async def take_all_back(self) -> None:
         """Nothing is cordoned any more."""

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 
 class Line(NamedTuple):
-    """What a witness wrote: `start`, `overlap` or `end` of an attempt, in seconds since boot."""
+    """What a witness wrote: `start`, `beat` (still there), `overlap` or `end` of an attempt, in
+    seconds since boot."""
 
     event: str
     attempt: str
@@ -180,7 +181,7 @@ def _overlaps(lines: Sequence[Line]) -> Iterable[str]:
     for line in lines:
         if line.event == "overlap":
             yield f"{line.attempt} started at {line.time:.3f} beside an earlier attempt"
-    ends = {task_of(line.attempt): line.time for line in lines if line.event == "end"}
+    there = {task_of(line.attempt): line.time for line in lines if line.event in ("beat", "end")}
     starts: dict[str, dict[int, float]] = defaultdict(dict)
     for line in lines:
         if line.event == "start":
@@ -189,7 +190,7 @@ def _overlaps(lines: Sequence[Line]) -> Iterable[str]:
     for task, numbers in starts.items():
         for number, began in numbers.items():
             for earlier in range(1, number):
-                if ends.get((task, earlier), began) > began:
+                if there.get((task, earlier), began) > began:
                     yield f"{task}-{number} started before {task}-{earlier} ended"
                 if numbers.get(earlier, began) > began:
                     yield f"{task}-{number} started before {task}-{earlier} started"

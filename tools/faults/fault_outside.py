@@ -48,6 +48,8 @@ class Outside:
     at_once = 100
     """Jobs under way, at most."""
     jobs_a_kill = 6
+    drained = 0.2
+    """Share of the cordons that drain: each takes away all that runs."""
     nudge = 3
     """Jobs that lead a server by a point that most jobs come by."""
     backoff = (20, 200)

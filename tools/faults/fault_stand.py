@@ -1,6 +1,7 @@
-"""Where containers tell that they start and end: beyond the servers that die, and over TCP.
+"""Where containers tell that they start, are there and end: beyond the servers that die, by TCP.
 
-Each has one connection for as long as it is there; what it tells goes into the ledger as it is.
+The times are the containers' own, by the one clock of their machine; what one tells goes into the
+ledger as it is.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TextIO
 
-from fault_oracle import task_of
-
+BEAT = 0.2
+"""Seconds between two signs of life."""
 _TELL = 'tell() { read up rest < /proc/uptime; echo "$1 $HATOBA_ATTEMPT $up $$"; }'
+_BEATS = (
+    "n={beats}; while [ $n -gt 0 ]; do sleep {beat}; tell beat; n=$((n-1)); done; sleep {rest:g}"
+)
 _SOCKET = """
 import os, socket, sys, time
 told = socket.create_connection((sys.argv[1], int(sys.argv[2])))
@@ -21,21 +25,23 @@ def tell(event):
     up = open("/proc/uptime").read().split()[0]
     told.sendall(f"{event} {os.environ['HATOBA_ATTEMPT']} {up} {os.getpid()}\\n".encode())
 tell("start")
-time.sleep(float(sys.argv[3]))
+for _ in range(int(sys.argv[3])):
+    time.sleep(float(sys.argv[4]))
+    tell("beat")
+time.sleep(float(sys.argv[5]))
 tell("end")
 told.shutdown(socket.SHUT_WR)
 told.recv(1)
-sys.exit(int(sys.argv[4]))
+sys.exit(int(sys.argv[6]))
 """
 
 
 class Stand:
-    """Writes down what containers tell, and who is there beside an earlier attempt of its task."""
+    """Writes down what containers tell."""
 
     def __init__(self, ledger: TextIO) -> None:
         self.host, self.port = "", 0
         self._ledger = ledger
-        self._there: dict[str, set[_Teller]] = {}
 
     @classmethod
     @asynccontextmanager
@@ -50,58 +56,32 @@ class Stand:
                 yield stand
 
     def shell(self, milliseconds: int, code: int) -> list[str]:
-        """A command for any image with busybox: the line before its exit has arrived by then."""
-        seconds = milliseconds / 1000
-        told = f"{{ tell start; sleep {seconds:g}; tell end; }} | nc {self.host} {self.port}"
+        """A command for any image with busybox; its last line has arrived before it ends."""
+        beats, rest = divmod(milliseconds / 1000, BEAT)
+        life = _BEATS.format(beats=int(beats), beat=BEAT, rest=rest)
+        told = f"{{ tell start; {life}; tell end; }} | nc {self.host} {self.port}"
         return ["/bin/sh", "-c", f"{_TELL}; {told}; exit {code}"]
 
     def python(self, milliseconds: int, code: int) -> list[str]:
         """The same for images with Python."""
-        words = [self.host, str(self.port), f"{milliseconds / 1000:g}", str(code)]
-        return ["python3", "-c", _SOCKET, *words]
+        beats, rest = divmod(milliseconds / 1000, BEAT)
+        life = [str(int(beats)), str(BEAT), f"{rest:g}"]
+        return ["python3", "-c", _SOCKET, self.host, str(self.port), *life, str(code)]
 
-    def heard(self, teller: _Teller, line: str) -> None:
+    def heard(self, line: str) -> None:
         """One of them told something."""
-        event, attempt = line.split()[:2]
         print(line, file=self._ledger)
-        if event != "start":
-            return
-        task = task_of(attempt)[0]
-        beside = self._there.setdefault(task, set())
-        # Of one that ended the end is known already: it closed its connection before this came.
-        if any(not other.ended for other in beside):
-            print(f"overlap {line.partition(' ')[2]}", file=self._ledger)
-        beside.add(teller)
-        teller.task = task
-
-    def gone(self, teller: _Teller) -> None:
-        """One of them is there no more."""
-        self._there.get(teller.task, set()).discard(teller)
 
 
 class _Teller(asyncio.Protocol):
-    """One container's connection."""
+    """One container's connection; what a kill tore is no line, for it was never whole."""
 
     def __init__(self, stand: Stand) -> None:
         self._stand = stand
         self._text = b""
-        self.task = ""
-        self.ended = False
 
     def data_received(self, data: bytes) -> None:
-        """What it tells is heard once all that had arrived by now is, ends of others too."""
+        """What it tells, line by line."""
         *lines, self._text = (self._text + data).split(b"\n")
-        self.ended = self.ended or any(line.startswith(b"end ") for line in lines)
-        loop = asyncio.get_running_loop()
         for line in lines:
-            loop.call_soon(self._stand.heard, self, line.decode())
-
-    def eof_received(self) -> None:
-        """It has told all, or it was killed."""
-        self.ended = True
-
-    def connection_lost(self, error: Exception | None) -> None:
-        """It is gone."""
-        del error
-        self.ended = True
-        asyncio.get_running_loop().call_soon(self._stand.gone, self)
+            self._stand.heard(line.decode())
