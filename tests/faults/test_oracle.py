@@ -102,6 +102,10 @@ BAD = {
         with_lines(*good().lines, Line("end", ATTEMPT, 2.5, 10)),
         "0123-0-2 started before 0123-0-1 ended",
     ),
+    "an attempt that is still there": (
+        with_lines(*good().lines, Line("beat", ATTEMPT, 2.5, 10)),
+        "0123-0-2 started before 0123-0-1 ended",
+    ),
     "success that never ran": (with_lines(*good().lines[:2]), "wrote no end"),
     "an array of which a task never ran": (
         replace(good(), asked={0: Ask(0, frozenset({"SUCCEEDED"}), tasks=2)}),
