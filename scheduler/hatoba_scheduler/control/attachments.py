@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
@@ -16,12 +15,12 @@ import grpc.aio
 
 from hatoba.v1 import job_pb2, worker_pb2
 from hatoba_plugins.errors import NoCapacity, Retry
+from hatoba_plugins.pipes import Pipe
 
 MOST = 256
 """Sessions of all hosts at once."""
 ARRIVES_WITHIN = 45.0
 """Seconds for a host to begin what was asked; it gives up by itself a little sooner."""
-_PIECES = 16
 Request = worker_pb2.WorkerServiceAttachRequest
 Said = AsyncIterator[job_pb2.AttachInput]
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -32,57 +31,30 @@ class Seat:
 
     def __init__(self, host: str, said: Said) -> None:
         self.host = host
+        self.told: Pipe[Request] = Pipe()
         self._said = said
-        self._pieces: deque[Request] = deque()
-        self._news = asyncio.Event()
-        self._room = asyncio.Event()
-        self._over = asyncio.Event()
-        self._lost = False
-
-    async def next(self) -> Request | None:
-        """What the host tells next; None: it is gone."""
-        while not self._pieces:
-            if self._lost:
-                return None
-            self._news.clear()
-            await self._news.wait()
-        self._room.set()
-        return self._pieces.popleft()
-
-    def leave(self) -> None:
-        """Nobody listens any more."""
-        self._over.set()
-
-    def lose(self) -> None:
-        """The host tells nothing any more."""
-        self._lost = True
-        self._news.set()
 
     async def serve(self, first: Request, context: Context) -> None:
-        """Pass on both ways, in the host's own call, until somebody leaves."""
+        """Pass on both ways, in the host's own call, until nobody listens."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 ways = [
                     tasks.create_task(self._hear(first, context), name="attached: output"),
                     tasks.create_task(self._tell(context), name="attached: input"),
                 ]
-                await self._over.wait()
+                await self.told.left()
                 for way in ways:
                     way.cancel()
         finally:
-            self.lose()
+            self.told.end()
 
     async def _hear(self, first: Request, context: Context) -> None:
         message: Request | None = first
         while message is not None:
-            while len(self._pieces) >= _PIECES:
-                self._room.clear()
-                await self._room.wait()
-            self._pieces.append(message)
-            self._news.set()
+            await self.told.put(message)
             read = await context.read()
             message = read if isinstance(read, Request) else None
-        self.lose()
+        self.told.end()
 
     async def _tell(self, context: Context) -> None:
         async for said in self._said:
@@ -111,16 +83,16 @@ class Attachments:
             if not send(worker_pb2.ServerItem(attach=order)):
                 raise Retry(f"host {host!r} is not connected")
             yield await self._begun(seat)
-            while (message := await seat.next()) is not None:
+            while (message := await seat.told.next()) is not None:
                 yield message.output
         finally:
-            seat.leave()
+            seat.told.leave()
             del self._seats[order.session]
 
     async def _begun(self, seat: Seat) -> job_pb2.AttachOutput:
         try:
             async with asyncio.timeout(ARRIVES_WITHIN):
-                first = await seat.next()
+                first = await seat.told.next()
         except TimeoutError:
             raise Retry(
                 f"host {seat.host!r} did not answer within {ARRIVES_WITHIN:g} s; its worker may be "
@@ -138,4 +110,4 @@ class Attachments:
     def close(self) -> None:
         """End all."""
         for seat in self._seats.values():
-            seat.lose()
+            seat.told.end()

@@ -75,7 +75,7 @@ async def in_terminal(
     try:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "hatoba", *arguments),
-            env=cli_environment(server, home) | {"TERM": "vt100"},
+            env=cli_environment(server, home) | {"TERM": "vt100", "NO_COLOR": "1"},
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
@@ -113,6 +113,41 @@ async def test_a_shell_in_a_terminal(server: HatobaServer, wire: Wire, tmp_path:
         async with asyncio.timeout(PATIENCE):
             assert await it.wait() == 5
     await cancel(wire, job)
+
+
+async def test_an_interactive_job_is_a_place_to_be_in(
+    server: HatobaServer, wire: Wire, tmp_path: Path
+) -> None:
+    said = ("run", "--no-code", "--interactive", "--idle-timeout", "2s", "--name", "desk")
+    async with in_terminal(server, tmp_path, *said) as (it, hand):
+        told = await shown(hand, b"submitted desk-")
+        if b"\n" not in told.partition(b"submitted ")[2]:
+            told += await shown(hand, b"\n")
+        job = told.partition(b"submitted ")[2].split()[0].decode()
+        os.write(hand, b"echo in-$((1+1))-$HATOBA_JOB; sleep 4; echo still-$((1+1))\n")
+        await shown(hand, b"still-2")
+        os.write(hand, b"exit 3\n")
+        await shown(hand, b"stays until nobody")
+        async with asyncio.timeout(PATIENCE):
+            assert await it.wait() == 3
+    ended = await wire.ended(f"projects/default/jobs/{job}")
+    assert ended.state == common_pb2.JOB_STATE_SUCCEEDED
+
+
+async def test_what_fails_is_held_so_that_one_can_look(hatoba: CommandLine, wire: Wire) -> None:
+    command = ("sh", "-c", "echo broken > why; exit 7")
+    said = ("run", "--no-code", "-d", "--hold-on-failure")
+    job = (await hatoba(*said, "1h", "--", *command)).out.strip()
+
+    async def held() -> bool:
+        return "exit code 7; its place is kept" in (await hatoba("logs", job)).err
+
+    await eventually(held)
+    assert (await hatoba("jobs", "exec", job, "--", "cat", "why")).out == "broken\n"
+    await cancel(wire, job)
+    short = (await hatoba(*said, "1s", "--", *command)).out.strip()
+    ended = await wire.ended(f"projects/default/jobs/{short}")
+    assert (ended.state, ended.cause.exit_code) == (common_pb2.JOB_STATE_FAILED, 7)
 
 
 async def test_a_port_of_a_job_is_a_port_here(hatoba: CommandLine, wire: Wire) -> None:

@@ -8,7 +8,7 @@ import fcntl
 import os
 import struct
 import termios
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any, NamedTuple
 
 from hatoba.v1 import job_pb2
@@ -56,23 +56,38 @@ def resize(handle: int, size: job_pb2.TerminalSize) -> None:
         fcntl.ioctl(handle, termios.TIOCSWINSZ, struct.pack("4H", size.rows, size.columns, 0, 0))
 
 
-async def chunks(handle: int, over: asyncio.Future[Any]) -> AsyncGenerator[bytes, None]:
-    """What comes from a handle, to its end; once `over` is done, only what is there already."""
-    while True:
-        done = over.done()
-        try:
-            data = os.read(handle, CHUNK)
-        except BlockingIOError:
-            if done:
-                return
-            await _readable(handle, over)
-            continue
-        except OSError:
-            # A terminal whose last process has gone.
+async def chunks(
+    sources: Iterable[int], over: asyncio.Future[Any]
+) -> AsyncGenerator[tuple[int, bytes], None]:
+    """What comes from these handles, to their ends; once `over` is done, only what is there
+    already."""
+    left = list(sources)
+    while left:
+        done, idle = over.done(), True
+        for handle in list(left):
+            data = _read(handle)
+            if data is None:
+                continue
+            idle = False
+            if data:
+                yield handle, data
+            else:
+                left.remove(handle)
+        if idle and done:
             return
-        if not data:
-            return
-        yield data
+        if idle:
+            await _readable(tuple(left), over)
+
+
+def _read(handle: int) -> bytes | None:
+    """What is there now; None: nothing, empty: its end."""
+    try:
+        return os.read(handle, CHUNK)
+    except BlockingIOError:
+        return None
+    except OSError:
+        # A terminal whose last process has gone.
+        return b""
 
 
 async def write(handle: int, data: bytes) -> None:
@@ -86,19 +101,22 @@ async def write(handle: int, data: bytes) -> None:
                 await _writable(handle)
 
 
-async def _readable(handle: int, over: asyncio.Future[Any]) -> None:
+async def _readable(sources: Iterable[int], over: asyncio.Future[Any]) -> None:
+    """Until one of them can be read, or it is over."""
     loop = asyncio.get_running_loop()
     woken = asyncio.Event()
 
     def wake(_: object = None) -> None:
         woken.set()
 
-    loop.add_reader(handle, wake)
+    for handle in sources:
+        loop.add_reader(handle, wake)
     over.add_done_callback(wake)
     try:
         await woken.wait()
     finally:
-        loop.remove_reader(handle)
+        for handle in sources:
+            loop.remove_reader(handle)
         over.remove_done_callback(wake)
 
 

@@ -84,11 +84,11 @@ def _listening(port: int) -> list[tuple[str, str]]:
             for line in table:
                 fields = line.split()
                 if len(fields) > 9 and fields[3] == _LISTENS and fields[1].endswith(f":{port:04X}"):
-                    found.append((fields[9], _reached_at(fields[1].partition(":")[0])))
+                    found.append((fields[9], reached_at(fields[1].partition(":")[0])))
     return found
 
 
-def _reached_at(words: str) -> str:
+def reached_at(words: str) -> str:
     """The address of a row in /proc/net, whose words are in the order of this machine's bytes."""
     order = "<" if sys.byteorder == "little" else ">"
     values = [int(words[at : at + 8], 16) for at in range(0, len(words), 8)]

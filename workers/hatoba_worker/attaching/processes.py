@@ -23,7 +23,6 @@ from hatoba_worker.keeper.messages import Join, Joined, JoinedEnded
 BEGINS_WITHIN = 30.0
 HANG_UP_GRACE = 5.0
 _END_OF_INPUT = b"\x04"
-_PIECES = 16
 Ended = asyncio.Future[JoinedEnded]
 Output = job_pb2.AttachOutput
 
@@ -62,32 +61,13 @@ class ProcessDoor:
     async def tell(self) -> AsyncGenerator[Output, None]:
         """What it writes as it comes, then how it ended. Who left its session may go on writing:
         nobody hears that."""
-        pieces: asyncio.Queue[Output | None] = asyncio.Queue(_PIECES)
-        async with asyncio.TaskGroup() as tasks:
-            pumps = [tasks.create_task(self._pump(self._ours.out, pieces), name="stdout")]
-            if self._ours.error is not None:
-                pumps.append(tasks.create_task(self._pump_error(self._ours.error, pieces)))
-            try:
-                for _ in pumps:
-                    while (piece := await pieces.get()) is not None:
-                        yield piece
-                ended = await self._ended
-            finally:
-                for pump in pumps:
-                    pump.cancel()
+        error = self._ours.error
+        sources = (self._ours.out,) if error is None else (self._ours.out, error)
+        async with contextlib.aclosing(handles.chunks(sources, self._ended)) as chunks:
+            async for handle, data in chunks:
+                yield Output(stderr=data) if handle == error else Output(data=data)
+        ended = await asyncio.shield(self._ended)
         yield Output(ended=job_pb2.ExecEnded(exit_code=ended.exit_code, signal=ended.signal))
-
-    async def _pump(self, handle: int, pieces: asyncio.Queue[Output | None]) -> None:
-        async with contextlib.aclosing(handles.chunks(handle, self._ended)) as chunks:
-            async for data in chunks:
-                await pieces.put(Output(data=data))
-        await pieces.put(None)
-
-    async def _pump_error(self, handle: int, pieces: asyncio.Queue[Output | None]) -> None:
-        async with contextlib.aclosing(handles.chunks(handle, self._ended)) as chunks:
-            async for data in chunks:
-                await pieces.put(Output(stderr=data))
-        await pieces.put(None)
 
     async def close(self) -> None:
         """Hang up: SIGHUP to all of its session, SIGKILL to what is left after a while."""

@@ -8,7 +8,7 @@ import os
 import select
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -59,12 +59,16 @@ def exec_command(
 
 
 async def _exec(job: str, index: int, command: tuple[str, ...], *, terminal: bool) -> int:
+    from hatoba.staying import visiting
+
     async with open_client() as client:
-        return await run_inside(client, client.job_name(job), index, command, terminal=terminal)
+        record = await client.get(job)
+        inner = visiting(record.spec, command)
+        return await run_inside(client, record.name, index, inner, terminal=terminal)
 
 
 async def run_inside(
-    client: AsyncClient, job: str, index: int, command: tuple[str, ...], *, terminal: bool
+    client: AsyncClient, job: str, index: int, command: Sequence[str], *, terminal: bool
 ) -> int:
     """Run a command beside a task with this process's handles; its exit code as shells tell it."""
     from hatoba.attaching import exec_in_job

@@ -75,7 +75,7 @@ class Follower:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(), name="watch")
                 group.create_task(self._print_attempts(), name="logs")
-                group.create_task(self._tell_waiting(), name="waiting")
+                group.create_task(self.tell_waiting(), name="waiting")
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
         return await AsyncJob(self.client, job_pb2.Job(name=self.name)).settled()
@@ -97,7 +97,7 @@ class Follower:
             self._begun.set()
             await self._attempts.put(0)
 
-    async def _tell_waiting(self) -> None:
+    async def tell_waiting(self) -> None:
         """While the job does not run: what it waits for, and again when that changes."""
         told, pause = "", FIRST_LOOK
         while not await self._begins_within(pause):
@@ -170,3 +170,17 @@ def detached(name: str) -> Exit:
     click.echo(f"  return:  hatoba logs {short} -f", err=True)
     click.echo(f"  cancel:  hatoba jobs cancel {short}", err=True)
     return Exit.DETACHED
+
+
+async def until_running(client: AsyncClient, name: str) -> job_pb2.Job | None:
+    """Tell what a job waits for until it runs; its record when it ended before."""
+    async with asyncio.TaskGroup() as group:
+        follower = Follower(client, name, None)
+        telling = group.create_task(follower.tell_waiting(), name="waiting")
+        async with aclosing(client.events(name, cursor=FROM_THE_OLDEST)) as events:
+            async for event in events:
+                if isinstance(event, common_pb2.Event) and event.to == common_pb2.JOB_STATE_RUNNING:
+                    telling.cancel()
+                    return None
+        telling.cancel()
+    return await AsyncJob(client, job_pb2.Job(name=name)).settled()
