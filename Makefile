@@ -12,7 +12,7 @@ BACKEND ?= both
 N ?= 200
 SEED ?=
 
-.PHONY: help install venv venv-gen venv-emulators testbed demo test check bench faults long proto proto-check landed lock format clean
+.PHONY: help install venv venv-gen venv-emulators testbed demo test real check bench faults long proto proto-check landed lock format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,8 +32,11 @@ venv-gen:
 demo: venv ## the whole loop, from images to an explained prediction; the server is killed twice
 	@$(BIN)/python tools/demo/demo.py
 
-test: venv venv-gen venv-emulators ## everything: stubs, lint, types, all suites, one short round of faults and long
+test: venv venv-gen venv-emulators ## stubs, lint, types, all suites but those of `make real`, one short round of faults and long
 	@$(BIN)/python tools/build/suite.py test
+
+real: venv venv-emulators ## the tests on real Docker, Kubernetes and emulators of AWS: up, all of them, down
+	@$(BIN)/python tools/build/suite.py real
 
 check: venv ## the quick part: lint, format, types, arrows, unit tests
 	@$(BIN)/python tools/build/suite.py check

@@ -30,13 +30,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--round", choices=rounds, default="short", help="how long slow tests go on")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need root say so where there is none, instead of failing."""
-    if os.geteuid() == 0:
-        return
+    """Tests that need root say so where there is none; those on real components are marked."""
     for item in items:
-        if "root" in item.keywords:
+        if _on_real_components(item):
+            item.add_marker(pytest.mark.real)
+        if "root" in item.keywords and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
+
+
+def _on_real_components(item: pytest.Item) -> bool:
+    """Whether it uses the testbed, by a fixture or one of its own."""
+    fixtures = getattr(item, "fixturenames", ())
+    return "testbed" in fixtures or hasattr(getattr(item, "module", None), "own_testbed")
 
 
 @pytest.fixture(scope="session")
