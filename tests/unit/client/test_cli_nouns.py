@@ -350,7 +350,7 @@ def test_follow_is_for_one_job(fake: FakeServer, cli: Cli) -> None:
         (["jbos"], "did you mean `hatoba jobs`?"),
         (["jobs", "lst"], "did you mean `hatoba jobs list`?"),
         (["jobs", "zzzz"], "there are: cancel, compare"),
-        (["run"], "Missing argument"),
+        (["run"], "say which command"),
         (["run", "--memory", "12 GBs", "--", "x"], "'12 GBs' is not an amount of memory"),
         (["run", "--timeout", "600", "--", "x"], "'600' is not a duration"),
         (["run", "--array", "1-5", "--", "x"], "indices begin at 0, write 0-4"),
