@@ -194,6 +194,23 @@ class Reclaimer:
         listed = self._batch.list_jobs(jobQueue=self._queue, jobStatus="RUNNING")["jobSummaryList"]
         return sorted(listed, key=lambda job: (job["createdAt"], job["jobName"]))
 
+    def jobs(self) -> list[Json]:
+        """All that the queue has ever had, with what is told of their containers."""
+        states = ("RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
+        return [
+            job
+            for state in states
+            for job in self._batch.list_jobs(jobQueue=self._queue, jobStatus=state)[
+                "jobSummaryList"
+            ]
+        ]
+
+    def end_all(self) -> None:
+        """What a test left running goes with it: its server is gone already."""
+        for job in self.jobs():
+            if job["status"] not in ("SUCCEEDED", "FAILED"):
+                self._batch.terminate_job(jobId=job["jobId"], reason="the test is over")
+
     def warn(self, attempt: str) -> None:
         """What an instance's agent does with its containers when a reclaim is announced."""
         self._engine.docker("kill", "--signal", "TERM", f"{attempt}-{self._id(attempt)}")

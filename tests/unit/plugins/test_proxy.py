@@ -29,11 +29,12 @@ class Component:
     def __init__(self) -> None:
         self.made: Counter[str] = Counter()
         self.limits: list[str] = []
-        self.begun = asyncio.Event()
+        self.pause = 0.0
 
     async def create(self, request: web.Request) -> web.Response:
         name = (await request.json())["metadata"]["name"]
         self.made[name] += 1
+        await asyncio.sleep(self.pause)
         return web.json_response({"name": name}, status=201)
 
     async def listing(self, request: web.Request) -> web.StreamResponse:
@@ -152,6 +153,16 @@ async def test_a_doubled_call_arrives_twice_and_is_answered_once(house: House) -
     assert await house.client.create("a") == 201
     assert house.component.made == {"a": 2}
     assert house.proxy.counts["create jobs"] == 1
+
+
+async def test_a_doubled_call_is_doubled_for_who_gave_up_meanwhile(house: House) -> None:
+    house.component.pause = 0.2
+    house.proxy.double("create jobs")
+    async with asyncio.TaskGroup() as tasks:
+        call = tasks.create_task(house.client.create("a"))
+        await house.proxy.met.wait()
+        call.cancel()
+    await until(lambda: house.component.made["a"] == 2)
 
 
 async def test_what_lands_late_does_so_without_its_caller(house: House) -> None:

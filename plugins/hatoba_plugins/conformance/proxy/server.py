@@ -235,7 +235,8 @@ class FaultProxy:
             call = self.dialect.in_pages_of(call, self.page_size)
         if armed := self._due(operation, call):
             self.met.set()
-            return await armed.handler(request, call)
+            # What was ordered is carried out, whoever still waits for an answer.
+            return await asyncio.shield(self._begin(armed.handler(request, call)))
         if self.dialect.streams(call):
             return await self._stream(request, call)
         return await self.forward(call)
