@@ -62,6 +62,12 @@ async def launch(jobs: JobBackend, name: str, **script: Any) -> LaunchOutcome:
     return outcome
 
 
+async def launch_spec(jobs: JobBackend, name: str, wanted: job_pb2.JobSpec) -> LaunchOutcome:
+    """Launch one of this specification."""
+    (outcome,) = await jobs.launch(single(request(name, wanted)))
+    return outcome
+
+
 async def observe(jobs: JobBackend, name: str) -> Observation:
     (seen,) = await jobs.observe([ref(name)])
     return seen

@@ -11,6 +11,7 @@ import structlog
 
 from hatoba.v1 import job_pb2
 from hatoba_plugins.backend import BackendContext
+from hatoba_plugins.backends.k8s_gpu.attach import Doors
 from hatoba_plugins.backends.k8s_gpu.board import Board, JobFollower, PodFollower
 from hatoba_plugins.backends.k8s_gpu.capacity import (
     Node,
@@ -76,6 +77,7 @@ def capabilities_of(options: K8sOptions) -> Capabilities:
         memory_limit=True,
         inputs=options.runner == "pod",
         gangs=True,
+        attach=True,
         logs=True,
         deployments=True,
         canary=True,
@@ -102,8 +104,9 @@ class KubeBackend:
         self._logs = LogReader(kube, ctx, self._lookups)
         self._lanes = Lanes(LANES)
         maker = Maker(ctx, options)
+        self._doors = Doors(kube, ctx, self._lookups.core_path("pods"), self._logs.pod_of)
         self.jobs = KubeJobs(
-            kube, ctx, maker, self._board, self._lookups, self._lanes, self._shunned
+            kube, ctx, maker, self._board, self._lookups, self._lanes, self._shunned, self._doors
         )
         self.deployments = KubeDeployments(kube, ctx, options, self._board, self._lookups)
         self._reflectors = self._followed()
@@ -123,6 +126,7 @@ class KubeBackend:
         """Follow the namespace until left."""
         tender = Tender(self._board, self.jobs, self._ctx, self._faults)
         async with asyncio.TaskGroup() as tasks:
+            self._doors.tasks = tasks
             following = [tasks.create_task(one.run(), name="k8s:watch") for one in self._reflectors]
             following += [
                 tasks.create_task(self._open_board(), name="k8s:open"),
@@ -134,6 +138,7 @@ class KubeBackend:
             try:
                 yield self
             finally:
+                self._doors.close()
                 self._board.feed.end()
                 self.deployments.end()
                 for task in following:

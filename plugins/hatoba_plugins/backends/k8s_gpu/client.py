@@ -10,9 +10,10 @@ import asyncio
 import importlib
 import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 from hatoba_plugins.backends.k8s_gpu.options import K8sOptions
 from hatoba_plugins.errors import (
@@ -33,6 +34,11 @@ CALL_TIMEOUT = 30.0
 CONNECT_TIMEOUT = 10.0
 PAGE = 250
 CONNECTIONS = 64
+HEARTBEAT = 30.0
+_HANDSHAKE = {
+    403: "our account may not `create` and `get` pods/exec and pods/portforward there",
+    404: "there is no such pod (any more)",
+}
 MERGE_PATCH = "application/merge-patch+json"
 _JSON = "application/json"
 Answer = dict[str, Any]
@@ -138,6 +144,33 @@ class Kube:
             yield _reading(response, path)
         finally:
             response.close()
+
+    @asynccontextmanager
+    async def socket(
+        self, path: str, query: Sequence[tuple[str, str]], protocol: str
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A WebSocket that speaks `protocol`; a broken connection raises OSError."""
+        import aiohttp
+
+        headers = {"User-Agent": "hatoba"}
+        await self._api.update_params_for_auth(headers, [], ["BearerToken"])
+        url = f"{self._api.configuration.host}{path}?{urlencode(query)}"
+        try:
+            async with self._api.rest_client.pool_manager.ws_connect(
+                url,
+                headers=headers,
+                protocols=(protocol,),
+                heartbeat=HEARTBEAT,
+                timeout=aiohttp.ClientWSTimeout(ws_close=CONNECT_TIMEOUT),
+                max_msg_size=0,
+            ) as socket:
+                yield socket
+        except aiohttp.WSServerHandshakeError as error:
+            # What the API server said is not told: only its status.
+            told = {"message": _HANDSHAKE.get(error.status, error.message)}
+            raise Refusal(error.status, told, None, path) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise Unreached(f"{path}: {error!r}", sent=True) from error
 
     async def _call(
         self,

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.k8s_gpu import names
+from hatoba_plugins.backends.k8s_gpu.attach import Doors
 from hatoba_plugins.backends.k8s_gpu.board import Board
 from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal, Unreached
 from hatoba_plugins.backends.k8s_gpu.lanes import Lanes
@@ -65,7 +66,10 @@ class KubeJobs:
         lookups: Lookups,
         lanes: Lanes,
         shunned: Callable[[], Sequence[str]],
+        doors: Doors,
     ) -> None:
+        self.exec = doors.exec
+        self.forward = doors.forward
         self._kube = kube
         self._ctx = ctx
         self._maker = maker

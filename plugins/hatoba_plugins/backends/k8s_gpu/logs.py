@@ -90,7 +90,7 @@ class LogReader:
         if stream != STREAM:
             return
         while True:
-            pod = await self._pod(ref)
+            pod = await self.pod_of(ref)
             begun = pod is not None and pod.main.state in (Running.RUNNING, Running.TERMINATED)
             if pod is not None and begun:
                 async for chunk in self._of_pod(pod, ref.name, offset, follow):
@@ -100,7 +100,8 @@ class LogReader:
                 return
             await self._ctx.clock.sleep(LOOK_AGAIN)
 
-    async def _pod(self, ref: Ref) -> SeenPod | None:
+    async def pod_of(self, ref: Ref) -> SeenPod | None:
+        """The pod of an attempt; None: there is none. Raises Retry."""
         try:
             job = await self._lookups.find(ref)
             if job is None:
