@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,20 +105,30 @@ async def house(
     kubernetes: Kubernetes, namespace: Namespace, runtime_image: str, tmp_path: Path
 ) -> AsyncIterator[KubeHouse]:
     """The server on the bridge's gateway, where pods reach it."""
+    access = namespace.kubeconfig
+    async with housed(kubernetes, namespace, runtime_image, tmp_path, access) as made:
+        yield made
+
+
+@asynccontextmanager
+async def housed(
+    kubernetes: Kubernetes, namespace: Namespace, image: str, root: Path, access: str
+) -> AsyncIterator[KubeHouse]:
+    """A server that reaches the cluster by this kubeconfig."""
     options = {
-        "kubeconfig": namespace.kubeconfig,
+        "kubeconfig": access,
         "namespace": namespace.name,
-        "image": runtime_image,
-        "runner_image": runtime_image,
+        "image": image,
+        "runner_image": image,
         "secrets": ["kit-secret"],
         "gpu_runtime_class": "nvidia",
         "settles_after": 1.0,
     }
     told = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
     config = CONFIG.format(gateway=kubernetes.gateway, options=told)
-    data = await asyncio.to_thread(configured, tmp_path / "data", config)
+    data = await asyncio.to_thread(configured, root / "data", config)
     async with running_server(data, worker=False) as server:
         token = str(data / "admin.token")
         authority = str(data / "tls" / "ca.pem")
         async with AsyncClient(server.address, token_file=token, ca_file=authority) as client:
-            yield KubeHouse(server, client, kubernetes, namespace, tmp_path)
+            yield KubeHouse(server, client, kubernetes, namespace, root)
