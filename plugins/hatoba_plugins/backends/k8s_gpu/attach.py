@@ -136,11 +136,13 @@ class Doors:
                     await told.left()
                     for way in ways:
                         way.cancel()
-        except* (Refusal, Unreached, OSError) as group:
-            error = group.exceptions[0]
+        except* Exception as group:
+            # Of one session; the others, and the instance, go on.
+            error: Exception = group
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]
-            told.end(Unreached(repr(error), sent=True) if isinstance(error, OSError) else error)
+            known = isinstance(error, Refusal | Unreached)
+            told.end(error if known else Unreached(f"{where[0]}: {error!r}", sent=True))
         finally:
             told.end()
 
