@@ -136,8 +136,7 @@ class Doors:
                     await told.left()
                     for way in ways:
                         way.cancel()
-        except* Exception as group:
-            # Of one session; the others, and the instance, go on.
+        except* Exception as group:  # noqa: BLE001 - of one session; the others go on
             error: Exception = group
             while isinstance(error, ExceptionGroup):
                 error = error.exceptions[0]
