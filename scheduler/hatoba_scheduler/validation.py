@@ -70,6 +70,10 @@ PATTERN_WORDS: dict[str, tuple[str, str]] = {
         "must be empty or MODULE:CLASS",
         "write for example `serve:Digits`",
     ),
+    "^[A-Za-z0-9._+-]{1,64}$": (
+        "must be letters, digits and ._+- only, at most 64",
+        "send the terminal's type, for example `xterm-256color`",
+    ),
     "^[0-9a-f]{32}$": ("must be 32 lower-case hex digits", "send a W3C trace id"),
     "^[0-9a-f]{16}$": ("must be 16 lower-case hex digits", "send a W3C span id"),
     "^([0-9a-f]{16})?$": ("must be empty or 16 lower-case hex digits", "send a W3C span id"),

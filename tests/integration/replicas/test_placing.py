@@ -270,10 +270,6 @@ async def test_one_that_drains_is_told_until_it_is_gone() -> None:
 
 async def test_what_can_never_run_is_refused() -> None:
     async with core_on() as core:
-        image = template()
-        image.serving.environment.image = "registry/model:1"
-        with pytest.raises(Invalid, match="registry/model:1"):
-            await core.role.apply(target({1: 1}, made_from=image))
         bare = worker_pb2.ReplicaSpec()
         with pytest.raises(Invalid, match="handler"):
             await core.role.apply(target({1: 1}, made_from=bare))
