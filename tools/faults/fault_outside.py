@@ -48,6 +48,8 @@ class Outside:
     at_once = 100
     """Jobs under way, at most."""
     jobs_a_kill = 6
+    breath = 15
+    """Kills with no end of a job between them, after which one server is left to work."""
     drained = 0.2
     """Share of the cordons that drain: each takes away all that runs."""
     nudge = 3

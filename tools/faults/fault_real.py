@@ -33,6 +33,7 @@ class Real(Outside):
     # An engine that has too much to do starts what its platform gave up already.
     backoff = (1_000, 10_000)
     jobs_a_kill = 3
+    breath = 4
     drained = 0.05
     nudge = 1
 

@@ -60,8 +60,6 @@ DYING_AT = {
 LULL_SECONDS = 1.0
 SETTLE_SECONDS = 90.0
 REST_SECONDS = 20.0
-BREATHLESS = 15
-"""Kills with no end of a job between them, after which one server is left to work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,8 +193,7 @@ class Round:
         """Those that were acknowledged, and those that schedules submitted."""
         progress = self._progress
         names = {*progress.acknowledged.values(), *(await listing(wire)).runs}
-        patience = SETTLE_SECONDS * self._outside.pace
-        await wait_for(progress, lambda: names <= progress.ended.keys(), patience)
+        await self._while_jobs_end(lambda: names <= progress.ended.keys())
 
     async def _submit(self, submitter: Submitter) -> None:
         """Keep as many jobs under way as may be, and spread them over the kills."""
@@ -226,8 +223,21 @@ class Round:
             allowed = (sum(self._kills.values()) + 1) * share + at_once / 2
             return self._progress.open + count <= at_once and submitted < allowed
 
-        if not await wait_for(self._progress, mine, SETTLE_SECONDS * self._outside.pace):
+        if not await self._while_jobs_end(mine):
             raise AssertionError(f"nothing ends: {self._progress.open} jobs are under way")
+
+    async def _while_jobs_end(self, holds: Callable[[], bool]) -> bool:
+        """Wait until something holds; False when before that no job ends for too long."""
+        progress, patience = self._progress, SETTLE_SECONDS * self._outside.pace
+        while not holds():
+            ended = len(progress.ended)
+
+            def moves(ended: int = ended) -> bool:
+                return holds() or len(progress.ended) != ended
+
+            if not await wait_for(progress, moves, patience):
+                return False
+        return True
 
     async def _kill(self, provoker: Provoker, work: asyncio.TaskGroup) -> None:
         while (done := sum(self._kills.values())) < self._plan.kills:
@@ -313,7 +323,7 @@ class Round:
         ended, kills = len(self._progress.ended), sum(self._kills.values())
         if ended > self._last_end[0]:
             self._last_end = (ended, kills)
-        return kills - self._last_end[1] >= BREATHLESS
+        return kills - self._last_end[1] >= self._outside.breath
 
     def _crowded(self) -> bool:
         """Whether jobs come faster than this machine gets them done."""
