@@ -645,6 +645,8 @@ class JobConformance:
             await _faults(harness).expire_pages()
             with suppress(BackendError):
                 assert set(await kit.owned()) == names
+            async with asyncio.timeout(PATIENCE):
+                await _faults(harness).until_called()
             assert set(await kit.owned()) == names
 
     async def test_out_of_reach_says_nothing(self, harness: JobHarness) -> None:

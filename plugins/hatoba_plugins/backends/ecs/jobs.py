@@ -22,6 +22,7 @@ from hatoba_plugins.backends.ecs.states import refusal
 from hatoba_plugins.checks import require_kind
 from hatoba_plugins.errors import BackendError, Conflict, Invalid
 from hatoba_plugins.feed import Feed
+from hatoba_plugins.lanes import Lanes
 from hatoba_plugins.runner import bare_environment, runner_environment
 from hatoba_plugins.values import (
     Ambiguous,
@@ -79,16 +80,12 @@ class EcsJobs:
     async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
         """Look up each, and run a task for what is not there. Raises Unsupported."""
         require_kind(group, self._capabilities)
-        turns = asyncio.Semaphore(AT_ONCE)
 
         async def one(request: LaunchRequest) -> LaunchOutcome:
-            lock = self._locks.setdefault(request.name, asyncio.Lock())
-            async with turns, lock:
+            async with self._locks.setdefault(request.name, asyncio.Lock()):
                 return await self._launch(request)
 
-        async with asyncio.TaskGroup() as calls:
-            made = [calls.create_task(one(r), name=f"launch-{r.name}") for r in group.members]
-        return [call.result() for call in made]
+        return await Lanes(AT_ONCE).each(group.members, one, "launch")
 
     async def _launch(self, request: LaunchRequest) -> LaunchOutcome:
         try:
@@ -154,15 +151,7 @@ class EcsJobs:
 
     async def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
         """Look each up by its `startedBy`."""
-        turns = asyncio.Semaphore(AT_ONCE)
-
-        async def one(ref: Ref) -> FindOutcome:
-            async with turns:
-                return await self.attempts.find(ref)
-
-        async with asyncio.TaskGroup() as calls:
-            made = [calls.create_task(one(ref), name=f"find-{ref.name}") for ref in refs]
-        return [call.result() for call in made]
+        return await Lanes(AT_ONCE).each(refs, self.attempts.find, "find")
 
     async def observe(self, refs: Sequence[Ref]) -> list[Observation]:
         """A hundred in a call; what cannot be asked about is not reachable."""
@@ -216,15 +205,7 @@ class EcsJobs:
     async def stop(self, refs: Sequence[Ref], grace: float) -> list[StopResult]:
         """SIGTERM now; the task definition's stop time-out is the grace that ECS gives."""
         del grace
-        turns = asyncio.Semaphore(AT_ONCE)
-
-        async def one(ref: Ref) -> StopResult:
-            async with turns:
-                return await self._stop(ref)
-
-        async with asyncio.TaskGroup() as calls:
-            made = [calls.create_task(one(ref), name=f"stop-{ref.name}") for ref in refs]
-        return [call.result() for call in made]
+        return await Lanes(AT_ONCE).each(refs, self._stop, "stop")
 
     async def _stop(self, ref: Ref) -> StopResult:
         known = self.attempts.known.get(ref.name)

@@ -25,7 +25,6 @@ from hatoba_plugins.backends.k8s_gpu.capacity import (
 from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal, Unreached, connected
 from hatoba_plugins.backends.k8s_gpu.deployments import KubeDeployments
 from hatoba_plugins.backends.k8s_gpu.jobs import KubeJobs, asked, handle_of
-from hatoba_plugins.backends.k8s_gpu.lanes import Lanes
 from hatoba_plugins.backends.k8s_gpu.logs import LogReader
 from hatoba_plugins.backends.k8s_gpu.lookups import Lookups
 from hatoba_plugins.backends.k8s_gpu.manifest import Maker
@@ -35,6 +34,7 @@ from hatoba_plugins.backends.k8s_gpu.states import chosen, observed
 from hatoba_plugins.backends.k8s_gpu.tending import Faults, Tender
 from hatoba_plugins.backends.k8s_gpu.validation import problems
 from hatoba_plugins.backends.k8s_gpu.watch import Kind, Reflector
+from hatoba_plugins.lanes import Lanes
 from hatoba_plugins.values import (
     Absent,
     Capabilities,

@@ -21,7 +21,7 @@ from hatoba_plugins.conformance.proxy.dialects import Call, Dialect, Refusal
 Json = dict[str, Any]
 Rewrite = Callable[[Any, str, Json, Json], Awaitable[None]]
 """Changes a reply in place: proxy, operation, request, reply."""
-Handler = Callable[[web.Request, Call], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request, Call], Coroutine[Any, Any, web.StreamResponse]]
 MOST_BYTES = 2**26
 _UNIX = "unix://"
 _HOP = {"host", "connection", "transfer-encoding", "content-length", "content-encoding"}
