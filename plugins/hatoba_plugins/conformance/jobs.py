@@ -55,6 +55,9 @@ from hatoba_plugins.values import (
 MOST_AWAITS = 40
 """A call is cancelled at each of its awaits, up to so many."""
 
+GRACE = 20.0
+"""Seconds that what is stopped may take, and needs not."""
+
 FAULT_SECONDS = 0.2
 """How long a fault lasts, on the backend's clock."""
 
@@ -247,22 +250,22 @@ class JobConformance:
         """A stopped command ends as STOPPED or by the signal, never as a success."""
         async with opened(harness) as kit:
             ref = await kit.running()
-            assert await kit.stop(ref, grace=PATIENCE)
+            assert await kit.stop(ref, grace=GRACE)
             assert (await kit.end_of(ref)).kind in ENDED_BY_STOP
 
     async def test_a_stop_by_name_ends_it(self, harness: JobHarness) -> None:
         """The core may have no handle yet."""
         async with opened(harness) as kit:
             ref = by_name((await kit.running()).name)
-            assert await kit.stop(ref, grace=PATIENCE)
+            assert await kit.stop(ref, grace=GRACE)
             assert (await kit.end_of(ref)).kind in ENDED_BY_STOP
 
     async def test_a_stop_may_be_repeated(self, harness: JobHarness) -> None:
         """Stopping what is being stopped, or has ended, changes nothing."""
         async with opened(harness) as kit:
             ref = await kit.running()
-            assert await kit.stop(ref, grace=PATIENCE)
-            assert await kit.stop(ref, grace=PATIENCE)
+            assert await kit.stop(ref, grace=GRACE)
+            assert await kit.stop(ref, grace=GRACE)
             before = await kit.end_of(ref)
             assert await kit.stop(ref)
             assert await kit.end_of(ref) == before
