@@ -840,6 +840,7 @@ def _job_parts(core: Core, backends: Backends, grounds: Callable[[], Grounds]) -
         grounds=grounds,
         manifest=core.chunks.ref,
         sources=core.sources,
+        ailing=lambda name: core.loops[name].ailing if name in core.loops else "",
         stopping=core.stopping,
     )
 

@@ -10,6 +10,7 @@ import structlog
 
 from hatoba.v1 import admin_pb2
 from hatoba_plugins.backend import Backend, BackendContext
+from hatoba_plugins.errors import BackendError
 from hatoba_plugins.loader import LoadFailure, RegisteredType, load
 from hatoba_plugins.values import Capabilities
 from hatoba_scheduler.config import BackendConfig, Config
@@ -150,6 +151,9 @@ async def _open(
     try:
         opening = registered.type.open(name, registered.type.options(**options), context(name))
         backend = await stack.enter_async_context(opening)
+    except BackendError as error:
+        remedy = "correct what it says, and start the server again"
+        return LoadFailure(name, error.message, remedy, registered.distribution)
     except Exception as error:  # noqa: BLE001 - one broken backend stops no other
         return LoadFailure(name, repr(error), "see the server's log", registered.distribution)
     if (place := backend.capabilities().runner) not in PLACES:

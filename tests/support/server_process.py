@@ -139,6 +139,8 @@ class HatobaServer:
     launcher: Launcher = field(default_factory=ColdLauncher)
     pid: int = 0
     ready: dict[str, Any] = field(default_factory=dict)
+    patience: float = PATIENCE
+    """Seconds in which a server that is started has to be ready."""
 
     @property
     def log(self) -> Path:
@@ -326,13 +328,14 @@ async def running_server(
     worker: bool = True,
     options: tuple[str, ...] = (),
     launcher: Launcher | None = None,
+    patience: float = PATIENCE,
 ) -> AsyncIterator[HatobaServer]:
     """A server that is ready; at the end nothing of it is left, or that is an error.
 
     A launcher that is given is the caller's, who closes it.
     """
     own = ColdLauncher()
-    server = HatobaServer(data, worker, options, launcher or own)
+    server = HatobaServer(data, worker, options, launcher or own, patience=patience)
     try:
         await server.start()
         yield server

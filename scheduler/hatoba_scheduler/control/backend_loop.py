@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from hatoba_plugins.backend import Backend
-from hatoba_plugins.values import Health
+from hatoba_plugins.values import Health, HealthStatus
 from hatoba_scheduler.control.calls import Calls, CallSettings
 from hatoba_scheduler.control.disconnects import Recalls, was_lost
 from hatoba_scheduler.control.ending import Ender
@@ -94,6 +94,11 @@ class BackendLoop:
     def health(self) -> Health:
         """What it said last of how it is."""
         return self._observer.health
+
+    @property
+    def ailing(self) -> str:
+        """What it said last of why it does not work; empty while it does."""
+        return self.health.message if self.health.status is HealthStatus.UNHEALTHY else ""
 
     @property
     def calls(self) -> Calls:

@@ -89,6 +89,8 @@ class Explainer:
         out = explanation_to_proto(explained)
         out.job = job_name(job.project, job.name) if job.name else ""
         out.state, out.queue = state_to_proto(job.state), job.queue
+        if explained.reason is not WaitReason.NONE and (ails := self._parts.ailing(job.backend)):
+            out.also.append(f"Backend {job.backend!r} is not well: {ails}")
         victims = await self._jobs(explained.preempts)
         out.preempts.extend(job_name(victim.project, victim.name) for victim in victims.values())
         return out

@@ -43,5 +43,7 @@ class JobParts:
     manifest: Callable[[str], Awaitable[common_pb2.ManifestRef]]
     """The stored manifest of a digest. Raises NotFound."""
     sources: Sources
+    ailing: Callable[[str], str]
+    """What a backend says of itself; empty for one that is well."""
     stopping: asyncio.Event
     """Set when the server begins to stop: streams end."""

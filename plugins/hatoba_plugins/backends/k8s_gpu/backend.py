@@ -198,8 +198,11 @@ class KubeBackend:
         """Whether the API server answers, with the rights that are needed, and is followed."""
         try:
             await self._lookups.require_answer()
-        except (Refusal, Unreached) as error:
+        except Unreached as error:
             return Health(HealthStatus.UNHEALTHY, str(error))
+        except Refusal as error:
+            promised = error.error()
+            return Health(HealthStatus.UNHEALTHY, promised.message if promised else str(error))
         behind = [one.problem for one in self._reflectors if one.problem]
         if behind:
             return Health(HealthStatus.DEGRADED, behind[0])

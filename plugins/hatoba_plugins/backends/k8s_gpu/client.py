@@ -57,6 +57,7 @@ class Refusal(Exception):
             str(one.get("reason") or "") for one in (told.get("details") or {}).get("causes") or ()
         ]
         self.after = after
+        self.of_kubernetes = told.get("kind") == "Status"
         super().__init__(f"{what}: {self.message}")
 
     def error(self) -> BackendError | None:
@@ -67,6 +68,10 @@ class Refusal(Exception):
             return Denied(f"the cluster does not accept our credentials: {self.message}")
         if self.status == 403:
             return self._forbidden()
+        if self.status == 404 and not self.of_kubernetes:
+            return Fatal(
+                f"{self.message}: something else than Kubernetes answers; look at `server`"
+            )
         if self.status == 404:
             return Fatal(f"{self.message}: create it, or correct `namespace`")
         if self.status == 409:
