@@ -39,6 +39,8 @@ def ministack_up(place: Place, engine: Facts) -> Facts:
         "MINISTACK_HOST": address,
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
+        # Seconds that the engine may take for a call: more than ten on a machine that does much.
+        "MINISTACK_DOCKER_TIMEOUT": "120",
         "TMPDIR": str(place.make("ministack")),
         "S3_DATA_DIR": str(place.make("ministack", "s3")),
     }

@@ -43,6 +43,7 @@ ENDINGS = 2
 LEAST_REQUESTS = 10
 """A share of errors is not judged by fewer requests."""
 _ENDED = (CauseCode.EXIT_CODE, CauseCode.SIGNAL, CauseCode.OUT_OF_MEMORY)
+_NOBODYS_FAULT = (Origin.INFRASTRUCTURE, Origin.CAPACITY, Origin.PREEMPTION)
 _HOPELESS = (CauseCode.CRASH_LOOP, CauseCode.PREDICTIONS_FAIL)
 
 
@@ -498,9 +499,14 @@ def _broken(view: View, rollout: Rollout) -> Cause | None:
         hopeless = one.cause is not None and one.cause.code in _HOPELESS
         if one.state is ReplicaState.UNHEALTHY and hopeless:
             return one.cause
-        if _endings(view, one) >= ENDINGS:
+        if _endings(view, one) >= ENDINGS and _blamed(one):
             return _crash_loop(view, one)
     return None
+
+
+def _blamed(one: Seen) -> bool:
+    """Whether the last end says something of the revision; of others' the deadline makes an end."""
+    return one.cause is None or one.cause.origin not in _NOBODYS_FAULT
 
 
 def _endings(view: View, one: Seen) -> int:

@@ -287,6 +287,19 @@ def test_a_revision_that_fails_is_rolled_back_and_says_why(how: str, code: Cause
     assert state_of(course.deployment, course.seen) is DeploymentState.READY
 
 
+@pytest.mark.parametrize(
+    "origin", [Origin.INFRASTRUCTURE, Origin.CAPACITY, Origin.PREEMPTION], ids=lambda one: one.name
+)
+def test_what_is_nobodys_fault_is_not_laid_to_the_revision(origin: Origin) -> None:
+    course = running()
+    course.deploy(2)
+    lost = replace(CRASHES, code=CauseCode.HOST_LOST, origin=origin)
+    course.show([replica(1, 0), replica(2, 0, UNHEALTHY, restarts=5, cause=lost)])
+    assert course.state() is RolloutState.RUNNING
+    course.show([replica(1, 0), replica(2, 0, UNHEALTHY, restarts=5, cause=CRASHES)])
+    assert course.state() is RolloutState.ROLLING_BACK
+
+
 @pytest.mark.parametrize(("how", "code"), WAYS.items())
 def test_a_first_revision_that_fails_is_given_up(how: str, code: CauseCode) -> None:
     course = Course()
