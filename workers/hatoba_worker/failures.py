@@ -37,6 +37,11 @@ def environment_failed(message: str, lines: Sequence[str] = ()) -> AttemptFailed
     return AttemptFailed(runner_pb2.EXIT_KIND_ENVIRONMENT_FAILED, message, lines)
 
 
+def no_engine(image: str) -> AttemptFailed:
+    """This host has no container engine."""
+    return environment_failed(f"nothing here runs containers, and {image!r} is one")
+
+
 def secret_missing(message: str) -> AttemptFailed:
     """A secret cannot be resolved on this host."""
     return AttemptFailed(runner_pb2.EXIT_KIND_SECRET_MISSING, message)

@@ -20,7 +20,7 @@ from hatoba_worker.environments import Environments, Interpreter, Tenant
 from hatoba_worker.executors.containers.contained import Contained, Wish, inside
 from hatoba_worker.executors.containers.images import Image
 from hatoba_worker.executors.containers.spec import HOME
-from hatoba_worker.failures import environment_failed, input_changed, staging_failed
+from hatoba_worker.failures import input_changed, no_engine, staging_failed
 from hatoba_worker.homes import Homes
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import Limits, Spawn
@@ -138,7 +138,7 @@ class Stager:
 
     async def _image(self, reference: str, build_log: str) -> Image:
         if self._contained is None:
-            raise environment_failed(f"nothing here runs containers, and {reference!r} is one")
+            raise no_engine(reference)
         return await self._contained.image(reference, build_log)
 
     async def _bring_input(self, attempt: Attempt, told: job_pb2.Input) -> None:

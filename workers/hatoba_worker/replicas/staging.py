@@ -18,7 +18,7 @@ from hatoba_worker.environments import Environments, Interpreter, Tenant
 from hatoba_worker.executors.containers.contained import Contained, Wish
 from hatoba_worker.executors.containers.rights import RUN
 from hatoba_worker.executors.containers.spec import HOME, PORT
-from hatoba_worker.failures import AttemptFailed, environment_failed, staging_failed
+from hatoba_worker.failures import AttemptFailed, no_engine, staging_failed
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import Limits, Spawn
 from hatoba_worker.logs import FILES
@@ -128,7 +128,7 @@ class ReplicaStager:
     async def _contain(self, spec: worker_pb2.ReplicaSpec, place: Place) -> Spawn:
         reference = spec.serving.environment.image
         if self._contained is None:
-            raise environment_failed(f"nothing here runs containers, and {reference!r} is one")
+            raise no_engine(reference)
         build_log = f"{place.home}/{FILES['build']}"
         try:
             tinyfiles.remove(build_log)

@@ -185,6 +185,13 @@ class ContainerExecutor:
     def _running(self) -> list[Held]:
         return [one for one in self._held.values() if one.began and not one.over]
 
+    async def absent(self) -> bool:
+        """Whether there is none: nothing has answered since our start, and nothing listens."""
+        await self.tried.wait()
+        if self._open is not None or self._away[0]:
+            return False
+        return not await asyncio.to_thread(tinyfiles.exists, self._socket)
+
     # -- the connection -------------------------------------------------------------------------
 
     async def run(self) -> None:

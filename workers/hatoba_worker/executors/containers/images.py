@@ -22,7 +22,7 @@ from hatoba_worker.executors.containers.engine import (
     Json,
 )
 from hatoba_worker.executors.containers.executor import ContainerExecutor
-from hatoba_worker.failures import AttemptFailed
+from hatoba_worker.failures import AttemptFailed, no_engine
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.tails import last_lines
 
@@ -78,6 +78,8 @@ class Images:
 
     async def resolve(self, reference: str, build_log: str) -> Image:
         """The image, once it is here. Raises AttemptFailed; waits while the engine is away."""
+        if await self._executor.absent():
+            raise no_engine(reference)
         while True:
             engine, facts = await self._executor.engine()
             try:
