@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HELLO = ROOT / "examples" / "backend-hello"
 UV = Path(sys.executable).parent / "uv"
+OURS = dict.fromkeys(["batch-spot", "ecs", "hosts", "k8s-gpu", "mock", "null"], "hatoba")
 
 LIST_BACKENDS = """
 import dataclasses, json
@@ -80,12 +81,7 @@ def installed(python: Path) -> Path:
 def test_it_is_found_and_passes_the_kit(python: Path, tmp_path: Path) -> None:
     found = backends(python)
     assert found["failures"] == []
-    assert found["types"] == {
-        "hello": "hatoba-backend-hello",
-        "hosts": "hatoba",
-        "mock": "hatoba",
-        "null": "hatoba",
-    }
+    assert found["types"] == {**OURS, "hello": "hatoba-backend-hello"}
     tests = tmp_path / "tests"
     tests.symlink_to(HELLO / "tests")
     pytest_there: list[str | Path] = [python, "-I", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
@@ -104,7 +100,7 @@ def test_a_broken_import_is_listed_and_stops_nobody(python: Path) -> None:
         found = backends(python)
     finally:
         source.write_text(content)
-    assert found["types"] == {"hosts": "hatoba", "mock": "hatoba", "null": "hatoba"}
+    assert found["types"] == OURS
     assert found["failures"] == [
         {
             "name": "hello",

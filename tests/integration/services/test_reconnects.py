@@ -54,7 +54,7 @@ async def test_a_host_speaks_for_what_it_was_sent_only(wire: Wire) -> None:
         claim = runner_pb2.ClaimAttemptRequest(attempt=launch.attempt, fence=1, nonce="m" * 16)
         await stranger.say(Item(claim=claim))
         verdict = (await stranger.hears("claimed")).verdict
-        assert verdict == runner_pb2.CLAIM_VERDICT_DUPLICATE
+        assert verdict == runner_pb2.CLAIM_VERDICT_SUPERSEDED
         assert state(await wire.job(job.name)) == "RUNNING"
         await committed(host, launch)
         assert state(await wire.ended(job.name)) == "SUCCEEDED"
