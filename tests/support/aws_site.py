@@ -17,13 +17,13 @@ import pytest
 from aws_proxy import AwsProxy
 from batch_yard import REGION, Reclaimer, aws, exit_codes, make_queue
 from command_line import CommandLine, Done
-from ecs_yard import clear, ecs
+from ecs_yard import EcsProxy, clear, ecs
 from server_process import ColdLauncher, HatobaServer, configured, running_server
 from testbed_fixtures import AwsEmulator, DockerEngine, fresh_name
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "digits"
-PATIENCE = 240.0
+PATIENCE = 480.0
 """Seconds for a container on a machine that does much else."""
 CONFIG = """
 [server]
@@ -100,7 +100,7 @@ async def aws_site(
     queue = await asyncio.to_thread(make_queue, moto)
     cluster = fresh_name("site")
     await asyncio.to_thread(ecs(ministack).create_cluster, clusterName=cluster)
-    async with AwsProxy.before(moto.endpoint) as batch, AwsProxy.before(ministack.endpoint) as of:
+    async with AwsProxy.before(moto.endpoint) as batch, EcsProxy.before(ministack.endpoint) as of:
         batch.rewrite.append(exit_codes)
         config = CONFIG.format(
             gateway=engine.gateway,
@@ -111,12 +111,13 @@ async def aws_site(
             cluster=cluster,
             runner=runner,
         )
+        reclaimer = Reclaimer(aws(moto, "batch"), engine, queue)
         try:
             async with _served(home, config, moto.credentials) as server:
-                reclaimer = Reclaimer(aws(moto, "batch"), engine, queue)
                 words = CommandLine(server, home, PATIENCE)
                 yield AwsSite(server, words, reclaimer, batch, of, cluster)
         finally:
+            await asyncio.to_thread(reclaimer.end_all)
             await asyncio.to_thread(clear, ministack, cluster)
 
 

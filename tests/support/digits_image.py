@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import os
+import py_compile
 import shutil
 import subprocess
 from importlib import metadata
@@ -44,6 +46,9 @@ def digits_image(
 def _build(engine: DockerEngine, runtime: str, name: str, context: Path) -> None:
     for package in PACKAGES:
         _copy(package, context / "packages")
+    # Nobody in a container may write there, so that each start would compile everything again.
+    hashed = py_compile.PycInvalidationMode.UNCHECKED_HASH
+    compileall.compile_dir(context / "packages", quiet=2, invalidation_mode=hashed)
     (context / "Dockerfile").write_text(
         f"FROM {runtime}\nCOPY packages {INSIDE}\nENV PYTHONPATH={INSIDE}\n"
     )

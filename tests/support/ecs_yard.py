@@ -3,17 +3,20 @@ entrypoint stands in for ours."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import boto3
+from aiohttp import web
 from aws_proxy import AwsProxy
 from testbed_fixtures import AwsEmulator, DockerEngine
 
-from hatoba_plugins.conformance.proxy import Json
+from hatoba_plugins.conformance.proxy import Call, Json
 
 REGION = "us-east-1"
 ENTRYPOINT = """#!/bin/sh
@@ -73,6 +76,47 @@ def ecs(emulator: AwsEmulator) -> Any:
         aws_access_key_id="hatoba-test",
         aws_secret_access_key="hatoba-test-secret",
     )
+
+
+@dataclass
+class EcsProxy(AwsProxy):
+    """What ministack leaves out: a service that shrinks stops no task that is protected."""
+
+    _protected: set[str] = field(default_factory=set)
+
+    async def forward(self, call: Call) -> web.Response:
+        """Note what is protected; of a service with such tasks end others first."""
+        operation, asked = self.dialect.operation(call), json.loads(call.body or b"{}")
+        if operation == "updatetaskprotection":
+            on = asked["protectionEnabled"]
+            self._protected = self._protected.difference(asked["tasks"])
+            self._protected |= set(asked["tasks"]) if on else set()
+        if operation == "updateservice" and "desiredCount" in asked:
+            await self._shrink(call, asked)
+        return await super().forward(call)
+
+    async def _shrink(self, call: Call, asked: Json) -> None:
+        where = {"cluster": asked["cluster"]}
+        listed = await self._ask_for(call, "ListTasks", {**where, "serviceName": asked["service"]})
+        tasks = listed["taskArns"]
+        others = [arn for arn in tasks if arn not in self._protected]
+        if len(others) == len(tasks):
+            return
+        for arn in others[: max(0, len(tasks) - asked["desiredCount"])]:
+            stop = {**where, "task": arn, "reason": "Service scaling down"}
+            await self._ask_for(call, "StopTask", stop)
+
+    async def _ask_for(self, call: Call, operation: str, asked: Json) -> Json:
+        """A call of the proxy's own, beside the one that came."""
+        service = call.headers["X-Amz-Target"].partition(".")[0]
+        headers = {**call.headers, "X-Amz-Target": f"{service}.{operation}"}
+        reply = await super().forward(
+            replace(call, headers=headers, body=json.dumps(asked).encode())
+        )
+        assert isinstance(reply.body, bytes)
+        told: Json = json.loads(reply.body)
+        assert reply.status == 200, told
+        return told
 
 
 def clear(emulator: AwsEmulator, cluster: str) -> None:

@@ -20,7 +20,7 @@ from wire import Wire, shell
 
 from hatoba.v1 import common_pb2, job_pb2
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 BACKENDS = ("batch", "ecs")
 LIMIT = 256
 """MiB that a container gets while it runs."""
