@@ -14,19 +14,20 @@ HELD = "hatoba-hold"
 INTERACTIVE = "hatoba-interactive"
 LOGIN = "command -v bash >/dev/null && exec bash; exec sh"
 """A shell, the better one that there is."""
-_HOLD = """hold=$1; shift
+# Naps are of one second: a signal that meets a fork of the shell before its exec is lost.
+_HOLD = """hold=$1; nap=; shift
 case $1 in *.py) set -- python "$@";; esac
-child=; stopped=; nap=
-trap 'stopped=1; kill -TERM $child $nap 2>/dev/null' TERM
+child=; stopped=
+trap 'stopped=1; kill -TERM $child 2>/dev/null' TERM
 "$@" &
 child=$!
 [ -z "$stopped" ] || kill -TERM $child
 while :; do wait $child; code=$?; kill -0 $child 2>/dev/null || break; done
 if [ $code -eq 0 ] || [ -n "$stopped" ]; then exit $code; fi
+trap 'kill $nap 2>/dev/null; exit $code' TERM
 echo "hatoba: exit code $code; its place is kept for $hold s: \\`hatoba jobs exec\\` looks in, \
 \\`hatoba jobs cancel\\` lets go" >&2
-sleep $hold & nap=$!
-wait $nap
+while [ $hold -gt 0 ]; do sleep 1 & nap=$!; wait $nap; hold=$((hold - 1)); done
 exit $code"""
 _STAY = """nap=
 trap 'kill $nap 2>/dev/null; exit 0' TERM
@@ -36,7 +37,8 @@ while [ $left -gt 0 ]; do
   left=$((left - 1))
   if [ -e .hatoba-visited ]; then rm -f .hatoba-visited; left=$1; fi
 done"""
-_VISIT = """while kill -0 $$ 2>/dev/null && touch .hatoba-visited 2>/dev/null; do sleep 1; done &
+_VISIT = """while kill -0 $$ 2>/dev/null && touch .hatoba-visited 2>/dev/null; do sleep 1; done \
+  </dev/null >/dev/null 2>&1 &
 exec "$@\""""
 
 

@@ -67,7 +67,10 @@ WRONG = {
 WAITS = {
     "an endpoint that does not speak AWS": ("ecs-other", ("may not be AWS",)),
     "a queue of Batch that is not there": ("batch-nowhere", ("no-such-queue",)),
-    "a queue of Batch in another region": ("batch-far", ("does not exist in this account and region",)),
+    "a queue of Batch in another region": (
+        "batch-far",
+        ("does not exist in this account and region",),
+    ),
     "rights in a cluster that are missing": ("ml-rightless", ("cannot list", "rbac.yaml")),
     "credentials of a cluster that are over": ("ml-expired", ("credentials",)),
     "an endpoint that is no Kubernetes": ("ml-other", ("something else",)),
