@@ -166,6 +166,10 @@ class Observation:
     """Which of the platform's runs of it this is about, as its runner knows it (`hatoba.runs`)."""
     unfenced: bool = False
     """No runner of ours is in it, though the instance has one: what is seen is all there is."""
+    ending: Exit | None = None
+    """Of what is being ended from outside: as what that will count. A platform may keep the end of
+    a container to itself until the runner beside it has ended too; that runner, which sees that
+    nothing runs any more, is told this."""
 
 
 @dataclass(frozen=True, slots=True)

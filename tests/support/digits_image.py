@@ -34,12 +34,14 @@ def digits_image(
     runtime_image: str,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
-    """It, in the engine, which has no need to pull it."""
+    """It, in the engine, which has no need to pull it, and in the registry."""
     versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
-    digest = hashlib.sha256("\n".join([runtime_image, *versions]).encode()).hexdigest()[:12]
+    recipe = Path(__file__).read_text()
+    digest = hashlib.sha256("\n".join([runtime_image, recipe, *versions]).encode()).hexdigest()[:12]
     name = f"{registry}/digits:{digest}"
     if not docker_engine.docker("image", "ls", "--quiet", name).strip():
         _build(docker_engine, runtime_image, name, tmp_path_factory.mktemp("digits-image"))
+        docker_engine.docker("push", "--quiet", name)
     return name
 
 
@@ -49,8 +51,11 @@ def _build(engine: DockerEngine, runtime: str, name: str, context: Path) -> None
     # Nobody in a container may write there, so that each start would compile everything again.
     hashed = py_compile.PycInvalidationMode.UNCHECKED_HASH
     compileall.compile_dir(context / "packages", quiet=2, invalidation_mode=hashed)
+    # Not by PYTHONPATH, which a pod has to set for what the runner brings.
+    named = f"import site; open(site.getsitepackages()[0] + '/digits.pth', 'w').write('{INSIDE}')"
     (context / "Dockerfile").write_text(
-        f"FROM {runtime}\nCOPY packages {INSIDE}\nENV PYTHONPATH={INSIDE}\n"
+        f"FROM {runtime}\nCOPY packages {INSIDE}\n"
+        f'USER root\nRUN python -c "{named}"\nUSER 10001:10001\n'
     )
     command = ["docker", "--host", engine.host, "build", "--quiet", "--tag", name, str(context)]
     plain = {**os.environ, "DOCKER_BUILDKIT": "0"}

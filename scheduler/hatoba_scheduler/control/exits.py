@@ -19,7 +19,7 @@ LONGEST = 30.0
 
 
 class Told(NamedTuple):
-    """An ending, and when it was first told of (microseconds since 1970)."""
+    """An ending, and when it was first told of (microseconds since 1970); 0: just now."""
 
     ending: Ending
     time: int
@@ -31,11 +31,12 @@ class Exits:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._told: dict[str, Told] = {}
+        self._foreseen: dict[str, Told] = {}
         self._asked: dict[str, list[asyncio.Future[None]]] = {}
         self._closed = False
 
     def __len__(self) -> int:
-        return len(self._told)
+        return len(self._told.keys() | self._foreseen.keys())
 
     def known(self, name: str) -> Told | None:
         """What was told of an attempt."""
@@ -47,9 +48,17 @@ class Exits:
             self._told[name] = Told(ending, time)
             self._wake(name)
 
+    def foresee(self, name: str, ending: Ending) -> None:
+        """A backend ends an attempt's container, and will not be seen to have: this is for who
+        knows that nothing of it runs any more. What it said last counts.
+        """
+        self._foreseen[name] = Told(ending, 0)
+        self._wake(name)
+
     def forget(self, name: str) -> None:
         """The attempt is over: nobody needs to be told any more, and who waits is let go."""
         self._told.pop(name, None)
+        self._foreseen.pop(name, None)
         self._wake(name)
 
     def on_commit(self, commits: Sequence[Commit], events: Sequence[Event]) -> None:
@@ -66,14 +75,20 @@ class Exits:
         for name in list(self._asked):
             self._wake(name)
 
-    async def wait(self, name: str, live: Callable[[], bool]) -> Told | None:
-        """How an attempt's container ended; None: not known in time, or not `live` any more."""
+    async def wait(self, name: str, live: Callable[[], bool], *, gone: bool = False) -> Told | None:
+        """How an attempt's container ended; None: not known in time, or not `live` any more.
+
+        With `gone` it has certainly ended, so that what was foreseen is true.
+        """
         until = self._clock.monotonic() + LONGEST
-        while name not in self._told and live() and not self._closed:
+        while not (told := self._of(name, gone)) and live() and not self._closed:
             if (left := until - self._clock.monotonic()) <= 0:
                 break
             await self._rest(name, left)
-        return self._told.get(name)
+        return told
+
+    def _of(self, name: str, gone: bool) -> Told | None:
+        return self._told.get(name) or (self._foreseen.get(name) if gone else None)
 
     def _wake(self, name: str) -> None:
         for future in self._asked.pop(name, ()):

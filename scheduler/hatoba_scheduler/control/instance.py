@@ -17,7 +17,7 @@ from hatoba_scheduler.control.calls import Calls, CallSettings
 from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.ledger import Answer, Ledger
 from hatoba_scheduler.control.logs import LogStore
-from hatoba_scheduler.control.observe import Grounds, Step, observation_step, of_attempt
+from hatoba_scheduler.control.observe import Grounds, Step, foresee, observation_step, of_attempt
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.planning.model import BackendSettings
@@ -110,6 +110,10 @@ class Instance:
     def seen(self, seen: Observation, now: Now) -> Step:
         """What an observation decides."""
         return observation_step(seen, now, self._grounds)
+
+    def foresee(self, attempt: Attempt, seen: Observation) -> None:
+        """Keep what an observation says of an end to come."""
+        foresee(attempt, seen, self._grounds.exits)
 
     def request(self, name: str, step: Step, told: Callable[[Answer], None]) -> None:
         """Have a decision on an attempt taken, as `Ledger.request`; nothing when it is not its

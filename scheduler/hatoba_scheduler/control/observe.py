@@ -232,6 +232,12 @@ def ending_of(told: Exit) -> Ending:
     return Ending(_KINDS[told.kind], told.code, told.signal, told.message)
 
 
+def foresee(attempt: Attempt, seen: Observation, exits: Exits) -> None:
+    """Keep as what the end of a granted attempt will count that its backend is bringing about."""
+    if seen.ending is not None and attempt.nonce and not of_others(attempt, seen):
+        exits.foresee(attempt.name, ending_of(seen.ending))
+
+
 def never_arrived(attempt: Attempt, seen: Observation) -> bool:
     """A launch that nothing claimed and that is not there: it may be launched again as it is."""
     unclaimed = attempt.state is AttemptState.LAUNCHING and not attempt.nonce

@@ -103,6 +103,7 @@ class Observer:
             if never_arrived(attempt, seen):
                 self._launcher.launch(seen.name)
                 return None
+            self._instance.foresee(attempt, seen)
             if told_before(attempt, seen):
                 return None
         return self._instance.seen(seen, self._instance.now())

@@ -131,7 +131,7 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         def live() -> bool:
             return self._desk.current(request.attempt, request.fence) is not None
 
-        told = await self._exits.wait(request.attempt, live)
+        told = await self._exits.wait(request.attempt, live, gone=request.gone)
         if not live():
             raise _not_current(request.attempt)
         return _exit_reply(request.attempt, told)
@@ -196,5 +196,6 @@ def _exit_reply(attempt: str, told: Told | None) -> runner_pb2.AwaitExitResponse
         reply.known = runner_pb2.EXIT_KNOWN_ENDED
         reply.kind = runner_pb2.ExitKind.ValueType(ending.kind.value)
         reply.exit_code, reply.signal, reply.message = ending.code, ending.signal, ending.message
-        set_time(reply.time, told.time)
+        if told.time:
+            set_time(reply.time, told.time)
     return reply

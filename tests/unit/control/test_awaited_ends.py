@@ -21,7 +21,7 @@ from hatoba_scheduler.control.awaited_ends import (
     Place,
 )
 from hatoba_scheduler.control.exits import LONGEST, Exits
-from hatoba_scheduler.control.observe import Grounds, Step, observation_step
+from hatoba_scheduler.control.observe import Grounds, Step, foresee, observation_step
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending
 from hatoba_scheduler.domain.states import AttemptState, CauseCode
@@ -214,6 +214,35 @@ def test_the_granted_runs_end_is_told_and_no_others() -> None:
     told = desk.exits.known(desk.name)
     assert told is not None
     assert told.ending == Ending(causes.ExitKind.EXITED, 3)
+
+
+async def test_what_is_foreseen_is_for_who_knows_that_it_has_come_true() -> None:
+    exits = Exits(FakeClock())
+    exits.close()
+    exits.foresee("a", Ending(causes.ExitKind.PREEMPTED))
+    assert await exits.wait("a", lambda: True) is None
+    told = await exits.wait("a", lambda: True, gone=True)
+    assert told is not None
+    assert told.ending.kind is causes.ExitKind.PREEMPTED
+    exits.tell("a", Ending(causes.ExitKind.EXITED, 3), 7)
+    told = await exits.wait("a", lambda: True, gone=True)
+    assert told is not None
+    assert told.ending.code == 3
+    exits.forget("a")
+    assert len(exits) == 0
+
+
+def test_only_of_the_granted_run_it_is_foreseen() -> None:
+    ending = Exit(ExitKind.PREEMPTED)
+    for run, known in (("another", 0), (RUN, 1)):
+        desk = Desk(Place.POD)
+        seen = Observation(desk.name, Phase.RUNNING, True, run=run, ending=ending)
+        foresee(desk.rows.attempts[0], seen, desk.exits)
+        assert len(desk.exits) == known
+    unclaimed = Desk(Place.POD, nonce="")
+    seen = Observation(unclaimed.name, Phase.RUNNING, True, run=RUN, ending=ending)
+    foresee(unclaimed.rows.attempts[0], seen, unclaimed.exits)
+    assert len(unclaimed.exits) == 0
 
 
 async def test_whoever_waits_is_told_at_once() -> None:

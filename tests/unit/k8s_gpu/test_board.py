@@ -115,6 +115,18 @@ def test_a_pod_that_is_deleted_tells_its_end_last(watched: Watched) -> None:
     assert watched.news[-1].host == "gpu-7"
 
 
+def test_a_running_pod_that_is_being_deleted_tells_what_for(watched: Watched) -> None:
+    """The kubelet keeps the end of its containers to itself until the last of them is gone."""
+    watched.jobs.seen(corpus("running")["job"])
+    watched.pods.seen(corpus("running")["pods"][0])
+    assert watched.news[-1].ending is None
+    for _ in range(2):
+        watched.pods.seen(corpus("evicting_and_running")["pods"][0])
+    assert watched.phases() == [Phase.WAITING, Phase.RUNNING, Phase.RUNNING]
+    assert watched.news[-1].ending is not None
+    assert watched.news[-1].ending.kind is ExitKind.PREEMPTED
+
+
 def test_a_deleted_job_is_gone_once_its_pods_are(watched: Watched) -> None:
     told = corpus("running")
     watched.jobs.seen(told["job"])

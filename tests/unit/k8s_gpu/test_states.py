@@ -43,6 +43,8 @@ def test_payload(path: Path) -> None:
         assert observation.exit.kind is ExitKind[wanted["kind"]]
         assert observation.exit.code == wanted.get("code", 0)
         assert observation.exit.signal == wanted.get("signal", 0)
+    ending = observation.ending.kind.name if observation.ending else ""
+    assert ending == expect.get("ending", "")
     if observation.exists:
         notes = told["job"]["metadata"].get("annotations", {})
         assert observation.unfenced == (notes.get("hatoba.dev/runner", "none") == "none")

@@ -136,9 +136,11 @@ class Calls:
             COMMIT_SECONDS,
         )
 
-    async def await_exit(self) -> runner_pb2.AwaitExitResponse:
-        """How the user's container ended, if it is known within 30 s; raises Superseded."""
-        request = runner_pb2.AwaitExitRequest(attempt=self._attempt, fence=self._fence)
+    async def await_exit(self, *, gone: bool) -> runner_pb2.AwaitExitResponse:
+        """How the user's container ended, if it is known within 30 s; `gone`: nothing of it runs
+        any more. Raises Superseded.
+        """
+        request = runner_pb2.AwaitExitRequest(attempt=self._attempt, fence=self._fence, gone=gone)
         return await self._call(
             lambda link, seconds: _stub(link).AwaitExit(
                 request, timeout=seconds, metadata=link.metadata

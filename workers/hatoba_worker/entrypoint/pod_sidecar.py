@@ -72,7 +72,8 @@ class PodSidecar:
             course = PodCourse(parts)
             desk.seat(course, parts.reporter)
             others = self._beside(tasks, parts, line, processes)
-            others.append(tasks.create_task(self._await_exit(course, attempt, desk), name="exit"))
+            exit_known = self._await_exit(course, attempt, desk, processes)
+            others.append(tasks.create_task(exit_known, name="exit"))
             way = self._way(course, attempt, line, processes)
             await unless(desk.over, along(course, attempt, way))
             await pod.last_spans(parts)
@@ -111,14 +112,20 @@ class PodSidecar:
                 return start
             await asyncio.sleep(LOOK)
 
-    async def _await_exit(self, course: PodCourse, attempt: Attempt, desk: Desk) -> None:
-        """Once the kubelet says that the others have ended: how."""
+    async def _await_exit(
+        self, course: PodCourse, attempt: Attempt, desk: Desk, processes: PodProcesses
+    ) -> None:
+        """Once the kubelet says that the others have ended: how.
+
+        Of a pod that is being deleted it tells nobody before we have ended too.
+        """
         pod = self._pod
         await self._asked.wait()
         backoff = Backoff(random.random)
         while True:
             try:
-                told = await pod.calls.await_exit()
+                gone = not await asyncio.to_thread(processes.look)
+                told = await pod.calls.await_exit(gone=gone)
             except Away as error:
                 log.info("server.away", reason=str(error))
                 await asyncio.sleep(backoff.next())

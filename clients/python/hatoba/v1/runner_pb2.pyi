@@ -955,19 +955,25 @@ class AwaitExitRequest(_message.Message):
 
     ATTEMPT_FIELD_NUMBER: _builtins.int
     FENCE_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
     attempt: _builtins.str
     """The attempt."""
     fence: _builtins.int
     """Its fence."""
+    gone: _builtins.bool
+    """Nothing of the user's container runs any more, as the runner sees. Where the backend is ending it and cannot be
+    seen to have, the answer is then as what that counts.
+    """
     def __init__(
         self,
         *,
         attempt: _builtins.str = ...,
         fence: _builtins.int = ...,
+        gone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "fence", b"fence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "fence", b"fence", "gone", b"gone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1000,7 +1006,7 @@ class AwaitExitResponse(_message.Message):
     """One sentence, where the backend said something."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When the backend was seen to say so."""
+        """When the backend was seen to say so; not set: just now."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from hatoba_plugins.backend import Clock
 from hatoba_plugins.backends.k8s_gpu.objects import SeenJob, SeenPod, seen_job, seen_pod
 from hatoba_plugins.backends.k8s_gpu.states import observed
 from hatoba_plugins.feed import Feed
-from hatoba_plugins.values import CapacitySnapshot, Gap, Observation, Phase
+from hatoba_plugins.values import CapacitySnapshot, Exit, Gap, Observation, Phase
 
 Json = Mapping[str, Any]
 News = Observation | CapacitySnapshot
@@ -177,8 +177,12 @@ class Board:
             return None
         self._told[seen.name] = seen
         # Which pod it is, and that a runner is gone as well, is for those who ask.
-        same = before is not None and (before.phase, before.host) == (seen.phase, seen.host)
+        same = before is not None and _news_of(before) == _news_of(seen)
         return None if same else seen
+
+
+def _news_of(seen: Observation) -> tuple[Phase, str, Exit | None]:
+    return seen.phase, seen.host, seen.ending
 
 
 def grown(before: Observation, now: Observation) -> Observation:

@@ -65,7 +65,8 @@ def observed(job: SeenJob, index: int, pods: Iterable[SeenPod], mark: str = "") 
         gone = pod is None or pod.over
         over = Observation(name, Phase.ENDED, True, ended, host, runner_gone=gone)
         return replace(over, run=run, unfenced=bare)
-    return Observation(name, _phase(pod), True, host=host, run=run, unfenced=bare)
+    seen = Observation(name, _phase(pod), True, host=host, run=run, unfenced=bare)
+    return replace(seen, ending=_deletion(job, pod))
 
 
 def chosen(pods: list[SeenPod], finished: bool) -> SeenPod | None:
@@ -105,6 +106,21 @@ def _ending(job: SeenJob, pod: SeenPod | None) -> Exit | None:
     if job.verdict:
         return verdict_exit(job.verdict)
     return pod_exit(pod)
+
+
+def _deletion(job: SeenJob, pod: SeenPod | None) -> Exit | None:
+    """As what the end of a pod that is being deleted will count.
+
+    The kubelet tells how its containers ended once all have, the sidecar among them (the status of
+    a terminating pod is written before and after, pkg/kubelet SyncTerminatingPod).
+    """
+    if pod is None or not pod.deleting:
+        return None
+    if job.verdict:
+        return verdict_exit(job.verdict)
+    if pod.disrupted is not None:
+        return disruption_exit(pod.disrupted)
+    return Exit(ExitKind.LOST, message="its pod was deleted")
 
 
 def _ended_without_pod(job: SeenJob) -> Exit | None:
