@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import pytest
+from bed_processes import free_port
 from server_process import HatobaServer, configured, running_server
 from testbed_kubernetes import Kubernetes, Namespace
 from waiting import eventually, until
@@ -18,11 +20,14 @@ from waiting import eventually, until
 from hatoba.aio import AsyncClient, AsyncJob
 from hatoba.v1 import job_pb2
 
+# The last channel of a process that closes would join grpc's poller thread on the event loop.
+grpc.aio.init_grpc_aio()
+
 PATIENCE = 240.0
 """Seconds: pods start one after the other on a machine that does much else."""
 CONFIG = """
 [server]
-listen = "{gateway}:0"
+listen = "{gateway}:{port}"
 
 [defaults]
 train = "ml"
@@ -125,7 +130,9 @@ async def housed(
         "settles_after": 1.0,
     }
     told = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
-    config = CONFIG.format(gateway=kubernetes.gateway, options=told)
+    # Pods find it again after a restart.
+    port = await asyncio.to_thread(free_port, kubernetes.gateway)
+    config = CONFIG.format(gateway=kubernetes.gateway, port=port, options=told)
     data = await asyncio.to_thread(configured, root / "data", config)
     async with running_server(data, worker=False) as server:
         token = str(data / "admin.token")

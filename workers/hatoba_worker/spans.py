@@ -53,9 +53,9 @@ def exec_context(attempt: str, traceparent: str) -> str:
 class Spans:
     """Keeps what was made until it is taken; the oldest of more than 1,000 are dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, program: str = "hatoba-worker") -> None:
         self._kept: deque[job_pb2.Span] = deque(maxlen=MOST)
-        self._process = f"hatoba-worker/{os.getpid()}"
+        self._process = f"{program}/{os.getpid()}"
 
     def add(
         self,

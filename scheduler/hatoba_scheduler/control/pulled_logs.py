@@ -32,6 +32,8 @@ INTEREST = 10.0
 """Seconds after which nobody reads any more."""
 FRESH = 5.0
 """Seconds that a reader waits for what there is now."""
+WHOLE = 20.0
+"""Seconds that a reader waits for the log of what has ended."""
 DEADLINE = 120.0
 """Seconds for one attempt's log after its end."""
 GIVE_UP = 600.0
@@ -115,8 +117,9 @@ class PulledLogs:
         """Have what there is now stored, within a few seconds, or not."""
         if not self.expects(name):
             return
+        ended = self._pulls[name].ended_at is not None
         try:
-            async with asyncio.timeout(FRESH):
+            async with asyncio.timeout(WHOLE if ended else FRESH):
                 await self._bring(name, follow=False)
         except Exception as error:  # noqa: BLE001 - what is stored is read all the same
             self._failed(name, error)

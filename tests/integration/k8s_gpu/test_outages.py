@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc.aio
 import pytest
 from kube_house import CONFIG, PATIENCE, KubeHouse
 from kube_proxy import EXPIRED, kube_proxy
@@ -24,9 +23,6 @@ from testbed_kubernetes import Kubernetes
 
 from hatoba.aio import AsyncClient, AsyncJob
 from hatoba_plugins.conformance.proxy import FaultProxy
-
-# The last channel of a process that closes would join grpc's poller thread on the event loop.
-grpc.aio.init_grpc_aio()
 
 pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -73,7 +69,7 @@ async def yard(cluster: Kubernetes, root: Path) -> AsyncIterator[Yard]:
             access = await asyncio.to_thread(through, proxy.endpoint, namespace.kubeconfig)
             options = {"kubeconfig": access, "namespace": namespace.name, "image": cluster.busybox}
             told = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
-            config = CONFIG.format(gateway=cluster.gateway, options=told)
+            config = CONFIG.format(gateway=cluster.gateway, port=0, options=told)
             data = await asyncio.to_thread(configured, root / "data", config)
             async with running_server(data, worker=False) as server:
                 token, trusted = str(data / "admin.token"), str(data / "tls" / "ca.pem")

@@ -74,7 +74,7 @@ class Pod:
             shipper=LogShipper(self.book),
             reporter=Reporter(self.book, line, transfers, tasks),
             transfers=transfers,
-            spans=Spans(),
+            spans=Spans("hatoba-runner"),
             timeouts=Timeouts(),
             absence=self.absence,
             burials=NotBuried(),

@@ -245,7 +245,7 @@ class Runner:
             shipper=LogShipper(book),
             reporter=Reporter(book, line, transfers, tasks),
             transfers=transfers,
-            spans=Spans(),
+            spans=Spans("hatoba-runner"),
             timeouts=Timeouts(),
             absence=self._absence,
             burials=NotBuried(),
