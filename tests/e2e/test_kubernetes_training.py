@@ -1,4 +1,4 @@
-"""A GPU job on a real kubelet, drained half-way, goes on from its checkpoint and makes its model."""
+"""A GPU job on a real kubelet, drained half-way: it goes on from its checkpoint, makes a model."""
 
 from __future__ import annotations
 
