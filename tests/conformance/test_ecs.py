@@ -45,6 +45,19 @@ class TestEcsJobs(JobConformance):
 
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("credentials")
+async def test_without_a_runner_logs_come_from_cloudwatch(
+    ministack: AwsEmulator, docker_engine: DockerEngine, ecs_image: str
+) -> None:
+    harness = await asyncio.to_thread(EcsJobHarness, ministack, docker_engine, ecs_image, "none")
+    try:
+        await JobConformance().test_logs_or_a_refusal(harness)
+        await JobConformance().test_exit_codes_are_true(harness)
+    finally:
+        await harness.close()
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.usefixtures("credentials")
 class TestEcsDeployments(DeploymentConformance):
     """Services, routed by us."""
 

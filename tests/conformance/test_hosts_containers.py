@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -63,8 +64,8 @@ class EngineFaults(FaultInjector):
             self._harness.proxy.delay_reply(call, min(seconds, 2.0))
 
     async def double_reply(self) -> None:
-        for call in self.CALLS:
-            self._harness.proxy.double(call)
+        # To start what has ended is to run it again: nobody repeats that on an engine's socket.
+        self._harness.proxy.double("create containers")
 
 
 class ContainersHarness(Contained):
@@ -72,11 +73,10 @@ class ContainersHarness(Contained):
 
     proxy: FaultProxy
 
-    def __init__(self, directory: Path, engine: DockerEngine) -> None:
+    def __init__(self, directory: Path, engine: DockerEngine, short: str) -> None:
+        """`short` is a directory for a socket, whose path must be short."""
         marks = directory / "marks"
-        # A socket's path is short.
-        self._own = tempfile.TemporaryDirectory(prefix="hatoba-kit-")
-        self._socket = f"{self._own.name}/engine.sock"
+        self._socket = f"{short}/engine.sock"
         super().__init__(directory, "--engine", self._socket, "--mount", str(marks))
         self.faults = EngineFaults(self)
         self._engine = engine
@@ -84,7 +84,6 @@ class ContainersHarness(Contained):
         self._image = engine.busybox
 
     async def __aenter__(self) -> Self:
-        self._world.push_async_callback(asyncio.to_thread, self._own.cleanup)
         running = FaultProxy.running(self._engine.host, Docker(), at=f"unix://{self._socket}")
         self.proxy = await self._world.enter_async_context(running)
         return await super().__aenter__()
@@ -97,8 +96,9 @@ class ContainersHarness(Contained):
 
 class TestHostsContainers(JobConformance):
     @pytest.fixture
-    def harness(self, tmp_path: Path, docker_engine: DockerEngine) -> JobHarness:
-        return ContainersHarness(tmp_path, docker_engine)
+    def harness(self, tmp_path: Path, docker_engine: DockerEngine) -> Iterator[JobHarness]:
+        with tempfile.TemporaryDirectory(prefix="hatoba-kit-") as short:
+            yield ContainersHarness(tmp_path, docker_engine, short)
 
 
 class ContainedReplicasHarness(Contained, ReplicasHarness):

@@ -10,7 +10,7 @@ from typing import Self
 import pytest
 from aws_proxy import AwsProxy
 from batch_yard import ClaimDesk
-from ecs_yard import REGION, Curtain, clear, ecs, kit_image
+from ecs_yard import REGION, Curtain, clear, ecs, kit_image, make_log_group
 from testbed_fixtures import AwsEmulator, DockerEngine, fresh_name
 
 from hatoba.v1 import job_pb2, worker_pb2
@@ -46,6 +46,7 @@ class EcsOutside(OpenHarness):
         self.emulator = emulator
         self.image = image
         self.cluster = fresh_name("kit")
+        self.log_group = make_log_group(emulator, f"/hatoba/{self.cluster}")
         self._engine = engine
         self._outside = AsyncExitStack()
         self.options = self._options("http://127.0.0.1:9")
@@ -57,6 +58,7 @@ class EcsOutside(OpenHarness):
             "endpoint": endpoint,
             "cluster": self.cluster,
             "subnets": ["subnet-1"],
+            "log_group": self.log_group,
             "readiness": "probe",
             "poll_every": 0.2,
             "find_settles_after": 1.0,
@@ -157,11 +159,17 @@ class JobFaults(EcsFaults):
 
 
 class EcsJobHarness(EcsOutside, BackendHarness):
-    """Jobs whose image has a runner."""
+    """Jobs whose image has a runner, or `none`."""
 
-    def __init__(self, emulator: AwsEmulator, engine: DockerEngine, image: str) -> None:
+    def __init__(
+        self, emulator: AwsEmulator, engine: DockerEngine, image: str, runner: str = "image"
+    ) -> None:
+        self._runner = runner
         super().__init__(emulator, engine, image)
         self.faults = JobFaults(self, "runtask")
+
+    def _options(self, endpoint: str) -> dict[str, object]:
+        return super()._options(endpoint) | {"runner": self._runner}
 
     def command(self, kind: Command, name: str) -> job_pb2.JobSpec:
         spec = job_pb2.JobSpec(name="conformance", command=["/bin/sh", "-c", SCRIPTS[kind]])

@@ -22,6 +22,7 @@ REGION = "us-east-1"
 ENTRYPOINT = """#!/bin/sh
 # Stands in for the runner and for the model server.
 serve() {
+    echo "serves as ${KIT_LIFE:-usual}"
     case "$KIT_LIFE" in
     never_ready) sleep 1000 & ;;
     crashes) (httpd -f -p 8080 -h /www & sleep 2; kill $!; exit 1) & ;;
@@ -69,8 +70,18 @@ def kit_image(engine: DockerEngine, registry: str, directory: Path) -> str:
 
 def ecs(emulator: AwsEmulator) -> Any:
     """A plain client, for what a test does behind the backend's back."""
+    return _client(emulator, "ecs")
+
+
+def make_log_group(emulator: AwsEmulator, name: str) -> str:
+    """A group of that name in CloudWatch, as the template makes one."""
+    _client(emulator, "logs").create_log_group(logGroupName=name)
+    return name
+
+
+def _client(emulator: AwsEmulator, service: str) -> Any:
     return boto3.client(
-        "ecs",
+        service,
         endpoint_url=emulator.endpoint,
         region_name=REGION,
         aws_access_key_id="hatoba-test",

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -129,6 +130,13 @@ def own_testbed(directory: Path) -> Iterator[Testbed]:
         yield bed
     finally:
         bed.down()
+
+
+@pytest.fixture
+def bed_place() -> Iterator[Path]:
+    """A directory for a testbed of a test's own: its path is short, as those of sockets are."""
+    with tempfile.TemporaryDirectory(prefix="hatoba-bed-") as made:
+        yield Path(made, "bed")
 
 
 def fresh_name(prefix: str) -> str:

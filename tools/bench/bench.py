@@ -22,6 +22,7 @@ from bench_blobs import big_file, small_files
 from bench_calls import submit_job, submit_jobs
 from bench_idle import help_time, idle_server
 from bench_jobs import idle_latency, null_jobs, true_jobs
+from bench_kubernetes import kubernetes
 from bench_logs import log_follower
 from bench_million import million, tenth
 from bench_planner import planner
@@ -55,6 +56,7 @@ MEASURES: dict[str, Measure] = {
     "help": help_time,
     "router": router,
     "replica_start": replica_start,
+    "kubernetes": kubernetes,
 }
 QUICK = {"million": "hundred_thousand"}
 ONE_WITHIN = 420.0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT / "tests" / "support"))
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tools" / "testbed")]
 
 from google.protobuf.duration_pb2 import Duration  # noqa: E402
 from server_process import ColdLauncher, HatobaServer, clean_environment  # noqa: E402

@@ -8,6 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
+class Skipped(Exception):
+    """This machine cannot have what is to be measured, for the reason that the message gives."""
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One measured figure beside its floor, and whether its goal holds."""
@@ -49,6 +53,10 @@ class Measured:
     def at_most(self, most: float) -> Figure:
         """The goal is a bound, in the figure's unit."""
         return self._figure(f"<= {most:g}", self.value <= most)
+
+    def exactly(self, wanted: float) -> Figure:
+        """The goal is this and nothing else, in the figure's unit."""
+        return self._figure(f"= {wanted:g}", self.value == wanted)
 
     def at_most_over_floor(self, most: float) -> Figure:
         """The goal bounds what comes on top of the floor. Needs a floor."""

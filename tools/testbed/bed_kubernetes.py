@@ -29,6 +29,8 @@ USERS = {
     "system:kube-scheduler": "",
 }
 NODES = 2
+# By default controllers ask 20 times a second, which is one job in a third of one.
+UNTHROTTLED = ("--kube-api-qps=1000", "--kube-api-burst=2000")
 RUNTIME_CLASS = {
     "apiVersion": "node.k8s.io/v1",
     "kind": "RuntimeClass",
@@ -123,6 +125,9 @@ def server_command(programs: Path, base: Path, server: str, etcd: int) -> list[s
         "--allow-privileged=true",
         "--kubelet-preferred-address-types=InternalIP",
         "--event-ttl=2h",
+        # Debian's etcd is too old for watches that begin with a list: kwok, whose watches ask for
+        # them, would be refused each time, and be blind until it lists again half a minute later.
+        "--feature-gates=WatchList=false",
     ]
 
 
@@ -140,6 +145,7 @@ def controllers_command(programs: Path, base: Path) -> list[str]:
         f"--root-ca-file={base / 'certificates' / 'apiserver.crt'}",
         # A node that is silent for so long is unreachable: minutes are for larger clusters.
         "--node-monitor-grace-period=20s",
+        *UNTHROTTLED,
     ]
 
 
@@ -151,6 +157,7 @@ def scheduler_command(programs: Path, base: Path) -> list[str]:
         "--leader-elect=false",
         "--bind-address=127.0.0.1",
         f"--secure-port={free_port('127.0.0.1')}",
+        *UNTHROTTLED,
     ]
 
 

@@ -15,10 +15,12 @@ import bed_groups
 import bed_kubernetes
 import bed_network
 from bed_debian import install
-from bed_place import Broken, Facts, Place
+from bed_place import Broken, Facts, Place, Unavailable
 from bed_processes import end, lives, run, start, until
 
 READY_WITHIN = 90.0
+LONGEST_SOCKET = 107
+"""Characters of a socket's path (sun_path, unix(7))."""
 GPUS = 4
 GPU_PRODUCT = "NVIDIA-A100-SXM4-80GB"
 CONTAINERD = """\
@@ -96,6 +98,7 @@ def begin(place: Place, facts: Facts, cluster: Facts, registry: str) -> None:
     """Start containerd, give it the images that it needs, and then the kubelet."""
     name = facts["name"]
     base, short = place.make(name), Path(facts["run"])
+    check_length(base)
     short.mkdir(exist_ok=True)
     configure(base, short, facts, registry)
     enter = facts["network"]["enter"]
@@ -111,6 +114,16 @@ def begin(place: Place, facts: Facts, cluster: Facts, registry: str) -> None:
     same_mounts = ["nsenter", f"--mount=/proc/{containerd['pid']}/ns/mnt"]
     kubelet = [*enter, *same_mounts, *kubelet_command(base, facts, cluster)]
     facts["processes"].append(start(place, f"{name}-kubelet", kubelet, engine=name))
+
+
+def check_length(base: Path) -> None:
+    """Raises Unavailable where the kubelet's own sockets could not be named."""
+    over = len(str(base / "kubelet" / "pod-resources" / "1234567890")) - LONGEST_SOCKET
+    if over > 0:
+        raise Unavailable(
+            f"sockets below {base} have too long names, by {over} characters: put HATOBA_TESTBED"
+            " into a directory with a shorter path"
+        )
 
 
 def configure(base: Path, short: Path, facts: Facts, registry: str) -> None:

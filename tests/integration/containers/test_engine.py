@@ -58,11 +58,17 @@ class OwnEngine:
 
     def start(self) -> None:
         """As it was: the testbed would clear away first what a dead one left."""
-        (pidfile,) = [word for word in self._command if word.startswith("--pidfile=")]
-        Path(pidfile.partition("=")[2]).unlink(missing_ok=True)
+        self._setting("--pidfile=").unlink(missing_ok=True)
+        # Its containerd died with it, and is taken for alive until somebody has reaped it.
+        containerd = self._setting("--exec-root=") / "containerd" / "containerd.pid"
+        containerd.unlink(missing_ok=True)
         with self._log.open("ab") as log:
             self._mine = subprocess.Popen(self._command, stdout=log, stderr=log)
         self.pid = self._mine.pid
+
+    def _setting(self, name: str) -> Path:
+        (path,) = [word.removeprefix(name) for word in self._command if word.startswith(name)]
+        return Path(path)
 
     def end(self) -> None:
         """End the one that we started."""
@@ -87,9 +93,11 @@ async def own(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OwnEngi
             await engine.house.start_worker()
             yield engine
         finally:
-            await engine.house.close()
-            await engine.house.clear()
-            await asyncio.to_thread(engine.end)
+            try:
+                await engine.house.close()
+                await engine.house.clear()
+            finally:
+                await asyncio.to_thread(engine.end)
 
 
 async def away(own: OwnEngine) -> None:

@@ -103,9 +103,9 @@ async def test_jobs_run_while_watches_are_cut_and_nothing_is_missed(
 
 
 @pytest.fixture
-def own_cluster(tmp_path: Path) -> Iterator[Kubernetes]:
+def own_cluster(bed_place: Path, tmp_path: Path) -> Iterator[Kubernetes]:
     """One that a test may break."""
-    with own_testbed(tmp_path / "bed") as bed:
+    with own_testbed(bed_place) as bed:
         yield bed.kubernetes(tmp_path)
 
 

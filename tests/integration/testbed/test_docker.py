@@ -44,29 +44,23 @@ def test_a_published_port_is_on_loopback_and_a_server_is_found_at_the_gateway(
         docker_engine.docker("rm", "--force", name)
 
 
-@pytest.fixture
-def bed(tmp_path: Path) -> Path:
-    """The directory of a testbed of a test's own."""
-    return tmp_path / "bed"
-
-
-def test_two_bring_it_up_at_once_and_it_goes_without_a_trace(bed: Path) -> None:
-    with own_testbed(bed) as own, ThreadPoolExecutor(2) as callers:
+def test_two_bring_it_up_at_once_and_it_goes_without_a_trace(bed_place: Path) -> None:
+    with own_testbed(bed_place) as own, ThreadPoolExecutor(2) as callers:
         pids = list(callers.map(lambda _: own.facts("docker")["processes"][0]["pid"], range(2)))
         assert pids[0] == pids[1]
         engine = own.docker_engine()
         engine.docker("run", "--detach", engine.busybox, "sleep", "600")
-    assert traces(bed) == []
+    assert traces(bed_place) == []
     assert not Path(f"/proc/{pids[0]}/exe").exists()
 
 
-def test_down_twice_is_no_error_and_up_after_a_kill_starts_anew(bed: Path) -> None:
-    with own_testbed(bed) as own:
+def test_down_twice_is_no_error_and_up_after_a_kill_starts_anew(bed_place: Path) -> None:
+    with own_testbed(bed_place) as own:
         first = own.facts("docker")["processes"][0]["pid"]
         subprocess.run(["kill", "-9", str(first)], check=True)
         assert own.facts("docker")["processes"][0]["pid"] != first
         own.down()
-    assert traces(bed) == []
+    assert traces(bed_place) == []
 
 
 def test_what_cannot_be_here_is_skipped_with_the_reason(

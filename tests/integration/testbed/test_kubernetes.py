@@ -145,10 +145,9 @@ def test_a_namespace_has_the_rights_of_its_file_and_no_others(
 
 
 def test_a_cluster_of_ones_own_is_drained_loses_its_store_and_goes_without_a_trace(
-    tmp_path: Path,
+    bed_place: Path, tmp_path: Path
 ) -> None:
-    directory = tmp_path / "bed"
-    with own_testbed(directory) as bed:
+    with own_testbed(bed_place) as bed:
         own = bed.kubernetes(tmp_path)
         with own.namespace(rights=None) as space:
             create(own, space, "long", pod(own.busybox, "sleep", "600"))
@@ -165,8 +164,8 @@ def test_a_cluster_of_ones_own_is_drained_loses_its_store_and_goes_without_a_tra
             own.uncordon("node-1")
             create(own, space, "again", pod(own.busybox, "sleep", "600"))
             until(lambda: own.get("pod", "again", "-n", space.name)["status"]["phase"] == "Running")
-    assert traces(directory) == []
-    assert commands_with(Place(directory).tag) == []
+    assert traces(bed_place) == []
+    assert commands_with(Place(bed_place).tag) == []
 
 
 def test_pods_on_nodes_that_are_none_run_by_kwoks_word(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from hatoba.v1 import common_pb2, job_pb2
+from hatoba_plugins.backends.ecs.backend import capabilities_of
 from hatoba_plugins.backends.ecs.definitions import (
     PORT,
     content_hash,
     family_of,
     fargate_size,
     job_definition,
+    log_stream,
     overrides,
     replica_definition,
 )
@@ -72,7 +74,14 @@ def test_gpus_roles_secrets_and_logs() -> None:
             "valueFrom": "arn:aws:ssm:eu-central-1:1:parameter/hatoba/hub-token",
         }
     ]
-    assert container["logConfiguration"]["options"]["awslogs-group"] == "/hatoba"
+    assert container["logConfiguration"] == {
+        "logDriver": "awslogs",
+        "options": {
+            "awslogs-group": "/hatoba",
+            "awslogs-region": "eu-central-1",
+            "awslogs-stream-prefix": "hatoba",
+        },
+    }
     assert made["executionRoleArn"].endswith("execution")
     assert made["taskRoleArn"].endswith("task")
 
@@ -130,6 +139,26 @@ def test_names_lead_both_ways() -> None:
     replica = replica_name(ServiceName(UID, 12), "arn:aws:ecs:r:1:task/c/0cc43cdb-3bee-4407")
     assert parse_name(replica) == (UID, 12)
     assert cluster_of("arn:aws:ecs:r:1:task/ml/0cc43cdb") == "ml"
+
+
+def test_a_task_writes_to_a_log_of_its_own() -> None:
+    assert log_stream("arn:aws:ecs:r:1:task/ml/0cc43cdb-3bee") == "hatoba/main/0cc43cdb-3bee"
+
+
+@pytest.mark.parametrize(
+    ("options", "jobs", "replicas"),
+    [
+        (EcsOptions(), False, False),
+        (EcsOptions(log_group="/hatoba"), False, True),
+        (EcsOptions(log_group="/hatoba", runner="none"), True, True),
+        (EcsOptions(runner="none"), False, False),
+    ],
+)
+def test_what_a_runner_ships_is_not_read_once_more(
+    options: EcsOptions, jobs: bool, replicas: bool
+) -> None:
+    can = capabilities_of(options)
+    assert (can.logs, can.replica_logs) == (jobs, replicas)
 
 
 def test_tokens_are_the_same_for_the_same_and_fit() -> None:

@@ -126,3 +126,12 @@ def test_health_and_end_of_a_described_task() -> None:
     seen = task_view(described, "10.0.0.1:8080")
     assert (seen.running, seen.ending, seen.ended, seen.scaled_in) == (False, True, False, True)
     assert seen.healthy is True
+
+
+def test_the_newest_task_is_known_after_its_end() -> None:
+    slots = _slots(_task(1))
+    slots.take([_ended(_task(1))], 1, OLD, 20.0)
+    one = slots.slots[_named(1)]
+    assert (one.task, one.newest) == (None, _task(1).arn)
+    slots.take([_ended(_task(1)), _task(2)], 1, OLD, 30.0)
+    assert one.newest == _task(2).arn
