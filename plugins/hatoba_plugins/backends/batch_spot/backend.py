@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 
 from hatoba.v1 import job_pb2
 from hatoba_plugins.aws import AwsClients, open_aws
+from hatoba_plugins.aws.logs import STREAM, CloudWatchLogs, Source
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.batch_spot.calls import LIMITS, BatchCalls
 from hatoba_plugins.backends.batch_spot.checks import problems_of
 from hatoba_plugins.backends.batch_spot.health import survey
 from hatoba_plugins.backends.batch_spot.jobs import BatchJobs
-from hatoba_plugins.backends.batch_spot.logs import STREAM, CloudWatchLogs
 from hatoba_plugins.backends.batch_spot.options import BatchOptions
-from hatoba_plugins.backends.batch_spot.states import TERMINAL, Detail, log_stream
+from hatoba_plugins.backends.batch_spot.states import TERMINAL, log_stream
 from hatoba_plugins.backends.batch_spot.watching import Sweeper
 from hatoba_plugins.errors import BackendError, Unsupported
 from hatoba_plugins.values import (
@@ -28,6 +28,9 @@ from hatoba_plugins.values import (
     Problem,
     Ref,
 )
+
+LOG_GROUP = "/aws/batch/job"
+"""Where Batch writes when a job definition names no other."""
 
 
 def capabilities_of(options: BatchOptions) -> Capabilities:
@@ -55,7 +58,7 @@ class BatchBackend:
     def __init__(self, ctx: BackendContext, options: BatchOptions, aws: AwsClients) -> None:
         self._options = options
         self._calls = BatchCalls(aws)
-        self._logs = CloudWatchLogs(aws, ctx.clock)
+        self._logs = CloudWatchLogs(aws, ctx.clock, LOG_GROUP)
         self._capabilities = capabilities_of(options)
         self.sweeper = Sweeper(ctx, self._calls, options)
         self.jobs = BatchJobs(ctx, options, self._calls, self.sweeper, self._capabilities)
@@ -90,19 +93,18 @@ class BatchBackend:
         """From CloudWatch; the driver tells stdout and stderr not apart, all is stdout."""
         if not self._capabilities.logs:
             raise Unsupported("logs")
-        while stream == STREAM:
+        if stream != STREAM:
+            return
+
+        async def look() -> Source:
             detail = await self.jobs.detail(ref)
-            if detail is not None and (log := log_stream(detail)):
-                async for chunk in self._logs.read(ref.name, log, offset):
-                    yield chunk
-                    offset = chunk.offset + len(chunk.data)
-            if not follow or _over(detail):
-                return
-            await self._logs.pause()
+            if detail is None:
+                return Source("", over=True)
+            ended = float(detail.get("stoppedAt") or 0.0) / 1000.0
+            return Source(log_stream(detail), detail["status"] in TERMINAL, ended)
 
-
-def _over(detail: Detail | None) -> bool:
-    return detail is None or detail["status"] in TERMINAL
+        async for chunk in self._logs.of_attempt(ref.name, offset, follow, look):
+            yield chunk
 
 
 @asynccontextmanager

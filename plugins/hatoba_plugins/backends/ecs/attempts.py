@@ -52,6 +52,7 @@ class Known:
     arn: str
     seen: Observation
     started: float = 0.0
+    stopped: float = 0.0
     timeout: float = 0.0
     stopping: str = ""
     """The reason that was given when its stop was asked for."""
@@ -130,7 +131,9 @@ class Attempts:
             self._tell(seen)
         elif known.arn == task["taskArn"]:
             self._saw(known, seen)
-        known.started = seconds(task.get("startedAt"))
+        if known.arn == task["taskArn"]:
+            known.started = seconds(task.get("startedAt"))
+            known.stopped = seconds(task.get("stoppedAt"))
         return known
 
     def _owner(self, task: Item) -> AwsOwner | None:

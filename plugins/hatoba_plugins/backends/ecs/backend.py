@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Sequence
 
 from hatoba.v1 import job_pb2
 from hatoba_plugins.aws import Unanswered
-from hatoba_plugins.backend import BackendContext
+from hatoba_plugins.aws.logs import STREAM, CloudWatchLogs
 from hatoba_plugins.backends.ecs.calls import LIMITS, EcsCalls
 from hatoba_plugins.backends.ecs.definitions import RUN, job_definition, overrides
 from hatoba_plugins.backends.ecs.deployments import EcsDeployments
@@ -37,8 +38,11 @@ def capabilities_of(options: EcsOptions) -> Capabilities:
         secrets=bool(options.secrets_prefix),
         memory_limit=True,
         inputs=fenced,
+        # A runner in the image ships them itself, as they come.
+        logs=bool(options.log_group) and not fenced,
         deployments=True,
         canary=True,
+        replica_logs=bool(options.log_group),
         find_settles_after=options.find_settles_after,
         limits=(("launch", Rate(20.0, 100)), *LIMITS),
     )
@@ -53,13 +57,13 @@ class EcsBackend:
         deployments: EcsDeployments,
         calls: EcsCalls,
         options: EcsOptions,
-        ctx: BackendContext,
+        logs: CloudWatchLogs | None,
     ) -> None:
         self.jobs = jobs
         self.deployments = deployments
         self._calls = calls
         self._options = options
-        self._ctx = ctx
+        self._logs = logs
 
     def capabilities(self) -> Capabilities:
         """By its options."""
@@ -105,7 +109,14 @@ class EcsBackend:
         """Tasks with our tags."""
         return self.jobs.list_owned(cluster_id)
 
-    def logs(self, ref: Ref, stream: str, offset: int, follow: bool) -> AsyncIterator[LogChunk]:
-        """Runners push logs. Raises Unsupported."""
-        del ref, stream, offset, follow
-        raise Unsupported("logs of its own")
+    async def logs(
+        self, ref: Ref, stream: str, offset: int, follow: bool
+    ) -> AsyncIterator[LogChunk]:
+        """From CloudWatch; the driver tells stdout and stderr not apart, all is stdout."""
+        if self._logs is None or not self.capabilities().logs:
+            raise Unsupported("logs")
+        if stream != STREAM:
+            return
+        look = functools.partial(self.jobs.log_source, ref)
+        async for chunk in self._logs.of_attempt(ref.name, offset, follow, look):
+            yield chunk

@@ -42,6 +42,7 @@ LIMITS: tuple[tuple[str, Rate], ...] = (
     ("elbv2:CreateRule", Rate(3.0, 10)),
     ("elbv2:ModifyRule", Rate(3.0, 10)),
     ("elbv2:DeleteRule", Rate(3.0, 10)),
+    ("logs:GetLogEvents", Rate(10.0, 20)),
 )
 """What AWS allows an account in a region: a second, and in a burst."""
 

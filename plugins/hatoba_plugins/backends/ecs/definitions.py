@@ -25,6 +25,7 @@ MOST_STOP_SECONDS = 120
 """Longest stop time-out on Fargate."""
 SERVE = ("hatoba-entrypoint", "serve")
 RUN = ("hatoba-entrypoint", "run", "--")
+LOG_PREFIX = "hatoba"
 UNITS = 1024
 """CPU units in a core."""
 _MIB = 2**20
@@ -176,9 +177,14 @@ def _secret(options: EcsOptions, secret: job_pb2.SecretRef) -> Definition:
 
 
 def _log_configuration(options: EcsOptions) -> Definition:
-    told = {"awslogs-group": options.log_group, "awslogs-stream-prefix": "hatoba"}
+    told = {"awslogs-group": options.log_group, "awslogs-stream-prefix": LOG_PREFIX}
     region = {"awslogs-region": options.region} if options.region else {}
     return {"logDriver": "awslogs", "options": told | region}
+
+
+def log_stream(task: str) -> str:
+    """Where in the log group the container of a task writes, by the task's ARN."""
+    return f"{LOG_PREFIX}/{CONTAINER}/{task.rsplit('/', 1)[-1]}"
 
 
 def _pairs(env: Mapping[str, str]) -> list[dict[str, str]]:

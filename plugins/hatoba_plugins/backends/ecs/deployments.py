@@ -16,14 +16,17 @@ from contextlib import aclosing
 from typing import cast
 
 from hatoba_plugins.aws import Unanswered
+from hatoba_plugins.aws.logs import CloudWatchLogs
 from hatoba_plugins.aws.tags import CLUSTER, mapped
 from hatoba_plugins.backend import BackendContext
+from hatoba_plugins.backends.ecs.definitions import log_stream
 from hatoba_plugins.backends.ecs.fleet import Fleet
 from hatoba_plugins.backends.ecs.kept import Deployed
 from hatoba_plugins.backends.ecs.names import UID_TAG, parse_service
 from hatoba_plugins.backends.ecs.options import EcsOptions
-from hatoba_plugins.errors import BackendError, Stale, Unsupported
+from hatoba_plugins.errors import BackendError, Invalid, Stale, Unsupported
 from hatoba_plugins.feed import Feed
+from hatoba_plugins.rolling import parse_name
 from hatoba_plugins.values import (
     DeploymentItem,
     Handle,
@@ -42,6 +45,7 @@ HANDLE_VERSION = 1
 MARKS = 100_000
 """Removed deployments that are remembered, to refuse a late apply."""
 ASK_AGAIN = 0.5
+STREAMS = ("stdout", "stderr")
 SETTLED_EVERY = 5
 """What is settled is looked at only each so many polls."""
 
@@ -49,10 +53,13 @@ SETTLED_EVERY = 5
 class EcsDeployments:
     """The deployment role."""
 
-    def __init__(self, fleet: Fleet, options: EcsOptions, ctx: BackendContext) -> None:
+    def __init__(
+        self, fleet: Fleet, options: EcsOptions, ctx: BackendContext, logs: CloudWatchLogs | None
+    ) -> None:
         self._fleet = fleet
         self._options = options
         self._ctx = ctx
+        self._logs = logs
         self._feed: Feed[DeploymentItem] = Feed()
         self._kept: dict[str, Deployed] = {}
         self._removed: OrderedDict[str, None] = OrderedDict()
@@ -153,9 +160,23 @@ class EcsDeployments:
             generation = known.target.generation if known else 0
             yield OwnedDeployment(uid, cluster_id, generation, Handle(HANDLE_VERSION, uid))
 
-    def replica_logs(self, replica: str, stream: str, tail_lines: int) -> AsyncIterator[LogChunk]:
-        """Raises Unsupported."""
-        raise Unsupported("replica_logs")
+    async def replica_logs(
+        self, replica: str, stream: str, tail_lines: int
+    ) -> AsyncIterator[LogChunk]:
+        """The last lines of its tasks, both streams as one. Raises Unsupported, Invalid, Retry."""
+        if self._logs is None:
+            raise Unsupported("replica_logs")
+        log = log_stream(self._newest_task(replica))
+        if stream in STREAMS:
+            yield await self._logs.tail(replica, log, stream, tail_lines)
+
+    def _newest_task(self, replica: str) -> str:
+        name = parse_name(replica)
+        known = self._kept.get(name.uid) if name else None
+        for revision in known.revisions.values() if known else ():
+            if slot := revision.slots.slots.get(replica):
+                return slot.newest
+        raise Invalid(f"no service has a replica {replica!r}; its last words are in its cause")
 
     # -- going on -------------------------------------------------------------------------------
 

@@ -10,11 +10,18 @@ from weakref import WeakValueDictionary
 
 from hatoba.runs import run_mark
 from hatoba_plugins.aws import AwsClients, Unanswered
+from hatoba_plugins.aws.logs import Source
 from hatoba_plugins.aws.tags import listed, owner_tags
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.ecs.attempts import TIMEOUT_TAG, Attempts, Known
 from hatoba_plugins.backends.ecs.calls import EcsCalls, said
-from hatoba_plugins.backends.ecs.definitions import RUN, content_hash, job_definition, overrides
+from hatoba_plugins.backends.ecs.definitions import (
+    RUN,
+    content_hash,
+    job_definition,
+    log_stream,
+    overrides,
+)
 from hatoba_plugins.backends.ecs.names import STOPPED, TIMED_OUT, cluster_of, token
 from hatoba_plugins.backends.ecs.options import EcsOptions
 from hatoba_plugins.backends.ecs.placing import placing
@@ -181,6 +188,16 @@ class EcsJobs:
         if known is not None:
             return known.arn
         return ref.handle.data if ref.handle is not None else ""
+
+    async def log_source(self, ref: Ref) -> Source:
+        """Where its task writes; also of one that ECS does not tell of any more."""
+        arn = self._arn(ref)
+        if ref.name not in self.attempts.known:
+            await (self.attempts.look_at([arn]) if arn else self._try_to_find(ref.name))
+        known = self.attempts.known.get(ref.name)
+        if known is None:
+            return Source(log_stream(arn) if arn else "", over=True)
+        return Source(log_stream(known.arn), not known.live, known.stopped)
 
     async def list_owned(self, cluster_id: str) -> AsyncIterator[Owned]:
         """Every task with our tags, ended ones of the last hour too, until they are released."""

@@ -50,13 +50,14 @@ class EcsOptions(AwsOptions):
     """Image of jobs and models that name none."""
     runner: str = "image"
     """`image`: jobs begin with `hatoba-entrypoint`. `none`: for images without it; jobs are then
-    not fenced, bring nothing in or out, and ship no logs."""
+    not fenced, bring nothing in or out, and their logs are read from `log_group`."""
     secrets_prefix: str = ""
     """ARN in SSM or Secrets Manager that goes before a secret's name in `valueFrom`."""
     secrets: list[str] = field(default_factory=list)
     """Names of the secrets that are there."""
     log_group: str = ""
-    """CloudWatch log group that containers write to; the runner ships logs in any case."""
+    """CloudWatch log group, which is there, that containers write to. Logs of replicas, and with
+    `runner = "none"` of jobs, are read from it; without one there are none."""
     max_cpus: float = 256.0
     """Most vCPUs that the planner has here at a time, in each cluster; what exceeds the room waits
     on ECS."""

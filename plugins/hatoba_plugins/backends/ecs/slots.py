@@ -81,6 +81,8 @@ class Slot:
     retiring: bool = False
     restarts: int = 0
     cause: common_pb2.Cause | None = None
+    newest: str = ""
+    """ARN of the last task that it was, also when it has ended."""
 
     def view(self, revision: int) -> ReplicaView:
         """As the core is told of it."""
@@ -190,10 +192,11 @@ class Slots:
         self.history.add(task.arn)
         if orphan is None:
             name = replica_name(self.service, task.arn)
-            orphan = self.slots[name] = Slot(name, task, now)
+            orphan = self.slots[name] = Slot(name, task, now, newest=task.arn)
         else:
             orphan.restarts += 1
             orphan.task = task
+            orphan.newest = task.arn
             orphan.enter(ReplicaPhase.STARTING, now)
         if task.ending:
             self._lose(orphan, task, now)
