@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from hatoba.v1 import deployment_pb2, job_pb2, worker_pb2
+from hatoba.v1 import common_pb2, deployment_pb2, job_pb2, worker_pb2
 from hatoba_plugins.values import (
     BackendOptions,
     Capabilities,
@@ -267,6 +267,22 @@ class DeploymentBackend(Protocol):
 
     def replica_logs(self, replica: str, stream: str, tail_lines: int) -> AsyncIterator[LogChunk]:
         """The last lines that a replica wrote. Raises Unsupported without `replica_logs`."""
+        ...
+
+
+@runtime_checkable
+class ImageRunner(Protocol):
+    """What a deployment backend does besides, when its replicas run in images and in nothing else.
+
+    Of a model version with images of its own the one to run stands in the template, with its
+    `architecture`: such a replica is to be kept from machines of another one.
+    """
+
+    def architectures(self, needs: common_pb2.Resources) -> Sequence[str]:
+        """What replicas with these needs may run on (`amd64`, `arm64`), the likeliest first.
+
+        Empty: it cannot tell, and keeps replicas to theirs all the same.
+        """
         ...
 
 

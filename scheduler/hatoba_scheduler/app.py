@@ -578,7 +578,6 @@ def _oldest_runner(core: Core) -> int:
 def _start_loops(
     core: Core, backends: Backends, tasks: asyncio.TaskGroup
 ) -> list[asyncio.Task[None]]:
-    del backends
     loops: Mapping[str, Callable[[], Awaitable[None]]] = {
         "ledger": core.ledger.run,
         "runner-desk": core.desk.run,
@@ -595,7 +594,7 @@ def _start_loops(
         "schedules": core.schedules.run,
         "publisher": core.publisher.run,
         "metric-writer": core.metric_writer.run,
-        "alias-follower": _alias_follower(core).run,
+        "alias-follower": _alias_follower(core, backends).run,
         "loop-lag": lambda: watch_loop_lag(core.metrics),
         "watchers": lambda: core.events.run(core.clock, core.stopping),
         "sweep": lambda: sweep(core.store, core.clock),
@@ -624,8 +623,12 @@ def _drains(core: Core) -> Drains:
     )
 
 
-def _alias_follower(core: Core) -> AliasFollower:
-    follower = AliasFollower(core.store, core.deployments, core.clock)
+def _alias_follower(core: Core, backends: Backends) -> AliasFollower:
+    def backend_of(name: str) -> Backend | None:
+        opened = backends.opened.get(name)
+        return opened.backend if opened is not None else None
+
+    follower = AliasFollower(core.store, core.deployments, core.clock, backend_of)
     core.aliases.listen(follower.on_move)
     return follower
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import structlog
 
-from hatoba_plugins.backend import Clock
+from hatoba_plugins.backend import Backend, Clock
 from hatoba_scheduler.control.deployables import Deployable, resolved
 from hatoba_scheduler.control.deployments import DeploymentBook, Live
 from hatoba_scheduler.convert_deployments import spec_of
@@ -31,10 +32,12 @@ class AliasFollower:
         store: Store,
         book: DeploymentBook,
         clock: Clock,
+        backend_of: Callable[[str], Backend | None],
     ) -> None:
         self._store = store
         self._book = book
         self._clock = clock
+        self._backend_of = backend_of
         self._wake = asyncio.Event()
         # Moves that were made while no server ran are found by a first look.
         self._moved: set[str] | None = None
@@ -86,7 +89,9 @@ class AliasFollower:
         wanted: Deployable | None = None
         try:
             key = (one.project, one.name)
-            wanted = await resolved(self._store, key, spec_of(one.settings))
+            wanted = await resolved(
+                self._store, key, spec_of(one.settings), self._backend_of(one.backend)
+            )
         except _AGAIN:
             raise
         except HatobaError as error:

@@ -10,6 +10,7 @@ from hatoba.v1 import deployment_pb2, job_pb2, worker_pb2
 from hatoba_plugins.backend import Backend
 from hatoba_plugins.checks import lacking
 from hatoba_scheduler.control.admission import RESERVED_ENV
+from hatoba_scheduler.control.built_images import put_into_image
 from hatoba_scheduler.control.model_versions import find_version
 from hatoba_scheduler.convert_deployments import settings_of, template_of
 from hatoba_scheduler.domain.deployments import Revision, Settings, deployment_name
@@ -73,7 +74,7 @@ async def deployable(
     found = list(problems(spec, grounds))
     if found:
         raise InvalidArgument.of(found)
-    made = await resolved(store, key, spec)
+    made = await resolved(store, key, spec, grounds.backends.get(spec.backend))
     lacks = list(_of_abilities(made, spec.backend, grounds))
     if lacks:
         raise InvalidArgument.of(lacks)
@@ -81,16 +82,21 @@ async def deployable(
 
 
 async def resolved(
-    store: Store, key: tuple[str, str], spec: deployment_pb2.DeploymentSpec
+    store: Store,
+    key: tuple[str, str],
+    spec: deployment_pb2.DeploymentSpec,
+    backend: Backend | None,
 ) -> Deployable:
     """A checked specification with the version that it means now. Raises NotFound,
-    FailedPrecondition."""
+    FailedPrecondition, and InvalidArgument where none of the version's images runs there."""
     project, name = key
     version = await find_version(store, spec.model, project, "spec.model")
     require_served(version)
     named = parse(spec.model, "models", project)
     model = f"{named.parent}@{named.alias}" if named.alias else version.name
     template = template_of(deployment_name(project, name), spec, version)
+    if backend is not None:
+        put_into_image(template, version, spec.backend, backend)
     body = template.SerializeToString(deterministic=True)
     return Deployable(settings_of(spec, model), version, body)
 

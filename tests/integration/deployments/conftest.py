@@ -48,6 +48,20 @@ ledger = "{ledger}"
 [backends.null]
 type = "null"
 
+[backends.arm]
+type = "mock"
+
+[backends.arm.options]
+ledger = "{ledger}-arm"
+architectures = ["arm64"]
+
+[backends.both]
+type = "mock"
+
+[backends.both.options]
+ledger = "{ledger}-both"
+architectures = ["arm64", "amd64"]
+
 [backends.plain]
 type = "mock"
 
@@ -98,6 +112,8 @@ async def prepare(data: Path) -> None:
         }
         for fields in (made_by, {}, {}, {}):
             await store.models.register(model("digits", **fields), None)
+        for _ in range(3):
+            await store.models.register(model("built"), None)
         await store.models.register(model("broken", state=ModelState.FAILED), None)
         await store.models.register(model("bare", handler=""), None)
         for alias, version in (("production", 1), ("moving", 1)):

@@ -43,7 +43,7 @@ class House:
         feed = RouteFeed(store.deployments, Tokens(), self.clock)
         self.book = DeploymentBook(store.deployments, feed, self.clock)
         self.aliases = Aliases(store)
-        self.follower = AliasFollower(store, self.book, self.clock)
+        self.follower = AliasFollower(store, self.book, self.clock, lambda name: None)
         self.aliases.listen(self.follower.on_move)
 
     async def deploy(self, project: str = "default") -> Live:

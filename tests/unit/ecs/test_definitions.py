@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from hatoba.v1 import common_pb2, job_pb2
@@ -108,6 +110,21 @@ def test_fargate_has_sizes_and_a_longest_stop() -> None:
         fargate_size(64, 0)
 
 
+def test_what_is_for_one_architecture_says_so() -> None:
+    options = EcsOptions(architecture="arm64", gpu_cluster="gpus", gpu_architecture="amd64")
+    spec = _spec()
+    assert _cpu(job_definition(options, spec, 0, {})) == "ARM64"
+    spec.resources.gpus = 1
+    assert _cpu(job_definition(options, spec, 0, {})) == "X86_64"
+    plain, image = EcsOptions(launch_type="FARGATE"), "model@sha256:1"
+    assert _cpu(replica_definition(plain, image, NEEDS, {}, architecture="arm64")) == "ARM64"
+    assert _cpu(replica_definition(plain, image, NEEDS, {})) == ""
+
+
+def _cpu(definition: dict[str, Any]) -> str:
+    return str(definition.get("runtimePlatform", {}).get("cpuArchitecture", ""))
+
+
 def test_what_is_too_large_is_refused() -> None:
     with pytest.raises(Invalid, match="task definition has"):
         replica_definition(EcsOptions(), "model:1", NEEDS, {"LONG": "x" * 70_000})
@@ -181,6 +198,7 @@ def test_an_attempts_name_tells_when_its_job_was_submitted() -> None:
         ({"launch_type": "FARGATE", "gpu_cluster": "gpus"}, "gpu_cluster"),
         ({"launch_type": "FARGATE", "network": "bridge"}, "network"),
         ({"launch_type": "EC2", "capacity_provider": "p"}, "launch_type"),
+        ({"architecture": "x86_64"}, "architecture"),
         ({"cluster": "arn:aws:ecs:r:1:cluster/c"}, "cluster"),
         ({"listener": "arn"}, "vpc"),
         ({"poll_every": 0.0}, "poll_every"),

@@ -9,8 +9,10 @@ import pytest
 from hatoba.v1 import job_pb2
 from hatoba_plugins.backends.k8s_gpu.backend import capabilities_of
 from hatoba_plugins.backends.k8s_gpu.capacity import (
+    ARCHITECTURE,
     Node,
     Quota,
+    architectures,
     node_of,
     quantity,
     quota_of,
@@ -106,6 +108,16 @@ def test_only_nodes_that_are_selected_count() -> None:
     nodes = [node("a", labels={"pool": "train"}), node("b")]
     options = K8sOptions(node_selector=["pool=train"])
     assert [one.name for one in wanted_nodes(nodes, options)] == ["a"]
+
+
+def test_architectures_are_those_of_nodes_that_have_the_gpus() -> None:
+    amd, arm = ({ARCHITECTURE: name} for name in ("amd64", "arm64"))
+    nodes = [node("a", labels=arm), node("b", labels=arm), node("c", 2, labels=amd), node("d")]
+    assert architectures(nodes, OPTIONS, 0) == ["arm64", "amd64"]
+    assert architectures(nodes, OPTIONS, 1) == ["amd64"]
+    assert architectures(nodes, OPTIONS, 4) == []
+    selected = K8sOptions(node_selector=[f"{ARCHITECTURE}=arm64"])
+    assert architectures([], selected, 0) == ["arm64"]
 
 
 def _problems(spec: job_pb2.JobSpec, options: K8sOptions, quota: Quota) -> dict[str, str]:

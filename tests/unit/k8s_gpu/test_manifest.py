@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from hatoba.v1 import job_pb2
+from hatoba.v1 import job_pb2, worker_pb2
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.k8s_gpu.manifest import COMMIT_BUDGET, Maker
 from hatoba_plugins.backends.k8s_gpu.options import K8sOptions, job_options
+from hatoba_plugins.backends.k8s_gpu.replicas import replica_set
 from hatoba_plugins.clock import FakeClock
 from hatoba_plugins.conformance import GatedBudget, NoWorkers
-from hatoba_plugins.values import LaunchRequest, Placement
+from hatoba_plugins.rolling import Creation
+from hatoba_plugins.values import LaunchRequest, Placement, RevisionTarget, Target
 
 WITH_RUNNER = K8sOptions(runner_image="registry.example/hatoba:1", secrets=["hf-token"])
 
@@ -231,3 +233,19 @@ def test_options_that_are_none_are_refused(asked: Any) -> None:
     spec = request({"backend_options": {"k8s-gpu": asked}}).spec
     with pytest.raises(ValueError, match=r"\w"):
         job_options(spec)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "selected"),
+    [("", {"zone": "a"}), ("arm64", {"zone": "a", "kubernetes.io/arch": "arm64"})],
+)
+def test_a_replica_stays_where_its_image_runs(architecture: str, selected: dict[str, str]) -> None:
+    template = worker_pb2.ReplicaSpec(architecture=architecture)
+    template.serving.environment.image = "registry.example/digits@sha256:1"
+    revisions = (RevisionTarget(1, 1, 100, template),)
+    target = Target("projects/default/deployments/d", "0" * 32, 1, revisions)
+    options = replace(WITH_RUNNER, node_selector=["zone=a"])
+    made = replica_set(context(), options, target, Creation("r-0-1-a", 1))
+    pod = made["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == selected
+    assert pod["containers"][0]["image"] == "registry.example/digits@sha256:1"

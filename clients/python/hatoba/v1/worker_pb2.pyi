@@ -1510,6 +1510,7 @@ class ReplicaSpec(_message.Message):
     SECRETS_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """External name, unique for ever, at most 63 characters of `[a-z0-9-]`."""
     deployment: _builtins.str
@@ -1518,6 +1519,8 @@ class ReplicaSpec(_message.Message):
     """Its revision."""
     model_version: _builtins.str
     """The model version (resource name)."""
+    architecture: _builtins.str
+    """`amd64` or `arm64`: the only one that its image is for. Empty: the image's own business."""
     @_builtins.property
     def model(self) -> _common_pb2.ManifestRef:
         """The model's files."""
@@ -1565,10 +1568,11 @@ class ReplicaSpec(_message.Message):
         secrets: _abc.Iterable[_job_pb2.SecretRef] | None = ...,
         limits: _deployment_pb2.ServingLimits | None = ...,
         drain: _duration_pb2.Duration | None = ...,
+        architecture: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "limits", b"limits", "model", b"model", "resources", b"resources", "serving", b"serving"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "drain", b"drain", "env", b"env", "gpus", b"gpus", "limits", b"limits", "model", b"model", "model_version", b"model_version", "name", b"name", "resources", b"resources", "revision", b"revision", "secrets", b"secrets", "serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "deployment", b"deployment", "drain", b"drain", "env", b"env", "gpus", b"gpus", "limits", b"limits", "model", b"model", "model_version", b"model_version", "name", b"name", "resources", b"resources", "revision", b"revision", "secrets", b"secrets", "serving", b"serving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -40,6 +40,7 @@ _FARGATE = (
     (16384, tuple(range(32768, 122881, 8192))),
 )
 """CPU units that Fargate has, each with its MiB of memory."""
+_CPUS = {"amd64": "X86_64", "arm64": "ARM64"}
 Definition = dict[str, Any]
 
 _HEALTH = (
@@ -55,6 +56,7 @@ def replica_definition(
     env: Mapping[str, str],
     secrets: Iterable[job_pb2.SecretRef] = (),
     drain: float = 0.0,
+    architecture: str = "",
 ) -> Definition:
     """What each replica of a revision runs. Raises Invalid for what ECS does not take."""
     grace = _stop_seconds(options, drain + 10.0)
@@ -66,7 +68,7 @@ def replica_definition(
     if options.readiness == "ecs":
         check = {"command": ["CMD", "python3", "-c", _HEALTH], "interval": 5, "timeout": 5}
         container["healthCheck"] = check | {"retries": 3, "startPeriod": 300}
-    return _complete(options, container, needs)
+    return _complete(options, container, needs, architecture)
 
 
 def job_definition(
@@ -137,9 +139,15 @@ def _container(
 
 
 def _complete(
-    options: EcsOptions, container: Definition, needs: common_pb2.Resources
+    options: EcsOptions,
+    container: Definition,
+    needs: common_pb2.Resources,
+    architecture: str = "",
 ) -> Definition:
     made: Definition = {"networkMode": options.network, "containerDefinitions": [container]}
+    if named := architecture or options.architecture_for(needs.gpus):
+        platform = {"cpuArchitecture": _CPUS[named], "operatingSystemFamily": "LINUX"}
+        made["runtimePlatform"] = platform
     if options.execution_role:
         made["executionRoleArn"] = options.execution_role
     if options.task_role:

@@ -15,6 +15,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import cast
 
+from hatoba.v1 import common_pb2
 from hatoba_plugins.aws import Unanswered
 from hatoba_plugins.aws.logs import CloudWatchLogs
 from hatoba_plugins.aws.tags import CLUSTER, mapped
@@ -177,6 +178,12 @@ class EcsDeployments:
             if slot := revision.slots.slots.get(replica):
                 return slot.newest
         raise Invalid(f"no service has a replica {replica!r}; its last words are in its cause")
+
+    def architectures(self, needs: common_pb2.Resources) -> Sequence[str]:
+        """That of the cluster, where it is told; Fargate's own is amd64."""
+        fargate = self._options.launch_type == "FARGATE"
+        known = self._options.architecture_for(needs.gpus) or ("amd64" if fargate else "")
+        return [known] if known else []
 
     # -- going on -------------------------------------------------------------------------------
 

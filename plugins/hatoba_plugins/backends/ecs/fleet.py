@@ -75,6 +75,7 @@ class Fleet:
             {**template.env, **replica_environment(self._ctx, target, revision)},
             template.secrets,
             template.drain.ToTimedelta().total_seconds(),
+            template.architecture,
         )
 
     async def discover(self, target: Target) -> list[Revision]:

@@ -14,6 +14,7 @@ NETWORKS = ("awsvpc", "bridge")
 RUNNERS = ("image", "none")
 READINESS = ("ecs", "probe")
 EXCHANGES = ("refuse", "stop_first")
+ARCHITECTURES = ("", "amd64", "arm64")
 LAUNCH_TYPES = ("", "EC2", "FARGATE")
 _CLUSTER = re.compile(r"[A-Za-z0-9_-]{1,255}")
 
@@ -33,6 +34,11 @@ class EcsOptions(AwsOptions):
     launch_type: str = ""
     """`EC2` or `FARGATE` in place of capacity providers. Fargate has no GPUs and fixed sizes: the
     next larger one is taken."""
+    architecture: str = ""
+    """`amd64` or `arm64`: of what runs in `cluster`. Without it tasks name none, and Fargate's are
+    `amd64`."""
+    gpu_architecture: str = ""
+    """Of what runs in `gpu_cluster`, likewise."""
     network: str = "awsvpc"
     """`awsvpc`: each task has an address of its own. `bridge`: replicas answer at ports of their
     instance."""
@@ -93,6 +99,8 @@ class EcsOptions(AwsOptions):
             *_one_of(options, "readiness", READINESS),
             *_one_of(options, "gpu_exchange", EXCHANGES),
             *_one_of(options, "launch_type", LAUNCH_TYPES),
+            *_one_of(options, "architecture", ARCHITECTURES),
+            *_one_of(options, "gpu_architecture", ARCHITECTURES),
             *_clusters(options),
             *_together(options),
             *out_of_range(options, "max_cpus", 0, 1e6),
@@ -110,6 +118,10 @@ class EcsOptions(AwsOptions):
     def provider_for(self, gpus: int) -> str:
         """Its capacity provider; empty: the cluster's default."""
         return self.gpu_capacity_provider if gpus else self.capacity_provider
+
+    def architecture_for(self, gpus: int) -> str:
+        """The one that is named for what needs so many GPUs; empty: none is."""
+        return self.gpu_architecture if gpus and self.gpu_cluster else self.architecture
 
     @property
     def clusters(self) -> tuple[str, ...]:

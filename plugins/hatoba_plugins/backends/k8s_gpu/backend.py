@@ -9,13 +9,14 @@ from typing import TypeVar
 
 import structlog
 
-from hatoba.v1 import job_pb2
+from hatoba.v1 import common_pb2, job_pb2
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.k8s_gpu.attach import Doors
 from hatoba_plugins.backends.k8s_gpu.board import Board, JobFollower, PodFollower
 from hatoba_plugins.backends.k8s_gpu.capacity import (
     Node,
     Quota,
+    architectures,
     node_of,
     quota_of,
     shunned,
@@ -108,7 +109,9 @@ class KubeBackend:
         self.jobs = KubeJobs(
             kube, ctx, maker, self._board, self._lookups, self._lanes, self._shunned, self._doors
         )
-        self.deployments = KubeDeployments(kube, ctx, options, self._board, self._lookups)
+        self.deployments = KubeDeployments(
+            kube, ctx, options, self._board, self._lookups, self._architectures
+        )
         self._reflectors = self._followed()
 
     def _followed(self) -> list[Reflector]:
@@ -173,6 +176,9 @@ class KubeBackend:
                 self._unknown.add(str(error))
                 log.warning("k8s.capacity_unknown", error=str(error))
             return before
+
+    def _architectures(self, needs: common_pb2.Resources) -> list[str]:
+        return architectures(self._nodes, self._options, needs.gpus)
 
     async def _read_nodes(self) -> list[Node]:
         await self._ctx.budget("list")

@@ -66,6 +66,11 @@ class Board:
         """Pods of a Job."""
         return list(self.pods.get(job, {}).values())
 
+    def leaves(self, name: str) -> bool:
+        """Whether the Job of an attempt is being deleted, and has not been seen to be gone."""
+        job = self.job_of(name)
+        return job is not None and job.deleting
+
     def open(self) -> None:
         """Both watches have told what there is: from now on it can be told further."""
         self.opened.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,6 +11,8 @@ from hatoba_plugins.backends.k8s_gpu.options import K8sOptions
 from hatoba_plugins.values import CapacitySnapshot, Pool, Share
 
 Json = Mapping[str, Any]
+ARCHITECTURE = "kubernetes.io/arch"
+"""Label that every kubelet gives its node."""
 ENDLESS = Share(cpus=2.0**40, memory=2**60, slots=1_000_000)
 _SUFFIXES = {
     "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60,
@@ -151,6 +154,15 @@ def _pool(node: Node, quota: Quota, options: K8sOptions, spared: bool) -> Pool:
         embedded=bool(options.image),
         secrets=frozenset(options.secrets),
     )
+
+
+def architectures(nodes: Iterable[Node], options: K8sOptions, gpus: int) -> list[str]:
+    """Of nodes with so many GPUs, that of the most of them first; or the selected one."""
+    selected = dict(one.split("=", 1) for one in options.node_selector)
+    if ARCHITECTURE in selected:
+        return [selected[ARCHITECTURE]]
+    able = (dict(one.labels).get(ARCHITECTURE, "") for one in nodes if one.total.gpus >= gpus)
+    return [name for name, _ in Counter(sorted(filter(None, able))).most_common()]
 
 
 def shunned(nodes: Sequence[Node], faulty: frozenset[str]) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import cast
@@ -80,13 +80,20 @@ class KubeDeployments:
     """Its deployment role."""
 
     def __init__(
-        self, kube: Kube, ctx: BackendContext, options: K8sOptions, board: Board, lookups: Lookups
+        self,
+        kube: Kube,
+        ctx: BackendContext,
+        options: K8sOptions,
+        board: Board,
+        lookups: Lookups,
+        architectures: Callable[[common_pb2.Resources], Sequence[str]],
     ) -> None:
         self._kube = kube
         self._ctx = ctx
         self._options = options
         self._board = board
         self._lookups = lookups
+        self._architectures = architectures
         self._path = f"/apis/apps/v1/namespaces/{options.namespace}/replicasets"
         self._feed: Feed[DeploymentItem] = Feed()
         self._kept: dict[str, _Kept] = {}
@@ -99,6 +106,10 @@ class KubeDeployments:
         board.gap = self._missed
 
     # -- what the core asks ---------------------------------------------------------------------
+
+    def architectures(self, needs: common_pb2.Resources) -> Sequence[str]:
+        """Those of the nodes that may have such a replica."""
+        return self._architectures(needs)
 
     async def apply(self, target: Target) -> Handle:
         """Take it in; replicas follow. Raises Stale, Invalid."""

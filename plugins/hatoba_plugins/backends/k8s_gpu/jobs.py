@@ -221,7 +221,7 @@ class KubeJobs:
         What has ended by itself stays so.
         """
         pods = await self._lookups.pods(job.name)
-        if job.finished or (pods and all(_is_over(pod) for pod in pods)):
+        if job.finished or (pods and all(pod.ended for pod in pods)):
             return
         if not job.verdict:
             await self._ctx.budget("patch")
@@ -248,6 +248,8 @@ class KubeJobs:
         return await self._lanes.each(refs, self._release)
 
     async def _release(self, ref: Ref) -> ReleaseOutcome:
+        if self._board.leaves(ref.name):
+            return NotYet(ref.name, GONE_SOON)
         job = await asked(self._lookups.find(ref))
         if job is None:
             left = await asked(self._lookups.pods(ref.name))
@@ -314,10 +316,6 @@ def _ending(job: SeenJob, told: Exit) -> dict[str, Any]:
     if not job.queued:
         patch["spec"] = {"suspend": True}
     return patch
-
-
-def _is_over(pod: SeenPod) -> bool:
-    return pod.over or pod.main.state is Running.TERMINATED
 
 
 def _out_of_reach(name: str) -> Observation:

@@ -90,13 +90,14 @@ class LogReader:
         if stream != STREAM:
             return
         while True:
-            pod = await self.pod_of(ref)
+            # The logs of all that ends together are asked for together: no look-up for each.
+            pod = self._lookups.ended_pod(ref.name) or await self.pod_of(ref)
             begun = pod is not None and pod.main.state in (Running.RUNNING, Running.TERMINATED)
             if pod is not None and begun:
                 async for chunk in self._of_pod(pod, ref.name, offset, follow):
                     offset = chunk.offset + len(chunk.data)
                     yield chunk
-            if not follow or pod is None or pod.over or pod.main.state is Running.TERMINATED:
+            if not follow or pod is None or pod.ended:
                 return
             await self._ctx.clock.sleep(LOOK_AGAIN)
 

@@ -11,6 +11,7 @@ from hatoba_plugins.backends.k8s_gpu import names
 from hatoba_plugins.backends.k8s_gpu.board import Board
 from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal
 from hatoba_plugins.backends.k8s_gpu.objects import SeenJob, SeenPod, seen_job, seen_pod
+from hatoba_plugins.backends.k8s_gpu.states import chosen
 from hatoba_plugins.settling import Settling
 from hatoba_plugins.values import Ref, WatchItem
 
@@ -55,11 +56,23 @@ class Lookups:
 
     async def find(self, ref: Ref) -> SeenJob | None:
         """The Job of an attempt, also of a gang's member; None: this installation has none."""
-        told = await self.job(_job_name(ref) or self._known_name(ref.name))
+        named = _job_name(ref)
+        told = await self.job(named or self._known_name(ref.name))
         job = seen_job(told) if told else None
         if job is not None and job.owner.cluster == self._ctx.cluster_id:
             return job if ref.name in job.members else None
-        return None if told else await self._gang_of(ref.name)
+        # A handle names the Job, a gang's as well: without that Job there is none.
+        return None if told or named else await self._gang_of(ref.name)
+
+    def ended_pod(self, name: str) -> SeenPod | None:
+        """The pod of an attempt that has ended, as the watches told; None: they did not."""
+        job = self._board.job_of(name)
+        if job is None:
+            return None
+        index = job.members.index(name)
+        pods = [one for one in self._board.pods_of(job.name) if one.index == index]
+        pod = chosen(pods, job.finished)
+        return pod if pod is not None and pod.ended else None
 
     def _known_name(self, member: str) -> str:
         job = self._board.job_of(member)

@@ -112,6 +112,11 @@ class SeenPod:
         """Nothing of it runs any more, or ever will."""
         return self.phase in ("Succeeded", "Failed")
 
+    @property
+    def ended(self) -> bool:
+        """Its command does not run any more, or ever will."""
+        return self.over or self.main.state is Running.TERMINATED
+
 
 def seen_job(told: Json) -> SeenJob | None:
     """A Job as it was told; None when its labels are not those of an attempt."""

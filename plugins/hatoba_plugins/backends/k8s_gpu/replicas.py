@@ -13,6 +13,7 @@ from typing import Any
 from hatoba.v1 import common_pb2
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.k8s_gpu import names, pods
+from hatoba_plugins.backends.k8s_gpu.capacity import ARCHITECTURE
 from hatoba_plugins.backends.k8s_gpu.objects import Container, Running, SeenPod
 from hatoba_plugins.backends.k8s_gpu.options import K8sOptions
 from hatoba_plugins.backends.k8s_gpu.states import container_exit, doom
@@ -116,6 +117,8 @@ def _pod(
         "tolerations": pods.tolerations(options, needs.gpus > 0),
         "topologySpreadConstraints": [_spread(target.uid)],
     }
+    if template.architecture:
+        spec["nodeSelector"] = spec.get("nodeSelector", {}) | {ARCHITECTURE: template.architecture}
     if needs.gpus and options.gpu_runtime_class:
         spec["runtimeClassName"] = options.gpu_runtime_class
     return spec

@@ -92,6 +92,8 @@ class MockOptions(BackendOptions):
     """`hangs`, `throttles` or `fails`: what is wrong with it for good; empty: nothing."""
     trouble_every: int = 1
     """One in so many calls of an operation has the trouble."""
+    architectures: list[str] = field(default_factory=list)
+    """What its replicas run on, in images, see `ImageRunner`; without any it takes none."""
     runner: str = ""
     """`pod` or `image`: each attempt waits for a runner, whose environment is in the ledger."""
 
@@ -264,7 +266,9 @@ class MockBackend:
         self._runner = options.runner
         self.jobs = MockJobs(world, options, ctx, self._memory)
         able = self._capabilities.deployments
-        self.deployments = MockDeployments(world, self._capabilities, ctx) if able else None
+        self.deployments = (
+            MockDeployments(world, self._capabilities, ctx, options.architectures) if able else None
+        )
 
     def capabilities(self) -> Capabilities:
         """All that it can play, less what the options take away."""
@@ -323,4 +327,5 @@ def capabilities_of(options: MockOptions) -> Capabilities:
     lacks: dict[str, Any] = dict.fromkeys(options.lacks, False)
     if options.gpus == 0:
         lacks["gpus"] = False
-    return replace(_CAPABILITIES, find_settles_after=options.settles_after, **lacks)
+    images = bool(options.architectures)
+    return replace(_CAPABILITIES, images=images, find_settles_after=options.settles_after, **lacks)

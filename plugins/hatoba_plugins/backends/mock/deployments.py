@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+from hatoba.v1 import common_pb2
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.mock.replicas import handle_of
 from hatoba_plugins.backends.mock.world import MockWorld
@@ -24,10 +25,21 @@ from hatoba_plugins.values import (
 class MockDeployments:
     """One native call for each of ours; the world replaces replicas by itself."""
 
-    def __init__(self, world: MockWorld, capabilities: Capabilities, ctx: BackendContext) -> None:
+    def __init__(
+        self,
+        world: MockWorld,
+        capabilities: Capabilities,
+        ctx: BackendContext,
+        architectures: Sequence[str],
+    ) -> None:
         self._world = world
         self._capabilities = capabilities
         self._ctx = ctx
+        self._architectures = architectures
+
+    def architectures(self, needs: common_pb2.Resources) -> Sequence[str]:
+        """As its options say."""
+        return self._architectures
 
     async def apply(self, target: Target) -> Handle:
         """Give the target to the world."""
