@@ -17,7 +17,15 @@ from hatoba_plugins.backends.k8s_gpu import K8sType, watch
 from hatoba_plugins.conformance.attempts import Kit, by_name
 from hatoba_plugins.conformance.harness import BackendHarness, Command, watching
 from hatoba_plugins.conformance.proxy import FaultProxy
-from hatoba_plugins.values import GroupKind, LaunchGroup, Observation, Phase
+from hatoba_plugins.values import (
+    GroupKind,
+    Launched,
+    LaunchGroup,
+    Observation,
+    Phase,
+    Ref,
+    Released,
+)
 
 pytestmark = pytest.mark.timeout(900)
 FAKE = "kwok.x-k8s.io/node"
@@ -133,3 +141,25 @@ async def test_calls_do_not_grow_with_what_runs(
         seen = await kit.jobs.observe([by_name(one.name) for one in requests])
         assert len(seen) == len(requests)
         assert sum(harness.proxy.counts.values()) <= 3, harness.proxy.counts
+
+
+async def test_what_is_released_is_heard_of_and_not_asked_for_again_and_again(
+    kubernetes: Kubernetes, namespace: Namespace
+) -> None:
+    """However long the cluster takes over it, and without a look at all Jobs for each."""
+    async with opened(kubernetes, namespace) as harness:
+        kit = Kit(harness)
+        requests = tuple(kit.request() for _ in range(50))
+        made = await kit.jobs.launch(LaunchGroup(GroupKind.SINGLE, requests))
+        left = [Ref(one.name, 1, one.handle) for one in made if isinstance(one, Launched)]
+        await ends_of(harness, {ref.name for ref in left})
+        harness.proxy.counts.clear()
+        while left:
+            outcomes = await kit.jobs.release(left)
+            released = {one.name for one in outcomes if isinstance(one, Released)}
+            left = [ref for ref in left if ref.name not in released]
+            await harness.sleep(0.02)
+        counts = harness.proxy.counts
+        assert counts["delete jobs"] <= 2 * len(requests), counts
+        assert counts["get jobs"] <= 4 * len(requests), counts
+        assert counts["list jobs"] <= 3, counts

@@ -192,3 +192,19 @@ def test_who_claimed_and_left_nothing_ended_as_the_job_keeps_it(watched: Watched
         made = seen_job(job)
         assert made is not None
         assert observed(made, 0, [], run_mark("gone")).phase is phase
+
+
+def test_a_job_leaves_from_its_deletion_until_its_pods_are_gone(watched: Watched) -> None:
+    ended = corpus("succeeded")
+    watched.jobs.seen(ended["job"])
+    watched.pods.seen(ended["pods"][0])
+    name = ended["job"]["metadata"]["name"]
+    assert not watched.board.leaves(name)
+    going = copy.deepcopy(ended["job"])
+    going["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    watched.jobs.seen(going)
+    assert watched.board.leaves(name)
+    watched.jobs.gone(going)
+    assert watched.board.leaves(name)
+    watched.pods.gone(ended["pods"][0])
+    assert not watched.board.leaves(name)
