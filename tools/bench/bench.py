@@ -1,7 +1,8 @@
 """Speed and memory, each figure beside its floor of the same run; see `make bench`.
 
 Prints a table and writes build/bench.json. Exit code 0 unless a figure could not be measured: one
-that misses its goal is told, not an error. Each figure has a process and directories of its own.
+that misses its goal, or that this machine cannot have, is told, not an error. Each figure has a
+process and directories of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bench_kubernetes import kubernetes
 from bench_logs import log_follower
 from bench_million import million, tenth
 from bench_planner import planner
-from bench_report import Figure, table, write
+from bench_report import Figure, Skipped, table, write
 from bench_router import router
 from bench_serving import replica_start
 from bench_share import fair_share
@@ -60,7 +61,10 @@ MEASURES: dict[str, Measure] = {
 }
 QUICK = {"million": "hundred_thousand"}
 ONE_WITHIN = 420.0
+LONG = {"kubernetes": 1_800.0}
+"""Seconds for those that take longer: the first time a cluster is built as well."""
 MARK = "figures: "
+SKIPPED = "skipped: "
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -91,8 +95,8 @@ def _measure_all(names: list[str], out: Path) -> int:
     for name in names:
         began = time.monotonic()
         found = _measure(name)
-        figures += found
-        if not found:
+        figures += found or []
+        if found is None:
             unmeasured.append(name)
         print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
         write(figures, out)  # what is measured stays, should a later one be cut short
@@ -102,28 +106,38 @@ def _measure_all(names: list[str], out: Path) -> int:
     return 1 if unmeasured else 0
 
 
-def _measure(name: str) -> list[Figure]:
-    """The figures of one measurement, made in a process of its own; none when it failed."""
+def _measure(name: str) -> list[Figure] | None:
+    """The figures of one measurement, made in a process of its own: none where this machine cannot
+    have it; None when it failed.
+    """
+    within = LONG.get(name, ONE_WITHIN)
     command = [sys.executable, __file__, "--here", name]
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, text=True, timeout=ONE_WITHIN, check=False
+            command, stdout=subprocess.PIPE, text=True, timeout=within, check=False
         )
     except subprocess.TimeoutExpired:
-        print(f"{name}: not done after {ONE_WITHIN:.0f} s", file=sys.stderr)
-        return []
-    found: list[Figure] = []
+        print(f"{name}: not done after {within:.0f} s", file=sys.stderr)
+        return None
+    found: list[Figure] | None = None
     for line in done.stdout.splitlines():
         if line.startswith(MARK):
             found = [Figure(**one) for one in json.loads(line.removeprefix(MARK))]
+        elif line.startswith(SKIPPED):
+            print(f"{name}: {line}")
+            found = []
         else:
             print(line)
-    return found if done.returncode == 0 else []
+    return found if done.returncode == 0 else None
 
 
 def _measure_here(name: str) -> None:
     with workplace() as work:
-        figures = asyncio.run(_run(MEASURES[name], work))
+        try:
+            figures = asyncio.run(_run(MEASURES[name], work))
+        except Skipped as skipped:
+            print(f"{SKIPPED}{skipped}")
+            return
     print(MARK + json.dumps([asdict(one) for one in figures]))
 
 

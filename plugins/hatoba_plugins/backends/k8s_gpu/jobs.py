@@ -16,7 +16,7 @@ from hatoba_plugins.backends.k8s_gpu.board import Board
 from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal, Unreached
 from hatoba_plugins.backends.k8s_gpu.lookups import Lookups
 from hatoba_plugins.backends.k8s_gpu.manifest import Made, Maker, owned_by
-from hatoba_plugins.backends.k8s_gpu.objects import Running, SeenJob, SeenPod, seen_job
+from hatoba_plugins.backends.k8s_gpu.objects import SeenJob, SeenPod, seen_job
 from hatoba_plugins.backends.k8s_gpu.states import observed, verdict
 from hatoba_plugins.checks import require_kind
 from hatoba_plugins.errors import BackendError, Conflict, Fatal, Invalid, Retry
