@@ -187,7 +187,9 @@ class KubeDeployments:
     async def replica_logs(
         self, replica: str, stream: str, tail_lines: int
     ) -> AsyncIterator[LogChunk]:
-        """The last lines of its newest pod, both streams as one. Raises Invalid, Retry."""
+        """The last lines of its newest pod: the kubelet keeps both streams as one, so either
+        is answered with both. Raises Invalid, Retry.
+        """
         pods = self._board.pods_of(replica)
         if not pods or parse_name(replica) is None:
             raise Invalid(f"there is no pod of a replica {replica!r}")
@@ -200,7 +202,7 @@ class KubeDeployments:
                 text = b"".join([line async for line in lines])
         except (Refusal, Unreached) as error:
             raise Retry(str(error)) from error
-        if text and stream == "stdout":
+        if text:
             yield LogChunk(replica, stream, 0, text)
 
     # -- converging -----------------------------------------------------------------------------
