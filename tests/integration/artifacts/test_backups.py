@@ -24,6 +24,7 @@ from .test_commands import with_bucket
 LEASE = "lease_seconds = 1\n"
 CHUNK = b"/chunks/"
 PIECE = 1 << 16
+COLLECTED_WITHIN = 100.0
 
 
 class Sluice:
@@ -93,7 +94,7 @@ async def in_a_version(wire: Wire, content: bytes) -> str:
     return "datasets/faces:1"
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_what_a_backup_is_copying_is_not_collected(
     tmp_path: Path, bucket: BlobsConfig
 ) -> None:
@@ -116,7 +117,7 @@ async def test_what_a_backup_is_copying_is_not_collected(
                 end = dataset_pb2.DeleteDatasetVersionRequest(name=version)
                 await wire.call(end, dataset_pb2.DatasetVersion)
                 # Once something is deleted, all that was unnamed then had its marks and its time.
-                await eventually(lambda: _deleted(wire))
+                await eventually(lambda: _deleted(wire), COLLECTED_WITHIN)
                 assert not copying.done()
                 between.open.set()
             digest = hashlib.sha256(content).hexdigest()
@@ -125,7 +126,7 @@ async def test_what_a_backup_is_copying_is_not_collected(
             # It was the backup alone that kept it.
             gone = admin_pb2.DeleteBackupRequest(name=copying.result().name)
             await wire.call(gone, admin_pb2.DeleteBackupResponse)
-            await eventually(lambda: _nothing_left(wire))
+            await eventually(lambda: _nothing_left(wire), COLLECTED_WITHIN)
 
 
 async def _deleted(wire: Wire) -> bool:

@@ -154,7 +154,8 @@ def test_who_is_asked_to_save_may_give_way(job: JobContext) -> None:
     assert job.directory is not None
     (job.directory / "save").write_text(f"{time.time() + 100:.3f}")
     assert job.checkpoint_requested
-    assert 0 < job.seconds_to_save <= 100
+    # What is written has but milliseconds.
+    assert 0 < job.seconds_to_save <= 100.001
     with pytest.raises(SystemExit) as ending:
         job.give_way()
     assert ending.value.code == GAVE_WAY
