@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import statistics
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
@@ -36,6 +37,8 @@ CREATES_AT_ONCE = 16
 """Of the floor, as many as the backend makes."""
 TIMES_FLOOR = 1.3
 LAG_SECONDS = 2.0
+SEEN_SHARE = 0.99
+"""Of the pods that the bare watch has to have seen when the server has told all ends."""
 RSS_MIB = 300.0
 WATCHES = 2
 """Of a namespace: its Jobs and its pods."""
@@ -82,20 +85,28 @@ async def kubernetes(work: Path) -> list[Figure]:
     """Jobs without a runner from their submit until the last has ended, and what following costs.
 
     The floor creates the same Jobs in another namespace from one bare loop, over the same way to
-    the API server, and waits until all are complete; nobody removes them meanwhile. Raises Skipped
-    where this machine cannot have a cluster.
+    the API server, and waits until all are complete; nobody removes them before all is measured.
+    The mean of two, one before and one after. Raises Skipped where this machine cannot have it.
     """
     cluster = await asyncio.to_thread(_cluster, work)
-    async with _nodes(cluster), _site(cluster) as bare, _site(cluster) as ours:
+    async with (
+        _nodes(cluster),
+        _site(cluster) as one,
+        _site(cluster) as two,
+        _site(cluster) as ours,
+    ):
         async with server(work, config=_config(ours)) as house, Wire(house) as wire:
             sample = await _sample(ours, wire)
-            floor = await _bare(bare, sample)
+            floors = [await _bare(one, sample)]
             seconds, lags = await _through(ours, wire)
             peak = memory(house.pid, "VmHWM")
+            print(f"kubernetes: {seconds:.1f} s after a bare loop's {floors[0]:.1f} s", flush=True)
+            floors.append(await _bare(two, sample))
         watches = ours.proxy.most_streaming.total()
         print(f"kubernetes: asked of the API server {dict(ours.proxy.counts)}")
-    if len(lags) < JOBS - 1:
+    if len(lags) < SEEN_SHARE * JOBS:
         raise RuntimeError(f"of {JOBS} pods {len(lags)} were seen to succeed")
+    floor = statistics.mean(floors)
     return [
         Measured("kubernetes_jobs", seconds, "s", floor).at_most_times_floor(TIMES_FLOOR),
         Measured("kubernetes_lag_p99", percentile(lags, 0.99), "s").at_most(LAG_SECONDS),
