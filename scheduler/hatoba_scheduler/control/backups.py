@@ -147,7 +147,9 @@ class Backups:
                     )
         await self._copy_chunks(list(wanted), place)
         async with aclosing(self._chunks.manifest_pieces(digest)) as pieces:
+            # An empty tree's manifest has no pieces, and is a file all the same.
             name = place.spool.temporary()
+            await asyncio.to_thread(_append, name, b"")
             async for piece in pieces:
                 await asyncio.to_thread(_append, name, piece)
         sha256 = bytes.fromhex(digest.removeprefix("sha256:"))

@@ -13,7 +13,7 @@ import process_images
 import pytest
 from runner_house import free_port
 from server_process import ColdLauncher, HatobaServer, configured, running_server
-from waiting import PATIENCE, until
+from waiting import PATIENCE, eventually, until
 
 from hatoba.aio import AsyncClient, AsyncJob
 from hatoba.v1 import common_pb2, job_pb2
@@ -130,7 +130,11 @@ async def test_what_its_platform_takes_away_goes_on_from_its_checkpoint(
     client: AsyncClient, tmp_path: Path
 ) -> None:
     job = await submit(client, tmp_path, RESUMES)
-    await until(lambda: list(tmp_path.glob("containers/*/runner/attempts/*/checkpoints/step-3")))
+
+    async def saved() -> bool:
+        return any(one.HasField("checkpoint") for one in await attempts_of(job))
+
+    await eventually(saved)
     (pid,) = await asyncio.to_thread(lambda: list(tmp_path.glob("containers/*/pid")))
     os.kill(int(await asyncio.to_thread(pid.read_text)), signal.SIGTERM)
     await job.wait(PATIENCE)

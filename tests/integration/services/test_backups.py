@@ -89,6 +89,19 @@ async def test_what_a_backup_names_is_kept_and_goes_with_it(
     assert await backups(own_wire) == []
 
 
+async def test_a_tree_without_files_and_a_file_without_bytes_are_copied_too(
+    own_server: HatobaServer, own_wire: Wire
+) -> None:
+    trees = [await put_tree(own_wire, files) for files in ({}, {"empty.txt": b""})]
+    for tree in trees:
+        made = spec("a", backend="null")
+        made.code.CopyFrom(tree)
+        await submit(own_wire, made)
+    taken = await backup(own_wire, with_blobs=True)
+    copied = await asyncio.to_thread(os.listdir, Path(taken.path) / "blobs" / "manifests")
+    assert set(copied) == {tree.digest.removeprefix("sha256:") for tree in trees}
+
+
 async def test_bad_places(wire: Wire, tmp_path: Path) -> None:
     for path, code, words in (
         ("relative/x", grpc.StatusCode.INVALID_ARGUMENT, "absolute"),

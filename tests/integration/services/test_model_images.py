@@ -9,7 +9,7 @@ import pytest
 from trees import put_tree
 from wire import Wire
 
-from hatoba.v1 import common_pb2, model_pb2
+from hatoba.v1 import common_pb2, model_pb2, queue_pb2
 
 from .conftest import fresh, refused
 
@@ -89,12 +89,17 @@ async def test_what_is_no_image_is_refused(
 async def test_a_version_that_is_not_there_or_still_checked_has_none(wire: Wire) -> None:
     missing = await refused(record(wire, "nothing:3", image("amd64", FIRST)))
     assert missing.code.name == "NOT_FOUND"
+    project = fresh("p")
+    cordon = queue_pb2.CordonQueueRequest(name=f"projects/{project}/queues/default")
+    await wire.once(cordon, queue_pb2.Queue)
     tree = await put_tree(wire, {"weights.bin": b"\x03"})
     serving = model_pb2.Serving(
         handler="serve:Model", code=common_pb2.ManifestRef(digest=tree.digest)
     )
     serving.example.data, serving.example.media_type = b"[1]", "application/json"
-    request = model_pb2.RegisterModelRequest(model=fresh("m"), manifest=tree, serving=serving)
+    request = model_pb2.RegisterModelRequest(
+        model=fresh("m"), manifest=tree, serving=serving, project=project
+    )
     checked = await wire.once(request, model_pb2.ModelVersion)
     early = await refused(record(wire, checked.name, image("amd64", FIRST)))
     assert early.code.name == "FAILED_PRECONDITION"
