@@ -233,8 +233,13 @@ def ending_of(told: Exit) -> Ending:
 
 
 def foresee(attempt: Attempt, seen: Observation, exits: Exits) -> None:
-    """Keep as what the end of a granted attempt will count that its backend is bringing about."""
-    if seen.ending is not None and attempt.nonce and not of_others(attempt, seen):
+    """Keep as what the end of a granted attempt will count that its backend is bringing about.
+
+    Of what is over nobody asks, and nobody would forget it.
+    """
+    if seen.ending is None or attempt.state.terminal:
+        return
+    if attempt.nonce and not of_others(attempt, seen):
         exits.foresee(attempt.name, ending_of(seen.ending))
 
 

@@ -239,10 +239,12 @@ def test_only_of_the_granted_run_it_is_foreseen() -> None:
         seen = Observation(desk.name, Phase.RUNNING, True, run=run, ending=ending)
         foresee(desk.rows.attempts[0], seen, desk.exits)
         assert len(desk.exits) == known
-    unclaimed = Desk(Place.POD, nonce="")
-    seen = Observation(unclaimed.name, Phase.RUNNING, True, run=RUN, ending=ending)
-    foresee(unclaimed.rows.attempts[0], seen, unclaimed.exits)
-    assert len(unclaimed.exits) == 0
+    unclaimed, over = Desk(Place.POD, nonce=""), Desk(Place.POD)
+    attempt = replace(over.rows.attempts[0], state=A.PREEMPTED)
+    for desk, row in ((unclaimed, unclaimed.rows.attempts[0]), (over, attempt)):
+        seen = Observation(desk.name, Phase.RUNNING, True, run=RUN, ending=ending)
+        foresee(row, seen, desk.exits)
+        assert len(desk.exits) == 0
 
 
 async def test_whoever_waits_is_told_at_once() -> None:
