@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from ecs_harness import EcsJobHarness, EcsReplicaHarness, ecs_image
+from ecs_harness import EcsJobHarness, EcsReplicaHarness, credentials, ecs_image
 from testbed_fixtures import AwsEmulator, DockerEngine
 
 from hatoba_plugins.conformance import (
@@ -20,13 +20,7 @@ from hatoba_plugins.conformance import (
     JobHarness,
 )
 
-__all__ = ["ecs_image"]
-
-
-@pytest.fixture
-def credentials(ministack: AwsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key, text in ministack.credentials.items():
-        monkeypatch.setenv(key, text)
+__all__ = ["credentials", "ecs_image"]
 
 
 @pytest.mark.timeout(300)

@@ -212,6 +212,13 @@ class EcsReplicaHarness(EcsOutside, ReplicaHarness):
         return made
 
 
+@pytest.fixture
+def credentials(ministack: AwsEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ministack's, in the environment of a test."""
+    for key, text in ministack.credentials.items():
+        monkeypatch.setenv(key, text)
+
+
 @pytest.fixture(scope="session")
 def ecs_image(
     docker_engine: DockerEngine, registry: str, tmp_path_factory: pytest.TempPathFactory

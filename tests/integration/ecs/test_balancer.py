@@ -7,13 +7,12 @@ which sends nothing anywhere.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import boto3
 import pytest
-from ecs_harness import EcsReplicaHarness, ecs_image
+from ecs_harness import EcsReplicaHarness
 from ecs_yard import REGION
 from testbed_fixtures import AwsEmulator, DockerEngine, fresh_name
 
@@ -26,7 +25,6 @@ from hatoba_plugins.conformance.harness import OpenHarness
 from hatoba_plugins.errors import Conflict
 from hatoba_plugins.values import Target
 
-__all__ = ["ecs_image"]
 pytestmark = pytest.mark.timeout(300)
 
 
@@ -87,17 +85,8 @@ def _client(emulator: AwsEmulator) -> Any:
 
 
 @pytest.fixture
-async def harness(
-    ministack: AwsEmulator,
-    docker_engine: DockerEngine,
-    ecs_image: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[BalancedHarness]:
-    for key, text in ministack.credentials.items():
-        monkeypatch.setenv(key, text)
-    made = await asyncio.to_thread(BalancedHarness, ministack, docker_engine, ecs_image)
-    yield made
-    await made.close()
+def harness_type() -> type[EcsReplicaHarness]:
+    return BalancedHarness
 
 
 @pytest.mark.asyncio

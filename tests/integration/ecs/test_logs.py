@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-from ecs_harness import EcsReplicaHarness, ecs_image
+from ecs_harness import EcsReplicaHarness
 from ecs_yard import ecs
-from testbed_fixtures import AwsEmulator, DockerEngine
 
 from hatoba_plugins.conformance.fleets import Fleet, Wish, deployed
 from hatoba_plugins.errors import Invalid
 
-__all__ = ["ecs_image"]
 pytestmark = pytest.mark.timeout(300)
 LINE = b"serves as ready\n"
-
-
-@pytest.fixture
-async def harness(
-    ministack: AwsEmulator,
-    docker_engine: DockerEngine,
-    ecs_image: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[EcsReplicaHarness]:
-    for key, text in ministack.credentials.items():
-        monkeypatch.setenv(key, text)
-    made = await asyncio.to_thread(EcsReplicaHarness, ministack, docker_engine, ecs_image)
-    yield made
-    await made.close()
 
 
 async def _log(fleet: Fleet, replica: str, stream: str = "stderr", lines: int = 100) -> bytes:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-from ecs_harness import EcsReplicaHarness, ecs_image
+from ecs_harness import EcsReplicaHarness
 from ecs_yard import ecs
-from testbed_fixtures import AwsEmulator, DockerEngine
 
 from hatoba.v1 import common_pb2
 from hatoba_plugins.backends.ecs.names import service_name
@@ -16,22 +14,7 @@ from hatoba_plugins.conformance.fleets import Fleet, Wish, deployed
 from hatoba_plugins.errors import Conflict
 from hatoba_plugins.values import ReplicaPhase, ReplicaView, RevisionTarget
 
-__all__ = ["ecs_image"]
 pytestmark = pytest.mark.timeout(300)
-
-
-@pytest.fixture
-async def harness(
-    ministack: AwsEmulator,
-    docker_engine: DockerEngine,
-    ecs_image: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[EcsReplicaHarness]:
-    for key, text in ministack.credentials.items():
-        monkeypatch.setenv(key, text)
-    made = await asyncio.to_thread(EcsReplicaHarness, ministack, docker_engine, ecs_image)
-    yield made
-    await made.close()
 
 
 def _missing(harness: EcsReplicaHarness, fleet: Fleet, number: int) -> RevisionTarget:
