@@ -346,11 +346,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     traces = TraceStore(options.data / "traces.db", options.config.limits.kept_spans)
     stack.push_async_callback(traces.close)
     tracer = _tracer(options.config, traces, store.identity.cluster_id, stack)
-    place = await asyncio.to_thread(open_place, options.config.blobs, options.data / "blobs")
-    limits = StoreLimits(lease_seconds=options.config.blobs.lease_seconds)
-    chunks = await stack.enter_async_context(
-        ChunkStore.open(place, store.blob_index, lambda: round(clock.time() * 1e6), limits)
-    )
+    chunks = await _open_chunks(options, store, clock, stack)
     ledger = Ledger(store)
     specs = SpecCache(store)
     _, newest = await store.event_bounds()
@@ -362,6 +358,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     metrics = ServerMetrics()
     metrics.watch("hatoba_spans_dropped", "Spans not kept.", lambda: float(traces.dropped))
     events = EventLog(store, newest, options.config.limits.watch_behind)
+    logged = LoggedModels(store, specs, chunks.ref)
     core = Core(
         options=options,
         store=store,
@@ -379,14 +376,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         webhooks=Webhooks(store, events, clock, options.config.webhooks.allow),
         dispatcher=dispatcher,
         hub=Hub(store, clock, __version__),
-        desk=RunnerDesk(
-            ledger,
-            store,
-            clock,
-            rng,
-            LoggedModels(store, specs, chunks.ref),
-            dispatcher.most_memory,
-        ),
+        desk=RunnerDesk(ledger, store, clock, rng, logged, dispatcher.most_memory),
         exits=Exits(clock),
         runner_keys=runner_keys,
         credentials=credentials,
@@ -419,6 +409,16 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         core.adopted.set()
     await _recover(core)
     return core
+
+
+async def _open_chunks(
+    options: ServeOptions, store: Store, clock: SystemClock, stack: AsyncExitStack
+) -> ChunkStore:
+    place = await asyncio.to_thread(open_place, options.config.blobs, options.data / "blobs")
+    limits = StoreLimits(lease_seconds=options.config.blobs.lease_seconds)
+    return await stack.enter_async_context(
+        ChunkStore.open(place, store.blob_index, lambda: round(clock.time() * 1e6), limits)
+    )
 
 
 def _authority(data: Path, store: Store, clock: SystemClock) -> Authority:
@@ -752,26 +752,9 @@ def _add_services(core: Core, backends: Backends, tasks: asyncio.TaskGroup, boun
     job_pb2_grpc.add_JobServiceServicer_to_server(jobs, server)
     core.registrar.open(jobs.submitter.submit_for)
     core.schedules.open(jobs.submitter.submit_for)
-    schedule_parts = ScheduleServiceParts(
-        core.store,
-        core.schedule_book,
-        jobs.submitter,
-        core.pager,
-        UidMaker(core.clock.time),
-        core.now,
-    )
-    schedule_pb2_grpc.add_ScheduleServiceServicer_to_server(
-        ScheduleServicer(schedule_parts), server
-    )
-    models = ModelParts(
-        core.store,
-        core.specs,
-        core.aliases,
-        core.registrar,
-        core.chunks.ref,
-        core.pager,
-        core.clock,
-    )
+    schedules = ScheduleServicer(_schedule_parts(core, jobs))
+    schedule_pb2_grpc.add_ScheduleServiceServicer_to_server(schedules, server)
+    models = _model_parts(core)
     model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(models), server)
     queue_pb2_grpc.add_QueueServiceServicer_to_server(QueueServicer(_queue_parts(core)), server)
     artifacts = ArtifactParts(core.chunks, core.garbage, Externals(core.options.config.blobs))
@@ -824,6 +807,29 @@ def _add_services(core: Core, backends: Backends, tasks: asyncio.TaskGroup, boun
         lambda: _reached_at(core, bound.transport),
     )
     _add_admin(core, backends, probe_parts, server)
+
+
+def _schedule_parts(core: Core, jobs: JobServicer) -> ScheduleServiceParts:
+    return ScheduleServiceParts(
+        core.store,
+        core.schedule_book,
+        jobs.submitter,
+        core.pager,
+        UidMaker(core.clock.time),
+        core.now,
+    )
+
+
+def _model_parts(core: Core) -> ModelParts:
+    return ModelParts(
+        core.store,
+        core.specs,
+        core.aliases,
+        core.registrar,
+        core.chunks.ref,
+        core.pager,
+        core.clock,
+    )
 
 
 def _job_parts(core: Core, backends: Backends, grounds: Callable[[], Grounds]) -> JobParts:
