@@ -434,6 +434,8 @@ class ReplicaView:
     """Name in the certificate that it shows there; empty: it answers in plain text."""
     evicted: bool = False
     """What it runs on is to be emptied: another takes its place, then it leaves."""
+    gpus: tuple[str, ...] = ()
+    """Ids of the GPUs that are its own, where its backend knows them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.duration_pb2 import Duration
@@ -218,6 +218,7 @@ def _seen(one: ReplicaView) -> Seen:
         round(one.since * SECOND),
         _cause(one.cause),
         one.server_name,
+        one.gpus,
     )
 
 
@@ -273,7 +274,7 @@ def deployment_to_proto(shown: Shown) -> deployment_pb2.Deployment:
         current_revision=one.current,
     )
     if view.seen is not None:
-        out.replicas.extend(_replica(replica, view.seen) for replica in view.seen.replicas)
+        out.replicas.extend(_replicas(view, view.seen))
     cause = trouble(one, view.seen) or shown.problem
     if cause is not None:
         out.cause.CopyFrom(cause_to_proto(cause))
@@ -302,6 +303,17 @@ def _statuses(shown: Shown) -> list[deployment_pb2.RevisionStatus]:
     ]
 
 
+def _replicas(view: View, seen: SeenSet) -> Iterator[deployment_pb2.Replica]:
+    promised: dict[int, common_pb2.Resources] = {}
+    for number, revision in view.revisions.items():
+        promised[number] = worker_pb2.ReplicaSpec.FromString(revision.template).resources
+    for one in seen.replicas:
+        out = _replica(one, seen)
+        if one.revision in promised:
+            out.resources.CopyFrom(promised[one.revision])
+        yield out
+
+
 def _replica(one: Seen, seen: SeenSet) -> deployment_pb2.Replica:
     leaving = one.name in seen.leaving and one.state is ReplicaState.READY
     state = ReplicaState.DRAINING if leaving else one.state
@@ -313,6 +325,7 @@ def _replica(one: Seen, seen: SeenSet) -> deployment_pb2.Replica:
         address=one.address,
         secure=bool(one.server_name),
         restarts=one.restarts,
+        gpus=one.gpus,
     )
     if one.cause is not None:
         out.cause.CopyFrom(cause_to_proto(one.cause))

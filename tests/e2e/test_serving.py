@@ -10,12 +10,12 @@ from pathlib import Path
 import aiohttp
 import pytest
 from google.protobuf import field_mask_pb2
-from server_process import HatobaServer
+from server_process import HatobaServer, running_server
 from serving_house import Tally, asking, deployed, registered, router_of, settled
 from waiting import eventually, until
 from wire import Wire
 
-from hatoba.v1 import common_pb2, deployment_pb2
+from hatoba.v1 import common_pb2, deployment_pb2, worker_pb2
 
 pytestmark = pytest.mark.timeout(240)
 CLIENTS = 20
@@ -124,6 +124,24 @@ async def test_predictions_outlive_the_server(
     assert found.state == deployment_pb2.DEPLOYMENT_STATE_READY
     assert {replica.restarts for replica in found.replicas} == {0}
     print(f"{tally.answered} answered, longest {tally.longest * 1e3:.0f} ms")
+
+
+async def test_replicas_say_what_they_were_promised_and_which_gpus_are_theirs(
+    tmp_path: Path,
+) -> None:
+    data = tmp_path / "data"
+    await asyncio.to_thread(data.mkdir, mode=0o700)
+    # Counted, not found: more than any machine of tests has.
+    await asyncio.to_thread((data / "worker.json").write_text, '{"gpus": 64}')
+    async with running_server(data) as server, Wire(server) as wire:
+        wanted = spec((await registered(wire, tmp_path)).name)
+        wanted.resources.CopyFrom(common_pb2.Resources(cpus=0.1, gpus=3))
+        found = await deployed(wire, wanted)
+        assert [one.resources for one in found.replicas] == [wanted.resources] * 2
+        held = [gpu for one in found.replicas for gpu in one.gpus]
+        assert len(held) == len(set(held)) == 6
+        told = await wire.call(worker_pb2.ListHostsRequest(), worker_pb2.ListHostsResponse)
+        assert set(held) <= set(told.hosts[0].gpus)
 
 
 async def test_a_router_comes_back_from_its_table(

@@ -108,7 +108,12 @@ def _memory(_context: click.Context, _option: click.Parameter, given: str | None
 @click.option("--name", default="", help="Name of this host; chosen once, then kept.")
 @click.option("--cpus", type=click.FloatRange(min=0), default=None, help="Cores to give away.")
 @click.option("--memory", callback=_memory, default=None, help="Memory to give away, e.g. 8Gi.")
-@click.option("--gpus", type=click.IntRange(min=0), default=0, help="GPUs to give away.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="GPUs to give away. [default: all that the driver names]",
+)
 @click.option("--slots", type=click.IntRange(min=1), default=None, help="Tasks that state no need.")
 @click.option(
     "--resource",
@@ -166,7 +171,7 @@ def start(
     name: str,
     cpus: float | None,
     memory: int,
-    gpus: int,
+    gpus: int | None,
     slots: int | None,
     named: dict[str, int],
     address: str,
@@ -201,7 +206,7 @@ def start(
         name=entry.name,
         cpus=-1 if cpus is None else cpus,
         memory_bytes=memory,
-        gpus=gpus,
+        gpus=-1 if gpus is None else gpus,
         slots=-1 if slots is None else slots,
         labels=labels,
         named=named,

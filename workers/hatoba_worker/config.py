@@ -39,7 +39,7 @@ class Config:
     name: str = ""
     cpus: float = -1
     memory_bytes: int = -1
-    gpus: int = 0
+    gpus: int = -1
     slots: int = -1
     labels: dict[str, str] = field(default_factory=dict)
     named: dict[str, int] = field(default_factory=dict)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from hatoba_worker.keeper.procfs import boot_id
 
 SLOTS_PER_CORE = 32
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-_QUERY_TIMEOUT = 10.0
 
-__all__ = ["Identity", "boot_id", "core_count", "gpu_ids", "gpu_use", "memory_bytes"]
+__all__ = ["Identity", "boot_id", "core_count", "memory_bytes"]
 
 
 def core_count() -> int:
@@ -27,40 +25,6 @@ def core_count() -> int:
 def memory_bytes() -> int:
     """Memory of this machine in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def gpu_ids(count: int) -> list[str]:
-    """Ids of `count` GPUs, as the driver names them where there is one; blocks."""
-    found = [line.strip() for line in _query("index")]
-    return found[:count] if len(found) >= count else [str(number) for number in range(count)]
-
-
-def gpu_use() -> dict[str, float]:
-    """Use of each GPU by id, 0 to 1; empty where there is no driver. Blocks."""
-    used: dict[str, float] = {}
-    for line in _query("index,utilization.gpu"):
-        name, _, percent = line.partition(",")
-        try:
-            used[name.strip()] = float(percent) / 100
-        except ValueError:
-            continue
-    return used
-
-
-def _query(fields: str) -> list[str]:
-    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_QUERY_TIMEOUT,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return done.stdout.splitlines() if done.returncode == 0 else []
 
 
 @dataclass(slots=True)

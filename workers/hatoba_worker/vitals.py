@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from hatoba.v1 import worker_pb2
-from hatoba_worker import host
+from hatoba_worker import gpus
 from hatoba_worker.absence import Absence
 from hatoba_worker.attempts import Attempt, Book
 from hatoba_worker.executors import Executor
@@ -67,7 +67,7 @@ class Vitals:
                 attempt.cpu_seconds = max(attempt.cpu_seconds, sample.cpu_seconds)
                 attempt.memory_peak = max(attempt.memory_peak, sample.rss_bytes)
         holders = [each for each in self._book.live.values() if each.running and each.launch.gpus]
-        used = await asyncio.to_thread(host.gpu_use) if holders else {}
+        used = await asyncio.to_thread(gpus.use) if holders else {}
         for attempt in holders:
             now = max((used.get(gpu, 0.0) for gpu in attempt.launch.gpus), default=0.0)
             attempt.gpu_peak = max(attempt.gpu_peak, now)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from hatoba.v1 import runner_pb2, worker_pb2
-from hatoba_worker import host, trees
+from hatoba_worker import gpus, host, trees
 from hatoba_worker.absence import Absence
 from hatoba_worker.attaching.opening import Opener
 from hatoba_worker.attaching.sessions import Sessions
@@ -94,7 +94,7 @@ class Worker:
         self._identity = host.Identity.load(config.data, name, embedded=config.embedded)
         self._boot = host.boot_id()
         self._incarnation = uuid.uuid4().hex
-        self._gpus = host.gpu_ids(config.gpus)
+        self._gpus = gpus.found(config.gpus)
         self._secrets = Secrets(config.data, environ)
         self._book = Book(config.data, self._boot, lambda: uuid.uuid4().hex)
         self._rebooted = False
@@ -164,7 +164,7 @@ class Worker:
             cache,
             self._environments,
             self._secrets,
-            host_has_gpus=bool(self._gpus),
+            host_has_gpus=bool(self._gpus.ids),
             contained=contained,
         )
         self._fleet = Fleet(data, self._identity.name, self._session.send)
@@ -209,7 +209,7 @@ class Worker:
             self._secrets,
             serve_address=self._config.serves_at,
             serving_tls=self._known_by.serving if self._known_by else lambda: None,
-            host_has_gpus=bool(self._gpus),
+            host_has_gpus=bool(self._gpus.ids),
             contained=contained,
         )
         known_by = self._known_by
@@ -393,6 +393,8 @@ class Worker:
         labels = dict(self._config.labels)
         if self._containers.facts is not None:
             labels[choosing.LABEL] = "docker"
+        if self._gpus.product:
+            labels[gpus.PRODUCT_LABEL] = self._gpus.product
         return worker_pb2.WorkerHello(
             host=self._identity.name,
             incarnation=self._incarnation,
@@ -403,7 +405,7 @@ class Worker:
             version=_version(),
             cpus=cpus,
             memory_bytes=memory,
-            gpus=self._gpus,
+            gpus=self._gpus.ids,
             slots=slots,
             labels=labels,
             secrets=self._secret_names,

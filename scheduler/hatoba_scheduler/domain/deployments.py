@@ -240,6 +240,7 @@ class Seen:
     cause: Cause | None = None
     server_name: str = ""
     """Name in the certificate that it shows; empty: it answers in plain text."""
+    gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from blockbuster import BlockBuster
 from waiting import turns
 
 from hatoba.v1 import worker_pb2
-from hatoba_worker import host
+from hatoba_worker import gpus
 from hatoba_worker.absence import Absence
 from hatoba_worker.attempts import Attempt, Start
 from hatoba_worker.keeper.messages import Sample
@@ -69,8 +69,8 @@ class Clock:
         await self.waiting.wait()
 
 
-def running(name: str, gpus: Sequence[str] = ()) -> Attempt:
-    launch = worker_pb2.LaunchAttempt(attempt=name, gpus=gpus)
+def running(name: str, held: Sequence[str] = ()) -> Attempt:
+    launch = worker_pb2.LaunchAttempt(attempt=name, gpus=held)
     attempt = Attempt(launch, "nonce", f"/nowhere/{name}", 0, granted=True)
     attempt.begun = Start(1.0, 100, "cgroup")
     return attempt
@@ -93,7 +93,7 @@ async def test_peaks_are_kept_and_told_every_ten_seconds(
     monkeypatch: pytest.MonkeyPatch, absence: Absence
 ) -> None:
     one, clock, outbox, scales = running("a-1", ["1"]), Clock(), Outbox(), Scales()
-    monkeypatch.setattr(host, "gpu_use", lambda: {"0": 0.9, "1": 0.25})
+    monkeypatch.setattr(gpus, "use", lambda: {"0": 0.9, "1": 0.25})
     vitals = Vitals(Live(one), scales, outbox, None, absence, clock.sleep)  # type: ignore[arg-type]
     async with asyncio.TaskGroup() as tasks:
         beating = tasks.create_task(vitals.beat())
@@ -191,18 +191,3 @@ async def test_time_is_counted_from_the_start_in_the_kernels_table() -> None:
     now = 6.01
     timeouts.watch(one, stop)
     assert stopped == [("a-1", "timeout", 2.0)]
-
-
-def test_gpus_are_counted_where_no_driver_names_them(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert host.gpu_ids(3) == ["0", "1", "2"]
-    assert host.gpu_use() == {}
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        "#!/bin/sh\ncase $1 in *utilization*) echo '4, 50';; *) echo 4; echo 6;; esac\n"
-    )
-    tool.chmod(0o755)
-    assert host.gpu_ids(2) == ["4", "6"]
-    assert host.gpu_use() == {"4": 0.5}

@@ -396,7 +396,12 @@ class HostDeployments:
         uid = kept.target.uid
         views = {
             name: ReplicaView(
-                name, one.revision, ReplicaPhase.PENDING, host=one.host, since=one.since
+                name,
+                one.revision,
+                ReplicaPhase.PENDING,
+                host=one.host,
+                since=one.since,
+                gpus=tuple(one.spec.gpus),
             )
             for name, one in kept.placed.items()
         }
@@ -424,6 +429,7 @@ class HostDeployments:
             since=since or (placed.since if placed else 0.0),
             cause=cause,
             server_name=server_name(host) if replica.secure else "",
+            gpus=tuple(replica.gpus),
         )
 
 
