@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from listening import listening
+
 from hatoba.v1 import job_pb2
 from hatoba_plugins.conformance import Command
 
@@ -36,9 +38,7 @@ class StartCounter:
     async def running(cls, host: str) -> AsyncIterator[StartCounter]:
         """One that listens where pods reach it."""
         counter = cls()
-        server = await asyncio.start_server(counter._heard, host, 0)
-        counter.host, counter.port = server.sockets[0].getsockname()[:2]
-        async with server:
+        async with listening(counter._heard, host) as (counter.host, counter.port):
             yield counter
 
     async def _heard(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -46,7 +46,6 @@ class StartCounter:
         async with self._news:
             self.starts[name] += 1
             self._news.notify_all()
-        writer.close()
 
     async def until_started(self, name: str) -> None:
         """Return when a command of this name has said so."""

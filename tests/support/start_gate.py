@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from listening import listening
+
 HELD = """
 import socket
 from hatoba import current_job
@@ -28,14 +30,8 @@ class StartGate:
     async def running(cls, host: str) -> AsyncIterator[StartGate]:
         """One that listens where containers reach it."""
         gate = cls()
-        server = await asyncio.start_server(gate._comes, host, 0)
-        gate.address = server.sockets[0].getsockname()[:2]
-        try:
+        async with listening(gate._comes, host) as gate.address:
             yield gate
-        finally:
-            gate.open()
-            server.close()
-            await server.wait_closed()
 
     @property
     def program(self) -> str:
@@ -54,4 +50,3 @@ class StartGate:
         self.starts += 1
         self._come.set()
         await self._open.wait()
-        writer.close()

@@ -137,6 +137,29 @@ async def test_a_follow_of_what_is_not_there_is_no_line(tmp_path: Path) -> None:
             await follow(kube)
 
 
+async def test_a_line_that_goes_on_for_hours_comes_in_pieces(tmp_path: Path) -> None:
+    """A progress bar is one line; an object of a watch is one too, and comes whole."""
+    bar, thing = b"\r 7 % done" * 500_000, b'{"object": "' + b"x" * 1_500_000 + b'"}\n'
+
+    async def writes(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for part in (thing, bar, b"\n", thing):
+            await answer.write(part)
+        return answer
+
+    async with (
+        cluster(tmp_path, writes) as options,
+        connected(options) as kube,
+        kube.lines("/api/v1/namespaces/ml/pods/x/log", {}, 5.0) as lines,
+    ):
+        pieces = [line async for line in lines]
+    assert pieces[0] == pieces[-1] == thing
+    assert b"".join(pieces[1:-1]) == bar + b"\n"
+    assert len(pieces) > 3
+    assert max(len(piece) for piece in pieces) < 3 << 20
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -2,34 +2,59 @@
 
 from __future__ import annotations
 
-from hatoba_plugins.backends.k8s_gpu.logs import Cursor, Place
+from collections.abc import AsyncIterator, Sequence
+
+from hatoba_plugins.backends.k8s_gpu.logs import Cursor, Place, chunks
 
 LINES = [
     b"2026-11-26T10:00:01.1Z first\n",
     b"2026-11-26T10:00:01.12Z second\n",
-    b"2026-11-26T10:00:01.12Z third\n",
+    b"2026-11-26T10:00:01.12Z third, which is ",
+    b"long and comes ",
+    b"in pieces\n",
     b"2026-11-26T10:00:02Z \n",
+    b"2026-11-26T10:00:02Z fifth\n",
     b"2026-11-26T10:00:02.000000001Z last without an end",
 ]
-TEXT = b"first\nsecond\nthird\n\nlast without an end"
+TEXT = b"first\nsecond\nthird, which is long and comes in pieces\n\nfifth\nlast without an end"
+REFUSAL = (
+    b'failed to try resolving symlinks in path "/var/log/pods/a/main/0.log": lstat: no such file'
+)
 
 
-def test_stamps_are_taken_off() -> None:
+async def streamed(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+    """A log as it comes from the API server."""
+    for piece in pieces:
+        yield piece
+
+
+async def read(cursor: Cursor, pieces: Sequence[bytes], offset: int = 0) -> bytes:
+    """All that is new of it behind an offset, whose chunks follow each other."""
+    found = b""
+    async for chunk in chunks(streamed(pieces), cursor, "a-1", offset):
+        assert chunk.offset == offset + len(found)
+        found += chunk.data
+    return found
+
+
+async def test_stamps_are_taken_off() -> None:
     cursor = Cursor(Place())
-    assert b"".join(cursor.take(line) for line in LINES) == TEXT
-    assert cursor.place.offset == len(TEXT)
+    assert await read(cursor, LINES) == TEXT
+    assert cursor.offset == len(TEXT)
 
 
-def test_reading_goes_on_anywhere_without_a_byte_twice() -> None:
+async def test_reading_goes_on_anywhere_without_a_byte_twice() -> None:
     """The kubelet gives whole seconds again: what was read of them is known by its moment."""
     for cut in range(len(LINES) + 1):
         before = Cursor(Place())
-        first = b"".join(before.take(line) for line in LINES[:cut])
-        after = Cursor(before.place)
-        assert first + b"".join(after.take(line) for line in LINES) == TEXT
+        first = await read(before, LINES[:cut])
+        assert before.place.offset <= before.offset == len(first)
+        second = await read(Cursor(before.place), LINES, len(first))
+        assert first + second == TEXT, cut
 
 
-def test_what_has_no_stamp_belongs_to_the_line_before() -> None:
+async def test_what_the_kubelet_says_of_itself_is_no_line_of_a_program() -> None:
     cursor = Cursor(Place())
-    assert cursor.take(b"2026-11-26T10:00:01Z half") == b"half"
-    assert cursor.take(b" and half\n") == b" and half\n"
+    assert await read(cursor, [REFUSAL]) == b""
+    assert cursor.refused == REFUSAL
+    assert await read(cursor, [*LINES, REFUSAL][:5]) == TEXT[: TEXT.index(b"\n\n") + 1]

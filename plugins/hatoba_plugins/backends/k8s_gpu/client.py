@@ -35,6 +35,8 @@ CONNECT_TIMEOUT = 10.0
 PAGE = 250
 CONNECTIONS = 64
 HEARTBEAT = 30.0
+LONGEST_LINE = 2 << 20
+"""Bytes of a line that are waited for; no object of a watch is larger than etcd takes, 1.5 MiB."""
 _HANDSHAKE = {
     403: "our account may not `create` and `get` pods/exec and pods/portforward there",
     404: "there is no such pod (any more)",
@@ -141,7 +143,9 @@ class Kube:
     async def lines(
         self, path: str, query: Mapping[str, str], silence: float | None
     ) -> AsyncIterator[AsyncIterator[bytes]]:
-        """A stream of lines; Unreached after so many seconds without a byte."""
+        """A stream of lines, of which very long ones come in pieces; Unreached after so many
+        seconds without a byte.
+        """
         response = await self._send("GET", path, query, None, _JSON, _patient(silence))
         try:
             if response.status >= 400:
@@ -258,9 +262,18 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 async def _reading(response: aiohttp.ClientResponse, path: str) -> AsyncGenerator[bytes, None]:
     import aiohttp
 
+    rest = b""
     try:
-        async for line in response.content:
-            yield line
+        # Its own iteration by lines gives up at 128 KiB: a progress bar is one line for hours.
+        async for data in response.content.iter_any():
+            *whole, rest = (rest + data).split(b"\n")
+            for line in whole:
+                yield line + b"\n"
+            if len(rest) > LONGEST_LINE:
+                yield rest
+                rest = b""
+        if rest:
+            yield rest
     except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
         raise Unreached(f"{path}: {error!r}", sent=True) from error
 

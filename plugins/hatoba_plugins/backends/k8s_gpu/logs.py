@@ -39,34 +39,42 @@ class Cursor:
     """Turns stamped lines into bytes, each once, beginning behind a place."""
 
     def __init__(self, place: Place) -> None:
-        self._place = place
+        self.place = place
+        """How far it has come, in whole lines."""
+        self.offset = place.offset
+        """How far it has come in bytes."""
+        self.refused = b""
+        """Why the kubelet cannot give the log: it says so with status 200, as if it were one."""
         self._skip = place.lines
-        self._offset = place.offset
+        self._moment = place.moment
+        self._within = False
+        self._new = False
 
-    @property
-    def place(self) -> Place:
-        """How far it has come."""
-        return self._place
-
-    def take(self, line: bytes) -> bytes:
-        """The new bytes of a line; empty for what was read before."""
-        found = _STAMP.match(line)
-        if found is None:
-            return self._add(line, self._place.moment)
-        moment, text = _moment(found), line[found.end() :]
-        if moment < self._place.moment:
+    def take(self, piece: bytes) -> bytes:
+        """The new bytes of a line, or of the next piece of one; empty for what was read before."""
+        text = piece if self._within else self._begin(piece)
+        if text is None:
+            self.refused = piece
             return b""
-        if moment == self._place.moment and self._skip > 0:
-            self._skip -= 1
+        self._within = not piece.endswith(b"\n")
+        if not self._new:
             return b""
-        self._skip = 0
-        return self._add(text, moment)
-
-    def _add(self, text: bytes, moment: bytes) -> bytes:
-        before = self._place
-        lines = before.lines + 1 if moment == before.moment else 1
-        self._place = Place(before.offset + len(text), moment, lines)
+        self.offset += len(text)
+        if not self._within:
+            again = self._moment == self.place.moment
+            self.place = Place(self.offset, self._moment, self.place.lines + 1 if again else 1)
         return text
+
+    def _begin(self, piece: bytes) -> bytes | None:
+        """What follows its stamp; None without one: stamps were asked for, no program said that."""
+        found = _STAMP.match(piece)
+        if found is None:
+            return None
+        moment, before = _moment(found), self.place.moment
+        skipped = moment == before and self._skip > 0
+        self._skip = self._skip - 1 if skipped else self._skip if moment <= before else 0
+        self._new, self._moment = moment >= before and not skipped, moment
+        return piece[found.end() :]
 
 
 def _moment(found: re.Match[bytes]) -> bytes:
@@ -125,7 +133,7 @@ class LogReader:
         try:
             await self._ctx.budget("read")
             async with self._kube.lines(path, query, SILENCE) as lines:
-                async for chunk in _chunks(lines, cursor, attempt, offset):
+                async for chunk in chunks(lines, cursor, attempt, offset):
                     self._remember(pod.uid, cursor.place)
                     yield chunk
         except Refusal as refusal:
@@ -141,12 +149,12 @@ class LogReader:
             self._places.popitem(last=False)
 
 
-async def _chunks(
+async def chunks(
     lines: AsyncIterator[bytes], cursor: Cursor, attempt: str, offset: int
 ) -> AsyncIterator[LogChunk]:
     """Lines as they come; what lies before the offset was read by somebody before us."""
     async for line in lines:
-        start = cursor.place.offset
+        start = cursor.offset
         text = cursor.take(line)
         if skipped := max(0, offset - start):
             text, start = text[skipped:], start + skipped
