@@ -32,7 +32,7 @@ venv-gen:
 demo: venv ## the whole loop, from images to an explained prediction; the server is killed twice
 	@$(BIN)/python tools/demo/demo.py
 
-test: venv venv-gen venv-emulators ## stubs, lint, types, all suites but those of `make real`, one short round of faults and long
+test: venv venv-gen venv-emulators ## stubs, lint, types, all suites, also on real components, one short round of faults and long
 	@$(BIN)/python tools/build/suite.py test
 
 real: venv venv-emulators ## the tests on real Docker, Kubernetes and emulators of AWS: up, all of them, down

@@ -18,6 +18,7 @@ BIN = ROOT / ".venv" / "bin"
 CLOSING = ROOT / "build" / "closing-line"
 TESTBED = ROOT / "build" / "testbed"
 """The real components that tests need: this checkout's own, up while they run and gone after."""
+PARALLEL = min(8, 2 * (os.cpu_count() or 1))
 COMPONENTS = ["docker", "registry", "moto", "ministack", "kubernetes", "images"]
 
 
@@ -46,9 +47,11 @@ def program(name: str, *arguments: str) -> list[str]:
     return [str(BIN / name), *arguments]
 
 
-def pytest(marked: str) -> list[str]:
-    """The tests of all suites that are marked so."""
-    return program("pytest", "-n", "2", "--dist", "loadfile", "-m", marked)
+def pytest(*marked: str) -> list[str]:
+    """The tests of all suites, or those that are marked so; most of their time they wait."""
+    return program(
+        "pytest", "-n", str(PARALLEL), "--dist", "loadfile", "--durations", "30", *marked
+    )
 
 
 def testbed(*arguments: str) -> list[str]:
@@ -56,6 +59,8 @@ def testbed(*arguments: str) -> list[str]:
     return program("python", "tools/testbed/testbed.py", *arguments)
 
 
+UP = Step("testbed", testbed("up", "--where-possible", *COMPONENTS))
+DOWN = Step("testbed down", testbed("down"))
 STATIC = [
     Step("lint", program("ruff", "check", ".")),
     Step("format", program("ruff", "format", "--check", ".")),
@@ -68,13 +73,11 @@ SUITES = {
         Step("contract", program("python", "tools/build/contract.py", "check")),
         *STATIC,
         Step("faults", program("python", "tools/faults/faults.py", "--count", "60")),
-        Step("tests", pytest("not real"), runner=True),
+        UP,
+        Step("tests", pytest(), runner=True),
+        DOWN,
     ],
-    "real": [
-        Step("testbed", testbed("up", "--where-possible", *COMPONENTS)),
-        Step("tests", pytest("real"), runner=True),
-        Step("testbed down", testbed("down")),
-    ],
+    "real": [UP, Step("tests", pytest("-m", "real"), runner=True), DOWN],
 }
 
 
