@@ -55,6 +55,7 @@ DYING_AT = {
     "observe.": 2.5,
     "reap.": 4.5,
     "recall.": 60.0,
+    "release.": 4.0,
 }
 """The same for what happens only after a while."""
 LULL_SECONDS = 1.0
