@@ -266,7 +266,9 @@ class DeploymentBackend(Protocol):
         ...
 
     def replica_logs(self, replica: str, stream: str, tail_lines: int) -> AsyncIterator[LogChunk]:
-        """The last lines that a replica wrote. Raises Unsupported without `replica_logs`."""
+        """The last lines that a replica wrote. Offsets may have gaps, and grow with the log by no
+        less than its bytes: who follows asks again. Raises Unsupported without `replica_logs`.
+        """
         ...
 
 

@@ -18,7 +18,7 @@ BIN = ROOT / ".venv" / "bin"
 CLOSING = ROOT / "build" / "closing-line"
 TESTBED = ROOT / "build" / "testbed"
 """The real components that tests need: this checkout's own, up while they run and gone after."""
-PARALLEL = min(8, 2 * (os.cpu_count() or 1))
+PARALLEL = min(8, 1 + (os.cpu_count() or 1))
 COMPONENTS = ["docker", "registry", "moto", "ministack", "kubernetes", "images"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from hatoba_plugins.backends.k8s_gpu.logs import Cursor, Place, chunks
+from hatoba_plugins.backends.k8s_gpu.logs import Cursor, Place, Tail, chunks
 
 LINES = [
     b"2026-11-26T10:00:01.1Z first\n",
@@ -58,3 +58,29 @@ async def test_what_the_kubelet_says_of_itself_is_no_line_of_a_program() -> None
     assert await read(cursor, [REFUSAL]) == b""
     assert cursor.refused == REFUSAL
     assert await read(cursor, [*LINES, REFUSAL][:5]) == TEXT[: TEXT.index(b"\n\n") + 1]
+
+
+def follow(*looks: Sequence[bytes]) -> bytes:
+    """What somebody sees who asks for the last lines again and again, as the server does."""
+    read, seen = 0, b""
+    for pieces in looks:
+        tail = Tail()
+        for piece in pieces:
+            chunk = tail.take("r-1", "stdout", piece)
+            if chunk is not None:
+                seen += chunk.data[max(read - chunk.offset, 0) :]
+                read = max(read, chunk.offset + len(chunk.data))
+    return seen
+
+
+def test_the_last_lines_are_followed_whatever_went_before_them() -> None:
+    """One look begins later than the one before it, or earlier: a line is seen once."""
+    assert follow(LINES[1:2], LINES[1:6], LINES[5:]) == TEXT[len("first\n") :]
+    assert follow(LINES[5:6], LINES) == b"\nfifth\nlast without an end"
+    ticks = [b"2026-11-26T10:00:%02dZ tick\n" % second for second in range(50)]
+    assert follow(ticks[:10], ticks[5:30], ticks[29:]) == b"tick\n" * 50
+
+
+def test_lines_of_one_moment_keep_their_order() -> None:
+    same = [b"2026-11-26T10:00:01Z %d\n" % number for number in range(20)]
+    assert follow(same[:7], same[:15], same) == b"".join(b"%d\n" % one for one in range(20))

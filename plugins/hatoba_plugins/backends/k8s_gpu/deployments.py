@@ -20,7 +20,7 @@ from hatoba_plugins.backends.k8s_gpu import names, replicas
 from hatoba_plugins.backends.k8s_gpu.board import Board
 from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal, Unreached
 from hatoba_plugins.backends.k8s_gpu.jobs import asked
-from hatoba_plugins.backends.k8s_gpu.logs import Cursor, Place
+from hatoba_plugins.backends.k8s_gpu.logs import Tail
 from hatoba_plugins.backends.k8s_gpu.lookups import Lookups
 from hatoba_plugins.backends.k8s_gpu.options import K8sOptions
 from hatoba_plugins.errors import Invalid, Retry, Stale
@@ -196,18 +196,18 @@ class KubeDeployments:
             raise Invalid(f"there is no pod of a replica {replica!r}")
         pod = max(pods, key=lambda one: one.created)
         query = {"container": names.MAIN, "tailLines": str(tail_lines), "timestamps": "true"}
-        path = f"{self._lookups.core_path('pods')}/{pod.name}/log"
+        path, tail = f"{self._lookups.core_path('pods')}/{pod.name}/log", Tail()
         try:
             await self._ctx.budget("read")
             async with self._kube.lines(path, query, 30.0) as lines:
-                cursor = Cursor(Place())
-                text = b"".join([cursor.take(line) async for line in lines])
+                told = [tail.take(replica, stream, line) async for line in lines]
         except (Refusal, Unreached) as error:
             raise Retry(str(error)) from error
-        if text:
-            yield LogChunk(replica, stream, 0, text)
-        elif cursor.refused:
-            raise Retry(f"node {pod.node}: {cursor.refused.decode(errors='replace').strip()}")
+        for chunk in told:
+            if chunk is not None:
+                yield chunk
+        if tail.cursor.refused:
+            raise Retry(f"node {pod.node}: {tail.cursor.refused.decode(errors='replace').strip()}")
 
     # -- converging -----------------------------------------------------------------------------
 

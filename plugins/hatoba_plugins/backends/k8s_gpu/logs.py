@@ -46,7 +46,8 @@ class Cursor:
         self.refused = b""
         """Why the kubelet cannot give the log: it says so with status 200, as if it were one."""
         self._skip = place.lines
-        self._moment = place.moment
+        self.moment = place.moment
+        """Stamp of the line that was taken last."""
         self._within = False
         self._new = False
 
@@ -61,8 +62,8 @@ class Cursor:
             return b""
         self.offset += len(text)
         if not self._within:
-            again = self._moment == self.place.moment
-            self.place = Place(self.offset, self._moment, self.place.lines + 1 if again else 1)
+            again = self.moment == self.place.moment
+            self.place = Place(self.offset, self.moment, self.place.lines + 1 if again else 1)
         return text
 
     def _begin(self, piece: bytes) -> bytes | None:
@@ -73,8 +74,29 @@ class Cursor:
         moment, before = _moment(found), self.place.moment
         skipped = moment == before and self._skip > 0
         self._skip = self._skip - 1 if skipped else self._skip if moment <= before else 0
-        self._new, self._moment = moment >= before and not skipped, moment
+        self._new, self.moment = moment >= before and not skipped, moment
         return piece[found.end() :]
+
+
+class Tail:
+    """The last lines of a log whose length nobody knows, by offsets that grow with it: a line has
+    that of its nanosecond. Only a look that begins within one tells its lines wrong.
+    """
+
+    def __init__(self) -> None:
+        self.cursor = Cursor(Place())
+        self._moment, self._within = b"", 0
+
+    def take(self, name: str, stream: str, piece: bytes) -> LogChunk | None:
+        """A line, or the next piece of one; None for what no program wrote."""
+        text = self.cursor.take(piece)
+        if not text:
+            return None
+        if self.cursor.moment != self._moment:
+            self._moment, self._within = self.cursor.moment, 0
+        digits = int(self._moment.translate(None, b"-T:.Z+"))
+        start, self._within = (digits << 32) + self._within, self._within + len(text)
+        return LogChunk(name, stream, start, text)
 
 
 def _moment(found: re.Match[bytes]) -> bytes:
