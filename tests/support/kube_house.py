@@ -27,7 +27,8 @@ PATIENCE = 240.0
 """Seconds: pods start one after the other on a machine that does much else."""
 CONFIG = """
 [server]
-listen = "{gateway}:{port}"
+listen = "{address}"
+advertise = "{advertise}"
 
 [defaults]
 train = "ml"
@@ -117,9 +118,14 @@ async def house(
 
 @asynccontextmanager
 async def housed(
-    kubernetes: Kubernetes, namespace: Namespace, image: str, root: Path, access: str
+    kubernetes: Kubernetes,
+    namespace: Namespace,
+    image: str,
+    root: Path,
+    access: str,
+    advertise: str = "",
 ) -> AsyncIterator[KubeHouse]:
-    """A server that reaches the cluster by this kubeconfig."""
+    """A server that reaches the cluster by this kubeconfig, and that pods find at `advertise`."""
     options = {
         "kubeconfig": access,
         "namespace": namespace.name,
@@ -132,7 +138,8 @@ async def housed(
     told = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
     # Pods find it again after a restart.
     port = await asyncio.to_thread(free_port, kubernetes.gateway)
-    config = CONFIG.format(gateway=kubernetes.gateway, port=port, options=told)
+    address = f"{kubernetes.gateway}:{port}"
+    config = CONFIG.format(address=address, advertise=advertise or address, options=told)
     data = await asyncio.to_thread(configured, root / "data", config)
     async with running_server(data, worker=False) as server:
         token = str(data / "admin.token")

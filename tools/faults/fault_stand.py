@@ -42,6 +42,7 @@ class Stand:
     def __init__(self, ledger: TextIO) -> None:
         self.host, self.port = "", 0
         self._ledger = ledger
+        self.open: set[asyncio.Transport] = set()
 
     @classmethod
     @asynccontextmanager
@@ -52,8 +53,14 @@ class Stand:
             stand = cls(file)
             server = await loop.create_server(lambda: _Teller(stand), host, 0, backlog=1024)
             stand.host, stand.port = server.sockets[0].getsockname()[:2]
-            async with server:
-                yield stand
+            try:
+                async with server:
+                    yield stand
+            finally:
+                # Containers may outlive the round.
+                for transport in list(stand.open):
+                    transport.abort()
+                await asyncio.sleep(0)
 
     def shell(self, milliseconds: int, code: int) -> list[str]:
         """A command for any image with busybox; its last line has arrived before it ends."""
@@ -79,6 +86,18 @@ class _Teller(asyncio.Protocol):
     def __init__(self, stand: Stand) -> None:
         self._stand = stand
         self._text = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """One has come."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._stand.open.add(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """One has gone."""
+        if self._transport is not None:
+            self._stand.open.discard(self._transport)
 
     def data_received(self, data: bytes) -> None:
         """What it tells, line by line."""

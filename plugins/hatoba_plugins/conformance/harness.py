@@ -30,6 +30,7 @@ from hatoba_plugins.errors import BackendError, Retry
 from hatoba_plugins.values import Gap, LogChunk, Observation, Owned, Phase, Ref, Synced, WatchItem
 
 PATIENCE = 45.0
+ASK_EVERY = 0.2
 """Real seconds after which something that was waited for is taken not to come."""
 
 
@@ -509,10 +510,21 @@ async def _step_until(jobs: JobBackend, clock: FakeClock, ref: Ref, phase: Phase
 
 async def _watch_until(jobs: JobBackend, ref: Ref, phase: Phase) -> Observation:
     while True:
+        told = False
         async with watching(jobs) as news:
             async for item in news:
+                told = told or (isinstance(item, Observation) and item.name == ref.name)
                 if seen := await _far_enough(jobs, item, ref, phase):
                     return seen
+                if isinstance(item, Synced) and not told:
+                    return await _asked_until(jobs, ref, phase)
+
+
+async def _asked_until(jobs: JobBackend, ref: Ref, phase: Phase) -> Observation:
+    """Of what a watch does not know at its beginning it perhaps never tells: it may be gone."""
+    while (seen := await _seen(jobs, ref, phase)) is None:
+        await asyncio.sleep(ASK_EVERY)
+    return seen
 
 
 async def _far_enough(
