@@ -29,8 +29,8 @@ from hatoba_plugins.clock import FakeClock, SystemClock
 from hatoba_plugins.errors import BackendError, Retry
 from hatoba_plugins.values import Gap, LogChunk, Observation, Owned, Phase, Ref, Synced, WatchItem
 
-PATIENCE = 45.0
 ASK_EVERY = 0.2
+PATIENCE = 45.0
 """Real seconds after which something that was waited for is taken not to come."""
 
 
