@@ -522,9 +522,10 @@ async def _watch_until(jobs: JobBackend, ref: Ref, phase: Phase) -> Observation:
 
 async def _asked_until(jobs: JobBackend, ref: Ref, phase: Phase) -> Observation:
     """Of what a watch does not know at its beginning it perhaps never tells: it may be gone."""
-    while (seen := await _seen(jobs, ref, phase)) is None:
+    while True:
+        if seen := await _seen(jobs, ref, phase):
+            return seen
         await asyncio.sleep(ASK_EVERY)
-    return seen
 
 
 async def _far_enough(
