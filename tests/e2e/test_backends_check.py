@@ -62,26 +62,18 @@ def without(right: str, of: str, tmp_path: Path) -> Path:
     return fewer
 
 
-@pytest.mark.parametrize(
-    ("right", "of", "words"), [("create", "jobs", "create"), ("get", "pods/log", "pods/log")]
-)
 async def test_a_right_that_is_missing_is_named(
-    kubernetes: Kubernetes,
-    runtime_image: str,
-    tmp_path: Path,
-    right: str,
-    of: str,
-    words: str,
+    kubernetes: Kubernetes, runtime_image: str, tmp_path: Path
 ) -> None:
-    rights = await asyncio.to_thread(without, right, of, tmp_path)
+    rights = await asyncio.to_thread(without, "create", "jobs", tmp_path)
     with kubernetes.namespace(rights) as space:
         access = space.kubeconfig
         async with housed(kubernetes, space, runtime_image, tmp_path, access) as house:
             done = await check(house, "--patience", "60s")
             assert done.code == 1, done
             assert "FAILED" in done.out
-            assert words in done.out, done.out
-            assert of.partition("/")[0] in done.out, done.out
+            assert "create" in done.out, done.out
+            assert "jobs" in done.out, done.out
 
 
 async def test_a_quota_without_room_is_named(house: KubeHouse) -> None:
@@ -103,12 +95,3 @@ async def test_batch_and_ecs_pass_each_step(site: AwsSite, runtime_image: str) -
         done = await site.type("backends", "check", name, "--image", runtime_image)
         assert done.code == 0, (name, done)
         assert steps(done) == [[step, "ok"] for step in STEPS], name
-
-
-async def test_an_image_that_does_not_exist_is_named(site: AwsSite) -> None:
-    for name in ("batch", "ecs"):
-        done = await site.type(
-            "backends", "check", name, "--image", "127.0.0.1:1/nothing:1", "--patience", "60s"
-        )
-        assert done.code == 1, (name, done)
-        assert "127.0.0.1:1/nothing:1" in done.out, (name, done.out)
