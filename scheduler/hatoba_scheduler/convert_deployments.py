@@ -304,9 +304,10 @@ def _statuses(shown: Shown) -> list[deployment_pb2.RevisionStatus]:
 
 
 def _replicas(view: View, seen: SeenSet) -> Iterator[deployment_pb2.Replica]:
-    promised: dict[int, common_pb2.Resources] = {}
-    for number, revision in view.revisions.items():
-        promised[number] = worker_pb2.ReplicaSpec.FromString(revision.template).resources
+    promised = {
+        number: worker_pb2.ReplicaSpec.FromString(view.revisions[number].template).resources
+        for number in view.revisions.keys() & {one.revision for one in seen.replicas}
+    }
     for one in seen.replicas:
         out = _replica(one, seen)
         if one.revision in promised:

@@ -28,7 +28,7 @@ from hatoba.v1 import common_pb2
 
 PATIENCE = 120.0
 EPOCHS = 60
-READY = common_pb2.JOB_STATE_SUCCEEDED
+SUCCEEDED = common_pb2.JOB_STATE_SUCCEEDED
 TRAIN = """
 import time, torch, hatoba
 from torch import nn
@@ -185,12 +185,12 @@ async def test_a_gpu_is_found_given_to_one_hidden_from_others_and_given_back(sit
     await site.wire.in_state(holder, common_pb2.JOB_STATE_RUNNING)
     waiting = await site.python(SEES, "--gpus", every, "--require", f"hatoba/gpu-product={product}")
     without = await site.python(SEES)
-    assert (await site.wire.ended(without, PATIENCE)).state == READY
+    assert (await site.wire.ended(without, PATIENCE)).state == SUCCEEDED
     assert b"sees 0" in await site.wire.log(without)
     assert "gpu" in await site.explained(waiting)
     assert (await site.wire.job(waiting)).state == common_pb2.JOB_STATE_QUEUED
     await site.wire.cancel(holder)
-    assert (await site.wire.ended(waiting, PATIENCE)).state == READY
+    assert (await site.wire.ended(waiting, PATIENCE)).state == SUCCEEDED
     assert f"sees {every}".encode() in await site.wire.log(waiting)
 
 
@@ -201,7 +201,7 @@ async def test_what_asks_for_more_memory_than_a_gpu_has_ends_and_gives_it_back(s
     assert ended.cause.code == common_pb2.CAUSE_CODE_EXIT_CODE, ended.cause
     assert "CUDA out of memory" in "\n".join(ended.cause.last_log_lines)
     after = await site.python(SEES, "--gpus", "1")
-    assert (await site.wire.ended(after, PATIENCE)).state == READY
+    assert (await site.wire.ended(after, PATIENCE)).state == SUCCEEDED
 
 
 async def test_training_survives_deaths_and_a_drain_and_its_model_is_served(
@@ -219,7 +219,7 @@ async def test_training_survives_deaths_and_a_drain_and_its_model_is_served(
     assert drained.code == 0, drained
     await _ended(site, job)
     assert (await site.type("hosts", "uncordon", host["name"])).code == 0
-    assert (await site.wire.ended(job, PATIENCE)).state == READY
+    assert (await site.wire.ended(job, PATIENCE)).state == SUCCEEDED
     first, second = await site.wire.attempts(job)
     assert first.cause.code == common_pb2.CAUSE_CODE_DRAINED, first.cause
     assert (len(first.gpus), len(second.gpus)) == (1, 1)

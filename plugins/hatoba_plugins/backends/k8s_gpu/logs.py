@@ -73,7 +73,10 @@ class Cursor:
             return None
         moment, before = _moment(found), self.place.moment
         skipped = moment == before and self._skip > 0
-        self._skip = self._skip - 1 if skipped else self._skip if moment <= before else 0
+        if skipped:
+            self._skip -= 1
+        elif moment > before:
+            self._skip = 0
         self._new, self.moment = moment >= before and not skipped, moment
         return piece[found.end() :]
 
