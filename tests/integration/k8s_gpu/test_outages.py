@@ -69,7 +69,8 @@ async def yard(cluster: Kubernetes, root: Path) -> AsyncIterator[Yard]:
             access = await asyncio.to_thread(through, proxy.endpoint, namespace.kubeconfig)
             options = {"kubeconfig": access, "namespace": namespace.name, "image": cluster.busybox}
             told = ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
-            config = CONFIG.format(gateway=cluster.gateway, port=0, options=told)
+            address = f"{cluster.gateway}:0"
+            config = CONFIG.format(address=address, advertise=address, options=told)
             data = await asyncio.to_thread(configured, root / "data", config)
             async with running_server(data, worker=False) as server:
                 token, trusted = str(data / "admin.token"), str(data / "tls" / "ca.pem")

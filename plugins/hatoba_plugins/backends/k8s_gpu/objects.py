@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -102,6 +103,8 @@ class SeenPod:
     unschedulable: str
     disrupted: Condition | None
     ready: bool
+    lapsed: bool
+    """It was ready since its program began, and is not any more."""
     created: float
     main: Container
     init: Container
@@ -192,6 +195,7 @@ def seen_pod(told: Json) -> SeenPod:
         unschedulable=waits,
         disrupted=conditions.get("DisruptionTarget"),
         ready="Ready" in conditions,
+        lapsed=_lapsed(status),
         created=instant(meta.get("creationTimestamp")),
         main=_containers(status.get("containerStatuses")).get(names.MAIN, Container()),
         init=init.get(names.INIT, Container()),
@@ -205,6 +209,24 @@ def _waits(status: Json) -> str:
         if one["type"] == "PodScheduled" and one.get("status") == "False":
             return str(one.get("message") or one.get("reason") or "")
     return ""
+
+
+def _lapsed(status: Json) -> bool:
+    # The first "not ready" is written before any program begins, and stays until it is ready.
+    return any(
+        one["type"] == "Ready"
+        and one.get("status") != "True"
+        and instant(one.get("lastTransitionTime")) > (_began(status) or math.inf)
+        for one in status.get("conditions") or ()
+    )
+
+
+def _began(status: Json) -> float:
+    for one in status.get("containerStatuses") or ():
+        if one["name"] == names.MAIN:
+            running = (one.get("state") or {}).get("running") or {}
+            return instant(running.get("startedAt"))
+    return 0.0
 
 
 def _containers(statuses: list[Json] | None) -> dict[str, Container]:

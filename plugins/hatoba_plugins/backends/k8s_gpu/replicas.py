@@ -196,7 +196,7 @@ def _phase(pod: SeenPod) -> ReplicaPhase:
         return ReplicaPhase.READY
     begun = pod.main.state is Running.RUNNING
     ended = pod.main.state is Running.TERMINATED or pod.main.reason == "CrashLoopBackOff"
-    if ended or (begun and pod.main.restarts):
+    if ended or pod.lapsed or (begun and pod.main.restarts):
         return ReplicaPhase.UNHEALTHY
     return ReplicaPhase.STARTING
 
