@@ -322,7 +322,10 @@ class Backend(Protocol):
         ...
 
     def logs(self, ref: Ref, stream: str, offset: int, follow: bool) -> AsyncIterator[LogChunk]:
-        """Logs that the backend itself keeps. Raises Unsupported without that capability."""
+        """Logs that the backend itself keeps.
+
+        Raises Unsupported without that capability, Denied, Retry.
+        """
         ...
 
 

@@ -62,18 +62,20 @@ def without(right: str, of: str, tmp_path: Path) -> Path:
     return fewer
 
 
+@pytest.mark.parametrize(("right", "of"), [("create", "jobs"), ("get", "pods/log")])
 async def test_a_right_that_is_missing_is_named(
-    kubernetes: Kubernetes, runtime_image: str, tmp_path: Path
+    kubernetes: Kubernetes, runtime_image: str, tmp_path: Path, right: str, of: str
 ) -> None:
-    rights = await asyncio.to_thread(without, "create", "jobs", tmp_path)
+    rights = await asyncio.to_thread(without, right, of, tmp_path)
     with kubernetes.namespace(rights) as space:
         access = space.kubeconfig
         async with housed(kubernetes, space, runtime_image, tmp_path, access) as house:
             done = await check(house, "--patience", "60s")
             assert done.code == 1, done
             assert "FAILED" in done.out
-            assert "create" in done.out, done.out
-            assert "jobs" in done.out, done.out
+            assert right in done.out, done.out
+            assert of in done.out, done.out
+            assert "deploy/kubernetes/rbac.yaml" in done.out, done.out
 
 
 async def test_a_quota_without_room_is_named(house: KubeHouse) -> None:

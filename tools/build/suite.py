@@ -48,10 +48,12 @@ def program(name: str, *arguments: str) -> list[str]:
 
 
 def pytest(*marked: str) -> list[str]:
-    """The tests of all suites, or those that are marked so; most of their time they wait."""
-    return program(
-        "pytest", "-n", str(PARALLEL), "--dist", "loadfile", "--durations", "30", *marked
-    )
+    """The tests of all suites, or those that are marked so; most of their time they wait.
+
+    In the order of their folders: those that wait longest come first, and unit tests fill the end.
+    """
+    spread = ["-n", str(PARALLEL), "--dist", "loadfile", "--no-loadscope-reorder"]
+    return program("pytest", *spread, "--durations", "30", *marked)
 
 
 def testbed(*arguments: str) -> list[str]:

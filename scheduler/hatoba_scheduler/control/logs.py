@@ -54,6 +54,10 @@ class LogSource(Protocol):
         """Somebody reads this attempt's log as it grows."""
         ...
 
+    def failure(self, name: str) -> Exception | None:
+        """Why nothing of it came when that was tried last; None: nothing went wrong."""
+        ...
+
     async def fresh(self, name: str) -> None:
         """Have what there is now stored."""
         ...

@@ -51,6 +51,7 @@ class _Pull:
     wait: float = 1.0
     read_at: float = 0.0
     followed: bool = False
+    failure: Exception | None = None
 
 
 class PulledLogs:
@@ -112,6 +113,11 @@ class PulledLogs:
         if not pull.followed:
             pull.followed = True
             self._follows.add(name)
+
+    def failure(self, name: str) -> Exception | None:
+        """Why nothing of it came when that was tried last; None: nothing went wrong."""
+        pull = self._pulls.get(name)
+        return pull.failure if pull is not None else None
 
     async def fresh(self, name: str) -> None:
         """Have what there is now stored, within a few seconds, or not."""
@@ -197,8 +203,11 @@ class PulledLogs:
             await self._instance.clock.sleep(left)
 
     def _failed(self, name: str, error: Exception) -> None:
+        cause = _first(error)
+        if pull := self._pulls.get(name):
+            pull.failure = cause
         backend = self._instance.name
-        log.warning("logs.not_brought", backend=backend, attempt=name, error=repr(error))
+        log.warning("logs.not_brought", backend=backend, attempt=name, error=repr(cause))
 
     # -- bringing -------------------------------------------------------------------------------
 
@@ -225,8 +234,17 @@ class PulledLogs:
 
     async def _store(self, attempt: Attempt, stream: str, chunk: LogChunk) -> None:
         """What is stored already is ignored; what is not there any more becomes a gap."""
+        if pull := self._pulls.get(attempt.name):
+            pull.failure = None
         piece = Piece(chunk.offset, chunk.data)
         size = await self._logs.append(attempt, stream, piece)
         if size < chunk.offset:
             await self._logs.append(attempt, stream, Piece(size, b"", chunk.offset - size))
             await self._logs.append(attempt, stream, piece)
+
+
+def _first(error: Exception) -> Exception:
+    """The first error of a group: its streams fail alike."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error

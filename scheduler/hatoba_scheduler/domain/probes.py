@@ -87,6 +87,11 @@ def late(
     return Trouble(f"{after} it has not begun", f"look at {attempt.name} with the platform's tools")
 
 
+def log_denied(message: str) -> Trouble:
+    """The platform does not let the server read the probe's log."""
+    return Trouble(message, _REMEDIES[CauseCode.REFUSED_DENIED])
+
+
 def unreachable(attempt: Attempt | None, grounds: Grounds) -> Trouble:
     """Its runner did not come to claim it."""
     what = {"pod": "pod", "image": "container"}[grounds.runner]

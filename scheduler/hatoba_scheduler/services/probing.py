@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 
 from hatoba.v1 import admin_pb2, common_pb2, job_pb2
 from hatoba_plugins.backend import Backend
+from hatoba_plugins.errors import Denied
 from hatoba_plugins.loader import LoadFailure
 from hatoba_plugins.values import HealthStatus
 from hatoba_scheduler.control.submit import Caller
@@ -188,7 +189,6 @@ class Probe:
         can = self._backend.capabilities()
         if can.runner == "none" and not can.logs:
             return ""
-
         return await self._awaited("log", self._line)
 
     async def _line(self) -> str | None:
@@ -197,6 +197,8 @@ class Probe:
             return None
         if (source := logs.sources.get(attempt.backend)) is not None:
             source.read(attempt.name)
+            if isinstance(failure := source.failure(attempt.name), Denied):
+                raise _Failed(probes.log_denied(failure.message))
         piece = await logs.read(attempt, "stdout", 0)
         said = piece is not None and SAID in piece.data
         return "a line of its log came back" if said else None

@@ -216,6 +216,20 @@ async def test_a_failure_is_tried_again_before_the_release(books: Books, tmp_pat
         assert room.clock.monotonic() < GIVE_UP
 
 
+async def test_it_is_known_why_nothing_came_until_something_does(
+    books: Books, tmp_path: Path
+) -> None:
+    async with at_work(books, Shelf(text=b"late", fails=1), tmp_path) as room:
+        name = room.attempt.name
+        assert room.pulled.failure(name) is None
+        await room.pulled.fresh(name)
+        failure = room.pulled.failure(name)
+        assert isinstance(failure, Retry)
+        assert failure.message == "not now"
+        await room.pulled.fresh(name)
+        assert room.pulled.failure(name) is None
+
+
 async def test_a_backend_that_never_answers_does_not_hold_an_attempt_for_ever(
     books: Books, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from hatoba_plugins.backends.k8s_gpu.client import Kube, Refusal, Unreached
 from hatoba_plugins.backends.k8s_gpu.lookups import Lookups
 from hatoba_plugins.backends.k8s_gpu.objects import Running, SeenPod
 from hatoba_plugins.backends.k8s_gpu.states import chosen
-from hatoba_plugins.errors import Retry
+from hatoba_plugins.errors import Denied, Retry
 from hatoba_plugins.values import LogChunk, Ref
 
 STREAM = "stdout"
@@ -119,7 +119,7 @@ class LogReader:
     async def read(
         self, ref: Ref, stream: str, offset: int, follow: bool
     ) -> AsyncIterator[LogChunk]:
-        """From an offset to the end, or on until the command has ended. Raises Retry."""
+        """From an offset to the end, or on until the command has ended. Raises Retry, Denied."""
         if stream != STREAM:
             return
         while True:
@@ -162,6 +162,8 @@ class LogReader:
                     self._remember(pod.uid, cursor.place)
                     yield chunk
         except Refusal as refusal:
+            if isinstance(denied := refusal.error(), Denied):
+                raise denied from refusal
             if refusal.status not in (400, 404):
                 raise Retry(refusal.message, after=refusal.after) from refusal
         except Unreached as error:
