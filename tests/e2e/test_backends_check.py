@@ -57,6 +57,9 @@ def without(right: str, of: str, tmp_path: Path) -> Path:
         for rule in one.get("rules", ()):
             if of in rule["resources"]:
                 rule["verbs"] = [verb for verb in rule["verbs"] if verb != right]
+        if "rules" in one:
+            # A rule without verbs is refused.
+            one["rules"] = [rule for rule in one["rules"] if rule["verbs"]]
     fewer = tmp_path / "rbac.yaml"
     fewer.write_text(yaml.safe_dump_all(objects))
     return fewer
@@ -97,3 +100,12 @@ async def test_batch_and_ecs_pass_each_step(site: AwsSite, runtime_image: str) -
         done = await site.type("backends", "check", name, "--image", runtime_image)
         assert done.code == 0, (name, done)
         assert steps(done) == [[step, "ok"] for step in STEPS], name
+
+
+async def test_an_image_that_ecs_does_not_find_is_named(site: AwsSite, registry: str) -> None:
+    missing = f"{registry}/no-such-image:1"
+    done = await site.type("backends", "check", "ecs", "--image", missing, "--patience", "60s")
+    assert done.code == 1, done
+    assert steps(done)[-1] == ["start", "FAILED"], done.out
+    assert missing in done.out, done.out
+    assert "correct the image's name, or push it" in done.out, done.out
