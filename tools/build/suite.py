@@ -10,6 +10,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +26,15 @@ COMPONENTS = ["docker", "registry", "moto", "ministack", "kubernetes", "images"]
 
 @dataclass(frozen=True)
 class Step:
-    """One program to run; `runner` marks the one whose closing line is the suite's."""
+    """One program to run; `runner` marks the one whose closing line is the suite's.
+
+    `ahead`: it is begun at once, beside those before it, and told of in its place.
+    """
 
     name: str
     command: list[str]
     runner: bool = False
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ def testbed(*arguments: str) -> list[str]:
     return program("python", "tools/testbed/testbed.py", *arguments)
 
 
-UP = Step("testbed", testbed("up", "--where-possible", *COMPONENTS))
+UP = Step("testbed", testbed("up", "--where-possible", *COMPONENTS), ahead=True)
 DOWN = Step("testbed down", testbed("down"))
 STATIC = [
     Step("lint", program("ruff", "check", ".")),
@@ -88,14 +94,40 @@ def main() -> int:
     if len(sys.argv) != 2 or sys.argv[1] not in SUITES:
         print(f"usage: suite.py {'|'.join(SUITES)}", file=sys.stderr)
         return 2
-    results = [run(step) for step in SUITES[sys.argv[1]]]
+    results = run_all(SUITES[sys.argv[1]])
     report(results)
     return next((result.status for result in results if result.status), 0)
 
 
-def run(step: Step) -> Result:
+def run_all(steps: list[Step]) -> list[Result]:
+    """Run steps in order, those that may begin ahead beside the others."""
+    with ThreadPoolExecutor() as beside:
+        begun = {step.name: beside.submit(run_ahead, step) for step in steps if step.ahead}
+        return [told(begun[step.name]) if step.ahead else run(step, say) for step in steps]
+
+
+def run_ahead(step: Step) -> tuple[Result, str]:
+    """Run one step; what became of it, and what it said."""
+    lines: list[str] = []
+    return run(step, lines.append), "".join(lines)
+
+
+def told(begun: Future[tuple[Result, str]]) -> Result:
+    """Wait for a step that was begun ahead, and pass on what it said."""
+    result, text = begun.result()
+    say(text)
+    return result
+
+
+def say(text: str) -> None:
+    """Print as it comes."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def run(step: Step, say: Callable[[str], object]) -> Result:
     """Run one step with its output passed on as it comes."""
-    print(f"== {step.name}: {' '.join(step.command[1:])}", flush=True)
+    say(f"== {step.name}: {' '.join(step.command[1:])}\n")
     began = time.monotonic()
     last_line, failures = "", list[str]()
     with subprocess.Popen(
@@ -107,8 +139,7 @@ def run(step: Step) -> Result:
         env={**os.environ, "HATOBA_TESTBED": str(TESTBED)},
     ) as process:
         for line in process.stdout or ():
-            sys.stdout.write(line)
-            sys.stdout.flush()
+            say(line)
             last_line = line.strip() or last_line
             if line.startswith(("FAILED ", "ERROR ")):
                 failures.append(line.strip())
