@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bed_build
 import pytest
 from bed_archives import BUSYBOX
 from bed_place import default_directory
@@ -184,6 +185,14 @@ def registry(testbed: Testbed) -> str:
 def kubernetes(testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Kubernetes:
     """A cluster with one real node, four GPUs and RuntimeClass nvidia."""
     return testbed.kubernetes(tmp_path_factory.mktemp("kubernetes"))
+
+
+@pytest.fixture(scope="session")
+def cluster_dns(testbed: Testbed, full_round: bool) -> str:
+    """The address of the cluster's DNS, by which pods find each other."""
+    if not full_round and not bed_build.has_coredns():
+        pytest.skip("CoreDNS takes minutes to build: make long, or testbed.py up dns, does it once")
+    return str(testbed.facts("dns")["address"])
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from bed_place import ROOT, Broken, Unavailable, cache
 MODULES = ROOT / "tools" / "testbed"
 KUBERNETES = "v1.34.4"
 KWOK = "v0.8.0"
+COREDNS = "v1.14.3"
 KUBERNETES_PROGRAMS = [
     "k8s.io/kubernetes/cmd/kube-apiserver",
     "k8s.io/kubernetes/cmd/kube-controller-manager",
@@ -53,6 +54,16 @@ def kwok() -> Path:
     return folder
 
 
+def coredns() -> Path:
+    """The folder with CoreDNS in it; minutes when it is not there yet."""
+    return built("coredns", COREDNS, ["."], "")
+
+
+def has_coredns() -> bool:
+    """Whether that has been done."""
+    return folder_of("coredns", COREDNS).exists()
+
+
 def module_directory(module: str, name: str) -> str:
     """Where Go keeps the sources of a module that one of ours needs."""
     listed = subprocess.run(
@@ -67,15 +78,20 @@ def module_directory(module: str, name: str) -> str:
 
 def built(module: str, version: str, programs: Sequence[str], flags: str) -> Path:
     """The folder with these programs of a module below this one; made when it is missing."""
-    sources = sorted(MODULES.joinpath(module).rglob("*.*"))
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources if file.is_file()))
-    folder = cache() / "testbed-programs" / f"{module}-{version}-{digest.hexdigest()[:12]}"
+    folder = folder_of(module, version)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".lock"), "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         if not folder.exists():
             build(MODULES / module, programs, flags, folder)
     return folder
+
+
+def folder_of(module: str, version: str) -> Path:
+    """Where the programs of a module are, once they are built."""
+    sources = sorted(MODULES.joinpath(module).rglob("*.*"))
+    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sources if file.is_file()))
+    return cache() / "testbed-programs" / f"{module}-{version}-{digest.hexdigest()[:12]}"
 
 
 def build(module: Path, programs: Sequence[str], flags: str, folder: Path) -> None:

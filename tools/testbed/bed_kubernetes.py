@@ -22,11 +22,12 @@ from bed_place import Facts, Place, State
 from bed_processes import end, free_port, lives, run, start, until
 
 READY_WITHIN = 90.0
-ADMIN, NODE = "admin", "system:node:node-{}"
+ADMIN, NODE, DNS = "admin", "system:node:node-{}", "dns"
 USERS = {
     ADMIN: "system:masters",
     "system:kube-controller-manager": "",
     "system:kube-scheduler": "",
+    DNS: "",
 }
 NODES = 2
 # By default controllers ask 20 times a second, which is one job in a third of one.

@@ -137,7 +137,13 @@ def node_up(place: Place, network: Facts, number: int) -> Facts:
     run("ip", "route", "add", podded, "via", address, "dev", network["bridge"])
     entered = ["nsenter", f"--net=/run/netns/{name}"]
     run(*entered, "sh", "-c", f"echo 1 >{FORWARD}")
-    return {"namespace": name, "address": address, "pods": podded, "enter": entered}
+    return {
+        "namespace": name,
+        "address": address,
+        "pods": podded,
+        "gateway": network["gateway"],
+        "enter": entered,
+    }
 
 
 def node_down(facts: Facts) -> None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import bed_archives
+import bed_dns
 import bed_groups
 import bed_kubernetes
 import bed_network
@@ -22,6 +23,8 @@ READY_WITHIN = 90.0
 LONGEST_SOCKET = 107
 """Characters of a socket's path (sun_path, unix(7))."""
 GPUS = 4
+RESOLVER, MOST_SERVERS = Path("/etc/resolv.conf"), 3
+"""Of names, and how many servers of them a pod may be told (resolv.conf(5))."""
 GPU_PRODUCT = "NVIDIA-A100-SXM4-80GB"
 CONTAINERD = """\
 version = 2
@@ -168,6 +171,8 @@ def kubelet_settings(facts: Facts) -> Facts:
         "authorization": {"mode": "AlwaysAllow"},
         "cgroupDriver": "cgroupfs",
         "cgroupRoot": facts["group"],
+        "clusterDNS": name_servers(facts["network"]["gateway"]),
+        "clusterDomain": bed_dns.DOMAIN,
         "failCgroupV1": False,
         "failSwapOn": False,
         "enforceNodeAllocatable": [],
@@ -182,6 +187,13 @@ def kubelet_settings(facts: Facts) -> Facts:
         "syncFrequency": "10s",
         "serializeImagePulls": False,
     }
+
+
+def name_servers(cluster: str) -> list[str]:
+    """Whom pods ask for names: the cluster's server, and this machine's own where it has none."""
+    lines = [line.split() for line in RESOLVER.read_text().splitlines()]
+    own = [line[1] for line in lines if line[:1] == ["nameserver"]]
+    return [cluster, *own][:MOST_SERVERS]
 
 
 def kubelet_command(base: Path, facts: Facts, cluster: Facts) -> list[str]:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import bed_dns
 import bed_docker
 import bed_emulators
 import bed_groups
@@ -62,10 +63,11 @@ COMPONENTS = {
     "images": component(bed_images, "docker", "registry"),
     "all-images": component(bed_images, "docker", "registry", up="everything_up"),
     "kwok": component(bed_kwok, "control-plane"),
+    "dns": component(bed_dns, "network", "control-plane"),
 }
 GROUPS = {"kubernetes": ["control-plane", "node-1"]}
 # What comes up only when it is named.
-ON_REQUEST = {"node-2", "kwok", "images", "all-images"}
+ON_REQUEST = {"node-2", "kwok", "images", "all-images", "dns"}
 
 
 def main() -> int:
