@@ -220,9 +220,28 @@ def test_a_gang_is_one_indexed_job() -> None:
     assert main["WORLD_SIZE"] == "3"
     assert main["RANK"] == "$(JOB_COMPLETION_INDEX)"
     assert main["MASTER_ADDR"] == "h1-aa-0-1-0.h1-aa-0-1"
+    assert main["HATOBA_ATTEMPT"] == "h1-aa-$(JOB_COMPLETION_INDEX)-1"
     runner = env(template["initContainers"][0])
     assert runner["HATOBA_MEMBERS"] == "/hatoba-members/members"
     assert "HATOBA_ATTEMPT" not in runner
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("h10-a0b-{}-10", "h10-a0b-$(JOB_COMPLETION_INDEX)-10"),
+        ("h1-aa-{0}-1{0}", "h1-aa-0-10"),
+    ],
+)
+def test_each_member_has_its_own_name_where_one_text_can_say_it(pattern: str, told: str) -> None:
+    members = [
+        request(name=pattern.format(index), index=index, gang_size=3, generation=1)
+        for index in range(3)
+    ]
+    (main,) = (
+        Maker(context(), WITH_RUNNER).gang(members).job["spec"]["template"]["spec"]["containers"]
+    )
+    assert env(main)["HATOBA_ATTEMPT"] == told
 
 
 @pytest.mark.parametrize(

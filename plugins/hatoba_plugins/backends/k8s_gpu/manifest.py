@@ -131,7 +131,7 @@ class Maker:
             "restartPolicy": "Never",
             "shareProcessNamespace": True,
             "terminationGracePeriodSeconds": grace + (round(COMMIT_BUDGET) if with_runner else 0),
-            "containers": [self._main(request, with_runner, gang)],
+            "containers": [self._main(members, with_runner)],
             "volumes": [
                 pods.shared_memory(needs, memory, int(asked.shm_bytes) or options.shm_bytes)
             ],
@@ -147,9 +147,10 @@ class Maker:
             spec["runtimeClassName"] = runtime
         return spec
 
-    def _main(self, request: LaunchRequest, with_runner: bool, gang: bool) -> Json:
+    def _main(self, members: Sequence[LaunchRequest], with_runner: bool) -> Json:
+        request = members[0]
         env = dict(request.spec.env) | _identity(request)
-        more = _gang_env(request) if gang else []
+        more = _gang_env(members) if request.gang_size > 1 else []
         mounts = [{"name": "dshm", "mountPath": "/dev/shm"}]
         if with_runner:
             env |= _places(request)
@@ -226,12 +227,12 @@ def _identity(request: LaunchRequest) -> dict[str, str]:
     """Which task of which job this is."""
     env = {
         "HATOBA_JOB": request.job,
-        "HATOBA_ATTEMPT": request.name,
         "HATOBA_ATTEMPT_NUMBER": str(request.number),
         "HATOBA_TASK_COUNT": str(request.task_count),
         "PYTHONUNBUFFERED": "1",
     }
     if request.gang_size <= 1:
+        env["HATOBA_ATTEMPT"] = request.name
         env["HATOBA_INDEX"] = str(request.index)
     if request.traceparent:
         env["TRACEPARENT"] = request.traceparent
@@ -253,6 +254,7 @@ def _places(request: LaunchRequest) -> dict[str, str]:
     }
 
 
+_RANK = "$(JOB_COMPLETION_INDEX)"
 _INDEX: Json = {
     "name": "JOB_COMPLETION_INDEX",
     "valueFrom": {"fieldRef": {"fieldPath": f"metadata.annotations['{names.COMPLETION_INDEX}']"}},
@@ -261,12 +263,13 @@ _INDEX: Json = {
 
 def _member_env(request: LaunchRequest) -> list[Json]:
     """Variables of a gang's runners that differ from pod to pod."""
-    address = f"{request.name}-$(JOB_COMPLETION_INDEX).{request.name}:{GANG_PORT}"
+    address = f"{request.name}-{_RANK}.{request.name}:{GANG_PORT}"
     return [_INDEX, {"name": "HATOBA_ADDRESS", "value": address}]
 
 
-def _gang_env(request: LaunchRequest) -> list[Json]:
+def _gang_env(members: Sequence[LaunchRequest]) -> list[Json]:
     """What a gang's commands find each other by: the same names as on hosts, and torch's own."""
+    request = members[0]
     name, size = request.name, request.gang_size
     addresses = ",".join(f"{name}-{at}.{name}:{GANG_PORT}" for at in range(size))
     fixed = {
@@ -281,9 +284,22 @@ def _gang_env(request: LaunchRequest) -> list[Json]:
     by_index = ("RANK", "HATOBA_GANG_RANK", "HATOBA_INDEX")
     return [
         _INDEX,
-        *({"name": one, "value": "$(JOB_COMPLETION_INDEX)"} for one in by_index),
+        *({"name": one, "value": _RANK} for one in by_index),
+        {"name": "HATOBA_ATTEMPT", "value": _own_name([one.name for one in members])},
         *pods.env_of(fixed),
     ]
+
+
+def _own_name(members: Sequence[str]) -> str:
+    """One text for the name of each: they differ in their index. If in more, that of the first."""
+    first = members[0]
+    zeros = [at for at, sign in enumerate(first) if sign == "0"]
+    texts = [f"{first[:at]}{_RANK}{first[at + 1 :]}" for at in zeros]
+    return next((text for text in texts if _fits(text, members)), first)
+
+
+def _fits(text: str, members: Sequence[str]) -> bool:
+    return [text.replace(_RANK, str(index)) for index in range(len(members))] == list(members)
 
 
 def _place(
