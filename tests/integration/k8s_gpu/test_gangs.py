@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 from gang_desk import GangDesk, Member
-from kube_house import PATIENCE, KubeHouse
+from kube_house import PATIENCE, KubeHouse, housed
+from kube_proxy import kube_proxy
+from kube_yard import authority_of, through
+from testbed_kubernetes import Kubernetes, Namespace
 from waiting import until
 
 from hatoba.aio import AsyncJob
 from hatoba.v1 import common_pb2, job_pb2
+from hatoba_plugins.conformance.proxy import FaultProxy, kubernetes_refusal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("cluster_dns")]
 SIZE = 3
@@ -68,6 +72,30 @@ class Place:
 @pytest.fixture
 async def place(house: KubeHouse) -> AsyncIterator[Place]:
     async with GangDesk.running(house.cluster.gateway) as desk:
+        yield Place(house, desk)
+
+
+@pytest.fixture
+async def proxy(kubernetes: Kubernetes, namespace: Namespace) -> AsyncIterator[FaultProxy]:
+    """What stands between the server of `behind` and the cluster."""
+    authority = await asyncio.to_thread(authority_of, namespace.kubeconfig)
+    async with kube_proxy(kubernetes.server, authority) as made:
+        yield made
+
+
+@pytest.fixture
+async def behind(
+    proxy: FaultProxy,
+    kubernetes: Kubernetes,
+    namespace: Namespace,
+    runtime_image: str,
+    tmp_path: Path,
+) -> AsyncIterator[Place]:
+    access = await asyncio.to_thread(through, proxy.endpoint, namespace.kubeconfig)
+    async with (
+        housed(kubernetes, namespace, runtime_image, tmp_path, access) as house,
+        GangDesk.running(kubernetes.gateway) as desk,
+    ):
         yield Place(house, desk)
 
 
@@ -153,3 +181,55 @@ async def test_a_server_that_dies_meanwhile_lets_them_go_on(place: Place) -> Non
     await place.desk.until_gone(members, PATIENCE)
     await place.house.server.start()
     await place.ended_well(job, 1)
+
+
+async def test_a_server_that_dies_before_the_claims_are_there_launches_them_again(
+    behind: Place, proxy: FaultProxy
+) -> None:
+    """Of the three objects of a gang two were made; no pod begins without the third."""
+    proxy.hang("create secrets")
+    job = await behind.submit(gang_policy="restart")
+    await until(lambda: behind.house.objects("services"), PATIENCE)
+    await behind.house.server.kill()
+    kinds = [one["kind"] for one in await asyncio.to_thread(behind.house.objects, KINDS)]
+    assert sorted(kinds) == ["Job", "Service"]
+    await behind.house.server.start()
+    await dismissed(await behind.met())
+    await behind.ended_well(job, 1)
+
+
+async def test_an_answer_that_says_nothing_is_asked_for_again(
+    behind: Place, proxy: FaultProxy
+) -> None:
+    proxy.overload("create services")
+    proxy.lose_reply("create secrets")
+    proxy.lose_reply("patch jobs")
+    job = await behind.submit(gang_policy="restart")
+    await dismissed(await behind.met())
+    await behind.ended_well(job, 1)
+
+
+async def test_a_right_that_is_missing_refuses_the_gang_and_leaves_nothing(
+    behind: Place, proxy: FaultProxy
+) -> None:
+    denied = kubernetes_refusal(403, "Forbidden", "secrets is forbidden")
+    proxy.refuse("create secrets", denied)
+    job = await behind.submit(gang_policy="restart")
+    await job.wait(PATIENCE)
+    assert job.state == "FAILED", job.record
+    assert job.record.cause.code == common_pb2.CAUSE_CODE_REFUSED_DENIED
+    assert "deploy/kubernetes/rbac.yaml" in job.record.cause.message
+    assert len(await behind.house.attempts(job)) == SIZE
+    assert behind.desk.members == []
+    await behind.until_nothing_is_left()
+
+
+async def test_members_meet_across_nodes(place: Place) -> None:
+    nodes = {"node-1", await asyncio.to_thread(place.house.cluster.second_node)}
+    job = await place.submit(replicas=2, apart=True)
+    members = await place.desk.until_met(1, 2, PATIENCE)
+    assert [one.met for one in members] == [[0, 1], [0, 1]]
+    assert {one.host for one in await place.house.attempts(job)} == nodes
+    await dismissed(members)
+    await job.wait(PATIENCE)
+    assert job.state == "SUCCEEDED", job.record

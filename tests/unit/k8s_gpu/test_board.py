@@ -163,6 +163,24 @@ def test_each_member_of_a_gang_is_told_of(watched: Watched) -> None:
     assert found.name == NAME
 
 
+def test_a_gang_that_is_half_made_is_told_of_once_it_is_whole_or_stopped(watched: Watched) -> None:
+    job = copy.deepcopy(corpus("running")["job"])
+    notes = job["metadata"]["annotations"]
+    notes |= {"hatoba.dev/members": json.dumps(["m-0"]), "hatoba.dev/half-made": "true"}
+    watched.jobs.seen(job)
+    assert watched.news == []
+    assert watched.board.told("m-0") is None
+    for changes in ({"hatoba.dev/verdict": '{"kind": "stopped"}'}, {}):
+        other = copy.deepcopy(job)
+        other["metadata"]["annotations"] |= changes
+        if not changes:
+            del other["metadata"]["annotations"]["hatoba.dev/half-made"]
+        fresh = Watched()
+        fresh.board.open()
+        fresh.jobs.seen(other)
+        assert [one.name for one in fresh.news] == ["m-0"]
+
+
 def test_of_two_pods_the_one_that_claimed_is_spoken_of(watched: Watched) -> None:
     told = corpus("running")
     (winner,) = told["pods"]

@@ -208,6 +208,8 @@ def test_a_gang_is_one_indexed_job() -> None:
     members = json.loads(meta["annotations"]["hatoba.dev/members"])
     assert members == ["h1-aa-0-1", "h1-aa-1-1", "h1-aa-2-1"]
     assert made_of.name == "h1-aa-0-1"
+    assert spec["suspend"], "until its Service and its Secret are there"
+    assert "hatoba.dev/half-made" in meta["annotations"]
     assert "hr_secret" not in json.dumps(made_of.job), "claims stand in the Secret alone"
     assert made_of.secret is not None
     claims = json.loads(made_of.secret["stringData"]["members"])

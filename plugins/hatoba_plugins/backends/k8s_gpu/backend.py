@@ -226,6 +226,9 @@ class KubeBackend:
         job = await asked(self._lookups.find(ref))
         if job is not None:
             self._lookups.settling.seen(job.name)
+            # Whoever launches it again finds it, and makes it whole.
+            if job.half:
+                return Absent(ref.name)
             return Found(ref.name, handle_of(job))
         after = self._lookups.settling.settled_in(ref.name)
         return Unsure(ref.name, after) if after > 0 else Absent(ref.name)

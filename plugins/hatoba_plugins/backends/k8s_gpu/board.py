@@ -211,9 +211,9 @@ class JobFollower:
         self._named.clear()
 
     def seen(self, told: Json) -> None:
-        """A Job; one whose labels are not an attempt's is somebody else's."""
+        """A Job; one whose labels are not an attempt's is somebody else's. Half made it is none."""
         job = seen_job(told)
-        if job is not None:
+        if job is not None and not job.half:
             self._named.add(job.name)
             self._board.put_job(job)
 

@@ -107,7 +107,8 @@ class KubeJobs:
                 self._require_unmarked(one)
             made = _manifest(lambda: self._maker.gang(members, self._shunned()))
             job = await self._create(made)
-            await self._create_for(job, made)
+            if job.half:
+                job = await self._complete(job, made)
         except BackendError as error:
             return [Refused(one.name, error) for one in members]
         except (Refusal, Unreached) as error:
@@ -155,6 +156,32 @@ class KubeJobs:
             )
         return known
 
+    async def _complete(self, job: SeenJob, made: Made) -> SeenJob:
+        """Create what a gang needs beside its Job, and let its pods come. What cannot be leaves
+        nothing; what stops half-way is taken up by the next launch.
+        """
+        try:
+            await self._create_for(job, made)
+        except Refusal as refusal:
+            if (error := refusal.error()) is None:
+                raise
+            await self._delete(job)
+            raise error from refusal
+        return await self._begin(made.name)
+
+    async def _begin(self, name: str) -> SeenJob:
+        """Its pods may come, unless it was stopped: a stop that comes at the same time wins."""
+        while True:
+            told = await self._lookups.job(name)
+            job = seen_job(told) if told else None
+            if told is None or job is None or job.verdict or job.deleting:
+                raise Fatal("it was stopped before it was launched")
+            if not job.half:
+                return job
+            await self._ctx.budget("patch")
+            patch = _beginning(job, told["metadata"]["resourceVersion"])
+            await self._absent_is_fine(self._kube.patch(f"{self._lookups.jobs_path}/{name}", patch))
+
     async def _create_for(self, job: SeenJob, made: Made) -> None:
         """What a gang needs beside its Job; the cluster removes it together with the Job."""
         for kind, manifest in (("services", made.service), ("secrets", made.secret)):
@@ -185,6 +212,8 @@ class KubeJobs:
 
     async def _observe(self, ref: Ref) -> Observation:
         found = await self._lookups.find(ref)
+        if found is not None and found.half:
+            return _out_of_reach(ref.name)
         if found is None:
             if self._lookups.settling.under_way(ref.name):
                 return _out_of_reach(ref.name)
@@ -308,6 +337,12 @@ def _manifest(make: Callable[[], Made]) -> Made:
         return make()
     except ValueError as error:
         raise Invalid(str(error)) from error
+
+
+def _beginning(job: SeenJob, version: str) -> dict[str, Any]:
+    """Of a Job as it was at this version; one that Kueue admits begins when Kueue says so."""
+    about = {"annotations": {names.HALF: None}, "resourceVersion": version}
+    return {"metadata": about} if job.queued else {"metadata": about, "spec": {"suspend": False}}
 
 
 def _ending(job: SeenJob, told: Exit) -> dict[str, Any]:

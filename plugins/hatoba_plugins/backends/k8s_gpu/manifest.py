@@ -61,7 +61,11 @@ class Maker:
         return Made(self._job([request], names.ROLE_JOB, shunned))
 
     def gang(self, members: Sequence[LaunchRequest], shunned: Sequence[str] = ()) -> Made:
-        """An Indexed Job with a Service for its names, and a Secret with each member's claim."""
+        """An Indexed Job with a Service for its names, and a Secret with each member's claim.
+
+        The Job is half made, and suspended, until the others are there: without its name and its
+        claim no member may begin.
+        """
         by_index = sorted(members, key=lambda one: one.index)
         job = self._job(by_index, names.ROLE_GANG, shunned)
         labels = job["metadata"]["labels"]
@@ -90,11 +94,11 @@ class Maker:
             "podFailurePolicy": {"rules": _failure_rules(self.runner(request) == "pod")},
             "template": {"metadata": {"labels": labels}, "spec": self._pod(members, asked)},
         }
-        if queue:
+        if queue or role == names.ROLE_GANG:
             spec["suspend"] = True
         notes = {names.SPEC: names.digest(spec), names.RUNNER: self.runner(request)}
         if role == names.ROLE_GANG:
-            notes[names.MEMBERS] = json.dumps([one.name for one in members])
+            notes |= {names.MEMBERS: json.dumps([one.name for one in members]), names.HALF: "true"}
         _place(spec["template"]["spec"], request, asked, self._options, shunned)
         return {
             "apiVersion": "batch/v1",

@@ -73,6 +73,8 @@ class SeenJob:
     queued: bool
     """Kueue decides when it begins."""
     deleting: bool
+    half: bool
+    """Of a gang, what it needs beside its Job may be missing: nothing of it runs."""
     verdict: str
     complete: bool
     failed: Condition | None
@@ -141,6 +143,7 @@ def seen_job(told: Json) -> SeenJob | None:
         halted="Suspended" in conditions,
         queued=names.KUEUE_QUEUE in (meta.get("labels") or {}),
         deleting="deletionTimestamp" in meta,
+        half=names.HALF in notes and names.VERDICT not in notes,
         verdict=notes.get(names.VERDICT, ""),
         complete="Complete" in conditions,
         failed=conditions.get("Failed"),
