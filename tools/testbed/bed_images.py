@@ -1,7 +1,8 @@
 """The product's images on a base of Debian's, in the testbed's engine and registry.
 
 The base is made by debootstrap, once; wheels are fetched once for what the locks say. What is
-built carries the digest of the sources, so that a changed tree gets an image of its own.
+built carries the digest of the sources, so that a changed tree gets an image of its own. Images
+for arm64 come about in the same way, their programs run by QEMU: see bed_arm64.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import bed_archives
@@ -23,7 +25,6 @@ from bed_processes import run
 
 SUITE = "bookworm"
 PACKAGES = "python3,python3-venv,ca-certificates"
-BASE = f"hatoba.test/python:{SUITE}"
 NOT_NEEDED = (
     "usr/share/doc",
     "usr/share/man",
@@ -34,38 +35,77 @@ NOT_NEEDED = (
 SOURCES = ["scheduler", "plugins", "workers", "clients/python", "deploy/images", "locks/dev.txt"]
 TARGETS = ("runtime", "router", "worker", "server")
 ENVIRONMENT = ROOT / ".venv" / "bin" / "python"
+# What the suite's C library has, the newest first; pip knows no "and older".
+MANYLINUX = [*(f"manylinux_2_{minor}" for minor in range(36, 16, -1)), "manylinux2014"]
+# Least of all: tests that run in the same engine come first.
+SHARES = "--cpu-shares=2"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What differs between images for one kind of processor and for another."""
+
+    name: str
+    machine: str
+    tagged: str = ""
+
+    @property
+    def base(self) -> str:
+        """The name of the image below all others."""
+        return f"hatoba.test/python:{SUITE}{self.tagged}"
+
+
+AMD64 = Architecture("amd64", "x86_64")
+ARM64 = Architecture("arm64", "aarch64", tagged="-arm64")
 
 
 def prepare() -> None:
     """Have the base image."""
-    base("amd64")
+    base(AMD64)
+
+
+def arm64_prepare() -> None:
+    """Have what makes the base image; that itself needs the machine to run programs for arm64."""
+    install("debootstrap")
 
 
 def up(place: Place, engine: Facts, registry: Facts) -> Facts:
     """Build the runtime image as the sources are now, and push it."""
-    return made(place, engine, registry, TARGETS[:1])
+    return made(place, engine, registry, AMD64, TARGETS[:1])
 
 
 def everything_up(place: Place, engine: Facts, registry: Facts) -> Facts:
     """Build all images as the sources are now, and push them."""
-    return made(place, engine, registry, TARGETS)
+    return made(place, engine, registry, AMD64, TARGETS)
 
 
-def made(place: Place, engine: Facts, registry: Facts, targets: Sequence[str]) -> Facts:
+def arm64_up(place: Place, engine: Facts, registry: Facts, arm64: Facts) -> Facts:
+    """Build all images for arm64 as the sources are now, and push them."""
+    return made(place, engine, registry, ARM64, TARGETS)
+
+
+def made(
+    place: Place,
+    engine: Facts,
+    registry: Facts,
+    architecture: Architecture,
+    targets: Sequence[str],
+) -> Facts:
     """Images by target: built where they are missing, and pushed."""
     digest, socket = sources_digest(), engine["socket"]
-    names = {target: f"{registry['address']}/hatoba/{target}:{digest}" for target in targets}
+    where, tag = f"{registry['address']}/hatoba", f"{digest}{architecture.tagged}"
+    names = {target: f"{where}/{target}:{tag}" for target in targets}
     known = docker(socket, "image", "ls", "--format={{.Repository}}:{{.Tag}}").split()
     missing = [target for target in targets if names[target] not in known]
     if missing:
-        load_base(socket, "amd64")
-        build(place, socket, {target: names[target] for target in missing})
+        load_base(socket, architecture)
+        build(place, socket, architecture, {target: names[target] for target in missing})
     for name in names.values():
         docker(socket, "push", "--quiet", name)
-    return {**names, "digest": digest, "base": BASE}
+    return {**names, "digest": digest, "base": architecture.base}
 
 
-def build(place: Place, socket: str, names: Mapping[str, str]) -> None:
+def build(place: Place, socket: str, architecture: Architecture, names: Mapping[str, str]) -> None:
     """Run the Dockerfile for some targets, on Debian's base and with wheels at hand."""
     if not ENVIRONMENT.exists():
         raise Unavailable("the project's environment is missing: make venv")
@@ -73,46 +113,49 @@ def build(place: Place, socket: str, names: Mapping[str, str]) -> None:
         run(ENVIRONMENT, ROOT / "tools" / "build" / "images.py", "context", folder)
         everything = not {"worker", "server"}.isdisjoint(names)
         for lock in ("runtime", "server") if everything else ("runtime",):
-            for file in wheels(Path(folder, "locks", f"{lock}.txt")).iterdir():
+            for file in wheels(Path(folder, "locks", f"{lock}.txt"), architecture).iterdir():
                 shutil.copy(file, Path(folder, "wheels", lock))
         os.environ["DOCKER_BUILDKIT"] = "0"
         for target, name in names.items():
             version = f"VERSION={name.rpartition(':')[2]}"
-            arguments = [f"BASE={BASE}", "PIP_OPTIONS=--no-index", version]
+            arguments = [f"BASE={architecture.base}", "PIP_OPTIONS=--no-index", version]
             told = [f"--build-arg={argument}" for argument in arguments]
-            docker(socket, "build", "--quiet", f"--target={target}", f"--tag={name}", *told, folder)
+            told += [f"--platform=linux/{architecture.name}", f"--target={target}"]
+            docker(socket, "build", "--quiet", SHARES, f"--tag={name}", *told, folder)
 
 
-def wheels(lock: Path) -> Path:
+def wheels(lock: Path, architecture: Architecture) -> Path:
     """A folder with what a lock names, fetched once."""
-    folder = cache() / "testbed-wheels" / hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    digest = hashlib.sha256(lock.read_bytes()).hexdigest()[:12]
+    folder = cache() / "testbed-wheels" / f"{architecture.name}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".lock"), "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         if not folder.exists():
-            fetch(lock, folder)
+            fetch(lock, architecture, folder)
     return folder
 
 
-def fetch(lock: Path, folder: Path) -> None:
+def fetch(lock: Path, architecture: Architecture, folder: Path) -> None:
     """Download wheels, hashes checked."""
     fresh = folder.with_suffix(".new")
     shutil.rmtree(fresh, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
     checked = ["--no-deps", "--require-hashes", "--only-binary=:all:"]
-    run(*pip, *checked, "--requirement", lock, "--dest", fresh)
+    fitting = [f"--platform={each}_{architecture.machine}" for each in MANYLINUX]
+    run(*pip, *checked, *fitting, "--requirement", lock, "--dest", fresh)
     fresh.rename(folder)
 
 
-def load_base(socket: str, architecture: str) -> None:
+def load_base(socket: str, architecture: Architecture) -> None:
     """Have the base image in the engine."""
-    if not docker(socket, "image", "ls", "--quiet", BASE).strip():
+    if not docker(socket, "image", "ls", "--quiet", architecture.base).strip():
         docker(socket, "load", "--quiet", "--input", str(base(architecture)))
 
 
-def base(architecture: str) -> Path:
+def base(architecture: Architecture) -> Path:
     """An archive of the base image, made once."""
-    archive = cache() / "testbed-base" / f"{SUITE}-{architecture}-{recipe()}.tar"
+    archive = cache() / "testbed-base" / f"{SUITE}-{architecture.name}-{recipe()}.tar"
     archive.parent.mkdir(parents=True, exist_ok=True)
     with open(archive.with_suffix(".lock"), "w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -126,19 +169,19 @@ def recipe() -> str:
     return hashlib.sha256(f"{PACKAGES} {NOT_NEEDED}".encode()).hexdigest()[:12]
 
 
-def make_base(archive: Path, architecture: str) -> None:
+def make_base(archive: Path, architecture: Architecture) -> None:
     """Run debootstrap, and pack what it made."""
     install("debootstrap")
-    print("making the base image (once, a minute)", flush=True)
+    print("making the base image (once, minutes)", flush=True)
     with tempfile.TemporaryDirectory(dir=archive.parent) as folder:
         root, layer = Path(folder, "root"), Path(folder, "layer.tar")
-        bootstrap = ["nice", "debootstrap", "--variant=minbase", f"--include={PACKAGES}"]
-        run(*bootstrap, SUITE, root, mirror())
+        bootstrap = ["nice", "debootstrap", f"--arch={architecture.name}", "--variant=minbase"]
+        run(*bootstrap, f"--include={PACKAGES}", SUITE, root, mirror())
         for part in NOT_NEEDED:
             shutil.rmtree(root / part, ignore_errors=True)
         run("tar", "--create", f"--file={layer}", f"--directory={root}", "--numeric-owner", ".")
         fresh = archive.with_suffix(".new")
-        bed_archives.image_file(fresh, BASE, layer, architecture)
+        bed_archives.image_file(fresh, architecture.base, layer, architecture.name)
         fresh.rename(archive)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import bed_arm64
 import bed_dns
 import bed_docker
 import bed_emulators
@@ -44,10 +45,10 @@ class Component:
     healthy: Callable[[Facts], bool]
 
 
-def component(module: Any, *needs: str, up: str = "up") -> Component:
+def component(module: Any, *needs: str, up: str = "up", prepare: str = "prepare") -> Component:
     """A component by the module that has its functions."""
-    prepare = getattr(module, "prepare", lambda: None)
-    return Component(needs, prepare, getattr(module, up), module.down, module.healthy)
+    prepared = getattr(module, prepare, lambda: None)
+    return Component(needs, prepared, getattr(module, up), module.down, module.healthy)
 
 
 # In the order in which they come up.
@@ -62,12 +63,16 @@ COMPONENTS = {
     "node-2": component(bed_node, "network", "registry", "control-plane", up="second_up"),
     "images": component(bed_images, "docker", "registry"),
     "all-images": component(bed_images, "docker", "registry", up="everything_up"),
+    "arm64": component(bed_arm64),
+    "arm64-images": component(
+        bed_images, "docker", "registry", "arm64", up="arm64_up", prepare="arm64_prepare"
+    ),
     "kwok": component(bed_kwok, "control-plane"),
     "dns": component(bed_dns, "network", "control-plane"),
 }
 GROUPS = {"kubernetes": ["control-plane", "node-1"]}
 # What comes up only when it is named.
-ON_REQUEST = {"node-2", "kwok", "images", "all-images", "dns"}
+ON_REQUEST = {"node-2", "kwok", "images", "all-images", "arm64", "arm64-images", "dns"}
 
 
 def main() -> int:

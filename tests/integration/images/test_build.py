@@ -22,8 +22,11 @@ class Doubler:
     def predict(self, inputs):
         return {"value": inputs["value"] * 2}
 """
-
-
+PROGRAM = """\
+import platform, serve
+from markupsafe import _speedups
+print(platform.machine(), serve.Doubler(None).predict({"value": 3})["value"])
+"""
 PARTS = ("model", "--code", "code", "--handler", "serve:Doubler", "--example", '{"value": 3}')
 
 
@@ -35,15 +38,22 @@ class House:
     engine: DockerEngine
     model: str
 
-    async def build(self, *arguments: str) -> tuple[int, str, str]:
-        """`hatoba images build`, on the testbed's engine."""
-        return await self.cli(
-            "images", "build", f"{self.model}:1", "--engine", self.engine.socket, *arguments
-        )
+    async def require(self, requirements: str) -> None:
+        """Register version 2, which needs packages."""
+        (self.cli.work / "requirements.txt").write_text(requirements)
+        needs = ["--requirements", "requirements.txt"]
+        code, _, err = await self.cli("models", "register", self.model, *PARTS, *needs)
+        assert code == 0, err
 
-    async def images(self) -> list[dict[str, str]]:
+    async def build(self, *arguments: str, version: int = 1) -> tuple[int, str, str]:
+        """`hatoba images build`, on the testbed's engine."""
+        name, engine = f"{self.model}:{version}", ["--engine", self.engine.socket]
+        return await self.cli("images", "build", name, *engine, *arguments)
+
+    async def images(self, version: int = 1) -> list[dict[str, str]]:
         """What is recorded of the version."""
-        code, out, err = await self.cli("images", "list", f"{self.model}:1", "-o", "json")
+        name = f"{self.model}:{version}"
+        code, out, err = await self.cli("images", "list", name, "-o", "json")
         assert code == 0, err
         return list(json.loads(out).get("images", []))
 
@@ -108,17 +118,42 @@ async def test_a_base_of_another_architecture_is_refused_and_nothing_is_kept(hou
 
 
 async def test_requirements_are_in_the_image_as_its_architecture_needs_them(house: House) -> None:
-    (house.cli.work / "requirements.txt").write_text("iniconfig==2.0.0\n")
-    other = ["--requirements", "requirements.txt"]
-    code, _, err = await house.cli("models", "register", house.model, *PARTS, *other)
-    assert code == 0, err
+    await house.require("iniconfig==2.0.0\n")
     tag = f"hatoba.test/{house.model}"
-    base = ["--base", house.engine.busybox, "--tag", tag, "--engine", house.engine.socket]
-    code, _, err = await house.cli("images", "build", f"{house.model}:2", *base)
+    code, _, err = await house.build("--base", house.engine.busybox, "--tag", tag, version=2)
     assert code == 0, err
     listed = house.engine.docker("run", "--rm", f"{tag}:2-amd64", "ls", "/opt/model/packages")
     assert "iniconfig" in listed
     house.engine.docker("rmi", f"{tag}:2-amd64")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+async def test_one_build_makes_an_image_for_each_architecture_and_both_run(
+    house: House, registry: str, runtime_image: str, arm64_images: dict[str, str]
+) -> None:
+    base, tag = f"hatoba.test/{house.model}-base", f"{registry}/{house.model}:both"
+    house.engine.docker("tag", runtime_image, f"{base}:amd64")
+    house.engine.docker("tag", arm64_images["runtime"], f"{base}:arm64")
+    await house.require("markupsafe==3.0.3\n")
+    wanted = ["--base", f"{base}:{{arch}}", "--arch", "amd64,arm64", "--tag", tag, "--push"]
+    code, _, err = await house.build(*wanted, version=2)
+    assert code == 0, err
+    kept = {each["architecture"]: each["digest"] for each in await house.images(2)}
+    assert sorted(kept) == ["amd64", "arm64"]
+    house.engine.docker("rmi", f"{tag}-amd64", f"{tag}-arm64", f"{base}:amd64", f"{base}:arm64")
+    assert run_pushed(house, registry, kept["amd64"]) == "x86_64 6\n"
+    assert run_pushed(house, registry, kept["arm64"]) == "aarch64 6\n"
+
+
+def run_pushed(house: House, registry: str, digest: str) -> str:
+    """Its machine and the handler's answer, with the compiled package that it was built with."""
+    name = f"{registry}/{house.model}@{digest}"
+    house.engine.docker("pull", name)
+    try:
+        return house.engine.docker("run", "--rm", name, "python", "-c", PROGRAM)
+    finally:
+        house.engine.docker("rmi", name)
 
 
 async def test_no_engine_and_no_code_are_told(house: House) -> None:
