@@ -61,6 +61,8 @@ class Exit(NamedTuple):
     code: int = 0
     signal: int = 0
     message: str = ""
+    spot: bool = False
+    """With PREEMPTED: the platform says that it took spot capacity back."""
 
 
 class Share(NamedTuple):

@@ -376,7 +376,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         webhooks=Webhooks(store, events, clock, options.config.webhooks.allow),
         dispatcher=dispatcher,
         hub=Hub(store, clock, __version__),
-        desk=RunnerDesk(ledger, store, clock, rng, logged, dispatcher.most_memory),
+        desk=RunnerDesk(ledger, store, clock, rng, logged, dispatcher),
         exits=Exits(clock),
         runner_keys=runner_keys,
         credentials=credentials,
@@ -521,7 +521,7 @@ async def _open_backends(core: Core, bound: Bound, stack: AsyncExitStack) -> Bac
         core.store.identity.cluster_id,
         core.dispatcher.describe,
         core.dispatcher.set_backend,
-        core.dispatcher.most_memory,
+        core.dispatcher,
         Elsewhere(core.exits, core.desk.heard, _launch_credential(core)),
         core.logs,
     )

@@ -317,6 +317,7 @@ def ends() -> Iterator[tuple[Cause, str]]:
     made = [causes.judge(Ending(kind, code=1))[1] for kind in ExitKind]
     faulty = Ending(ExitKind.EXITED, code=1, last_log_lines=causes.DEVICE_FAULTS[:1])
     made.append(causes.judge(faulty, gpus=True)[1])
+    made.append(causes.judge(Ending(ExitKind.PREEMPTED, spot=True))[1])
     made.append(preempting.preempted("more urgent"))
     made.append(causes.cancelled("owner", ""))
     made.append(causes.upstream_failed("job-1", "FAILED"))

@@ -172,6 +172,10 @@ class Dispatcher:
             self._most[key] = max(memory, default=0)
         return self._most[key]
 
+    def on_spot(self, attempt: Attempt) -> bool:
+        """Whether an attempt was sent to capacity that its provider may take back."""
+        return self.planner.on_spot(attempt.backend, attempt.host)
+
     def share(self, key: QueueKey) -> QueueShare:
         """What a queue may claim and uses."""
         return self.planner.share(key)

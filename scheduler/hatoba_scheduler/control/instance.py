@@ -18,10 +18,11 @@ from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.ledger import Answer, Ledger
 from hatoba_scheduler.control.logs import LogStore
 from hatoba_scheduler.control.observe import Grounds, Step, foresee, observation_step, of_attempt
+from hatoba_scheduler.control.places import NO_PLACES, Places
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain.capacity import PoolRoom
 from hatoba_scheduler.domain.planning.model import BackendSettings
-from hatoba_scheduler.domain.records import Attempt, Job
+from hatoba_scheduler.domain.records import Attempt
 from hatoba_scheduler.domain.transitions import Now, Rows
 from hatoba_scheduler.store.base import Store
 
@@ -60,8 +61,8 @@ class LoopContext:
     """Takes what a backend tells of its pools."""
     set_backend: Callable[[BackendSettings], None] = lambda _: None
     """Takes whether a backend may be given work now, and how much."""
-    most_memory: Callable[[Job], int] = lambda _: 0
-    """Bytes of the largest place where a job may go."""
+    places: Places = NO_PLACES
+    """What its attempts were sent to."""
     elsewhere: Elsewhere | None = None
     """What runners in pods and images need; without it there are none."""
     logs: LogStore | None = None
@@ -85,7 +86,7 @@ class Instance:
         others = ctx.elsewhere or Elsewhere(Exits(ctx.clock), lambda _: -1.0, lambda _: "")
         self.place = Place(backend.capabilities().runner)
         self.ends = AwaitedEnds(ctx.clock, self.place, others.heard)
-        self._grounds = Grounds(ctx.rng, self.ends, others.exits, ctx.most_memory)
+        self._grounds = Grounds(ctx.rng, self.ends, others.exits, ctx.places)
         self._credential = others.credential
 
     def credential(self, attempt: Attempt) -> str:

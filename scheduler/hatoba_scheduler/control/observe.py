@@ -20,11 +20,12 @@ from hatoba_scheduler.control.awaited_ends import (
 )
 from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.launches import encode_handle
+from hatoba_scheduler.control.places import NO_PLACES, Places
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.gangs import ended
-from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Cause, Change, Job
+from hatoba_scheduler.domain.records import Attempt, AttemptWrite, Cause, Change
 from hatoba_scheduler.domain.retries import back_off
 from hatoba_scheduler.domain.states import AttemptState, CauseCode, Origin
 from hatoba_scheduler.domain.transitions import (
@@ -146,14 +147,14 @@ def refused_step(error: errors.BackendError, now: Now) -> Step:
 class Grounds:
     """What an observation is decided on beside itself.
 
-    `most_memory`: bytes of the largest place where a job may go. `ends` holds back what a runner
-    elsewhere may still say better, and `exits` tells it what was seen.
+    `ends` holds back what a runner elsewhere may still say better, and `exits` tells it what was
+    seen.
     """
 
     rng: random.Random
     ends: AwaitedEnds
     exits: Exits
-    most_memory: Callable[[Job], int] = lambda _: 0
+    places: Places = NO_PLACES
 
 
 def observation_step(seen: Observation, now: Now, grounds: Grounds) -> Step:
@@ -198,17 +199,17 @@ def _seen_ended(view: View, seen: Observation, now: Now, grounds: Grounds) -> Ch
 
 
 def _ended(view: View, seen: Observation, now: Now, grounds: Grounds) -> Change | None:
-    state, cause = _verdict(view.attempt, seen, grounds.ends)
+    state, cause = _verdict(view.attempt, seen, grounds)
     gone = not seen.exists
     if cause is None:
         return ended(view, Outcome(state, None, gone=gone), now)
     wait = back_off(view.job, view.task, grounds.rng)
-    most = grounds.most_memory(view.job) if view.job.retries.rules else 0
+    most = grounds.places.most_memory(view.job) if view.job.retries.rules else 0
     return ended(view, Outcome(state, cause, wait=wait, gone=gone, most_memory=most), now)
 
 
 def _verdict(
-    attempt: Attempt, seen: Observation, ends: AwaitedEnds
+    attempt: Attempt, seen: Observation, grounds: Grounds
 ) -> tuple[AttemptState, Cause | None]:
     ending = _ending(seen)
     if fenced(attempt, seen) and refused(seen) and not same_run(attempt.nonce, seen.run):
@@ -218,9 +219,9 @@ def _verdict(
             "The command exited 0 and its runner never committed.", CauseCode.NOT_COMMITTED
         )
     told = OWN_CODES.get(ending.code) if ending.kind is ExitKind.EXITED else None
-    if told and fenced(attempt, seen) and ends.elsewhere:
+    if told and fenced(attempt, seen) and grounds.ends.elsewhere:
         return AttemptState.LOST, causes.lost(told, CauseCode.NOT_COMMITTED)
-    return causes.judge(ending)
+    return causes.judge(ending._replace(spot=ending.spot or grounds.places.on_spot(attempt)))
 
 
 def _ending(seen: Observation) -> Ending:
@@ -229,7 +230,7 @@ def _ending(seen: Observation) -> Ending:
 
 def ending_of(told: Exit) -> Ending:
     """A backend's exit in the domain's words."""
-    return Ending(_KINDS[told.kind], told.code, told.signal, told.message)
+    return Ending(_KINDS[told.kind], told.code, told.signal, told.message, spot=told.spot)
 
 
 def foresee(attempt: Attempt, seen: Observation, exits: Exits) -> None:

@@ -18,6 +18,7 @@ from hatoba_scheduler.control.ledger import Commit, Ledger
 from hatoba_scheduler.control.logged_models import LoggedModels, ModelRefused
 from hatoba_scheduler.control.observe import Step, of_attempt
 from hatoba_scheduler.control.orders import fill_order
+from hatoba_scheduler.control.places import NO_PLACES, Places
 from hatoba_scheduler.convert import (
     checkpoint_to_proto,
     manifest_of,
@@ -37,7 +38,6 @@ from hatoba_scheduler.domain.records import (
     Change,
     Checkpoint,
     Event,
-    Job,
     Progress,
 )
 from hatoba_scheduler.domain.retries import back_off
@@ -78,11 +78,10 @@ class RunnerDesk:
         clock: Clock,
         rng: random.Random,
         models: LoggedModels,
-        most_memory: Callable[[Job], int] = lambda _: 0,
+        places: Places = NO_PLACES,
     ) -> None:
-        """`most_memory`: bytes of the largest place where a job may go."""
         self._models = models
-        self._most_memory = most_memory
+        self._places = places
         self._commits = asyncio.TaskGroup()
         self._gangs = GangCommits(ledger, clock)
         self._ledger = ledger
@@ -356,6 +355,7 @@ class RunnerDesk:
             request.message,
             tuple(request.last_log_lines),
             usage,
+            self._places.on_spot(view.attempt),
         )
         state, cause = causes.judge(ending, gpus=bool(view.attempt.gpus))
         return Outcome(
@@ -368,7 +368,7 @@ class RunnerDesk:
             outputs=manifest_of(request.outputs) if request.outputs.digest else None,
             log_sizes=tuple(sorted(request.log_sizes.items())),
             gone=request.gone,
-            most_memory=self._most_memory(view.job) if view.job.retries.rules else 0,
+            most_memory=self._places.most_memory(view.job) if view.job.retries.rules else 0,
         )
 
     def gone(self, told: worker_pb2.AttemptGone) -> asyncio.Future[bool]:

@@ -49,6 +49,8 @@ class Ending(NamedTuple):
     message: str = ""
     last_log_lines: tuple[str, ...] = ()
     usage: Usage = Usage()
+    spot: bool = False
+    """With PREEMPTED: its provider took spot capacity back."""
 
     @property
     def good(self) -> bool:
@@ -122,11 +124,11 @@ _VERDICTS: dict[ExitKind, _Verdict] = {
         "It is gone, and nobody saw how it ended.",
     ),
     ExitKind.PREEMPTED: _Verdict(
-        CauseCode.SPOT_RECLAIMED,
+        CauseCode.PREEMPTED,
         Origin.PREEMPTION,
         AttemptState.PREEMPTED,
         True,
-        "The provider took its capacity back.",
+        "Its place was taken away.",
     ),
     ExitKind.DISCONNECTED: _Verdict(
         CauseCode.DISCONNECTED,
@@ -175,6 +177,16 @@ A closed list, and a short one: most CUDA errors are the program's own.
 """
 
 
+_RECLAIMED = _Verdict(
+    CauseCode.SPOT_RECLAIMED,
+    Origin.PREEMPTION,
+    AttemptState.PREEMPTED,
+    True,
+    "The provider took its capacity back.",
+)
+"""Of what was preempted on spot capacity."""
+
+
 def faulty_line(lines: Iterable[str]) -> str:
     """The newest log line that tells of a failed device; empty: there is none."""
     told = [line for line in lines if any(words in line.lower() for words in DEVICE_FAULTS)]
@@ -212,7 +224,8 @@ def judge(ending: Ending, gpus: bool = False) -> tuple[AttemptState, Cause | Non
         line = faulty_line(ending.last_log_lines)
         if line:
             return AttemptState.FAILED, _device_fault(ending, line)
-    verdict = _VERDICTS[ending.kind]
+    reclaimed = ending.kind is ExitKind.PREEMPTED and ending.spot
+    verdict = _RECLAIMED if reclaimed else _VERDICTS[ending.kind]
     sentence = verdict.sentence.format(
         code=ending.code,
         signal=signal_name(ending.signal),

@@ -66,7 +66,7 @@ WORK = 2_000
 TICK = 60.0
 """Seconds between looks at what waits, for what only the passing of time changes."""
 LOST = Ending(ExitKind.LOST)
-RECLAIMED = Ending(ExitKind.PREEMPTED)
+RECLAIMED = Ending(ExitKind.PREEMPTED, spot=True)
 _BAD = frozenset({JobState.FAILED, JobState.TIMED_OUT})
 
 

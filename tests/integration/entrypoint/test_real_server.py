@@ -139,7 +139,7 @@ async def test_what_its_platform_takes_away_goes_on_from_its_checkpoint(
     os.kill(int(await asyncio.to_thread(pid.read_text)), signal.SIGTERM)
     await job.wait(PATIENCE)
     first, _ = await attempts_of(job)
-    assert (first.cause.code, job.state) == (common_pb2.CAUSE_CODE_SPOT_RECLAIMED, "SUCCEEDED")
+    assert (first.cause.code, job.state) == (common_pb2.CAUSE_CODE_PREEMPTED, "SUCCEEDED")
     assert "from step-3" in await log_of(job)
 
 

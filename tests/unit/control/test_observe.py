@@ -24,7 +24,8 @@ from hatoba_scheduler.control.observe import (
     of_attempt,
     refused_step,
 )
-from hatoba_scheduler.domain.records import Change, Terms
+from hatoba_scheduler.control.places import NO_PLACES, NoPlaces
+from hatoba_scheduler.domain.records import Attempt, Change, Terms
 from hatoba_scheduler.domain.states import AttemptState, CauseCode, JobState, Release
 from hatoba_scheduler.domain.transitions import Rows, cancel, launch
 
@@ -124,6 +125,33 @@ def test_what_a_launch_saw_is_taken_with_its_handle(rows: Rows) -> None:
     for step in (launched(None), launched(Phase.EXISTS)):
         kept = told(rows, step)
         assert (kept.job.state, kept.attempts[0].handle) == (J.LAUNCHING, b"1:x")
+
+
+class OnSpot(NoPlaces):
+    """All places are spot capacity."""
+
+    def on_spot(self, attempt: Attempt) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("exit", "places", "code"),
+    [
+        (Exit(ExitKind.PREEMPTED), NO_PLACES, CauseCode.PREEMPTED),
+        (Exit(ExitKind.PREEMPTED), OnSpot(), CauseCode.SPOT_RECLAIMED),
+        (Exit(ExitKind.PREEMPTED, spot=True), NO_PLACES, CauseCode.SPOT_RECLAIMED),
+        (Exit(ExitKind.LOST), OnSpot(), CauseCode.LOST),
+    ],
+)
+def test_only_what_was_taken_on_spot_capacity_was_reclaimed(
+    rows: Rows, exit: Exit, places: NoPlaces, code: CauseCode
+) -> None:
+    seen = Observation("a", Phase.ENDED, exists=True, exit=exit)
+    change = observation_step(seen, NOW, replace(GROUNDS, places=places))(view_of(rows))
+    assert change is not None
+    cause = change.attempts[0].row.cause
+    assert cause is not None
+    assert cause.code is code
 
 
 def test_what_a_launch_saw_too_late_changes_nothing(rows: Rows) -> None:

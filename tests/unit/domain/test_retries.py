@@ -44,9 +44,11 @@ RNG = random.Random(1)
 GIB = 1 << 30
 
 
-def outcome(kind: ExitKind, *, code: int = 1, wait: float = 0.0, most: int = 0) -> Outcome:
+def outcome(
+    kind: ExitKind, *, code: int = 1, wait: float = 0.0, most: int = 0, spot: bool = False
+) -> Outcome:
     """Nothing is left of an attempt that ended so."""
-    state, cause = causes.judge(Ending(kind, code=code, signal=9))
+    state, cause = causes.judge(Ending(kind, code=code, signal=9, spot=spot))
     return Outcome(state, cause, wait=wait, gone=True, most_memory=most)
 
 
@@ -189,9 +191,11 @@ def test_hosts_are_avoided_once_and_not_without_end() -> None:
 
 def test_after_so_many_losses_of_spot_capacity_none_any_more() -> None:
     rule = RetryRule((CauseCode.SPOT_RECLAIMED,), mutate=RetryMutation(on_demand_after=2))
-    rows, event = ending(ruled(rule), outcome(ExitKind.PREEMPTED))
+    rows, event = ending(ruled(rule), outcome(ExitKind.PREEMPTED, spot=True))
     assert not rows.tasks[0].adapted.on_demand
     rows, event = ending(rows, outcome(ExitKind.PREEMPTED))
+    assert not rows.tasks[0].adapted.on_demand
+    rows, event = ending(rows, outcome(ExitKind.PREEMPTED, spot=True))
     assert rows.tasks[0].adapted.on_demand
     assert "no spot capacity after 2 losses of it by rule 1" in event.note
 

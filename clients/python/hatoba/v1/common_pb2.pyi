@@ -294,7 +294,7 @@ class _CauseCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CauseCode.V
     CAUSE_CODE_CONFLICT: _CauseCode.ValueType  # 19
     """Something of that name exists and is not ours."""
     CAUSE_CODE_PREEMPTED: _CauseCode.ValueType  # 20
-    """Its place was taken by other work."""
+    """Its place was taken away: by other work, a drain, an eviction."""
     CAUSE_CODE_SPOT_RECLAIMED: _CauseCode.ValueType  # 21
     """The provider took the capacity back."""
     CAUSE_CODE_SIBLING_FAILED: _CauseCode.ValueType  # 22
@@ -382,7 +382,7 @@ CAUSE_CODE_THROTTLED: CauseCode.ValueType  # 18
 CAUSE_CODE_CONFLICT: CauseCode.ValueType  # 19
 """Something of that name exists and is not ours."""
 CAUSE_CODE_PREEMPTED: CauseCode.ValueType  # 20
-"""Its place was taken by other work."""
+"""Its place was taken away: by other work, a drain, an eviction."""
 CAUSE_CODE_SPOT_RECLAIMED: CauseCode.ValueType  # 21
 """The provider took the capacity back."""
 CAUSE_CODE_SIBLING_FAILED: CauseCode.ValueType  # 22

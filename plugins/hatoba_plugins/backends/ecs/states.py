@@ -74,7 +74,7 @@ def _by_stop_code(task: Task, said: str) -> Exit | None:
     """What the stop's code and reason tell; None: the exit code has to."""
     code = str(task.get("stopCode") or "")
     if code in _TAKEN_BACK:
-        return Exit(ExitKind.PREEMPTED, message=said)
+        return Exit(ExitKind.PREEMPTED, message=said, spot=code == "SpotInterruption")
     if code == "InfrastructureHealth" or _HOST_GONE.search(said):
         return Exit(ExitKind.LOST, message=said)
     if _never_started(code, said):

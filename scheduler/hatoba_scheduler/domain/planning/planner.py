@@ -68,6 +68,11 @@ class Planner:
         pools = self._parts.rooms.site(backend).pools
         return [pool.told() for _, pool in sorted(pools.items())]
 
+    def on_spot(self, backend: str, name: str) -> bool:
+        """Whether a backend's pool is known, and is spot capacity."""
+        pool = self._parts.rooms.site(backend).pools.get(name)
+        return pool is not None and pool.spot
+
     def secrets(self) -> frozenset[str]:
         """Names of all secrets that some pool has."""
         sites = self._parts.rooms.sites.values()
