@@ -130,7 +130,7 @@ async def test_requirements_are_in_the_image_as_its_architecture_needs_them(hous
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 async def test_one_build_makes_an_image_for_each_architecture_and_both_run(
-    house: House, registry: str, runtime_image: str, arm64_images: dict[str, str]
+    arm64_images: dict[str, str], registry: str, runtime_image: str, house: House
 ) -> None:
     base, tag = f"hatoba.test/{house.model}-base", f"{registry}/{house.model}:both"
     house.engine.docker("tag", runtime_image, f"{base}:amd64")
