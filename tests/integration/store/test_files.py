@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import re
 import sqlite3
@@ -22,7 +23,14 @@ from hatoba_scheduler.store.conformance import launched
 from hatoba_scheduler.store.errors import AlreadyRunning, SchemaTooNew, SqliteTooOld, StorageFull
 from hatoba_scheduler.store.samples import submission
 from hatoba_scheduler.store.sqlite import SqliteStore, open_store
-from hatoba_scheduler.store.sqlite.database import Migration, connect, migrate, migrations
+from hatoba_scheduler.store.sqlite.database import (
+    LOCK_FILE,
+    DirectoryLock,
+    Migration,
+    connect,
+    migrate,
+    migrations,
+)
 
 KNOWN = migrations()
 
@@ -71,6 +79,25 @@ async def test_the_directory_is_free_after_the_close(tmp_path: Path) -> None:
             await open_store(tmp_path, lambda: 5)
     async with opened(tmp_path):
         pass
+
+
+def test_what_a_dead_server_was_about_to_start_is_waited_for(tmp_path: Path) -> None:
+    """A child holds its parent's lock until it is a program of its own, and may outlive it."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    held = os.open(tmp_path / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+    os.write(held, b"%d\n" % dead.pid)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    child = subprocess.Popen(["cat"], pass_fds=[held], stdin=subprocess.PIPE)
+    os.close(held)
+    rests = []
+
+    def rest(seconds: float) -> None:
+        rests.append(seconds)
+        child.communicate()
+
+    DirectoryLock(tmp_path, rest).release()
+    assert len(rests) == 1
 
 
 # -- schema --------------------------------------------------------------------------------------

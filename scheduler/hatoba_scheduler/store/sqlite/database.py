@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,8 @@ from hatoba_scheduler.store.errors import AlreadyRunning, SchemaTooNew, SqliteTo
 
 FILE = "hatoba.db"
 LOCK_FILE = "hatoba.db.lock"
+LINGERS, LOOK_AGAIN = 5.0, 0.02
+"""Seconds for which the lock of a process that is gone is waited for, and between two looks."""
 CACHED_STATEMENTS = 256
 OLDEST_SQLITE = (3, 37, 0)
 
@@ -43,17 +46,28 @@ def require_sqlite() -> None:
 class DirectoryLock:
     """Holds a data directory for this process; the kernel lets go of it when the process ends."""
 
-    def __init__(self, directory: Path) -> None:
-        """Take the lock. Raises AlreadyRunning when another process has it."""
+    def __init__(self, directory: Path, rest: Callable[[float], None] = time.sleep) -> None:
+        """Take the lock; blocks a little when its holder has just died. Raises AlreadyRunning when
+        another process has it.
+        """
         self._fd = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        until = time.monotonic() + LINGERS
+        while not self._taken():
+            pid = _pid(os.pread(self._fd, 32, 0))
+            # What a server was about to start holds its lock until it is an own program.
+            if _runs(pid) or time.monotonic() >= until:
+                os.close(self._fd)
+                raise AlreadyRunning(directory, pid)
+            rest(LOOK_AGAIN)
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+
+    def _taken(self) -> bool:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = _pid(os.pread(self._fd, 32, 0))
-            os.close(self._fd)
-            raise AlreadyRunning(directory, pid) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, b"%d\n" % os.getpid(), 0)
+            return False
+        return True
 
     def release(self) -> None:
         """Let another process have it."""
@@ -63,6 +77,14 @@ class DirectoryLock:
 def _pid(content: bytes) -> int:
     text = content.strip()
     return int(text) if text.isdigit() else 0
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and not only waits to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1] not in b"ZX"
+    except OSError:
+        return False
 
 
 def connect(
