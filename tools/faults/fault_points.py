@@ -26,10 +26,13 @@ ONLY_ON: dict[str, frozenset[str]] = {
     "host.": HOSTS,
     "reap.": frozenset({"mock"}),
     "recall.": frozenset({"mock"}),
+    "release.": frozenset({"batch-spot", "ecs", "hosts", "k8s-gpu", "mock", "null"}),
     "worker.": HOSTS,
 }
 """Where points are met, when not everywhere: what has no hosts has no workers and no gangs; the
-mock's ledger lets an orphan be planted and something be out of reach for half a minute."""
+mock's ledger lets an orphan be planted and something be out of reach for half a minute. A container
+that has ended holds nothing, so that its end is its release.
+"""
 SLOW = ("adopt.", "disconnect.", "recall.")
 """Each costs a good part of a minute: one death of each, in rounds that are long enough."""
 BEFORE_ALL = "adopt.commit.after"
