@@ -75,9 +75,10 @@ class KubeHouse:
 
         await eventually(told, PATIENCE)
 
-    async def log(self, job: AsyncJob) -> str:
-        """What a job has written."""
-        pieces = [piece.data async for piece in job.logs(stream="stdout")]
+    async def log(self, job: AsyncJob, index: int = 0, attempt: int = 0) -> str:
+        """What an attempt of a task has written, the last one without a number."""
+        told = job.logs(stream="stdout", index=index, attempt=attempt)
+        pieces = [piece.data async for piece in told]
         return b"".join(pieces).decode()
 
     async def attempts(self, job: AsyncJob) -> list[job_pb2.Attempt]:

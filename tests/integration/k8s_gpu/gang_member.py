@@ -23,6 +23,7 @@ def main() -> int:
     """Tell, meet, tell, and end as the desk says."""
     job = current_job()
     assert job.gang is not None
+    print(f"rank {job.gang.rank} of generation {job.gang.generation}", flush=True)
     host, port = job.params["desk"].rsplit(":", 1)
     with socket.create_connection((host, int(port))) as line, line.makefile("rw") as desk:
         tell(desk, introduction(job.gang, job.index, job.attempt))

@@ -64,6 +64,12 @@ class Place:
         await self.until_nothing_is_left()
         return attempts
 
+    async def logged(self, job: AsyncJob, generation: int) -> None:
+        """Every member of a generation has its log."""
+        logs = [await self.house.log(job, rank, generation) for rank in EVERY]
+        firsts = [log.partition("\n")[0] for log in logs]
+        assert firsts == [f"rank {rank} of generation {generation}" for rank in EVERY]
+
     async def until_nothing_is_left(self) -> None:
         """Return when what gangs have beside their Jobs is gone as well."""
         await until(lambda: not self.house.objects(KINDS), PATIENCE)
@@ -139,6 +145,8 @@ async def test_a_member_that_fails_takes_all_down_and_all_begin_anew(place: Plac
     assert causes[1].code == common_pb2.CAUSE_CODE_EXIT_CODE
     assert causes[1].exit_code == 3
     assert {causes[0].code, causes[2].code} == {common_pb2.CAUSE_CODE_GANG_FAILED}
+    await place.logged(job, 1)
+    await place.logged(job, 2)
 
 
 async def test_when_a_members_pod_is_deleted_all_begin_anew(place: Place) -> None:
@@ -171,6 +179,7 @@ async def test_a_cancel_ends_all(place: Place) -> None:
     await place.desk.until_gone(members, PATIENCE)
     assert len(place.desk.members) == SIZE
     await place.until_nothing_is_left()
+    await place.logged(job, 1)
 
 
 async def test_a_server_that_dies_meanwhile_lets_them_go_on(place: Place) -> None:

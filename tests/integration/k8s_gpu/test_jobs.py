@@ -11,6 +11,7 @@ from kube_house import PATIENCE, KubeHouse
 from waiting import until
 
 from hatoba.v1 import common_pb2
+from hatoba_plugins.backends.k8s_gpu.names import MAIN
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -91,13 +92,34 @@ async def test_how_it_ends_is_told_apart(
     assert attempt.cause.code == code, attempt.cause
 
 
-async def test_a_cancelled_job_leaves_nothing(house: KubeHouse) -> None:
-    job = await house.submit("import time; time.sleep(600)")
-    await house.until_running(job)
+def written(house: KubeHouse) -> str:
+    """What the command of the one pod has written so far; blocks."""
+    if not (pods := house.objects("pods")) or pods[0]["status"]["phase"] != "Running":
+        return ""
+    name, namespace = pods[0]["metadata"]["name"], house.namespace.name
+    return house.cluster.kubectl("logs", f"--namespace={namespace}", f"--container={MAIN}", name)
+
+
+STOPPED = """
+import signal, sys, time
+def stop(*_):
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+print("works", flush=True)
+time.sleep(600)
+"""
+
+
+async def test_a_cancelled_job_leaves_nothing_but_its_log(house: KubeHouse) -> None:
+    job = await house.submit(STOPPED)
+    # Asked of the cluster: nobody reads the log through the server.
+    await until(lambda: "works" in written(house), PATIENCE)
     await job.cancel()
     await job.wait(PATIENCE)
     assert job.state == "CANCELLED"
     await house.until_nothing_is_left()
+    assert await house.log(job) == "works\nsaved\n"
 
 
 def ended(house: KubeHouse) -> bool:

@@ -48,6 +48,8 @@ HANDLE_VERSION = 1
 MARKS = 100_000
 """Stops of what was not there that are remembered, to refuse a late launch."""
 GONE_SOON = 0.3
+OTHERS_WITHIN = 30.0
+"""Seconds after which a gang's Job goes that not all of its members are let go of."""
 RUNNERS_SHARE = 60
 """Seconds that the runner of what is stopped has to tell of it, beyond the command's grace."""
 STOPPED = Exit(ExitKind.STOPPED)
@@ -78,6 +80,8 @@ class KubeJobs:
         self._shunned = shunned
         self._lanes = lanes
         self._marks: OrderedDict[str, None] = OrderedDict()
+        self._releases: OrderedDict[str, tuple[float, set[str]]] = OrderedDict()
+        """By uid of a Job that has ended: since when which of its members are let go of."""
 
     # -- launch ---------------------------------------------------------------------------------
 
@@ -284,10 +288,22 @@ class KubeJobs:
             left = await asked(self._lookups.pods(ref.name))
             return NotYet(ref.name, GONE_SOON) if left else Released(ref.name)
         if not job.deleting:
-            if not await asked(self._all_ended(job)):
+            if not await asked(self._all_ended(job)) or not self._let_go(job, ref.name):
                 return NotYet(ref.name, 1.0)
             await asked(self._delete(job))
         return NotYet(ref.name, GONE_SOON)
+
+    def _let_go(self, job: SeenJob, member: str) -> bool:
+        """Whether all members are let go of, or one is for long: with the Job go the logs."""
+        now = self._ctx.clock.monotonic()
+        since, members = self._releases.setdefault(job.uid, (now, set()))
+        members.add(member)
+        if members.issuperset(job.members) or now - since >= OTHERS_WITHIN:
+            del self._releases[job.uid]
+            return True
+        while len(self._releases) > MARKS:
+            self._releases.popitem(last=False)
+        return False
 
     async def _all_ended(self, job: SeenJob) -> bool:
         """Whether all its members have; those of a gang go together."""
