@@ -56,7 +56,7 @@ def program(name: str, *arguments: str) -> list[str]:
 def pytest(*marked: str) -> list[str]:
     """The tests of all suites, or those that are marked so; most of their time they wait.
 
-    In the order of their folders: those that wait longest come first, and unit tests fill the end.
+    In the order of `testpaths`: those that wait longest come first, and unit tests fill the end.
     """
     spread = ["-n", str(PARALLEL), "--dist", "loadfile", "--no-loadscope-reorder"]
     return program("pytest", *spread, "--durations", "30", *marked)
