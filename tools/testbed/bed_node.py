@@ -139,7 +139,7 @@ def configure(base: Path, short: Path, facts: Facts, registry: str) -> None:
     cni = base / "cni"
     cni.mkdir(exist_ok=True)
     (cni / "10-pods.conflist").write_text(json.dumps(pod_network(base, facts["network"]["pods"])))
-    (base / "kubelet.json").write_text(json.dumps(kubelet_settings(facts)))
+    (base / "kubelet.json").write_text(json.dumps(kubelet_settings(base, facts)))
 
 
 def pod_network(base: Path, addresses: str) -> Facts:
@@ -161,7 +161,7 @@ def pod_network(base: Path, addresses: str) -> Facts:
     return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge, ports]}
 
 
-def kubelet_settings(facts: Facts) -> Facts:
+def kubelet_settings(base: Path, facts: Facts) -> Facts:
     """The kubelet's configuration; what is odd in it is for a machine that is no node."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -181,6 +181,8 @@ def kubelet_settings(facts: Facts) -> Facts:
         "evictionHard": {"memory.available": "50Mi"},
         "imageGCHighThresholdPercent": 100,
         "maxPods": 200,
+        # A kubelet sweeps the logs of pods that it does not know: those of all others here.
+        "podLogsDir": str(base / "kubelet" / "logs"),
         "nodeStatusUpdateFrequency": "4s",
         "nodeLeaseDurationSeconds": 15,
         "registerWithTaints": [],
