@@ -54,11 +54,8 @@ def program(name: str, *arguments: str) -> list[str]:
 
 
 def pytest(*marked: str) -> list[str]:
-    """The tests of all suites, or those that are marked so; most of their time they wait.
-
-    In the order of `testpaths`: those that wait longest come first, and unit tests fill the end.
-    """
-    spread = ["-n", str(PARALLEL), "--dist", "loadfile", "--no-loadscope-reorder"]
+    """The tests of all suites, or those that are marked so; most of their time they wait."""
+    spread = ["-n", str(PARALLEL), "--dist", "loadfile"]
     return program("pytest", *spread, "--durations", "30", *marked)
 
 

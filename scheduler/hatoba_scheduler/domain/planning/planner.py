@@ -70,7 +70,7 @@ class Planner:
 
     def on_spot(self, backend: str, name: str) -> bool:
         """Whether a backend's pool is known, and is spot capacity."""
-        pool = self._parts.rooms.site(backend).pools.get(name)
+        pool = self._parts.rooms.pool(backend, name)
         return pool is not None and pool.spot
 
     def secrets(self) -> frozenset[str]:
