@@ -94,10 +94,11 @@ async def cut_forever(proxy: FaultProxy, every: float) -> None:
 async def test_jobs_run_while_watches_are_cut_and_nothing_is_missed(
     kubernetes: Kubernetes, tmp_path: Path, full_round: bool
 ) -> None:
-    count, every = (200, 5.0) if full_round else (10, 1.0)
+    # In a full round the last of them ends five minutes after the first began.
+    count, every, lasts = (200, 5.0, 210) if full_round else (10, 1.0, 3)
     async with yard(kubernetes, tmp_path) as here, asyncio.TaskGroup() as tasks:
         cutting = tasks.create_task(cut_forever(here.proxy, every), name="cut")
-        await here.each_ran_once(await here.submit_all(count, "sleep 3"))
+        await here.each_ran_once(await here.submit_all(count, f"sleep {lasts}"))
         cutting.cancel()
         assert here.proxy.counts["watch pods"] > 3
         assert set(here.proxy.most_streaming.values()) == {1}
