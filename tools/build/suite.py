@@ -55,8 +55,9 @@ def program(name: str, *arguments: str) -> list[str]:
 
 def pytest(*marked: str) -> list[str]:
     """The tests of all suites, or those that are marked so; most of their time they wait."""
-    spread = ["-n", str(PARALLEL), "--dist", "loadfile"]
-    return program("pytest", *spread, "--durations", "30", *marked)
+    return program(
+        "pytest", "-n", str(PARALLEL), "--dist", "loadfile", "--durations", "30", *marked
+    )
 
 
 def testbed(*arguments: str) -> list[str]:
@@ -122,9 +123,9 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def run(step: Step, say: Callable[[str], object]) -> Result:
+def run(step: Step, tell: Callable[[str], object]) -> Result:
     """Run one step with its output passed on as it comes."""
-    say(f"== {step.name}: {' '.join(step.command[1:])}\n")
+    tell(f"== {step.name}: {' '.join(step.command[1:])}\n")
     began = time.monotonic()
     last_line, failures = "", list[str]()
     with subprocess.Popen(
@@ -136,7 +137,7 @@ def run(step: Step, say: Callable[[str], object]) -> Result:
         env={**os.environ, "HATOBA_TESTBED": str(TESTBED)},
     ) as process:
         for line in process.stdout or ():
-            say(line)
+            tell(line)
             last_line = line.strip() or last_line
             if line.startswith(("FAILED ", "ERROR ")):
                 failures.append(line.strip())

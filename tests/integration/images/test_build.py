@@ -10,18 +10,11 @@ from pathlib import Path
 
 import pytest
 from command_line import CommandLine
+from doubler import HANDLER
 from server_process import ColdLauncher, running_server
 from testbed_fixtures import DockerEngine, fresh_name
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
-HANDLER = """\
-class Doubler:
-    def __init__(self, model_dir):
-        pass
-
-    def predict(self, inputs):
-        return {"value": inputs["value"] * 2}
-"""
 PROGRAM = """\
 import platform, serve
 from markupsafe import _speedups

@@ -10,19 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from doubler import HANDLER
 from testbed_fixtures import DockerEngine, Testbed, fresh_name
 from waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 TARGETS = ("runtime", "router", "worker", "server")
-HANDLER = """\
-class Doubler:
-    def __init__(self, model_dir):
-        pass
-
-    def predict(self, inputs):
-        return {"value": inputs["value"] * 2}
-"""
 SETTINGS = {
     "model_dir": "/opt/model",
     "code_dir": "/opt/model",
