@@ -42,6 +42,10 @@ class Exits:
         """What was told of an attempt."""
         return self._told.get(name)
 
+    def leaves(self, name: str) -> bool:
+        """Whether a backend is ending an attempt, and nothing of it stays once its runner ends."""
+        return name in self._foreseen
+
     def tell(self, name: str, ending: Ending, time: int) -> None:
         """A backend saw an attempt's container end. What it said first counts."""
         if name not in self._told:

@@ -62,6 +62,10 @@ class LogSource(Protocol):
         """Have what there is now stored."""
         ...
 
+    async def last(self, name: str) -> None:
+        """Have stored what there is of an attempt whose command has ended, and which goes soon."""
+        ...
+
 
 class LogStore:
     """All logs of this installation, below one directory."""

@@ -34,6 +34,9 @@ FRESH = 5.0
 """Seconds that a reader waits for what there is now."""
 WHOLE = 20.0
 """Seconds that a reader waits for the log of what has ended."""
+LAST = 12.0
+"""Seconds that what is about to be gone waits for its log: a runner asks again after 45, of which
+it may wait 30 for the end itself."""
 DEADLINE = 120.0
 """Seconds for one attempt's log after its end."""
 GIVE_UP = 600.0
@@ -121,11 +124,18 @@ class PulledLogs:
 
     async def fresh(self, name: str) -> None:
         """Have what there is now stored, within a few seconds, or not."""
-        if not self.expects(name):
-            return
-        ended = self._pulls[name].ended_at is not None
+        if self.expects(name):
+            ended = self._pulls[name].ended_at is not None
+            await self._bring_within(name, WHOLE if ended else FRESH)
+
+    async def last(self, name: str) -> None:
+        """Have stored what there is of what is about to be gone, within a few seconds, or not."""
+        if self.expects(name):
+            await self._bring_within(name, LAST)
+
+    async def _bring_within(self, name: str, seconds: float) -> None:
         try:
-            async with asyncio.timeout(WHOLE if ended else FRESH):
+            async with asyncio.timeout(seconds):
                 await self._bring(name, follow=False)
         except Exception as error:  # noqa: BLE001 - what is stored is read all the same
             self._failed(name, error)

@@ -134,7 +134,16 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         told = await self._exits.wait(request.attempt, live, gone=request.gone)
         if not live():
             raise _not_current(request.attempt)
+        if told is not None and self._exits.leaves(request.attempt):
+            # The runner's end is all that its log waits for to be removed.
+            await self._keep_log(request.attempt)
         return _exit_reply(request.attempt, told)
+
+    async def _keep_log(self, name: str) -> None:
+        attempt = await self._attempt(name)
+        source = self._logs.sources.get(attempt.backend) if attempt is not None else None
+        if source is not None:
+            await source.last(name)
 
     async def PushLogs(
         self,

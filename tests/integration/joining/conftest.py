@@ -73,6 +73,9 @@ async def calls_of(server: HatobaServer, credential: str) -> AsyncIterator[Wire]
         yield wire
 
 
+BROKEN = "Internal error from Core"
+"""What gRPC itself says when the server's answer overtook what was being sent: as a worker does,
+who hears this asks again."""
 Call = grpc.aio.StreamStreamCall[
     worker_pb2.WorkerServiceConnectRequest, worker_pb2.WorkerServiceConnectResponse
 ]
@@ -104,8 +107,10 @@ async def stream(wire: Wire, host: str, *items: worker_pb2.WorkerItem) -> AsyncI
 
 async def hello(wire: Wire, host: str) -> grpc.aio.AioRpcError | None:
     """Open a worker's stream as `host`; None when it is welcomed."""
-    try:
-        async with stream(wire, host):
-            return None
-    except grpc.aio.AioRpcError as error:
-        return error
+    while True:
+        try:
+            async with stream(wire, host):
+                return None
+        except grpc.aio.AioRpcError as error:
+            if error.details() != BROKEN:
+                return error

@@ -219,7 +219,9 @@ def test_the_granted_runs_end_is_told_and_no_others() -> None:
 async def test_what_is_foreseen_is_for_who_knows_that_it_has_come_true() -> None:
     exits = Exits(FakeClock())
     exits.close()
+    assert not exits.leaves("a")
     exits.foresee("a", Ending(causes.ExitKind.PREEMPTED))
+    assert exits.leaves("a")
     assert await exits.wait("a", lambda: True) is None
     told = await exits.wait("a", lambda: True, gone=True)
     assert told is not None
@@ -230,6 +232,7 @@ async def test_what_is_foreseen_is_for_who_knows_that_it_has_come_true() -> None
     assert told.ending.code == 3
     exits.forget("a")
     assert len(exits) == 0
+    assert not exits.leaves("a")
 
 
 def test_only_of_the_granted_run_it_is_foreseen() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from hatoba_scheduler.control.launches import encode_handle
 from hatoba_scheduler.control.ledger import Decide
 from hatoba_scheduler.control.logs import LogStore
 from hatoba_scheduler.control.observe import Step
-from hatoba_scheduler.control.pulled_logs import FRESH, GIVE_UP, INTEREST, PulledLogs
+from hatoba_scheduler.control.pulled_logs import GIVE_UP, INTEREST, PulledLogs
 from hatoba_scheduler.control.specs import SpecCache
 from hatoba_scheduler.domain.records import Attempt, Change, Job
 from hatoba_scheduler.domain.states import AttemptState, Release
@@ -278,10 +278,27 @@ async def test_a_lost_follow_is_taken_up_again(books: Books, tmp_path: Path) -> 
         assert len(shelf.asked) == 2
 
 
-async def test_a_reader_waits_a_few_seconds_for_what_there_is_now_and_no_longer(
-    books: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_what_is_about_to_be_gone_is_brought_first(books: Books, tmp_path: Path) -> None:
+    shelf = Shelf(text=b"last words")
+    async with at_work(books, shelf, tmp_path) as room:
+        await room.pulled.last(room.attempt.name)
+        shelf.text = b""
+        assert await room.end()
+        await room.until(lambda: bool(room.let_go))
+        assert await room.stored() == b"last words"
+        await room.pulled.last(room.attempt.name)
+    assert [offset for _, offset, _ in shelf.asked] == [0, 10]
+
+
+@pytest.mark.parametrize("bring", [PulledLogs.fresh, PulledLogs.last])
+async def test_a_few_seconds_are_waited_for_what_there_is_now_and_no_longer(
+    books: Books,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bring: Callable[[PulledLogs, str], Awaitable[None]],
 ) -> None:
-    monkeypatch.setattr("hatoba_scheduler.control.pulled_logs.FRESH", FRESH / 1000)
+    for limit in ("FRESH", "LAST"):
+        monkeypatch.setattr(f"hatoba_scheduler.control.pulled_logs.{limit}", 0.005)
     shelf = Shelf()
 
     async def never(*_: object) -> AsyncIterator[LogChunk]:
@@ -290,7 +307,7 @@ async def test_a_reader_waits_a_few_seconds_for_what_there_is_now_and_no_longer(
 
     async with at_work(books, shelf, tmp_path) as room:
         monkeypatch.setattr(shelf, "logs", never)
-        await room.pulled.fresh(room.attempt.name)
+        await bring(room.pulled, room.attempt.name)
         assert await room.stored() == b""
 
 
