@@ -19,7 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # Real components: Docker, Kubernetes, emulators of AWS.
-pytest_plugins = ["testbed_fixtures"]
+pytest_plugins = ["testbed_fixtures", "spread"]
 
 OURS = ["hatoba", "hatoba_plugins", "hatoba_scheduler", "hatoba_worker"]
 

@@ -33,9 +33,10 @@ from hatoba_plugins.conformance import (
     Life,
     ReplicaHarness,
 )
+from hatoba_plugins.conformance.attempts import opened
 from hatoba_plugins.conformance.harness import OpenHarness
 from hatoba_plugins.conformance.proxy import FaultProxy
-from hatoba_plugins.values import Phase, Ref
+from hatoba_plugins.values import NotYet, Phase, Ref
 
 GIVEN_UP = 5.0
 """Seconds after which a call that nobody answers is given up."""
@@ -186,7 +187,7 @@ class KubeHarness(Yard, BackendHarness):
         await self.counter.until_started(ref.name)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 class TestKubernetes(JobConformance):
     """Without a runner: what the backend itself says of Jobs."""
 
@@ -194,6 +195,22 @@ class TestKubernetes(JobConformance):
     def harness(self, kubernetes: Kubernetes) -> Iterator[JobHarness]:
         with kubernetes.namespace() as namespace:
             yield KubeHarness(kubernetes, namespace)
+
+    async def test_what_has_ended_stays_while_others_are_launched(
+        self, harness: KubeHarness
+    ) -> None:
+        async with opened(harness) as kit, asyncio.TaskGroup() as group:
+            ref = await kit.ended()
+            harness.proxy.hang("create jobs")
+            launching = group.create_task(kit.launched(), name="launching")
+            await harness.proxy.met.wait()
+            asked = harness.proxy.counts.total()
+            (outcome,) = await kit.jobs.release([ref])
+            assert isinstance(outcome, NotYet)
+            assert harness.proxy.counts.total() == asked
+            launching.cancel()
+            await asyncio.wait([launching])
+            await kit.release(ref)
 
 
 class ReplicaFaults(KubeFaults):
@@ -237,7 +254,7 @@ def replica_image(
     return kit_image(docker_engine, registry, tmp_path_factory.mktemp("replica"))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(400)
 class TestKubernetesDeployments(DeploymentConformance):
     """A ReplicaSet of one for each replica."""
 

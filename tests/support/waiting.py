@@ -11,17 +11,22 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 POLL = 0.005
+SHARE = 4.0
+"""A pause between two looks is so many times as long as the look was: some start a program."""
+PAUSE_MOST = 0.5
 TURNS = 20
 """Of the loop: more than any chain of tasks in these tests needs that wake one another."""
 
 
 async def until(what: Callable[[], object], patience: float = PATIENCE) -> None:
     """Wait until `what()`, which is asked in a thread, holds. Raises TimeoutError."""
-    async with asyncio.timeout(patience):
-        while not await asyncio.to_thread(what):  # noqa: ASYNC110 - other processes set no event
-            await asyncio.sleep(POLL)
+
+    async def ask() -> bool:
+        return bool(await asyncio.to_thread(what))
+
+    await eventually(ask, patience)
 
 
 async def eventually(
@@ -33,14 +38,16 @@ async def eventually(
     """The first answer of `ask()` that holds; `despite` these it is asked again. Raises
     TimeoutError.
     """
+    clock = asyncio.get_running_loop().time
     async with asyncio.timeout(patience):
         while True:
+            began = clock()
             try:
                 if answer := await ask():
                     return answer
             except despite:
                 pass
-            await asyncio.sleep(POLL)
+            await asyncio.sleep(min(max(POLL, SHARE * (clock() - began)), PAUSE_MOST))
 
 
 class News:

@@ -20,7 +20,8 @@ BIN = ROOT / ".venv" / "bin"
 CLOSING = ROOT / "build" / "closing-line"
 TESTBED = ROOT / "build" / "testbed"
 """The real components that tests need: this checkout's own, up while they run and gone after."""
-PARALLEL = min(8, 1 + (os.cpu_count() or 1))
+REPORT = ROOT / "build" / "junit.xml"
+PARALLEL = min(8, 2 + (os.cpu_count() or 1))
 COMPONENTS = ["docker", "registry", "moto", "ministack", "kubernetes", "images"]
 
 
@@ -54,10 +55,12 @@ def program(name: str, *arguments: str) -> list[str]:
 
 
 def pytest(*marked: str) -> list[str]:
-    """The tests of all suites, or those that are marked so; most of their time they wait."""
-    return program(
-        "pytest", "-n", str(PARALLEL), "--dist", "loadfile", "--durations", "30", *marked
-    )
+    """The tests of all suites, or those that are marked so; most of their time they wait.
+
+    tests/support/spread.py says which go together.
+    """
+    spread = ["-n", str(PARALLEL), "--dist", "loadscope"]
+    return program("pytest", *spread, "--durations", "30", f"--junitxml={REPORT}", *marked)
 
 
 def testbed(*arguments: str) -> list[str]:

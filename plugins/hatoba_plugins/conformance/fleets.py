@@ -26,7 +26,7 @@ from hatoba_plugins.values import (
     Target,
 )
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Real seconds after which something that was waited for is taken not to come: model servers may
 have to start one after the other.
 """

@@ -30,8 +30,10 @@ from hatoba_plugins.errors import BackendError, Retry
 from hatoba_plugins.values import Gap, LogChunk, Observation, Owned, Phase, Ref, Synced, WatchItem
 
 ASK_EVERY = 0.2
-PATIENCE = 45.0
-"""Real seconds after which something that was waited for is taken not to come."""
+PATIENCE = 120.0
+"""Real seconds after which something that was waited for is taken not to come: a pod may have to
+wait for others to be taken down.
+"""
 
 
 class Command(Enum):

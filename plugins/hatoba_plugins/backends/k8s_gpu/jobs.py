@@ -48,6 +48,11 @@ HANDLE_VERSION = 1
 MARKS = 100_000
 """Stops of what was not there that are remembered, to refuse a late launch."""
 GONE_SOON = 0.3
+LAUNCHES_FIRST = 30.0
+"""Seconds for which what has ended is left alone while launches are under way: a deletion costs the
+cluster as much as a run does, and nobody waits for it.
+"""
+HELD_AGAIN = 2.0
 OTHERS_WITHIN = 30.0
 """Seconds after which a gang's Job goes that not all of its members are let go of."""
 RUNNERS_SHARE = 60
@@ -82,15 +87,22 @@ class KubeJobs:
         self._marks: OrderedDict[str, None] = OrderedDict()
         self._releases: OrderedDict[str, tuple[float, set[str]]] = OrderedDict()
         """By uid of a Job that has ended: since when which of its members are let go of."""
+        self._launching = 0
+        self._held: dict[str, float] = {}
+        """By attempt: since when its release has waited for launches."""
 
     # -- launch ---------------------------------------------------------------------------------
 
     async def launch(self, group: LaunchGroup) -> list[LaunchOutcome]:
         """One Job for each single attempt, and one for a whole gang."""
         require_kind(group, _LAUNCHES)
-        if group.kind is GroupKind.GANG:
-            return await self._launch_gang(group.members)
-        return await self._lanes.each(group.members, self._launch)
+        self._launching += 1
+        try:
+            if group.kind is GroupKind.GANG:
+                return await self._launch_gang(group.members)
+            return await self._lanes.each(group.members, self._launch)
+        finally:
+            self._launching -= 1
 
     async def _launch(self, request: LaunchRequest) -> LaunchOutcome:
         try:
@@ -283,6 +295,8 @@ class KubeJobs:
     async def _release(self, ref: Ref) -> ReleaseOutcome:
         if self._board.leaves(ref.name):
             return NotYet(ref.name, GONE_SOON)
+        if self._waits_for_launches(ref.name):
+            return NotYet(ref.name, HELD_AGAIN)
         job = await asked(self._lookups.find(ref))
         if job is None:
             left = await asked(self._lookups.pods(ref.name))
@@ -292,6 +306,15 @@ class KubeJobs:
                 return NotYet(ref.name, 1.0)
             await asked(self._delete(job))
         return NotYet(ref.name, GONE_SOON)
+
+    def _waits_for_launches(self, name: str) -> bool:
+        """Whether others are being launched; what was held for long, or is unknown, is not."""
+        if self._launching and self._board.job_of(name) is not None:
+            now = self._ctx.clock.monotonic()
+            if now - self._held.setdefault(name, now) < LAUNCHES_FIRST:
+                return True
+        self._held.pop(name, None)
+        return False
 
     def _let_go(self, job: SeenJob, member: str) -> bool:
         """Whether all members are let go of, or one is for long: with the Job go the logs."""
