@@ -642,7 +642,7 @@ def cancel(rows: Rows, cause: Cause, now: Now) -> Change | None:
     if job.state.terminal or job.desired is Desired.CANCELLED:
         return None
     after = changed(job, desired=Desired.CANCELLED, cause=cause)
-    if job.unstarted:
+    if unstarted_waits(job):
         after = changed(after, unstarted_state=_J.CANCELLED)
     change = job_moved(job, after, "cancel", now, cause)
     return cancel_started(rows, change, cause, now)

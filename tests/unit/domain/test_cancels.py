@@ -14,6 +14,7 @@ from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import Change, RetryPolicy
 from hatoba_scheduler.domain.states import AttemptState, Desired, JobState, Release
+from hatoba_scheduler.domain.timing import timed_out
 from hatoba_scheduler.domain.transitions import (
     Outcome,
     Rows,
@@ -175,3 +176,15 @@ def test_a_part_of_what_is_over_changes_nothing() -> None:
     rows = rows_of(new_job(size=3))
     rows = after(rows, cancel(rows, CANCEL, NOW))
     assert cancel_tasks(rows, Ranges.upto(2), CANCEL, NOW) is None
+
+
+def test_what_is_being_ended_by_its_deadline_is_cancelled_as_far_as_it_still_waits_or_runs() -> (
+    None
+):
+    rows = rows_of(new_job(size=2))
+    rows = after(rows, launch(rows, intent(rows, 0), NOW))
+    rows = after(rows, timed_out(rows, causes.past_deadline("now"), NOW))
+    rows = after(rows, cancel(rows, CANCEL, NOW))
+    assert (rows.job.desired, rows.job.unstarted_state) == (Desired.CANCELLED, J.TIMED_OUT)
+    rows = led(rows, lambda view: ended(view, END, NOW), released)
+    assert rows.job.state is J.CANCELLED

@@ -478,4 +478,4 @@ Histories.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow],
     database=None,
 )
-TestHistories = pytest.mark.timeout(300)(Histories.TestCase)
+TestHistories = pytest.mark.timeout(900)(Histories.TestCase)
