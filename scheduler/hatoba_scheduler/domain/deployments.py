@@ -44,6 +44,8 @@ class Pause(IntEnum):
     """A canary step without an end: it goes on when somebody resumes it."""
     TRAFFIC = 3
     """Somebody set weights by hand: promoting or rolling back ends it."""
+    APPROVAL = 4
+    """A group of devices that somebody has to let begin."""
 
 
 class ReplicaState(IntEnum):

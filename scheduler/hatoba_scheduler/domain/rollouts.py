@@ -79,7 +79,7 @@ class View:
 def created(deployment: Deployment, first: Revision, now: Now) -> Change:
     """A new deployment with its first revision and roll-out; `deployment` has neither yet."""
     text = f"Made with {deployment.replicas} replicas of {_short(first.model_version)}."
-    draft = _Draft(View(deployment), now)
+    draft = Draft(View(deployment), now)
     draft.tell("create", text)
     draft.begin(first)
     return draft.change(expected=0)
@@ -96,7 +96,7 @@ def updated(
     _not_deleting(before)
     if revision is None and settings == before.settings:
         return None
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     if settings.replicas != before.replicas:
         draft.tell("scale", f"{before.replicas} replicas become {settings.replicas}.")
     draft.set(
@@ -116,7 +116,7 @@ def updated(
 
 def followed(view: View, revision: Revision, now: Now) -> Change:
     """The alias that it follows moved."""
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     draft.set(followed=revision.model_version)
     draft.begin(revision)
     return draft.change()
@@ -124,7 +124,7 @@ def followed(view: View, revision: Revision, now: Now) -> Change:
 
 def ignored(view: View, model_version: str, message: str, now: Now) -> Change:
     """The alias moved to what cannot be deployed, or is deployed already."""
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     draft.set(followed=model_version)
     draft.tell("alias", message)
     return draft.change()
@@ -155,7 +155,7 @@ def traffic_set(view: View, weights: Mapping[int, int], now: Now) -> Change | No
     wanted.sort()
     if tuple(wanted) == deployment.wanted:
         return None
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     text = ", ".join(
         f"{weight}% to revision {number}" for number, weight in sorted(weights.items())
     )
@@ -173,7 +173,7 @@ def paused(view: View, now: Now) -> Change | None:
         return None
     if rollout.state is RolloutState.ROLLING_BACK:
         raise Refused("it rolls back; that cannot be paused, wait for its end")
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     draft.move(RolloutState.PAUSED, pause=Pause.ASKED)
     draft.tell("pause", "The roll-out is paused.", rollout.to_revision)
     return draft.change()
@@ -186,7 +186,7 @@ def resumed(view: View, now: Now) -> Change | None:
         return None
     if rollout.pause is Pause.TRAFFIC:
         raise Refused("its traffic was set by hand; promote it or roll it back to end that")
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     draft.tell("resume", "The roll-out goes on.", rollout.to_revision)
     if rollout.pause is Pause.STEP:
         draft.next_step()
@@ -203,7 +203,7 @@ def promoted(view: View, now: Now) -> Change | None:
             f"revision {rollout.to_revision} failed and is rolled back; deploy another one"
         )
     following = bool(view.deployment.settings.alias) and not rollout.back
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     draft.set(following=following or view.deployment.following)
     if rollout.state is RolloutState.PAUSED or rollout.in_steps:
         draft.tell("promote", "All traffic to the new revision.", rollout.to_revision)
@@ -254,7 +254,7 @@ def deployed_already(view: View, template: bytes) -> bool:
 
 def rolled_back(view: View, to: Revision, settings: Settings, reason: str, now: Now) -> Change:
     """Go back to an earlier revision because somebody asked; it follows no alias any further."""
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     why = f": {reason}" if reason else ""
     rollout = view.deployment.active
     if rollout is not None:
@@ -274,7 +274,7 @@ def deleted(view: View, now: Now) -> Change | None:
     """Take it away. Again is the same."""
     if view.deployment.deleting:
         return None
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     draft.set(deleting=True, settings_version=view.deployment.settings_version + 1)
     draft.tell("delete", "It is taken away.")
     if view.deployment.active is not None:
@@ -286,7 +286,7 @@ def handled(view: View, handle: str, now: Now) -> Change | None:
     """Its backend told how it is to be found again."""
     if handle == view.deployment.handle:
         return None
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     draft.set(handle=handle)
     return draft.change()
 
@@ -299,7 +299,7 @@ def observed(view: View, before: SeenSet | None, now: Now) -> Change | None:
     if before is None or view.seen is None:
         return None
     old = {one.name: one for one in before.replicas}
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     for one in view.seen.replicas:
         draft.tell_replica(old.pop(one.name, None), one)
     for one in old.values():
@@ -331,7 +331,7 @@ def _onward(view: View, rollout: Rollout, now: Now) -> Change | None:
     healthy = -1
     if rollout.healthy_since:
         healthy = now.time - max(rollout.healthy_since, view.watched_since)
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     if rollout.in_steps:
         hold = rollout.steps[rollout.step].hold
         if healthy < 0:
@@ -354,7 +354,7 @@ def _onward(view: View, rollout: Rollout, now: Now) -> Change | None:
 def _unready(view: View, rollout: Rollout, now: Now) -> Change | None:
     """Some replicas of the new revision are not ready yet, or not any more."""
     if rollout.healthy_since:
-        draft = _Draft(view, now)
+        draft = Draft(view, now)
         draft.put(changed(rollout, healthy_since=0, since=now.time))
         return draft.change()
     limit = view.deployment.settings.strategy.ready_deadline
@@ -364,7 +364,7 @@ def _unready(view: View, rollout: Rollout, now: Now) -> Change | None:
 
 
 def _failed(view: View, rollout: Rollout, cause: Cause, now: Now) -> Change:
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     draft.give_up(rollout.to_revision, cause)
     size, last = view.deployment.replicas, _good_before(view, rollout)
     if not view.deployment.settings.strategy.rollback:
@@ -395,7 +395,7 @@ def _going_back(view: View, rollout: Rollout, now: Now) -> Change | None:
     back = _all_ready(view, rollout.from_revision)
     if not back and not late:
         return None
-    draft = _Draft(view, now)
+    draft = Draft(view, now)
     short = "" if back else ", which does not have all of its replicas ready"
     draft.tell(
         "rolled back", f"All is on revision {rollout.from_revision}{short}.", rollout.from_revision
@@ -467,6 +467,7 @@ _PAUSED = {
     Pause.ASKED: "somebody to resume it",
     Pause.STEP: "somebody to resume it: this step has no end",
     Pause.TRAFFIC: "somebody to promote it or to roll it back: its traffic was set by hand",
+    Pause.APPROVAL: "somebody to resume it: the next group of devices needs that",
     Pause.NONE: "",
 }
 
@@ -665,7 +666,7 @@ def _short(model_version: str) -> str:
     return f"{parts[3]}:{parts[5]}" if len(parts) == 6 else model_version
 
 
-class _Draft:
+class Draft:
     """A change in the making: the deployment as it will be, and what goes with it."""
 
     def __init__(self, view: View, now: Now) -> None:
@@ -706,6 +707,10 @@ class _Draft:
         wanted = tuple(sorted(shares))
         if wanted != self.deployment.wanted or force:
             self.set(wanted=wanted, generation=self.deployment.generation + 1)
+
+    def renew(self) -> None:
+        """What was asked for is to be looked at anew, by where its roll-out stands now."""
+        self.set(generation=self.deployment.generation + 1)
 
     def put(self, rollout: Rollout) -> None:
         """The roll-out as it will be."""
@@ -809,8 +814,13 @@ class _Draft:
         self.put(changed(rollout, healthy_since=self._now.time))
         number = rollout.to_revision
         self.tell("ready", f"All replicas of revision {number} are ready.", number)
+        if self.deployment.replicas:
+            self.prove(number)
+
+    def prove(self, number: int) -> None:
+        """A revision was seen to work wherever it is wanted."""
         known = self._revisions.get(number) or self._view.revisions.get(number)
-        if known is not None and self.deployment.replicas:
+        if known is not None:
             self.revise(changed(known, proven=True))
 
     def succeed(self) -> None:

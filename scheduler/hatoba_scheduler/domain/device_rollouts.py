@@ -1,0 +1,557 @@
+"""Roll-outs to devices: who is offered a revision when, and what becomes of the whole.
+
+    WAITING -> OFFERED -> APPLYING -> BAKING -> SUCCEEDED
+               OFFERED -> NOT_REACHED           not taken up in its time; it still gets it, late
+               OFFERED | APPLYING | BAKING -> FAILED | REJECTED | TIMED_OUT
+    WAITING | OFFERED | APPLYING | BAKING -> SUPERSEDED     another revision took its place
+    WAITING | OFFERED | APPLYING | BAKING -> LEFT           the deployment is not for it any more
+
+Every stage that something must follow has a deadline of ours: a device that falls silent holds
+nothing up for ever. Errors are judged before successes, also at the end, and over the devices that
+were reached: those nobody could reach are counted apart. A function gives the change to be written,
+or None where there is nothing to do.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from hashlib import blake2b
+from typing import NamedTuple
+
+from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.deployments import Change, Deployment, Pause, Rollout, RolloutState
+from hatoba_scheduler.domain.devices import Device, matches
+from hatoba_scheduler.domain.records import Cause, LabelRequirement, Micros
+from hatoba_scheduler.domain.rollouts import Draft, Now, View
+from hatoba_scheduler.domain.states import CauseCode, Origin
+
+MINUTE = 60_000_000
+FEW = 10
+"""Where nobody says how many devices it takes to judge by: so many, or all that there are."""
+
+
+class Stage(IntEnum):
+    """Where a device stands on the way to a revision, as the contract numbers it."""
+
+    WAITING = 1
+    OFFERED = 2
+    APPLYING = 3
+    """It has taken it up: it fetches and switches."""
+    BAKING = 4
+    """It runs, and has to stay healthy for a while."""
+    SUCCEEDED = 5
+    FAILED = 6
+    """It does not work there; the device runs what it had before."""
+    REJECTED = 7
+    """It cannot be there: refused before anything was fetched."""
+    TIMED_OUT = 8
+    """It was taken up, and then nothing came in its time."""
+    NOT_REACHED = 9
+    SUPERSEDED = 10
+    LEFT = 11
+    """The deployment is not meant for it any more."""
+
+    @property
+    def over(self) -> bool:
+        """Nothing is waited for any more."""
+        return self >= Stage.SUCCEEDED
+
+    @property
+    def reached(self) -> bool:
+        """The device has taken it up, whatever became of that."""
+        return Stage.APPLYING <= self <= Stage.TIMED_OUT
+
+    @property
+    def bad(self) -> bool:
+        """It counts as an error."""
+        return self in (Stage.FAILED, Stage.REJECTED, Stage.TIMED_OUT)
+
+
+class Group(NamedTuple):
+    """Devices that are offered a revision before those of the next group: those whose labels are
+    so, and of these a share in percent, or a number; both 0: all.
+
+    `approve`: somebody has to resume the roll-out before this group's turn.
+    """
+
+    percent: int = 0
+    devices: int = 0
+    require: tuple[LabelRequirement, ...] = ()
+    approve: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How a revision goes to devices; what belongs to no group comes after the last one."""
+
+    groups: tuple[Group, ...] = ()
+    per_minute: int = 0
+    """So many are offered it in a minute; 0: all at once."""
+    growth: float = 1.0
+    """The rate is multiplied by this each time that `growth_after` more have succeeded."""
+    growth_after: int = 0
+    go_on_share: float = 0.9
+    """Of a group's devices so many must have succeeded before the next group's turn."""
+    group_wait: Micros = 15 * MINUTE
+    """So long a group's turn waits for devices that do not come; then those count that did."""
+    abort_share: float = 0.2
+    """It is given up when more than this share of the reached devices has an error."""
+    abort_least: int = 0
+    """Not judged by fewer than so many reached devices; 0: ten, or all there are."""
+    rollback: bool = True
+    retries: int = 1
+    """How often a device is offered it anew after an error that may pass."""
+    retry_wait: Micros = 5 * MINUTE
+    offer_deadline: Micros = 7 * 24 * 60 * MINUTE
+    apply_deadline: Micros = 60 * MINUTE
+    bake: Micros = MINUTE
+    bake_margin: Micros = 10 * MINUTE
+    """What a device may take longer than its bake to say how that ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One device's way to the revision of one roll-out."""
+
+    deployment: str
+    number: int
+    device: str
+    group: int
+    stage: Stage
+    since: Micros
+    due: Micros = 0
+    """When the stage has lasted too long, or is to be tried again; 0: never."""
+    offered: Micros = 0
+    """When it was offered it last."""
+    tries: int = 0
+    cause: Cause | None = None
+
+
+class Word(NamedTuple):
+    """What a device says of a deployment's revision that it was offered."""
+
+    device: str
+    revision: int
+    stage: Stage
+    tries: int = 0
+    cause: Cause | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetView:
+    """A deployment to devices: what is wanted, its rows of the newest roll-out by device, and the
+    devices that it is meant for now.
+    """
+
+    view: View
+    policy: Policy
+    rows: Mapping[str, Row] = field(default_factory=dict)
+    devices: Mapping[str, Device] = field(default_factory=dict)
+    refuse: Callable[[Device], Cause | None] = lambda _: None
+    """Why the new revision cannot be on a device, with figures; None: it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class FleetChange:
+    """A decided change, all or nothing; `change` None: of rows alone."""
+
+    change: Change | None
+    rows: tuple[Row, ...] = ()
+
+
+class Tally(NamedTuple):
+    """Devices of a roll-out by what became of them; the columns add up to `total`."""
+
+    waiting: int
+    offered: int
+    under_way: int
+    succeeded: int
+    failed: int
+    rejected: int
+    timed_out: int
+    not_reached: int
+    superseded: int
+    left: int
+
+    @property
+    def total(self) -> int:
+        """All devices."""
+        return sum(self)
+
+    @property
+    def started(self) -> int:
+        """Those that were reached."""
+        return self.under_way + self.succeeded + self.bad
+
+    @property
+    def bad(self) -> int:
+        """Those with an error."""
+        return self.failed + self.rejected + self.timed_out
+
+
+def tally(rows: Iterable[Row]) -> Tally:
+    """How many devices stand where."""
+    seen = Counter(row.stage for row in rows)
+    return Tally(
+        seen[Stage.WAITING],
+        seen[Stage.OFFERED],
+        seen[Stage.APPLYING] + seen[Stage.BAKING],
+        seen[Stage.SUCCEEDED],
+        seen[Stage.FAILED],
+        seen[Stage.REJECTED],
+        seen[Stage.TIMED_OUT],
+        seen[Stage.NOT_REACHED],
+        seen[Stage.SUPERSEDED],
+        seen[Stage.LEFT],
+    )
+
+
+def revision_for(deployment: Deployment, row: Row | None, policy: Policy) -> int:
+    """The revision that a device is to run; 0: none. Who is not offered the new one yet keeps the
+    one before, and so does everybody once the new one was given up.
+    """
+    rollout = deployment.rollout
+    if rollout is None or deployment.deleting:
+        return 0
+    if rollout.state in (RolloutState.ROLLING_BACK, RolloutState.ROLLED_BACK):
+        return rollout.from_revision
+    if rollout.state is RolloutState.FAILED and policy.rollback:
+        return deployment.current
+    offered = row is not None and bool(row.offered) and row.stage not in _KEEPS_THE_FORMER
+    return rollout.to_revision if offered else rollout.from_revision
+
+
+_KEEPS_THE_FORMER = (Stage.WAITING, Stage.REJECTED, Stage.SUPERSEDED, Stage.LEFT)
+
+
+# -- what devices say -----------------------------------------------------------------------------
+
+
+def said(fleet: FleetView, words: Iterable[Word], now: Now) -> tuple[Row, ...]:
+    """What becomes of rows by what devices say. What is said of another revision, of an earlier
+    try or after the end is history, and changes nothing; nor does what is said twice.
+    """
+    rollout = fleet.view.deployment.rollout
+    if rollout is None:
+        return ()
+    moved: dict[str, Row] = {}
+    for word in words:
+        row = moved.get(word.device) or fleet.rows.get(word.device)
+        if row is not None and word.revision == rollout.to_revision:
+            after = _heard(row, word, fleet.policy, now.time)
+            if after is not None:
+                moved[word.device] = after
+    return tuple(moved.values())
+
+
+def _heard(row: Row, word: Word, policy: Policy, time: Micros) -> Row | None:
+    late = row.stage in (Stage.NOT_REACHED, Stage.TIMED_OUT)
+    if word.tries != row.tries or row.stage is Stage.WAITING or (row.stage.over and not late):
+        return None
+    if word.stage <= row.stage and not late:
+        return None
+    passes = word.stage.bad and word.cause is not None and word.cause.retryable
+    if passes and row.tries < policy.retries:
+        return changed(
+            row,
+            stage=Stage.WAITING,
+            since=time,
+            due=time + policy.retry_wait,
+            tries=row.tries + 1,
+            cause=word.cause,
+        )
+    return changed(
+        row,
+        stage=word.stage,
+        since=time,
+        due=_due(word.stage, policy, time),
+        cause=word.cause,
+    )
+
+
+def _due(stage: Stage, policy: Policy, time: Micros) -> Micros:
+    wait = {
+        Stage.OFFERED: policy.offer_deadline,
+        Stage.APPLYING: policy.apply_deadline,
+        Stage.BAKING: policy.bake + policy.bake_margin,
+    }.get(stage, 0)
+    return time + wait if wait else 0
+
+
+# -- what follows ---------------------------------------------------------------------------------
+
+
+def superseded(rows: Iterable[Row], now: Now) -> tuple[Row, ...]:
+    """What another roll-out ends of an earlier one."""
+    return tuple(
+        changed(row, stage=Stage.SUPERSEDED, since=now.time, due=0)
+        for row in rows
+        if not row.stage.over or row.stage is Stage.NOT_REACHED
+    )
+
+
+def step(fleet: FleetView, now: Now) -> FleetChange | None:
+    """The next change that follows from what is known; None: wait."""
+    deployment, rollout = fleet.view.deployment, fleet.view.deployment.rollout
+    if rollout is None or deployment.deleting:
+        return None
+    if rollout.state in (RolloutState.ROLLING_BACK, RolloutState.ROLLED_BACK):
+        return _going_back(fleet, rollout, now)
+    if rows := _overdue(fleet, now) or _left(fleet, now):
+        return FleetChange(None, rows)
+    if rollout.state is RolloutState.FAILED:
+        return None
+    if not rollout.state.over:
+        cause = _too_many(fleet, rollout)
+        if cause is not None and rollout.pause is not Pause.ASKED:
+            return _given_up(fleet, rollout, cause, now)
+    if rollout.state is RolloutState.PAUSED:
+        return None
+    if rows := _joined(fleet, rollout, now):
+        return FleetChange(None, rows)
+    if rows := _offers(fleet, rollout, now):
+        return FleetChange(None, rows)
+    return None if rollout.state.over else _onward(fleet, rollout, now)
+
+
+def next_look(fleet: FleetView, now: Micros) -> Micros:
+    """When something follows by time alone; 0: nothing does."""
+    times = [row.due for row in fleet.rows.values() if row.due and not row.stage.over]
+    rollout = fleet.view.deployment.active
+    if rollout is not None and rollout.state is RolloutState.RUNNING:
+        times.append(rollout.since + fleet.policy.group_wait)
+        if fleet.policy.per_minute and _waiting(fleet, rollout):
+            times.append(now + MINUTE // max(1, min(60, _rate(fleet))))
+    return min((time for time in times if time > now), default=0)
+
+
+def _overdue(fleet: FleetView, now: Now) -> tuple[Row, ...]:
+    return tuple(
+        _expired(row, fleet.policy, now.time)
+        for row in fleet.rows.values()
+        if row.due and row.due <= now.time and not row.stage.over and row.stage != Stage.WAITING
+    )
+
+
+def _left(fleet: FleetView, now: Now) -> tuple[Row, ...]:
+    """Devices that it is not meant for any more."""
+    return tuple(
+        changed(row, stage=Stage.LEFT, since=now.time, due=0)
+        for name, row in fleet.rows.items()
+        if name not in fleet.devices and not row.stage.over
+    )
+
+
+def _expired(row: Row, policy: Policy, time: Micros) -> Row:
+    if row.stage is Stage.OFFERED:
+        return changed(row, stage=Stage.NOT_REACHED, since=time, due=0)
+    seconds = (time - row.since) / 1e6
+    doing = "applied it" if row.stage is Stage.APPLYING else "said that it stayed healthy"
+    text = f"The device took it up and has not {doing} within {seconds:,.0f} s."
+    cause = Cause(CauseCode.DEADLINE, Origin.INFRASTRUCTURE, text, retryable=True)
+    if row.tries < policy.retries:
+        return _offered(changed(row, tries=row.tries + 1, cause=cause), policy, time)
+    return changed(row, stage=Stage.TIMED_OUT, since=time, due=0, cause=cause)
+
+
+# -- errors ---------------------------------------------------------------------------------------
+
+
+def _too_many(fleet: FleetView, rollout: Rollout) -> Cause | None:
+    """Why it is given up, if it is."""
+    told, policy = tally(fleet.rows.values()), fleet.policy
+    least = policy.abort_least or min(FEW, told.total)
+    decided = not (told.waiting or told.offered or told.under_way)
+    if told.started < least and not (decided and told.started):
+        return None
+    if told.bad <= policy.abort_share * told.started:
+        return None
+    worst = next((row.cause for row in fleet.rows.values() if row.stage.bad and row.cause), None)
+    last = f"; one of them: {worst.message}" if worst is not None else ""
+    text = (
+        f"Revision {rollout.to_revision} failed on {told.bad} of {told.started} devices that took"
+        f" it up, more than {policy.abort_share:.3g} of them{last}"
+    )
+    return Cause(
+        worst.code if worst is not None else CauseCode.NOT_READY,
+        worst.origin if worst is not None else Origin.USER,
+        text,
+        False,
+        evidence=(("errors", str(told.bad)), ("started", str(told.started))),
+        last_log_lines=worst.last_log_lines if worst is not None else (),
+    )
+
+
+def _given_up(fleet: FleetView, rollout: Rollout, cause: Cause, now: Now) -> FleetChange:
+    """No further device begins, from this change on."""
+    draft = Draft(fleet.view, now)
+    draft.give_up(rollout.to_revision, cause)
+    if fleet.policy.rollback and rollout.from_revision:
+        text = f"Back to revision {rollout.from_revision}: {cause.message}"
+        draft.tell("rollback", text, rollout.to_revision, cause)
+        draft.move(RolloutState.ROLLING_BACK, cause=cause)
+        draft.renew()
+    else:
+        draft.tell("failed", cause.message, rollout.to_revision, cause)
+        draft.end(RolloutState.FAILED, cause)
+        if fleet.policy.rollback:
+            draft.renew()
+    waits = [row for row in fleet.rows.values() if row.stage in (Stage.WAITING, Stage.OFFERED)]
+    return FleetChange(draft.change(), superseded(waits, now))
+
+
+def _going_back(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | None:
+    """Over once every device that can be reached runs what it is to, or has had its time."""
+    if rollout.state.over:
+        return None
+    back = [one for one in fleet.devices.values() if one.name in fleet.rows]
+    late = now.time - rollout.since >= fleet.policy.apply_deadline
+    left = [one.name for one in back if one.reported < one.generation]
+    if left and not late:
+        return None
+    draft = Draft(fleet.view, now)
+    short = f", but for {len(left)} devices, which get it when they come" if left else ""
+    text = f"All is on revision {rollout.from_revision}{short}."
+    draft.tell("rolled back", text, rollout.from_revision)
+    draft.end(RolloutState.ROLLED_BACK, rollout.cause)
+    return FleetChange(draft.change())
+
+
+# -- who is next ----------------------------------------------------------------------------------
+
+
+def _joined(fleet: FleetView, rollout: Rollout, now: Now) -> tuple[Row, ...]:
+    """Rows for devices that have none: all at first, later those that came."""
+    fresh = [one for name, one in fleet.devices.items() if name not in fleet.rows]
+    if not fresh:
+        return ()
+    places = grouped(fleet.view.deployment.uid, fleet.policy.groups, fleet.devices.values())
+    begun = bool(fleet.rows)
+    last = len(fleet.policy.groups)
+    return tuple(
+        Row(
+            fleet.view.deployment.uid,
+            rollout.number,
+            one.name,
+            # Who comes late is not counted among those by whom others are judged.
+            last if begun else places[one.name],
+            Stage.WAITING,
+            now.time,
+        )
+        for one in fresh
+    )
+
+
+def grouped(uid: str, groups: Sequence[Group], devices: Iterable[Device]) -> dict[str, int]:
+    """Which group each device is of: the same for the same devices, and not by their names."""
+    left = sorted(devices, key=lambda one: _lot(uid, one.name))
+    places: dict[str, int] = {}
+    for place, group in enumerate(groups):
+        able = [one for one in left if matches(one, group.require)]
+        size = -(-len(able) * group.percent // 100) if group.percent else group.devices or len(able)
+        places.update((one.name, place) for one in able[:size])
+        left = [one for one in left if one.name not in places]
+    places.update((one.name, len(groups)) for one in left)
+    return places
+
+
+def _lot(uid: str, device: str) -> bytes:
+    return blake2b(f"{uid}/{device}".encode(), digest_size=8).digest()
+
+
+def _offers(fleet: FleetView, rollout: Rollout, now: Now) -> tuple[Row, ...]:
+    waits = [
+        row
+        for row in _waiting(fleet, rollout)
+        if row.due <= now.time and row.device in fleet.devices
+    ]
+    room = _room(fleet, rollout, now.time)
+    return tuple(
+        _decided(fleet, row, now.time) for row in (waits if room is None else waits[:room])
+    )
+
+
+def _decided(fleet: FleetView, row: Row, time: Micros) -> Row:
+    """Offered, or refused where it cannot be."""
+    cause = fleet.refuse(fleet.devices[row.device])
+    if cause is None:
+        return _offered(row, fleet.policy, time)
+    return changed(row, stage=Stage.REJECTED, since=time, due=0, cause=cause)
+
+
+def _offered(row: Row, policy: Policy, time: Micros) -> Row:
+    return changed(
+        row, stage=Stage.OFFERED, since=time, due=time + policy.offer_deadline, offered=time
+    )
+
+
+def _waiting(fleet: FleetView, rollout: Rollout) -> list[Row]:
+    """Those of the groups whose turn has come."""
+    return [
+        row
+        for row in fleet.rows.values()
+        if row.stage is Stage.WAITING and (row.group <= rollout.step or rollout.state.over)
+    ]
+
+
+def _room(fleet: FleetView, rollout: Rollout, time: Micros) -> int | None:
+    """How many may be offered it now; None: any number. Who comes late keeps to the rate, too."""
+    if not fleet.policy.per_minute:
+        return None
+    recent = sum(row.offered > time - MINUTE for row in fleet.rows.values() if row.offered)
+    return max(0, _rate(fleet) - recent)
+
+
+def _rate(fleet: FleetView) -> int:
+    policy = fleet.policy
+    if not policy.growth_after or policy.growth <= 1.0:
+        return policy.per_minute
+    succeeded = sum(row.stage is Stage.SUCCEEDED for row in fleet.rows.values())
+    return int(policy.per_minute * policy.growth ** min(succeeded // policy.growth_after, 64))
+
+
+def _onward(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | None:
+    """Nobody can be offered it now: the next group's turn, or the end, once enough is decided."""
+    rows = [row for row in fleet.rows.values() if row.group <= rollout.step]
+    if any(row.stage is Stage.WAITING for row in rows):
+        return None
+    last = rollout.step >= len(fleet.policy.groups)
+    told = tally(rows)
+    if last:
+        return None if told.offered or told.under_way else _succeeded(fleet, rollout, now)
+    if not _enough(told, fleet.policy, now.time - rollout.since):
+        return None
+    draft = Draft(fleet.view, now)
+    place = rollout.step + 1
+    approve = place < len(fleet.policy.groups) and fleet.policy.groups[place].approve
+    text = f"Group {place + 1} of {len(fleet.policy.groups) + 1} gets it."
+    if approve:
+        text = f"Group {place + 1} waits for somebody to resume the roll-out."
+    state = RolloutState.PAUSED if approve else RolloutState.RUNNING
+    draft.move(state, step=place, pause=Pause.APPROVAL if approve else Pause.NONE)
+    draft.tell("step", text, rollout.to_revision)
+    return FleetChange(draft.change())
+
+
+def _enough(told: Tally, policy: Policy, waited: Micros) -> bool:
+    """Whether so many succeeded. Those under way count against it, those that nobody reached do
+    not, and those that have not come yet do for a while.
+    """
+    if not told.started:
+        return not told.offered
+    late = told.offered if waited < policy.group_wait else 0
+    return told.succeeded >= policy.go_on_share * (told.started + late)
+
+
+def _succeeded(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange:
+    draft = Draft(fleet.view, now)
+    told = tally(fleet.rows.values())
+    if told.not_reached:
+        text = f"{told.not_reached} devices were not reached; they get it when they come."
+        draft.tell("not reached", text, rollout.to_revision)
+    draft.prove(rollout.to_revision)
+    draft.succeed()
+    return FleetChange(draft.change())
