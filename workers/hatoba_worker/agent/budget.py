@@ -1,0 +1,93 @@
+"""How many bytes a metered link may carry: so many in a period, counted also over restarts.
+
+A period begins with its first byte and lasts by the monotonic clock, as far as that goes: a restart
+goes on with what was counted, so that switching a device off and on opens nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+DAY = 86_400.0
+SAVE_EVERY = 1 << 20
+"""Bytes after which the count is put on the disk: a power cut forgives no more than these."""
+WAKE = 3_600.0
+
+
+class Budget:
+    """Bytes of one direction. `limit` 0: as many as there are."""
+
+    def __init__(
+        self,
+        path: Path,
+        limit: int,
+        monotonic: Callable[[], float],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        period: float = DAY,
+    ) -> None:
+        self._path = path
+        self._limit = limit
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._period = period
+        self._began = monotonic()
+        self._used = 0
+        self._saved = 0
+        self.waiting = False
+        """Whether somebody waits for the next period."""
+
+    def load(self) -> None:
+        """Go on with what was counted before; blocks."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads(self._path.read_text(encoding="ascii"))
+            used, gone = int(told["used"]), float(told["seconds"])
+            if 0 <= gone < self._period and used >= 0:
+                self._used = self._saved = used
+                self._began = self._monotonic() - gone
+
+    @property
+    def left(self) -> int | None:
+        """Bytes that may be carried in this period; None: as many as there are."""
+        if not self._limit:
+            return None
+        self._turn()
+        return max(0, self._limit - self._used)
+
+    def _turn(self) -> None:
+        """Begin another period, once this one is over."""
+        if self._monotonic() - self._began >= self._period:
+            self._began, self._used, self._saved = self._monotonic(), 0, 0
+
+    async def pay(self, size: int) -> None:
+        """Wait until so many bytes may be carried. What is larger than a whole period's budget is
+        carried at its beginning: nothing would ever come otherwise.
+        """
+        if not self._limit:
+            return
+        self._turn()
+        while self._used and self._used + size > self._limit:
+            self.waiting = True
+            left = self._began + self._period - self._monotonic()
+            await self._sleep(min(max(left, 0.0), WAKE))
+            self._turn()
+        self.waiting = False
+        self._used += size
+        if self._used - self._saved >= SAVE_EVERY:
+            await asyncio.to_thread(self.save)
+
+    def save(self) -> None:
+        """Put the count on the disk; blocks. A full disk costs the count of the last moments."""
+        used, gone = self._used, self._monotonic() - self._began
+        fresh = self._path.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            with fresh.open("w", encoding="ascii") as file:
+                json.dump({"used": used, "seconds": gone}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self._path)
+            self._saved = used

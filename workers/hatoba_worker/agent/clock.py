@@ -1,0 +1,79 @@
+"""What time it is on a machine whose clock may say 1970, or 2038.
+
+Waiting goes by the monotonic clock alone. Where a date is needed, for certificates and for what is
+told, it is the newest that is known for sure: the server's word of this boot, gone on with; else
+not before the newest that any server ever said, which is on the disk, nor before the build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+FUTURE = 366 * 86_400.0
+"""Seconds after the newest date that is known for sure within which the machine's own clock is
+believed: a device may have been in a drawer for a year."""
+KEEP_EVERY = 3_600.0
+"""Seconds after which a newer date is put on the disk."""
+
+
+class FloorClock:
+    """Dates as Unix seconds. `system` is the machine's clock, `monotonic` goes on by itself."""
+
+    def __init__(
+        self,
+        path: Path,
+        built: float,
+        system: Callable[[], float],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._path = path
+        self._system = system
+        self._monotonic = monotonic
+        self._floor = built
+        self._kept = built
+        self._since = monotonic()
+        self._told: tuple[float, float] | None = None
+
+    def load(self) -> None:
+        """Read what was known before; blocks. What cannot be read is not known."""
+        with contextlib.suppress(OSError, ValueError):
+            kept = float(self._path.read_text(encoding="ascii"))
+            self._floor = self._kept = max(self._floor, kept)
+
+    @property
+    def certain(self) -> bool:
+        """Whether a server said what time it is since the machine booted."""
+        return self._told is not None
+
+    def now(self) -> float:
+        """The date."""
+        going = self._monotonic()
+        if self._told is not None:
+            date, at = self._told
+            return date + going - at
+        least = self._floor + going - self._since
+        own = self._system()
+        return own if least <= own <= least + FUTURE else least
+
+    def learn(self, date: float) -> bool:
+        """The server says what time it is; True: the floor is to be put on the disk with `keep`.
+
+        Of two words the later one counts, but time never goes back behind what was known for sure.
+        """
+        going = self._monotonic()
+        self._told = max(date, self._floor), going
+        self._floor, self._since = self._told
+        return self._floor - self._kept >= KEEP_EVERY
+
+    def keep(self) -> None:
+        """Put the newest date on the disk; blocks. Raises OSError."""
+        fresh = self._path.with_suffix(".new")
+        with fresh.open("w", encoding="ascii") as file:
+            file.write(repr(self._floor))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(self._path)
+        self._kept = self._floor
