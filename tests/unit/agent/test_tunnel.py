@@ -1,0 +1,256 @@
+"""TLS to the server by a clock of ours: who is not trusted is not reached, bytes are counted."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from hatoba_worker.agent.clock import FloorClock
+from hatoba_worker.agent.tunnel import Peer, Tunnel, context_of
+
+# The last channel of a process that closes would join grpc's poller thread on the event loop.
+grpc.aio.init_grpc_aio()
+
+NAME = "control.example"
+TODAY = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
+DAY = dt.timedelta(days=1)
+
+
+@dataclass
+class Authority:
+    """Signs certificates."""
+
+    root: Path
+    key: ec.EllipticCurvePrivateKey = field(
+        default_factory=lambda: ec.generate_private_key(ec.SECP256R1())
+    )
+
+    def __post_init__(self) -> None:
+        self.root.mkdir()
+        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"CA {self.root.name}")])
+        own = self._made(self.name, self.key, (TODAY - 9 * DAY, TODAY + 3650 * DAY), None, ca=True)
+        self.pem = self.root / "ca.pem"
+        self.pem.write_bytes(own.public_bytes(serialization.Encoding.PEM))
+
+    def _made(
+        self,
+        subject: x509.Name,
+        key: ec.EllipticCurvePrivateKey,
+        valid: tuple[dt.datetime, dt.datetime],
+        names: list[x509.GeneralName] | None,
+        *,
+        ca: bool,
+    ) -> x509.Certificate:
+        builder = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(self.name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(valid[0])
+            .not_valid_after(valid[1])
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+        )
+        if names is not None:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        return builder.sign(self.key, hashes.SHA256())
+
+    def pair(self, file: str, name: str, begins: dt.datetime, ends: dt.datetime) -> Path:
+        """A file with a key and its certificate."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        made = self._made(subject, key, (begins, ends), [x509.DNSName(name)], ca=False)
+        path = self.root / file
+        path.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+            + made.public_bytes(serialization.Encoding.PEM)
+        )
+        return path
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "ours")
+
+
+def clock(path: Path, date: dt.datetime, *, sure: bool = False) -> FloorClock:
+    """One that knows that it is at least this late, or that it is."""
+    made = FloorClock(path, date.timestamp(), lambda: 0.0, lambda: 100.0)
+    if sure:
+        made.learn(date.timestamp())
+    return made
+
+
+@asynccontextmanager
+async def echo(pair: Path, clients: Path | None = None) -> AsyncIterator[int]:
+    """A server that says back what it is told, in capitals."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pair)
+    context.set_alpn_protocols(["h2"])
+    if clients is not None:
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(clients)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65_536):
+            writer.write(data.upper())
+            await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def asked(tunnel: Tunnel, data: bytes = b"hello") -> bytes:
+    """What comes back through the tunnel; empty when nobody is reached."""
+    reader, writer = await asyncio.open_unix_connection(tunnel.path)
+    try:
+        writer.write(data)
+        return await reader.read(len(data))
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+def good(authority: Authority) -> Path:
+    return authority.pair("server.pem", NAME, TODAY - DAY, TODAY + 90 * DAY)
+
+
+async def test_bytes_go_both_ways_and_are_counted(
+    tmp_path: Path, authority: Authority, good: Path
+) -> None:
+    paid: list[int] = []
+
+    async def pay(size: int) -> None:
+        paid.append(size)
+
+    async with echo(good) as port:
+        peer = Peer("127.0.0.1", port, NAME, authority.pem)
+        one = Tunnel(tmp_path, lambda: peer, clock(tmp_path / "d", TODAY), pay_down=pay)
+        async with one.open():
+            assert await asked(one, b"hello") == b"HELLO"
+        assert (one.carried.up, one.carried.down, one.carried.connections) == (5, 5, 1)
+        assert paid == [5]
+        assert one.problem == ""
+    assert not await asyncio.to_thread(one.path.exists)
+
+
+@pytest.mark.parametrize(
+    ("date", "sure", "reached"),
+    [
+        (TODAY, False, True),
+        (TODAY, True, True),
+        (TODAY - 30 * DAY, False, True),
+        (TODAY - 30 * DAY, True, False),
+        (TODAY + 91 * DAY, False, False),
+        (TODAY + 91 * DAY, True, False),
+    ],
+)
+async def test_dates_are_checked_by_what_is_known(
+    tmp_path: Path, authority: Authority, good: Path, date: dt.datetime, sure: bool, reached: bool
+) -> None:
+    async with echo(good) as port:
+        peer = Peer("127.0.0.1", port, NAME, authority.pem)
+        one = Tunnel(tmp_path, lambda: peer, clock(tmp_path / "d", date, sure=sure))
+        async with one.open():
+            assert await asked(one) == (b"HELLO" if reached else b"")
+            assert ("certificate" in one.problem) is not reached
+
+
+async def test_another_authority_or_name_is_not_reached(
+    tmp_path: Path, authority: Authority, good: Path
+) -> None:
+    other = await asyncio.to_thread(Authority, tmp_path / "other")
+    async with echo(good) as port:
+        for peer in (
+            Peer("127.0.0.1", port, NAME, other.pem),
+            Peer("127.0.0.1", port, "else.example", authority.pem),
+        ):
+            one = Tunnel(tmp_path, lambda peer=peer: peer, clock(tmp_path / "d", TODAY))  # type: ignore[misc]
+            async with one.open():
+                assert await asked(one) == b""
+                assert "certificate verify failed" in one.problem
+
+
+async def test_a_server_that_is_away_is_an_end_and_then_it_is_there(
+    tmp_path: Path, authority: Authority, good: Path
+) -> None:
+    peers = [Peer("127.0.0.1", 1, NAME, authority.pem)]
+    one = Tunnel(tmp_path, lambda: peers[-1], clock(tmp_path / "d", TODAY))
+    async with one.open():
+        assert await asked(one) == b""
+        assert one.problem
+        async with echo(good) as port:
+            peers.append(Peer("127.0.0.1", port, NAME, authority.pem))
+            assert await asked(one) == b"HELLO"
+
+
+async def test_a_server_that_wants_to_know_who_one_is_is_shown_it(
+    tmp_path: Path, authority: Authority, good: Path
+) -> None:
+    own = await asyncio.to_thread(authority.pair, "own.pem", "d1", TODAY - DAY, TODAY + 3650 * DAY)
+    async with echo(good, authority.pem) as port:
+        peer = Peer("127.0.0.1", port, NAME, authority.pem)
+        one = Tunnel(tmp_path, lambda: peer, clock(tmp_path / "d", TODAY))
+        async with one.open():
+            assert await asked(one) == b""
+        known = Peer("127.0.0.1", port, NAME, authority.pem, own)
+        one = Tunnel(tmp_path, lambda: known, clock(tmp_path / "d", TODAY))
+        async with one.open():
+            assert await asked(one) == b"HELLO"
+
+
+async def test_a_channel_goes_through_it_and_is_known_by_its_certificate(
+    tmp_path: Path, authority: Authority, good: Path
+) -> None:
+    own = await asyncio.to_thread(authority.pair, "own.pem", "d1", TODAY - DAY, TODAY + 3650 * DAY)
+    seen: list[object] = []
+
+    async def who(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        seen.append(context.auth_context().get("x509_common_name"))
+        return request.upper()
+
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_unary_rpc_method_handler(who)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("test.Who", {"Ask": handler}),)
+    )
+    pem = await asyncio.to_thread(good.read_bytes)
+    root = await asyncio.to_thread(authority.pem.read_bytes)
+    credentials = grpc.ssl_server_credentials([(pem, pem)], root, require_client_auth=True)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    try:
+        peer = Peer("127.0.0.1", port, NAME, authority.pem, own)
+        one = Tunnel(tmp_path, lambda: peer, clock(tmp_path / "d", TODAY))
+        async with one.open(), grpc.aio.insecure_channel(one.target) as channel:
+            ask: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes]
+            ask = channel.unary_unary("/test.Who/Ask")
+            assert await ask(b"hello", timeout=10) == b"HELLO"
+        assert seen == [[b"d1"]]
+    finally:
+        await server.stop(None)
+
+
+def test_older_versions_of_tls_are_not_spoken(authority: Authority) -> None:
+    made = context_of(Peer("127.0.0.1", 1, NAME, authority.pem))
+    assert made.minimum_version is ssl.TLSVersion.TLSv1_3
+    assert made.check_hostname
+    assert made.verify_mode is ssl.CERT_REQUIRED

@@ -1,0 +1,192 @@
+"""The one way out of a device: TLS to the server, for a channel that speaks in plain text to us.
+
+gRPC checks certificates by the machine's clock, which on a device may say 1970. Here names and
+signatures are checked by TLS as ever, and dates by the clock that `clock` keeps. Every byte is
+counted, and waits for its budget. Nobody else reaches the socket: its directory is the agent's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime as dt
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from cryptography import x509
+
+from hatoba_worker.agent.clock import FloorClock
+
+log = structlog.get_logger(__name__)
+
+PIECE = 64 << 10
+CONNECT_SECONDS = 30.0
+_NO_CHECK_TIME = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL, for which Python has no name."""
+Pay = Callable[[int], Awaitable[None]]
+
+
+class Distrusted(Exception):
+    """The server's certificate is not good at the date that is known; says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Whom to reach, and what to show. `own` holds key and certificate in one file, none: nothing
+    is shown; `authority` is believed alone.
+    """
+
+    host: str
+    port: int
+    server_name: str
+    authority: Path
+    own: Path | None = None
+
+
+@dataclass(slots=True)
+class Carried:
+    """Bytes since the start, as they go over the link."""
+
+    up: int = 0
+    down: int = 0
+    connections: int = 0
+
+
+async def _free(_: int) -> None:
+    """A budget that nothing counts against."""
+
+
+class Tunnel:
+    """Listens on a socket below `directory` and carries every connection to the peer."""
+
+    def __init__(
+        self,
+        directory: Path,
+        peer: Callable[[], Peer],
+        clock: FloorClock,
+        *,
+        pay_up: Pay = _free,
+        pay_down: Pay = _free,
+    ) -> None:
+        self.path = directory / "tunnel.sock"
+        self.carried = Carried()
+        self.problem = ""
+        """Why the last connection did not come about; empty: it did."""
+        self._peer = peer
+        self._clock = clock
+        self._pay_up, self._pay_down = pay_up, pay_down
+        self._connections: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    @property
+    def target(self) -> str:
+        """What a channel is to dial."""
+        return f"unix:{self.path}"
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        """Carry, until it is left."""
+        await asyncio.to_thread(self.path.unlink, True)
+        server = await asyncio.start_unix_server(self._accepted, self.path)
+        try:
+            yield
+        finally:
+            server.close()
+            self._closing = True
+            for task in self._connections:
+                task.cancel()
+            await asyncio.gather(*self._connections)
+            await asyncio.to_thread(self.path.unlink, True)
+
+    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            await self._carry(reader, writer)
+        except asyncio.CancelledError:
+            # asyncio's own callback fails on a connection's task that was cancelled.
+            if not self._closing:
+                raise
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await self._connected()
+        except (OSError, ssl.SSLError, TimeoutError, Distrusted) as error:
+            # Told to whoever asks: the channel only sees an end.
+            if (problem := str(error) or repr(error)) != self.problem:
+                log.warning("tunnel.not_connected", error=problem)
+            self.problem = problem
+            return
+        self.problem = ""
+        self.carried.connections += 1
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._up(reader, far_writer), name="tunnel-up")
+                tasks.create_task(self._down(far_reader, writer), name="tunnel-down")
+        finally:
+            far_writer.close()
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        peer = self._peer()
+        context = await asyncio.to_thread(context_of, peer)
+        async with asyncio.timeout(CONNECT_SECONDS):
+            reader, writer = await asyncio.open_connection(
+                peer.host, peer.port, ssl=context, server_hostname=peer.server_name
+            )
+        try:
+            shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            require_current(x509.load_der_x509_certificate(shown), self._clock)
+        except Distrusted:
+            writer.close()
+            raise
+        return reader, writer
+
+    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, ssl.SSLError):
+            while data := await reader.read(PIECE):
+                await self._pay_up(len(data))
+                self.carried.up += len(data)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError, ssl.SSLError):
+            while data := await reader.read(PIECE):
+                self.carried.down += len(data)
+                # Paid for after it came: how much comes is the server's to say.
+                await self._pay_down(len(data))
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+
+def context_of(peer: Peer) -> ssl.SSLContext:
+    """TLS 1.3 with the authority's names and signatures checked, and no dates; blocks."""
+    context = ssl.create_default_context(cafile=str(peer.authority))
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME)
+    context.set_alpn_protocols(["h2"])
+    if peer.own is not None:
+        context.load_cert_chain(peer.own)
+    return context
+
+
+def require_current(certificate: x509.Certificate, clock: FloorClock) -> None:
+    """Raise Distrusted for a certificate that is over, or, where the date is known for sure, that
+    is for later. Who only knows that it is not earlier than some day cannot say "not yet".
+    """
+    now = dt.datetime.fromtimestamp(clock.now(), dt.UTC)
+    if now > certificate.not_valid_after_utc:
+        until = certificate.not_valid_after_utc.isoformat(timespec="seconds")
+        raise Distrusted(f"the server's certificate was good until {until}")
+    if clock.certain and now < certificate.not_valid_before_utc:
+        begins = certificate.not_valid_before_utc.isoformat(timespec="seconds")
+        raise Distrusted(f"the server's certificate is good from {begins} on")
