@@ -56,6 +56,7 @@ DYING_AT = {
     "reap.": 4.5,
     "recall.": 60.0,
     "release.": 4.0,
+    "schedule.": 2.5,
 }
 """The same for what happens only after a while."""
 LULL_SECONDS = 1.0
