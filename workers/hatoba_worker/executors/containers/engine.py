@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ANSWERS_WITHIN = 60.0
 """Seconds for a call that is not a stream; starting a large image can take tens."""
+_LOAD_FAILED = 500
+"""What stands for an error that comes with status 200."""
 _AWAY = 900
 _NEVER_DETACHED = "ctrl-^,ctrl-],ctrl-^,ctrl-]"
 """Keys that nobody types: by default Ctrl-P would be held back."""
@@ -200,6 +202,15 @@ class Engine:
         async with _called(None):
             async for step in self._docker.images.pull(reference, auth=auth, stream=True):
                 yield step
+
+    async def load(self, archive: AsyncIterator[bytes]) -> None:
+        """Take in an image as an archive, as `docker save` makes one: all of it, or nothing. Raises
+        EngineRefused.
+        """
+        async with _called(None):
+            for told in await self._docker.images.import_image(archive):
+                if error := told.get("error"):
+                    raise EngineRefused(_LOAD_FAILED, str(error))
 
     # -- streams --------------------------------------------------------------------------------
 

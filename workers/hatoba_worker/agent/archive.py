@@ -1,0 +1,165 @@
+"""An image that is here whole, as the archive that an engine loads; and what it would run."""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from hatoba_worker.agent import elf
+from hatoba_worker.agent.registry import Blob, Manifest, Unusable
+
+PIECE = 256 << 10
+LINKS_MOST = 8
+_BLOCK = 512
+_PATHS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+Json = Mapping[str, Any]
+
+
+def archive(manifest: Manifest, blobs: Mapping[str, Path], tag: str) -> Iterator[bytes]:
+    """The archive piece by piece; `blobs` are the parts by digest. Blocks. Raises OSError."""
+    names = {part.digest: f"{_hex(part.digest)}.tar" for part in manifest.layers}
+    config = f"{_hex(manifest.config.digest)}.json"
+    told = [
+        {
+            "Config": config,
+            "RepoTags": [tag],
+            "Layers": [names[part.digest] for part in manifest.layers],
+        }
+    ]
+    index = json.dumps(told).encode()
+    yield _header("manifest.json", len(index))
+    yield _padded(index)
+    yield from _file(config, manifest.config, blobs)
+    for digest in names:
+        part = next(one for one in manifest.layers if one.digest == digest)
+        yield from _file(names[digest], part, blobs)
+    yield bytes(2 * _BLOCK)
+
+
+def _hex(digest: str) -> str:
+    return digest.removeprefix("sha256:")
+
+
+def _header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % _BLOCK)
+
+
+def _file(name: str, part: Blob, blobs: Mapping[str, Path]) -> Iterator[bytes]:
+    yield _header(name, part.size)
+    with blobs[part.digest].open("rb", buffering=0) as file:
+        while piece := file.read(PIECE):
+            yield piece
+    yield bytes(-part.size % _BLOCK)
+
+
+# -- what it runs ---------------------------------------------------------------------------------
+
+
+def require_program(
+    config: Json, manifest: Manifest, blobs: Mapping[str, Path], architecture: str
+) -> None:
+    """Raise Unusable where the program that the image begins with is made for another machine,
+    whatever index, manifest and configuration say. Blocks.
+    """
+    program = _program(config.get("config") or {})
+    if not program:
+        return
+    layers = [blobs[part.digest] for part in manifest.layers]
+    found = _machine(layers, _candidates(program, config.get("config") or {}))
+    if found not in ("", architecture):
+        raise Unusable(f"{program} in the image is made for {found}, this device is {architecture}")
+
+
+def _program(config: Json) -> str:
+    line = [*(config.get("Entrypoint") or ()), *(config.get("Cmd") or ())]
+    return str(line[0]) if line else ""
+
+
+def _candidates(program: str, config: Json) -> list[str]:
+    """Where it is looked for, as the engine does."""
+    if "/" in program:
+        base = str(config.get("WorkingDir") or "/")
+        return [posixpath.normpath(posixpath.join(base, program))]
+    variables = dict(one.partition("=")[::2] for one in config.get("Env") or ())
+    path = variables.get("PATH", ":".join(_PATHS)).split(":")
+    return [posixpath.join(directory, program) for directory in path]
+
+
+def _machine(layers: Sequence[Path], wanted: Sequence[str]) -> str:
+    """What the first of these paths is made for; links are followed. Empty: nobody can tell."""
+    files, links = _indexed(layers)
+    for path in wanted:
+        found = _followed(path, files, links)
+        if found is not None:
+            return elf.architecture(_head(layers[files[found]], found))
+    return ""
+
+
+def _followed(path: str, files: Mapping[str, int], links: Mapping[str, str]) -> str | None:
+    """Where a path leads, links of its directories followed as well; None: to nothing."""
+    for _ in range(LINKS_MOST):
+        if path in files:
+            return path
+        link = next((one for one in _prefixes(path) if one in links), None)
+        if link is None:
+            return None
+        target = posixpath.join(posixpath.dirname(link), links[link])
+        path = posixpath.normpath(target + path[len(link) :])
+    return None
+
+
+def _prefixes(path: str) -> list[str]:
+    parts = path.split("/")
+    return ["/".join(parts[:count]) for count in range(2, len(parts) + 1)]
+
+
+def _indexed(layers: Sequence[Path]) -> tuple[dict[str, int], dict[str, str]]:
+    """Files by path, with the layer that has them last, and links with their targets."""
+    files: dict[str, int] = {}
+    links: dict[str, str] = {}
+    for number, layer in enumerate(layers):
+        with tarfile.open(layer, mode="r|*") as packed:
+            for member in packed:
+                path = _absolute(member.name)
+                files.pop(path, None)
+                links.pop(path, None)
+                if member.isreg():
+                    files[path] = number
+                elif member.issym():
+                    links[path] = member.linkname
+                elif member.islnk():
+                    links[path] = _absolute(member.linkname)
+                _white_out(path, files, links)
+    return files, links
+
+
+def _white_out(path: str, files: dict[str, int], links: dict[str, str]) -> None:
+    """A layer takes away what is named so in those below it."""
+    directory, _, name = path.rpartition("/")
+    if name.startswith(".wh."):
+        gone = f"{directory}/{name[4:]}"
+        files.pop(gone, None)
+        links.pop(gone, None)
+
+
+def _absolute(name: str) -> str:
+    return posixpath.normpath("/" + name.lstrip("./")) if name.strip("./") else "/"
+
+
+def _head(layer: Path, path: str) -> bytes:
+    with tarfile.open(layer, mode="r|*") as packed:
+        for member in packed:
+            if _absolute(member.name) == path:
+                file: IO[bytes] | None = packed.extractfile(member)
+                return file.read(64) if file is not None else b""
+    return b""
