@@ -41,8 +41,13 @@ TRIES = 4
 """How often a slow one is led to, before the round goes on without it."""
 SLOW_FROM = 250
 """Kills of a round that is long enough for everything."""
-EVERY_MINUTE = ("schedule.",)
-"""Met when a minute begins."""
+EVERY_MINUTE = (
+    "schedule.intent.before",
+    "schedule.intent.after",
+    "schedule.submit.after",
+    "schedule.moved.after",
+)
+"""Met when a minute begins, in this order: who dies at one leaves those behind it for the next."""
 SEASON = 10.0
 """Seconds after the beginning of a minute in which schedules' runs are due or catch up."""
 BEFOREHAND = 1.5
@@ -97,12 +102,13 @@ class Points:
             return False
         if name.startswith(SLOW) and (self.hits[name] or self._misses[name] >= TRIES):
             return False
-        return season or not name.startswith(EVERY_MINUTE)
+        return season or name not in EVERY_MINUTE
 
     def _weight(self, name: str, season: bool) -> float:
         """Least is next; a season is short, so what has one goes a little before the others."""
-        before = 2 if season and name.startswith(EVERY_MINUTE) else 0
-        return self.hits[name] + self._misses[name] / MISSES - before
+        if season and name in EVERY_MINUTE:
+            return self.hits[name] - 2 + EVERY_MINUTE.index(name) / len(EVERY_MINUTE)
+        return self.hits[name] + self._misses[name] / MISSES
 
     def told(self, *, reached: bool) -> None:
         """Whether the server that was armed last died there."""
