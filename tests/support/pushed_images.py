@@ -49,7 +49,7 @@ def layer(files: Mapping[str, bytes]) -> bytes:
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(data), 0o755
             archive.addfile(info, io.BytesIO(data))
-    return gzip.compress(packed.getvalue(), compresslevel=1, mtime=0)
+    return gzip.compress(packed.getvalue(), compresslevel=0, mtime=0)
 
 
 class Pusher:

@@ -29,7 +29,7 @@ from hatoba_worker.agent.registry import (
 )
 
 ARM, AMD = Platform("arm64", "v8"), Platform("amd64")
-BIG = random.Random(7).randbytes(40_000_000)
+BIG = random.Random(7).randbytes(80_000_000)
 
 
 @dataclass
