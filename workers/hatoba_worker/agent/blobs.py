@@ -12,11 +12,14 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 from typing import Protocol
 
 import structlog
+
+from hatoba_worker.agent.budget import Pay, unlimited
+from hatoba_worker.agent.disk import sync_directory, write_all
 
 log = structlog.get_logger(__name__)
 
@@ -67,20 +70,12 @@ class Source(Protocol):
         ...
 
 
-Paid = Callable[[int], Awaitable[None]]
-"""Waits until so many bytes may be brought in: the budget of a metered link."""
-
-
-async def free(_: int) -> None:
-    """A budget that nothing counts against."""
-
-
 class BlobStore:
     """Blobs below a directory of its own."""
 
-    def __init__(self, root: Path, paid: Paid = free) -> None:
+    def __init__(self, root: Path, pay: Pay = unlimited) -> None:
         self._root = root
-        self._paid = paid
+        self._pay = pay
         self._locks: dict[str, asyncio.Lock] = {}
         self.brought = 0
         """Bytes that came over the link since the start, good or not."""
@@ -146,7 +141,7 @@ class BlobStore:
                 offset = 0
             synced = offset
             async for piece in self._pieces(digest, size, offset, source):
-                await asyncio.to_thread(_write, handle, piece)
+                await asyncio.to_thread(write_all, handle, piece)
                 offset += len(piece)
                 if offset - synced >= SYNC_EVERY:
                     await asyncio.to_thread(os.fdatasync, handle)
@@ -172,7 +167,7 @@ class BlobStore:
                     raise Cut(f"it ended after {offset} of {size} bytes")
                 self.brought += len(piece)
                 piece = piece[: size - offset]
-                await self._paid(len(piece))
+                await self._pay(len(piece))
                 offset += len(piece)
                 yield piece
         finally:
@@ -215,11 +210,6 @@ def _opened(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
-def _write(handle: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(handle, data) :]
-
-
 def _closed(handle: int) -> None:
     try:
         os.fdatasync(handle)
@@ -234,11 +224,7 @@ def _finish(path: Path, digest: str) -> bool:
         partial.unlink()
         return False
     partial.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
     return True
 
 

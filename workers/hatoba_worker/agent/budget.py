@@ -9,14 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from hatoba_worker.agent import disk
+
 DAY = 86_400.0
+Pay = Callable[[int], Awaitable[None]]
+"""Waits until so many bytes may be carried."""
 SAVE_EVERY = 1 << 20
 """Bytes after which the count is put on the disk: a power cut forgives no more than these."""
 WAKE = 3_600.0
+
+
+async def unlimited(_: int) -> None:
+    """A link that nobody counts."""
 
 
 class Budget:
@@ -83,11 +90,6 @@ class Budget:
     def save(self) -> None:
         """Put the count on the disk; blocks. A full disk costs the count of the last moments."""
         used, gone = self._used, self._monotonic() - self._began
-        fresh = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):
-            with fresh.open("w", encoding="ascii") as file:
-                json.dump({"used": used, "seconds": gone}, file)
-                file.flush()
-                os.fsync(file.fileno())
-            fresh.replace(self._path)
+            disk.replace(self._path, json.dumps({"used": used, "seconds": gone}).encode())
             self._saved = used

@@ -8,9 +8,10 @@ not before the newest that any server ever said, which is on the disk, nor befor
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 from pathlib import Path
+
+from hatoba_worker.agent import disk
 
 FUTURE = 366 * 86_400.0
 """Seconds after the newest date that is known for sure within which the machine's own clock is
@@ -70,10 +71,5 @@ class FloorClock:
 
     def keep(self) -> None:
         """Put the newest date on the disk; blocks. Raises OSError."""
-        fresh = self._path.with_suffix(".new")
-        with fresh.open("w", encoding="ascii") as file:
-            file.write(repr(self._floor))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
+        disk.replace(self._path, repr(self._floor).encode())
         self._kept = self._floor

@@ -7,7 +7,6 @@ welcomed it. Whatever a power cut takes, one of the two is whole, and the one in
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hatoba_worker import keys
 from hatoba_worker.agent.clock import FloorClock
+from hatoba_worker.agent.disk import sync_directory
 
 log = structlog.get_logger(__name__)
 
@@ -132,7 +132,7 @@ class Identity:
 
     def _use(self, slot: str) -> None:
         keys.write_secret(self.root / _CURRENT, slot)
-        _sync(self.root)
+        sync_directory(self.root)
 
     def _read(self, slot: str) -> Credential | None:
         path = self._path(slot)
@@ -142,11 +142,3 @@ class Identity:
             log.error("identity.damaged", path=str(path), error=str(error))
             return None
         return Credential(slot, path, own.certificate) if own is not None else None
-
-
-def _sync(root: Path) -> None:
-    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

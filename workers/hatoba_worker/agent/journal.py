@@ -15,6 +15,8 @@ from zlib import crc32
 
 import structlog
 
+from hatoba_worker.agent.disk import sync_directory, write_all
+
 log = structlog.get_logger(__name__)
 
 LARGE = 256 << 10
@@ -56,14 +58,14 @@ class Journal:
             os.ftruncate(self._handle, good)
             os.fsync(self._handle)
         self._size = good
-        _sync_directory(self._path.parent)
+        sync_directory(self._path.parent)
         return Read(entries, lost)
 
     def add(self, *entries: Json) -> None:
         """Have entries on the disk when it returns. Raises OSError: then they are not there."""
         data = b"".join(map(_line, entries))
         try:
-            _write_all(self._handle, data)
+            write_all(self._handle, data)
             os.fdatasync(self._handle)
         except OSError:
             # Half an entry would hide all that follow it.
@@ -78,13 +80,13 @@ class Journal:
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
         handle = os.open(fresh, flags, 0o600)
         try:
-            _write_all(handle, data)
+            write_all(handle, data)
             os.fdatasync(handle)
             fresh.replace(self._path)
         except OSError:
             os.close(handle)
             raise
-        _sync_directory(self._path.parent)
+        sync_directory(self._path.parent)
         os.close(self._handle)
         self._handle, self._size = handle, len(data)
 
@@ -119,16 +121,3 @@ def _entry(line: bytes) -> Json | None:
         return None
     found = json.loads(text)
     return found if isinstance(found, dict) else None
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(handle, data) :]
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -18,6 +18,8 @@ from zlib import crc32
 
 import structlog
 
+from hatoba_worker.agent.disk import replace, sync_directory, write_all
+
 log = structlog.get_logger(__name__)
 
 LIMIT = 64 << 20
@@ -215,7 +217,7 @@ def _append(path: Path, size: int, data: bytes) -> None:
     fresh = not size
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        _write_all(handle, data)
+        write_all(handle, data)
         os.fdatasync(handle)
     except OSError:
         os.ftruncate(handle, size)
@@ -223,30 +225,11 @@ def _append(path: Path, size: int, data: bytes) -> None:
     finally:
         os.close(handle)
     if fresh:
-        _sync_directory(path.parent)
-
-
-def _write_all(handle: int, data: bytes) -> None:
-    while data:
-        data = data[os.write(handle, data) :]
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        sync_directory(path.parent)
 
 
 def _write_mark(root: Path, number: int) -> None:
-    fresh = root / "newest.new"
-    with fresh.open("w", encoding="ascii") as file:
-        file.write(str(number))
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(root / "newest")
-    _sync_directory(root)
+    replace(root / "newest", str(number).encode())
 
 
 def _read_mark(root: Path) -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import hashlib
 import os
 import shutil
@@ -30,6 +29,7 @@ from hatoba.artifacts.manifest import (
 from hatoba.artifacts.unpack import Piece, Unpacking
 from hatoba.v1 import artifact_pb2
 from hatoba_worker.agent.blobs import SPARE, BlobStore, Full, Source, Wrong
+from hatoba_worker.agent.disk import replace, sync_file_system
 
 log = structlog.get_logger(__name__)
 
@@ -153,14 +153,8 @@ class DeviceTrees:
 
     def _kept(self, digest: str, manifest: artifact_pb2.Manifest) -> None:
         """All of it is on the disk; from now on it counts as here."""
-        _sync_file_system(self._root)
-        fresh = self._manifest_path(digest).with_suffix(".new")
-        with fresh.open("wb") as file:
-            file.write(canonical_bytes(manifest))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._manifest_path(digest))
-        _sync_file_system(self._root)
+        sync_file_system(self._root)
+        replace(self._manifest_path(digest), canonical_bytes(manifest))
 
     # -- what is here ---------------------------------------------------------------------------
 
@@ -269,13 +263,3 @@ def _removed(path: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def _sync_file_system(root: Path) -> None:
-    """All that was written below is on the disk itself, names and sizes too."""
-    handle = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        if ctypes.CDLL(None, use_errno=True).syncfs(handle) != 0:
-            os.sync()
-    finally:
-        os.close(handle)

@@ -11,13 +11,14 @@ import asyncio
 import contextlib
 import datetime as dt
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 from cryptography import x509
 
+from hatoba_worker.agent.budget import Pay, unlimited
 from hatoba_worker.agent.clock import FloorClock
 
 log = structlog.get_logger(__name__)
@@ -26,7 +27,6 @@ PIECE = 64 << 10
 CONNECT_SECONDS = 30.0
 _NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL, for which Python has no name."""
-Pay = Callable[[int], Awaitable[None]]
 
 
 class Distrusted(Exception):
@@ -55,10 +55,6 @@ class Carried:
     connections: int = 0
 
 
-async def _free(_: int) -> None:
-    """A budget that nothing counts against."""
-
-
 class Tunnel:
     """Listens on a socket below `directory` and carries every connection to the peer."""
 
@@ -68,8 +64,8 @@ class Tunnel:
         peer: Callable[[], Peer],
         clock: FloorClock,
         *,
-        pay_up: Pay = _free,
-        pay_down: Pay = _free,
+        pay_up: Pay = unlimited,
+        pay_down: Pay = unlimited,
     ) -> None:
         self.path = directory / "tunnel.sock"
         self.carried = Carried()
