@@ -354,7 +354,10 @@ class Conductor:
             await self._write(bad_entry(name, release, None))
 
     async def _collect(self) -> None:
-        keep = {name: slot.kept | frozenset(slot.staged) for name, slot in self.slots.slots.items()}
+        slots = self.slots
+        keep = {name: slot.kept | frozenset(slot.staged) for name, slot in slots.slots.items()}
+        for name, wanted in slots.wanted.items():
+            keep[name] = keep.get(name, frozenset()) | {wanted.release}
         await self._content.collect(keep)
 
     # -- the journal ----------------------------------------------------------------------------

@@ -79,6 +79,16 @@ class Fleet:
             if path.name not in self._replicas:
                 shutil.rmtree(path, ignore_errors=True)
 
+    @property
+    def kept(self) -> Mapping[str, worker_pb2.ReplicaSpec]:
+        """What the order that is acted by keeps, by name."""
+        return self._ordered.kept
+
+    @property
+    def newest(self) -> int:
+        """Number of the newest order that came; the next one has to have a higher one."""
+        return self._newest
+
     async def run(self) -> None:
         """Take in orders until cancelled."""
         await self._inventoried.wait()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from hatoba.v1 import worker_pb2
+from hatoba.v1 import common_pb2, worker_pb2
 from hatoba_worker import tinyfiles
 from hatoba_worker.environments import Environments, Interpreter, Tenant
 from hatoba_worker.executors.containers.contained import Contained, Wish
@@ -24,7 +24,6 @@ from hatoba_worker.keeper.messages import Limits, Spawn
 from hatoba_worker.logs import FILES
 from hatoba_worker.staging import base_environment
 from hatoba_worker.transfers import TransferFailed
-from hatoba_worker.trees import TreeCache
 
 MODEL, CODE, EXAMPLE, CONFIG = "model", "code", "example", "serving.json"
 _ANY = "0.0.0.0"
@@ -50,6 +49,13 @@ class Place:
         return f"{directory}/ready-{self.run}.json"
 
 
+class Trees(Protocol):
+    """Where whole trees come from."""
+
+    async def link(self, ref: common_pb2.ManifestRef, target: Path) -> None:
+        """Put a tree into `target` whose files nobody writes to. Raises TransferFailed, OSError."""
+
+
 class Staging(Protocol):
     """Brings replicas in."""
 
@@ -73,7 +79,7 @@ class ReplicaStager:
         self,
         data: Path,
         environ: Mapping[str, str],
-        trees: TreeCache,
+        trees: Trees,
         environments: Environments,
         secrets: Secrets,
         *,

@@ -1,0 +1,263 @@
+"""Runs releases as model servers: processes of the device's keeper, which outlive the agent.
+
+It is the fleet of a host's worker that keeps them running; its orders come from the conductor
+instead of a server. A device has little memory: what ran before is gone before something else
+begins.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from hatoba.v1 import common_pb2, deployment_pb2, worker_pb2
+from hatoba_worker.agent.slots import NOTHING_RUNS, Health, Json, Release
+from hatoba_worker.agent.trees import DeviceTrees
+from hatoba_worker.environments import Environments
+from hatoba_worker.executors.process import ProcessExecutor
+from hatoba_worker.host_secrets import Secrets
+from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
+from hatoba_worker.replicas import probe
+from hatoba_worker.replicas.fleet import Fleet
+from hatoba_worker.replicas.life import READY, UNHEALTHY, Tools
+from hatoba_worker.replicas.staging import ReplicaStager
+from hatoba_worker.staging import link_library
+from hatoba_worker.transfers import TransferFailed
+from hatoba_worker.trees import replicate
+
+log = structlog.get_logger(__name__)
+
+ENDINGS = 2
+"""So often a trial may not end."""
+READY_WITHIN = 300.0
+"""Seconds in which a trial has to be ready once."""
+ADDRESS = "127.0.0.1"
+_GONE = deployment_pb2.REPLICA_STATE_GONE
+_HOPELESS = (common_pb2.CAUSE_CODE_CRASH_LOOP, common_pb2.CAUSE_CODE_PREDICTIONS_FAIL)
+SpecOf = Callable[[str, Release], Awaitable[worker_pb2.ReplicaSpec]]
+
+
+class Links:
+    """Trees of the device as replicas want them."""
+
+    def __init__(self, trees: DeviceTrees) -> None:
+        self._trees = trees
+
+    async def link(self, ref: common_pb2.ManifestRef, target: Path) -> None:
+        """Put a tree that is here into `target`. Raises TransferFailed, OSError."""
+        if not await asyncio.to_thread(self._trees.has, ref.digest):
+            raise TransferFailed(f"{ref.digest} is not on this device")
+        await asyncio.to_thread(replicate, self._trees.path(ref.digest), target, os.link)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What runs under a name: its release, its replica, since when (monotonic seconds)."""
+
+    release: Release
+    spec: worker_pb2.ReplicaSpec
+    since: float
+
+
+class Servers:
+    """See `Runtime`; also hears of the keeper."""
+
+    def __init__(
+        self,
+        data: Path,
+        environ: Mapping[str, str],
+        trees: DeviceTrees,
+        spec_of: SpecOf,
+        *,
+        name: str,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.news = asyncio.Event()
+        self._data = data
+        self._environ = environ
+        self._trees = trees
+        self._spec_of = spec_of
+        self._sleep = sleep
+        self._monotonic = monotonic
+        self._fleet = Fleet(data, name, self._hear)
+        self._processes = ProcessExecutor(data, self, sleep)
+        self._orphans: set[str] = set()
+        self._order = 0
+        self._kept: dict[str, worker_pb2.ReplicaSpec] = {}
+        """By name of a slot: what the fleet was told last to keep."""
+        self._places: dict[str, _Place] = {}
+        self._seen: dict[str, deployment_pb2.Replica] = {}
+        self._ready_since: dict[str, float] = {}
+        self._heard = asyncio.Event()
+
+    async def begin(self, tasks: asyncio.TaskGroup) -> None:
+        """Take up what runs, and keep it running with these tasks."""
+        await asyncio.to_thread(self._prepare)
+        environments = Environments(self._data, self._environ, tasks, embedded=True)
+        await asyncio.to_thread(environments.tidy)
+        stager = ReplicaStager(
+            self._data,
+            self._environ,
+            Links(self._trees),
+            environments,
+            Secrets(self._data, self._environ),
+            serve_address=ADDRESS,
+            serving_tls=lambda: None,
+            host_has_gpus=False,
+        )
+        ask = probe.prober(lambda: None)
+        self._fleet.begin(Tools(self._processes, stager, ask, self._sleep, time.time), tasks)
+        await asyncio.to_thread(self._fleet.load)
+        self._kept = {spec.deployment: spec for spec in self._fleet.kept.values()}
+        self._order = self._fleet.newest
+        tasks.create_task(self._processes.run(), name="keeper")
+        tasks.create_task(self._fleet.run(), name="replicas")
+        tasks.create_task(self._fleet.bound_logs(), name="replicas' logs")
+
+    def _prepare(self) -> None:
+        library = self._data / "lib"
+        for directory in (library, self._data / "venvs"):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        link_library(library)
+
+    # -- the runtime ----------------------------------------------------------------------------
+
+    async def run(self, name: str, release: Release) -> None:
+        """Have this release running under this name, and nothing else; again is the same."""
+        spec = await self._spec_of(name, release)
+        spec.name, spec.deployment = replica_name(name, release), name
+        before = self._kept.get(name)
+        if before is not None and before.name != spec.name:
+            await self.stop(name)
+        self._places[name] = _Place(release, spec, self._monotonic())
+        self._kept[name] = spec
+        self._tell_fleet()
+
+    async def stop(self, name: str) -> None:
+        """Have nothing running under this name; returns when nothing is."""
+        self._places.pop(name, None)
+        spec = self._kept.pop(name, None)
+        if spec is None:
+            return
+        self._tell_fleet()
+        while spec.name in self._seen:
+            self._heard.clear()
+            await self._heard.wait()
+
+    async def keep_only(self, names: set[str]) -> None:
+        """End what belongs to none of these slots: a journal that was lost knows nothing of it."""
+        for name in set(self._kept) - names:
+            log.warning("agent.unknown_server", slot=name)
+            await self.stop(name)
+
+    def _tell_fleet(self) -> None:
+        self._order += 1
+        order = worker_pb2.ReplicaOrder(order=self._order, replicas=self._kept.values())
+        self._fleet.ordered(order)
+
+    def health(self, name: str) -> Health:
+        """How what runs under a name is."""
+        place = self._places.get(name)
+        if place is None:
+            return NOTHING_RUNS
+        seen, now = self._seen.get(place.spec.name), self._monotonic()
+        if seen is not None and seen.state == READY:
+            return Health(place.release, now - self._ready_since[seen.name])
+        if seen is not None and _is_hopeless(seen):
+            return Health(place.release, 0.0, cause_json(seen.cause))
+        if now - place.since > READY_WITHIN:
+            return Health(place.release, 0.0, _not_ready(seen))
+        return Health(place.release)
+
+    def address(self, name: str) -> str:
+        """`HOST:PORT` at which a deployment answers now; empty while it does not."""
+        place = self._places.get(name)
+        seen = self._seen.get(place.spec.name) if place is not None else None
+        return seen.address if seen is not None and seen.state == READY else ""
+
+    # -- the fleet ------------------------------------------------------------------------------
+
+    def _hear(self, item: worker_pb2.WorkerItem) -> None:
+        report = item.replicas
+        for one in report.replicas:
+            self._note(one)
+        if report.complete:
+            there = {one.name for one in report.replicas}
+            for name in set(self._seen) - there:
+                self._lose(name)
+        self._heard.set()
+        self.news.set()
+
+    def _note(self, one: deployment_pb2.Replica) -> None:
+        if one.state == _GONE:
+            self._lose(one.name)
+            return
+        self._seen[one.name] = one
+        if one.state == READY:
+            self._ready_since.setdefault(one.name, self._monotonic())
+        else:
+            self._ready_since.pop(one.name, None)
+
+    def _lose(self, name: str) -> None:
+        self._seen.pop(name, None)
+        self._ready_since.pop(name, None)
+
+    # -- the keeper -----------------------------------------------------------------------------
+
+    def inventory(self, info: KeeperInfo, held: dict[str, AttemptStatus]) -> None:
+        """The keeper is there: everything is taken up from where it stands."""
+        ours = self._fleet.take_up(held)
+        self._orphans = held.keys() - ours
+        for name in list(self._orphans):
+            if held[name].gone:
+                self.gone(name)
+            else:
+                self._processes.stop(name, 0.0)
+
+    def exited(self, event: Exited) -> None:
+        """A process ended."""
+        if not self._fleet.exited(event) and event.gone:
+            self.gone(event.attempt)
+
+    def gone(self, name: str) -> None:
+        """Nothing of a process is left."""
+        if name in self._orphans:
+            self._orphans.discard(name)
+            self._processes.forget(name)
+        else:
+            self._fleet.gone(name)
+
+
+def replica_name(name: str, release: Release) -> str:
+    """What a release's server is called: the same after any restart, and no other release's."""
+    digest = release.digest.rpartition(":")[2][:12]
+    return f"{name[:24]}-{release.revision}-{release.tries}-{digest}"
+
+
+def cause_json(cause: common_pb2.Cause) -> Json:
+    """A cause as the journal keeps it."""
+    code = common_pb2.CauseCode.Name(cause.code).removeprefix("CAUSE_CODE_")
+    return {
+        "code": code,
+        "message": cause.message,
+        "passing": cause.retryable,
+        "lines": list(cause.last_log_lines),
+    }
+
+
+def _is_hopeless(seen: deployment_pb2.Replica) -> bool:
+    ended_often = seen.restarts >= ENDINGS
+    return seen.state == UNHEALTHY and (ended_often or seen.cause.code in _HOPELESS)
+
+
+def _not_ready(seen: deployment_pb2.Replica | None) -> Json:
+    why = f": {seen.cause.message}" if seen is not None and seen.cause.message else ""
+    text = f"It was not ready within {READY_WITHIN:g} s{why}"
+    return {"code": "NOT_READY", "message": text, "passing": False, "lines": []}
