@@ -282,8 +282,16 @@ class NullJobs:
         """How they are now."""
         return [self._observe(ref) for ref in refs]
 
-    def _observe(self, ref: Ref) -> Observation:
+    def recall(self, ref: Ref) -> _Object | None:
+        """What there is of a reference; what an earlier process launched goes on to its end."""
+        new = ref.name not in self._world.objects
         known = self._world.recall(ref, self._clock.time())
+        if new and known is not None and ref.name in self._world.objects:
+            self._begin(known)
+        return known
+
+    def _observe(self, ref: Ref) -> Observation:
+        known = self.recall(ref)
         if known is None:
             return Observation(ref.name, Phase.GONE, exists=False)
         seen = known.observation()
@@ -306,7 +314,7 @@ class NullJobs:
         return [self._stop(ref) for ref in refs]
 
     def _stop(self, ref: Ref) -> StopResult:
-        known = self._world.recall(ref, self._clock.time())
+        known = self.recall(ref)
         if known is None:
             self._world.mark(ref.name, "stopped before it was launched")
             return StopResult(ref.name, known=False)
@@ -319,7 +327,7 @@ class NullJobs:
         return [self._release(ref) for ref in refs]
 
     def _release(self, ref: Ref) -> ReleaseOutcome:
-        known = self._world.recall(ref, self._clock.time())
+        known = self.recall(ref)
         if known and not known.ended:
             return NotYet(ref.name, after=max(0.0, known.ends_at - self._clock.time()))
         if known:
@@ -440,7 +448,7 @@ class NullBackend:
         return [self._find(ref) for ref in refs]
 
     def _find(self, ref: Ref) -> FindOutcome:
-        known = self._world.recall(ref, self._clock.time())
+        known = self.jobs.recall(ref)
         return Found(ref.name, known.handle, known.phase) if known else Absent(ref.name)
 
     async def list_owned(self, cluster_id: str) -> AsyncIterator[Owned]:

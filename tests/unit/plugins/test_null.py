@@ -69,6 +69,23 @@ async def test_another_process_answers_for_a_handle() -> None:
         assert (seen.phase, seen.exit) == (Phase.ENDED, Exit(ExitKind.EXITED, 7))
 
 
+async def test_another_process_takes_what_runs_to_its_end() -> None:
+    clock = FakeClock()
+    async with opened(NullType(), clock, exit_code=7, delay=5.0) as (_, jobs):
+        (outcome,) = await jobs.launch(single(request("a")))
+    assert isinstance(outcome, Launched)
+    known = Ref("a", 1, outcome.handle)
+    async with opened(NullType(), clock) as (_, jobs), asyncio.TaskGroup() as tasks:
+        (seen,) = await jobs.observe([known])
+        assert seen.phase is Phase.RUNNING
+        told = tasks.create_task(count_ends(jobs, 1))
+        await asyncio.sleep(0)
+        await clock.advance(5.0)
+        assert await told == 1
+        (seen,) = await jobs.observe([known])
+        assert (seen.phase, seen.exit) == (Phase.ENDED, Exit(ExitKind.EXITED, 7))
+
+
 async def test_any_amount_of_cores_and_memory_fits_its_slots() -> None:
     async with opened(NullType(), FakeClock(), slots=3) as (_, jobs):
         snapshot = await anext(jobs.watch())
