@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hatoba.v1 import common_pb2
 from hatoba_plugins.backends.ecs.names import ServiceName
-from hatoba_plugins.backends.ecs.slots import Slots, TaskView, task_view
+from hatoba_plugins.backends.ecs.slots import MISSES_MOST, Slots, TaskView, task_view
 from hatoba_plugins.values import ReplicaPhase
 
 UID = "0123456789abcdef0123456789abcdef"
@@ -106,8 +106,15 @@ def test_another_definition_takes_the_place_of_the_old_one() -> None:
 
 def test_one_that_does_not_answer_any_more_is_unhealthy() -> None:
     slots = _slots(_task(1))
-    slots.judge(lambda task: False, 30.0)
     (one,) = slots.slots.values()
+    for _ in range(2):
+        for look in range(1, MISSES_MOST):
+            slots.judge(lambda task: False, 30.0 + look)
+        # One late answer says nothing, and what answers again counts anew.
+        slots.judge(lambda task: True, 30.0 + MISSES_MOST)
+        assert one.phase is ReplicaPhase.READY
+    for look in range(MISSES_MOST):
+        slots.judge(lambda task: False, 40.0 + look)
     assert one.phase is ReplicaPhase.UNHEALTHY
     assert one.cause is not None
     assert one.cause.code == common_pb2.CAUSE_CODE_NOT_READY

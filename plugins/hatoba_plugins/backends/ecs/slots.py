@@ -20,6 +20,9 @@ from hatoba_plugins.values import ReplicaPhase, ReplicaView
 _SCALED_IN = re.compile(r"scaling activity|scaling down|service scaling|scale-in", re.IGNORECASE)
 _LEAVING = ("DEACTIVATING", "STOPPING", "DEPROVISIONING")
 
+MISSES_MOST = 3
+"""Looks in a row without an answer after which what was ready is not: one may come late."""
+
 
 @dataclass(frozen=True, slots=True)
 class TaskView:
@@ -83,6 +86,8 @@ class Slot:
     cause: common_pb2.Cause | None = None
     newest: str = ""
     """ARN of the last task that it was, also when it has ended."""
+    misses: int = 0
+    """Looks in a row at which it did not answer, while it counts as ready."""
 
     def view(self, revision: int) -> ReplicaView:
         """As the core is told of it."""
@@ -138,10 +143,13 @@ class Slots:
             if task is None or slot.phase is ReplicaPhase.DRAINING:
                 continue
             if task.running and ready(task):
+                slot.misses = 0
                 slot.enter(ReplicaPhase.READY, now)
             elif slot.phase is ReplicaPhase.READY:
-                slot.enter(ReplicaPhase.UNHEALTHY, now)
-                slot.cause = _not_ready()
+                slot.misses += 1
+                if not task.running or slot.misses >= MISSES_MOST:
+                    slot.enter(ReplicaPhase.UNHEALTHY, now)
+                    slot.cause = _not_ready()
 
     def _follow(
         self, slot: Slot, known: Mapping[str, TaskView], definition: str, now: float
