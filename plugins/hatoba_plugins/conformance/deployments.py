@@ -13,7 +13,7 @@ from hatoba_plugins.conformance.harness import DeploymentHarness, FaultInjector,
 from hatoba_plugins.conformance.interrupt import interrupted
 from hatoba_plugins.errors import BackendError, Stale, Throttled, Unsupported
 from hatoba_plugins.rolling import parse_name
-from hatoba_plugins.values import Handle, Released, ReplicaPhase, Target
+from hatoba_plugins.values import Handle, Released, ReplicaPhase, ReplicaSet, Target
 
 MOST_AWAITS = 40
 """A call is cancelled at each of its awaits, up to so many."""
@@ -158,7 +158,8 @@ class DeploymentConformance:
             assert not new & old
             assert len(fleet.ever(wish.uid)) == 6
             over = [t for t in fleet.history[begun:] if t.uid == wish.uid and t.generation == 2]
-            assert [told for told in over if not bounded(told, target)] == []
+            beyond = [_phases(told) for told in over if not bounded(told, target)]
+            assert beyond == [], beyond
 
     async def test_what_leaves_answers_until_it_is_retired(
         self, harness: DeploymentHarness
@@ -606,3 +607,11 @@ async def _until_answered(fleet: Fleet, call: Callable[[], Awaitable[object]]) -
 
 def _faults(harness: DeploymentHarness) -> FaultInjector:
     return harness.faults or FaultInjector()
+
+
+def _phases(told: ReplicaSet) -> list[str]:
+    """Its replicas in short: number of the revision, phase, and whether it leaves."""
+    return [
+        f"{one.revision} {one.phase.name}{' leaving' if one.name in told.leaving else ''}"
+        for one in told.replicas
+    ]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hatoba.v1 import common_pb2
 from hatoba_plugins.backends.ecs.names import ServiceName
-from hatoba_plugins.backends.ecs.slots import MISSES_MOST, Slots, TaskView, task_view
+from hatoba_plugins.backends.ecs.slots import MISSES_MOST, SILENT_MOST, Slots, TaskView, task_view
 from hatoba_plugins.values import ReplicaPhase
 
 UID = "0123456789abcdef0123456789abcdef"
@@ -107,14 +107,14 @@ def test_another_definition_takes_the_place_of_the_old_one() -> None:
 def test_one_that_does_not_answer_any_more_is_unhealthy() -> None:
     slots = _slots(_task(1))
     (one,) = slots.slots.values()
-    for _ in range(2):
-        for look in range(1, MISSES_MOST):
-            slots.judge(lambda task: False, 30.0 + look)
-        # One late answer says nothing, and what answers again counts anew.
-        slots.judge(lambda task: True, 30.0 + MISSES_MOST)
+    # A late answer says nothing, nor do many looks within a moment; what answers counts anew.
+    for moments in ([30.0, 39.0], [40.0 + look / 10 for look in range(20)]):
+        for moment in moments:
+            slots.judge(lambda task: False, moment)
         assert one.phase is ReplicaPhase.READY
+        slots.judge(lambda task: True, moments[-1])
     for look in range(MISSES_MOST):
-        slots.judge(lambda task: False, 40.0 + look)
+        slots.judge(lambda task: False, 50.0 + look * SILENT_MOST / (MISSES_MOST - 1))
     assert one.phase is ReplicaPhase.UNHEALTHY
     assert one.cause is not None
     assert one.cause.code == common_pb2.CAUSE_CODE_NOT_READY

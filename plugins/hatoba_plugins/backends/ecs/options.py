@@ -77,7 +77,8 @@ class EcsOptions(AwsOptions):
     """Seconds between two looks at what changes; what is settled is looked at five times less."""
     readiness: str = "ecs"
     """`ecs`: by the container's health check (`python3` in the image). `probe`: this server asks
-    `/readyz` itself, and has to reach the tasks."""
+    `/readyz` itself, and has to reach the tasks. What was ready is not any more after three looks
+    in a row and three seconds without an answer."""
     gpu_exchange: str = "refuse"
     """Without a free GPU for the new replica: `refuse`, or `stop_first` an old one."""
     progress_deadline: float = 900.0

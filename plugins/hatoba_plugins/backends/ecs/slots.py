@@ -20,8 +20,10 @@ from hatoba_plugins.values import ReplicaPhase, ReplicaView
 _SCALED_IN = re.compile(r"scaling activity|scaling down|service scaling|scale-in", re.IGNORECASE)
 _LEAVING = ("DEACTIVATING", "STOPPING", "DEPROVISIONING")
 
-MISSES_MOST = 3
-"""Looks in a row without an answer after which what was ready is not: one may come late."""
+MISSES_MOST, SILENT_MOST = 3, 3.0
+"""Looks in a row, and seconds, without an answer after which what was ready is not: on a busy
+machine one may come late.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,8 @@ class Slot:
     """ARN of the last task that it was, also when it has ended."""
     misses: int = 0
     """Looks in a row at which it did not answer, while it counts as ready."""
+    silent_since: float = 0.0
+    """When it did not answer first; of no meaning without misses."""
 
     def view(self, revision: int) -> ReplicaView:
         """As the core is told of it."""
@@ -102,6 +106,12 @@ class Slot:
             since=self.since,
             cause=self.cause,
         )
+
+    def is_silent(self, now: float) -> bool:
+        """It did not answer this time either: whether that is too often, and for too long."""
+        self.silent_since = self.silent_since if self.misses else now
+        self.misses += 1
+        return self.misses >= MISSES_MOST and now - self.silent_since >= SILENT_MOST
 
     def enter(self, phase: ReplicaPhase, now: float) -> None:
         """It stands there since now."""
@@ -145,11 +155,9 @@ class Slots:
             if task.running and ready(task):
                 slot.misses = 0
                 slot.enter(ReplicaPhase.READY, now)
-            elif slot.phase is ReplicaPhase.READY:
-                slot.misses += 1
-                if not task.running or slot.misses >= MISSES_MOST:
-                    slot.enter(ReplicaPhase.UNHEALTHY, now)
-                    slot.cause = _not_ready()
+            elif slot.phase is ReplicaPhase.READY and (not task.running or slot.is_silent(now)):
+                slot.enter(ReplicaPhase.UNHEALTHY, now)
+                slot.cause = _not_ready()
 
     def _follow(
         self, slot: Slot, known: Mapping[str, TaskView], definition: str, now: float
