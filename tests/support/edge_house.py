@@ -14,14 +14,12 @@ from typing import Any
 
 from replica_house import HANDLER, predict
 from waiting import until
+from worker_house import marked
 
 from hatoba.artifacts.manifest import CHUNK_BYTES
 from hatoba.artifacts.pack import pack_tree
 from hatoba.artifacts.scan import Selection
 from hatoba.v1 import common_pb2, worker_pb2
-from hatoba_worker.keeper import procfs
-from hatoba_worker.keeper.family import KEEPER_MARK
-from hatoba_worker.keeper.keeper import data_key
 
 PROGRAM = Path(__file__).with_name("edge_device.py")
 NAME = "adder"
@@ -85,8 +83,8 @@ class EdgeHouse:
         for pid in (self._process.pid, self._keeper()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        while marked := self.marked():
-            for pid in marked:
+        while left := self.marked():
+            for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -95,12 +93,7 @@ class EdgeHouse:
 
     def marked(self) -> list[int]:
         """Processes of the device's keeper that still run; blocks."""
-        key = data_key(self.data)
-        return [
-            each.pid
-            for each in procfs.everyone().values()
-            if not each.dead and procfs.environment(each.pid).get(KEEPER_MARK) == key
-        ]
+        return marked(self.data)
 
     async def close(self) -> None:
         """Leave nothing behind."""

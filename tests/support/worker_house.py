@@ -164,15 +164,7 @@ class House:
 
     async def marked(self) -> list[int]:
         """The running processes that carry this host's mark."""
-        return await asyncio.to_thread(self._marked)
-
-    def _marked(self) -> list[int]:
-        key = data_key(self.data)
-        return [
-            each.pid
-            for each in procfs.everyone().values()
-            if not each.dead and procfs.environment(each.pid).get(KEEPER_MARK) == key
-        ]
+        return await asyncio.to_thread(marked, self.data)
 
     async def close(self) -> None:
         """End all."""
@@ -185,3 +177,13 @@ class House:
                 await keeper.shutdown(stop_attempts=True, grace=0.0)
                 async for _ in keeper.events():
                     pass
+
+
+def marked(data: Path) -> list[int]:
+    """The running processes that carry the mark of a directory's keeper; blocks."""
+    key = data_key(data)
+    return [
+        each.pid
+        for each in procfs.everyone().values()
+        if not each.dead and procfs.environment(each.pid).get(KEEPER_MARK) == key
+    ]
