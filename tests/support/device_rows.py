@@ -42,7 +42,7 @@ def device(name: str, **fields: object) -> Device:
 
 @dataclass
 class Site:
-    """A deployment, its devices, and a clock; `failing` devices cannot run these revisions."""
+    """A deployment, its devices, and a clock."""
 
     policy: Policy = field(default_factory=Policy)
     size: int = 4

@@ -108,7 +108,7 @@ REMEDIES: dict[type[HatobaError], str] = {
 
 
 # What grpc.aio says when a connection breaks while a stream is written to.
-_BROKEN_STREAM = "Internal error from Core"
+BROKEN_STREAM = "Internal error from Core"
 
 
 def from_rpc(error: grpc.aio.AioRpcError, address: str = "") -> HatobaError:
@@ -116,7 +116,7 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str = "") -> HatobaError:
     details = parse_details(_details_of(error))
     kind = BY_CODE.get(error.code().name, ServerError)
     message = error.details() or error.code().name
-    if message == _BROKEN_STREAM:
+    if message == BROKEN_STREAM:
         kind = Unavailable
     if kind is Unavailable and not details.reason:
         message = f"the server at {address} does not answer: {_short(message)}"

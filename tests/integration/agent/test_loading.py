@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,8 @@ from testbed_fixtures import DockerEngine, fresh_name
 
 from hatoba_worker.agent.archive import archive
 from hatoba_worker.agent.blobs import BlobStore
-from hatoba_worker.agent.registry import Platform, Reference, Registry, opened
-from hatoba_worker.executors.containers.engine import EngineRefused, connected
+from hatoba_worker.agent.registry import Manifest, Platform, Reference, Registry, opened
+from hatoba_worker.executors.containers.engine import Engine, EngineRefused, connected
 
 
 async def pieces(made: Iterator[bytes]) -> AsyncIterator[bytes]:
@@ -35,46 +36,54 @@ def pushed(docker_engine: DockerEngine, registry: str) -> Pushed:
     return Pushed(registry, name, digest.partition("@")[2], 0, "")
 
 
-async def test_it_is_loaded_whole_and_runs(
+@dataclass
+class Brought:
+    """An image whose parts are on the disk, the engine, and a name for it there."""
+
+    manifest: Manifest
+    blobs: dict[str, Path]
+    engine: Engine
+    tag: str
+
+    def archive(self) -> Iterator[bytes]:
+        """As the engine loads it; blocks."""
+        return archive(self.manifest, self.blobs, self.tag)
+
+
+@pytest.fixture
+async def brought(
     pushed: Pushed, docker_engine: DockerEngine, tmp_path: Path
-) -> None:
+) -> AsyncIterator[Brought]:
     store = BlobStore(tmp_path / "blobs")
     await asyncio.to_thread(store.prepare)
-    tag = f"hatoba.test/{fresh_name('loaded')}:1"
     async with opened() as session, connected(docker_engine.socket) as engine:
         source = Registry(session, Reference.parse(pushed.reference), plain=True)
         manifest = await source.manifest(Platform((await engine.facts()).arch))
         blobs = {
             one.digest: await store.fetch(one.digest, one.size, source) for one in manifest.blobs
         }
-        try:
-            await engine.load(pieces(archive(manifest, blobs, tag)))
-            assert (await engine.image(tag))["Id"] == manifest.config.digest
-            run = ("run", "--rm", "--network=none", tag, "echo", "it runs")
-            assert await asyncio.to_thread(docker_engine.docker, *run) == "it runs\n"
-        finally:
-            await asyncio.to_thread(docker_engine.docker, "rmi", "-f", tag)
+        yield Brought(manifest, blobs, engine, f"hatoba.test/{fresh_name('loaded')}:1")
 
 
-async def test_what_is_cut_off_is_not_loaded(
-    pushed: Pushed, docker_engine: DockerEngine, tmp_path: Path
-) -> None:
-    store = BlobStore(tmp_path / "blobs")
-    await asyncio.to_thread(store.prepare)
-    tag = f"hatoba.test/{fresh_name('cut')}:1"
-    async with opened() as session, connected(docker_engine.socket) as engine:
-        source = Registry(session, Reference.parse(pushed.reference), plain=True)
-        manifest = await source.manifest(Platform((await engine.facts()).arch))
-        blobs = {
-            one.digest: await store.fetch(one.digest, one.size, source) for one in manifest.blobs
-        }
-        data = b"".join(await asyncio.to_thread(list, archive(manifest, blobs, tag)))
+async def test_it_is_loaded_whole_and_runs(brought: Brought, docker_engine: DockerEngine) -> None:
+    tag = brought.tag
+    try:
+        await brought.engine.load(pieces(brought.archive()))
+        assert (await brought.engine.image(tag))["Id"] == brought.manifest.config.digest
+        run = ("run", "--rm", "--network=none", tag, "echo", "it runs")
+        assert await asyncio.to_thread(docker_engine.docker, *run) == "it runs\n"
+    finally:
+        await asyncio.to_thread(docker_engine.docker, "rmi", "-f", tag)
 
-        async def half() -> AsyncIterator[bytes]:
-            yield data[: len(data) // 2]
 
-        with pytest.raises(EngineRefused):
-            await engine.load(half())
-        with pytest.raises(EngineRefused) as caught:
-            await engine.image(tag)
-        assert caught.value.status == 404
+async def test_what_is_cut_off_is_not_loaded(brought: Brought) -> None:
+    data = b"".join(await asyncio.to_thread(list, brought.archive()))
+
+    async def half() -> AsyncIterator[bytes]:
+        yield data[: len(data) // 2]
+
+    with pytest.raises(EngineRefused):
+        await brought.engine.load(half())
+    with pytest.raises(EngineRefused) as caught:
+        await brought.engine.image(brought.tag)
+    assert caught.value.status == 404

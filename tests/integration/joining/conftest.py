@@ -14,6 +14,7 @@ from fault_zygote import ZygoteLauncher
 from server_process import HatobaServer, running_server
 from wire import Wire
 
+from hatoba.errors import BROKEN_STREAM
 from hatoba.v1 import worker_pb2
 from hatoba_worker import keys
 
@@ -73,9 +74,6 @@ async def calls_of(server: HatobaServer, credential: str) -> AsyncIterator[Wire]
         yield wire
 
 
-BROKEN = "Internal error from Core"
-"""What gRPC itself says when the server's answer overtook what was being sent: as a worker does,
-who hears this asks again."""
 Call = grpc.aio.StreamStreamCall[
     worker_pb2.WorkerServiceConnectRequest, worker_pb2.WorkerServiceConnectResponse
 ]
@@ -112,5 +110,6 @@ async def hello(wire: Wire, host: str) -> grpc.aio.AioRpcError | None:
             async with stream(wire, host):
                 return None
         except grpc.aio.AioRpcError as error:
-            if error.details() != BROKEN:
+            # The server's answer overtook what was being sent: as a worker does, ask again.
+            if error.details() != BROKEN_STREAM:
                 return error

@@ -210,6 +210,9 @@ async def test_a_collection_keeps_what_it_is_told_to(disk: Disk) -> None:
     one, two = [await asyncio.to_thread(disk.model, *of) for of in (("one",), ("two", 10))]
     for tree in (one, two):
         await disk.trees.bring(*tree, disk.shop)
+    under_way = disk.root / "trees" / f"{'0' * 64}.partial-00"
+    await asyncio.to_thread(under_way.mkdir)
     await asyncio.to_thread(disk.trees.collect, {two[0]})
+    assert await asyncio.to_thread(under_way.is_dir)
     assert not await asyncio.to_thread(disk.trees.has, one[0])
     assert await asyncio.to_thread(disk.trees.check, two[0])

@@ -17,8 +17,10 @@ from hatoba_scheduler.domain.device_rollouts import (
     Group,
     Policy,
     Stage,
+    Word,
     grouped,
     next_look,
+    said,
 )
 from hatoba_scheduler.domain.records import Cause, LabelRequirement
 from hatoba_scheduler.domain.rollouts import View, paused, resumed
@@ -191,9 +193,8 @@ def test_what_is_said_late_or_twice_or_of_something_else_changes_nothing() -> No
     assert site.rows == before
     site.fail(["d1"], PASSES)
     site.pass_time(site.policy.retry_wait)
-    again = site.rows["d1"]
-    site.rows["d1"] = replace(again, tries=0)
-    site.rows["d1"] = again
+    stale = [Word("d1", 1, S.SUCCEEDED, tries=0), Word("d1", 2, S.SUCCEEDED, tries=1)]
+    assert said(site.fleet, stale, site.at()) == ()
     site.work(["d0"])
     site.fail(["d0"])
     assert site.stage("d0") is S.SUCCEEDED

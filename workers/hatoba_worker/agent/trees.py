@@ -197,10 +197,10 @@ class DeviceTrees:
         return good
 
     def collect(self, keep: Iterable[str]) -> None:
-        """Remove trees that are not to be kept; blocks."""
+        """Remove trees that are not to be kept, but for what is being put together; blocks."""
         names = {self.path(digest).name for digest in keep}
         for path in list(self._root.iterdir()):
-            if path.name.removesuffix(_MANIFEST) not in names:
+            if _PARTIAL not in path.name and path.name.removesuffix(_MANIFEST) not in names:
                 _removed(path)
 
 
