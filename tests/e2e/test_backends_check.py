@@ -30,8 +30,8 @@ def steps(done: Done) -> list[list[str]]:
 
 
 async def test_a_cluster_that_has_all_passes_each_step(house: KubeHouse) -> None:
-    done = await check(house)
-    assert done.code == 0, done
+    done = await check(house, "--patience", f"{PATIENCE:.0f}s")
+    assert done.code == 0, (done, house.server.log_text()[-10_000:])
     assert steps(done) == [[name, "ok"] for name in STEPS]
     await house.until_nothing_is_left()
 

@@ -15,14 +15,21 @@ INTERACTIVE = "hatoba-interactive"
 LOGIN = "command -v bash >/dev/null && exec bash; exec sh"
 """A shell, the better one that there is."""
 # Naps are of one second: a signal that meets a fork of the shell before its exec is lost.
+# A `wait` that a signal breaks tells the signal's code, also where the child has ended meanwhile:
+# it is asked again, and says 127 where it had told all already.
 _HOLD = """hold=$1; nap=; shift
 case $1 in *.py) set -- python "$@";; esac
-child=; stopped=
-trap 'stopped=1; kill -TERM $child 2>/dev/null' TERM
+child=; stopped=; code=
+trap 'stopped=1$stopped; kill -TERM $child 2>/dev/null' TERM
 "$@" &
 child=$!
 [ -z "$stopped" ] || kill -TERM $child
-while :; do wait $child; code=$?; kill -0 $child 2>/dev/null || break; done
+while :; do
+  was=$stopped; wait $child; now=$?
+  [ $now -ne 127 ] || [ -z "$code" ] || break
+  code=$now
+  [ "$was" != "$stopped" ] || break
+done
 if [ $code -eq 0 ] || [ -n "$stopped" ]; then exit $code; fi
 trap 'kill $nap 2>/dev/null; exit $code' TERM
 echo "hatoba: exit code $code; its place is kept for $hold s: \\`hatoba jobs exec\\` looks in, \

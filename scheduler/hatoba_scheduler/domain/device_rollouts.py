@@ -8,8 +8,9 @@
 
 Every stage that something must follow has a deadline of ours: a device that falls silent holds
 nothing up for ever. Errors are judged before successes, also at the end, and over the devices that
-were reached: those nobody could reach are counted apart. A function gives the change to be written,
-or None where there is nothing to do.
+were reached: those nobody could reach are counted apart. Where a group is through and too few of it
+succeeded, the roll-out is given up. A function gives the change to be written, or None where there
+is nothing to do.
 """
 
 from __future__ import annotations
@@ -369,16 +370,21 @@ def _too_many(fleet: FleetView, rollout: Rollout) -> Cause | None:
         return None
     if told.bad <= policy.abort_share * told.started:
         return None
-    worst = next((row.cause for row in fleet.rows.values() if row.stage.bad and row.cause), None)
-    last = f"; one of them: {worst.message}" if worst is not None else ""
     text = (
         f"Revision {rollout.to_revision} failed on {told.bad} of {told.started} devices that took"
-        f" it up, more than {policy.abort_share:.3g} of them{last}"
+        f" it up, more than {policy.abort_share:.3g} of them"
     )
+    return _worst(fleet, told, text)
+
+
+def _worst(fleet: FleetView, told: Tally, text: str) -> Cause:
+    """The cause of a roll-out that is given up, after that of one of its devices."""
+    worst = next((row.cause for row in fleet.rows.values() if row.stage.bad and row.cause), None)
+    last = f"; one of them: {worst.message}" if worst is not None else ""
     return Cause(
         worst.code if worst is not None else CauseCode.NOT_READY,
         worst.origin if worst is not None else Origin.USER,
-        text,
+        text + last,
         False,
         evidence=(("errors", str(told.bad)), ("started", str(told.started))),
         last_log_lines=worst.last_log_lines if worst is not None else (),
@@ -523,7 +529,7 @@ def _onward(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | None:
     if last:
         return None if told.offered or told.under_way else _succeeded(fleet, rollout, now)
     if not _enough(told, fleet.policy, now.time - rollout.since):
-        return None
+        return _stuck(fleet, rollout, told, now)
     draft = Draft(fleet.view, now)
     place = rollout.step + 1
     approve = place < len(fleet.policy.groups) and fleet.policy.groups[place].approve
@@ -534,6 +540,17 @@ def _onward(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | None:
     draft.move(state, step=place, pause=Pause.APPROVAL if approve else Pause.NONE)
     draft.tell("step", text, rollout.to_revision)
     return FleetChange(draft.change())
+
+
+def _stuck(fleet: FleetView, rollout: Rollout, told: Tally, now: Now) -> FleetChange | None:
+    """Given up, where too few succeeded for the next group's turn and no word is due any more."""
+    if told.offered or told.under_way:
+        return None
+    text = (
+        f"Revision {rollout.to_revision} works on {told.succeeded} of {told.started} devices that"
+        f" took it up so far; the next group's turn takes {fleet.policy.go_on_share:.3g} of them"
+    )
+    return _given_up(fleet, rollout, _worst(fleet, told, text), now)
 
 
 def _enough(told: Tally, policy: Policy, waited: Micros) -> bool:

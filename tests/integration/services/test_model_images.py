@@ -90,7 +90,7 @@ async def test_a_version_that_is_not_there_or_still_checked_has_none(wire: Wire)
     missing = await refused(record(wire, "nothing:3", image("amd64", FIRST)))
     assert missing.code.name == "NOT_FOUND"
     project = fresh("p")
-    cordon = queue_pb2.CordonQueueRequest(name=f"projects/{project}/queues/default")
+    cordon = queue_pb2.CordonQueueRequest(name=f"projects/{project}/queues/default", cordoned=True)
     await wire.once(cordon, queue_pb2.Queue)
     tree = await put_tree(wire, {"weights.bin": b"\x03"})
     serving = model_pb2.Serving(

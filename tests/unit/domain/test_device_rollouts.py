@@ -63,6 +63,22 @@ def test_a_group_does_not_wait_for_ever_for_who_does_not_come() -> None:
     assert site.tally.offered == 5
 
 
+def test_it_is_given_up_where_a_group_is_through_and_too_few_of_it_succeeded() -> None:
+    site = Site(Policy(groups=(Group(devices=3),), retries=0), size=12)
+    first = site.names(S.OFFERED)
+    site.work(first)
+    site.work(site.names(S.OFFERED))
+    site.deploy(2)
+    site.work(first[:2])
+    # One of three is less than what may be judged by.
+    site.fail(first[2:])
+    assert site.state() is RolloutState.ROLLING_BACK
+    assert site.rollout.cause is not None
+    assert "works on 2 of 3 devices" in site.rollout.cause.message
+    assert UNHEALTHY.message in site.rollout.cause.message
+    assert {site.runs(name) for name in site.devices} == {1}
+
+
 def test_a_group_that_needs_approval_waits_for_it() -> None:
     policy = Policy(groups=(Group(devices=1), Group(approve=True)))
     site = Site(policy)
@@ -279,7 +295,14 @@ class Releases(RuleBasedStateMachine):
         policy=st.builds(
             Policy,
             groups=st.lists(
-                st.builds(Group, devices=st.integers(1, 3), approve=st.booleans()), max_size=2
+                st.builds(
+                    Group,
+                    percent=st.just(0),
+                    devices=st.integers(1, 3),
+                    require=st.just(()),
+                    approve=st.booleans(),
+                ),
+                max_size=2,
             ).map(tuple),
             per_minute=st.sampled_from([0, 1, 3]),
             retries=st.integers(0, 1),
