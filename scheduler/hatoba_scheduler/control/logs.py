@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from hatoba_scheduler.control.ledger import Commit
 from hatoba_scheduler.domain.records import Attempt, Event
 from hatoba_scheduler.errors import OutOfRange, Reason, ResourceExhausted
+from hatoba_scheduler.whole import whole
 
 STREAMS = ("build", "stdout", "stderr")
 READ = 64 * 1024
@@ -99,7 +100,8 @@ class LogStore:
         lock = self._locks.setdefault((attempt.name, stream), asyncio.Lock())
         async with lock:
             try:
-                size = await asyncio.to_thread(_append, self._stream(attempt, stream), piece)
+                # A thread that is left alone would still write when the next piece comes.
+                size = await whole(asyncio.to_thread(_append, self._stream(attempt, stream), piece))
             except (OSError, OverflowError) as error:
                 raise ResourceExhausted(
                     f"a log could not be stored: {error}", reason=Reason.STORE_FULL

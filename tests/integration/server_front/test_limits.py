@@ -31,7 +31,7 @@ async def tight(logged: io.StringIO) -> AsyncIterator[Harness]:
 
 def delay(failure: Failure) -> float:
     told = failure.find(error_details_pb2.RetryInfo).retry_delay
-    return float(told.ToMilliseconds()) / 1000
+    return float(told.ToNanoseconds()) / 1e9
 
 
 async def test_calls_under_way_are_bounded_for_each_and_others_come_in(tight: Harness) -> None:
