@@ -12,11 +12,13 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from hatoba.v1 import common_pb2, deployment_pb2, job_pb2, worker_pb2
+from hatoba.v1 import common_pb2, deployment_pb2, device_pb2, job_pb2, worker_pb2
 from hatoba_plugins.values import (
     BackendOptions,
     Capabilities,
     DeploymentItem,
+    DeviceNews,
+    DeviceWish,
     FindOutcome,
     Handle,
     Health,
@@ -33,6 +35,7 @@ from hatoba_plugins.values import (
     StopResult,
     Target,
     WatchItem,
+    WishOutcome,
 )
 
 API_VERSION = 1
@@ -131,6 +134,24 @@ class WorkerHub(Protocol):
         ...
 
 
+class DeviceHub(Protocol):
+    """The scheduler's side of all devices' streams."""
+
+    def send(self, device: str, desired: device_pb2.DeviceDesired) -> bool:
+        """Queue what is wanted on a device's stream, in place of what is queued and older; False
+        when it is not connected."""
+        ...
+
+    def watch(self) -> AsyncIterator[DeviceNews]:
+        """Devices as they come, go and tell, from now on: first those that are connected with what
+        they told last, then Synced. Gap where the watcher was too slow."""
+        ...
+
+    def end(self, device: str, reason: str) -> None:
+        """End a device's stream, if it has one."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class HostRoom:
     """A host as a place for replicas: `free` is what neither jobs nor replicas hold."""
@@ -168,6 +189,8 @@ class BackendContext:
     """PEM of the authority that vouches for `advertise`; empty: a public one, or no TLS."""
     tls: bool = False
     """Whether `advertise` speaks TLS."""
+    devices: DeviceHub | None = None
+    """None where the server has no port for devices."""
 
 
 class JobBackend(Protocol):
@@ -288,6 +311,29 @@ class ImageRunner(Protocol):
         ...
 
 
+class DeviceBackend(Protocol):
+    """Keeps far devices converging: carries what is wanted to them, and what they tell to us.
+
+    What is wanted of a device is one document with one generation. The core composes it, keeps it,
+    and gives it again whenever a device comes or the core starts.
+    """
+
+    async def desire(self, wishes: Sequence[DeviceWish]) -> list[WishOutcome]:
+        """Have devices want this, one answer each; returns at once. Idempotent; a lower generation
+        than one of before is Superseded."""
+        ...
+
+    def reports(self) -> AsyncIterator[DeviceNews]:
+        """Devices as they come, go and tell: first all that is known, then Synced. Reports may
+        come twice and out of order; their generation says what they are about. After a Gap the core
+        wishes everything again. It may end; the core then asks anew."""
+        ...
+
+    async def forget(self, devices: Sequence[str]) -> list[ReleaseOutcome]:
+        """Nothing is wanted of these any more, and nothing is to be heard of them. Idempotent."""
+        ...
+
+
 class Backend(Protocol):
     """One opened instance; a role it lacks is None."""
 
@@ -299,6 +345,11 @@ class Backend(Protocol):
     @property
     def deployments(self) -> DeploymentBackend | None:
         """Its deployment role."""
+        ...
+
+    @property
+    def devices(self) -> DeviceBackend | None:
+        """Its device role."""
         ...
 
     def capabilities(self) -> Capabilities:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple, get_origin, get_type_hints
 
-from hatoba.v1 import common_pb2, job_pb2, worker_pb2
+from hatoba.v1 import common_pb2, device_pb2, job_pb2, worker_pb2
 from hatoba_plugins.errors import BackendError
 
 
@@ -528,6 +528,71 @@ def _option_problem(name: str, value: object, types: dict[str, Any]) -> str:
     return f"must be {wanted.__name__}, not {type(value).__name__}"
 
 
+@dataclass(frozen=True, slots=True)
+class DeviceWish:
+    """What is wanted of one device; generations only grow."""
+
+    device: str
+    desired: device_pb2.DeviceDesired
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """It is on its way: the device gets it, or something newer, without being asked for again."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Superseded:
+    """The device was wished something newer before; `generation` is the newest that is known."""
+
+    device: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Away:
+    """It cannot be reached now, and nothing keeps it for the device: it is to be wished again once
+    the device comes."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedWish:
+    """Nothing happened."""
+
+    device: str
+    error: BackendError
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCame:
+    """A device is there; what it said of itself, and how it reaches us (`grpc`, `aws-iot`)."""
+
+    device: str
+    hello: device_pb2.DeviceHello
+    transport: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceWent:
+    """A device is away. Nothing follows from it: what it runs, it runs."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTold:
+    """How a device is, whole."""
+
+    device: str
+    report: device_pb2.DeviceReport
+
+
+WishOutcome = Accepted | Superseded | Away | RefusedWish
+DeviceNews = DeviceCame | DeviceWent | DeviceTold | Synced | Gap
 DeploymentItem = ReplicaSet | Synced | Gap
 WatchItem = Observation | CapacitySnapshot | Synced | Gap
 LaunchOutcome = Launched | Refused | Ambiguous

@@ -19,6 +19,7 @@ import socket
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -39,6 +40,7 @@ from hatoba.v1 import (
     artifact_pb2_grpc,
     dataset_pb2_grpc,
     deployment_pb2_grpc,
+    device_pb2_grpc,
     job_pb2,
     job_pb2_grpc,
     model_pb2_grpc,
@@ -54,6 +56,10 @@ from hatoba_plugins.clock import SystemClock
 from hatoba_scheduler import failpoints
 from hatoba_scheduler.auth.authenticator import Authenticator
 from hatoba_scheduler.auth.authority import Authority
+from hatoba_scheduler.auth.device_credentials import PREFIX as DEVICE_PREFIX
+from hatoba_scheduler.auth.device_credentials import Audit, DeviceGate
+from hatoba_scheduler.auth.device_renewals import PREFIX as RENEWAL_PREFIX
+from hatoba_scheduler.auth.device_renewals import DeviceRenewals
 from hatoba_scheduler.auth.files import ensure_token_files
 from hatoba_scheduler.auth.host_credentials import PREFIX as HOST_PREFIX
 from hatoba_scheduler.auth.host_credentials import HostCredentials
@@ -78,6 +84,8 @@ from hatoba_scheduler.control.counts import JobCounts
 from hatoba_scheduler.control.deployables import ServingGrounds
 from hatoba_scheduler.control.deployment_loop import DeploymentLoop
 from hatoba_scheduler.control.deployments import DeploymentBook
+from hatoba_scheduler.control.device_hub import DeviceHub
+from hatoba_scheduler.control.devices import DeviceBook
 from hatoba_scheduler.control.disconnects import Disconnects
 from hatoba_scheduler.control.disk_watch import DiskWatch
 from hatoba_scheduler.control.dispatch import Dispatcher, Site
@@ -85,6 +93,7 @@ from hatoba_scheduler.control.draining import Drainer, Drains, host_place, queue
 from hatoba_scheduler.control.events import EventLog
 from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.figures import Figures
+from hatoba_scheduler.control.fleet import FleetLoop
 from hatoba_scheduler.control.followers import Followers
 from hatoba_scheduler.control.gang_clock import GangClock
 from hatoba_scheduler.control.garbage import Garbage
@@ -118,6 +127,7 @@ from hatoba_scheduler.control.usage import QueueUsages
 from hatoba_scheduler.control.webhooks import Webhooks
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.convert_deployments import ReplicaCredential
+from hatoba_scheduler.device_port import DevicePort
 from hatoba_scheduler.domain.blame import Blame
 from hatoba_scheduler.domain.planning.model import PlannerRules
 from hatoba_scheduler.domain.records import Attempt, BackendNote
@@ -136,6 +146,8 @@ from hatoba_scheduler.services.artifacts import ArtifactParts, ArtifactServicer
 from hatoba_scheduler.services.cordons import check_drain
 from hatoba_scheduler.services.datasets import DatasetParts, DatasetServicer
 from hatoba_scheduler.services.deployments import DeploymentParts, DeploymentServicer
+from hatoba_scheduler.services.devices import DeviceParts, DeviceServicer
+from hatoba_scheduler.services.enrolling import Enrolling, EnrollParts
 from hatoba_scheduler.services.explaining import Explainer
 from hatoba_scheduler.services.job_parts import JobParts
 from hatoba_scheduler.services.jobs import JobServicer
@@ -178,6 +190,7 @@ SERVICES = (
     "hatoba.v1.DatasetService",
     "hatoba.v1.ModelService",
     "hatoba.v1.DeploymentService",
+    "hatoba.v1.DeviceService",
     "hatoba.v1.RunnerService",
     "hatoba.v1.WorkerService",
     "hatoba.v1.AdminService",
@@ -245,6 +258,8 @@ class Core:
     registrar: Registrar
     feed: RouteFeed
     deployments: DeploymentBook
+    devices: DeviceBook
+    device_hub: DeviceHub
     backups: Backups
     webhooks: Webhooks
     adopted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -253,8 +268,11 @@ class Core:
     started: float = field(default_factory=time.time)
     joined_at: str = ""
     """`HOST:PORT` that runners, and machines which become hosts, are to dial."""
+    devices_at: str = ""
+    """`HOST:PORT` that devices are to dial; empty: there is no port for them."""
     loops: dict[str, BackendLoop] = field(default_factory=dict)
     serving_loops: dict[str, DeploymentLoop] = field(default_factory=dict)
+    fleet_loops: dict[str, FleetLoop] = field(default_factory=dict)
     drainer: Drainer = field(init=False)
     backend_book: BackendBook = field(init=False)
     disconnects: Disconnects = field(init=False)
@@ -397,6 +415,8 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         sources=_sources(store),
         feed=feed,
         deployments=DeploymentBook(store.deployments, feed, clock),
+        devices=DeviceBook(store.devices, clock),
+        device_hub=DeviceHub(clock, options.config.devices.alive_every),
         authority=authority,
         pager=Pager(hashlib.sha256(store.identity.cluster_id.encode()).digest()),
         backups=Backups(
@@ -405,10 +425,20 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
     )
     gate = RunnerGate(credentials, lambda name, fence: core.desk.current(name, fence) is not None)
     authenticator.accept(RUNNER_PREFIX, gate.authenticate)
+    _accept_devices(core)
     if not store.identity.restored:
         core.adopted.set()
     await _recover(core)
     return core
+
+
+def _accept_devices(core: Core) -> None:
+    """Devices are known by their certificates."""
+    audit = Audit(core.clock.monotonic, core.devices.denied)
+    gate = DeviceGate(core.authority, core.devices, audit)
+    core.authenticator.accept(DEVICE_PREFIX, gate.authenticate)
+    renewals = DeviceRenewals(core.authority, gate, core.now)
+    core.authenticator.accept(RENEWAL_PREFIX, renewals.authenticate)
 
 
 async def _open_chunks(
@@ -483,6 +513,7 @@ async def _recover(core: Core) -> None:
     await core.backups.recover()
     await core.feed.recover()
     await core.deployments.recover()
+    await core.devices.recover()
     await core.ledger.recover_parked()
     log.info("recovered", active_jobs=core.ledger.active(), last_event=core.events.newest)
 
@@ -506,6 +537,7 @@ async def _open_backends(core: Core, bound: Bound, stack: AsyncExitStack) -> Bac
             budget=shares.setdefault(instance, budgets.share(instance)),
             secret=credentials.value,
             workers=core.hub,
+            devices=core.device_hub if core.options.config.devices.listen else None,
             ca=authority,
             tls=bound.transport.secure,
         )
@@ -544,7 +576,17 @@ async def _open_backends(core: Core, bound: Bound, stack: AsyncExitStack) -> Bac
             )
             core.serving_loops[name] = serving
             serving.recover()
-    core.deployments.served_by(core.serving_loops)
+        if opened.backend.devices is not None:
+            core.fleet_loops[name] = fleet = FleetLoop(
+                name,
+                opened.backend.devices,
+                core.deployments,
+                core.devices,
+                core.store.devices,
+                core.clock,
+            )
+            await fleet.recover()
+    core.deployments.served_by({*core.serving_loops, *core.fleet_loops})
     await core.backend_book.recover()
     return backends
 
@@ -606,6 +648,9 @@ def _start_loops(
         "store-watch": lambda: _end_with_store(core),
         **{f"backend-{name}": loop.run for name, loop in core.loops.items()},
         **{f"deployments-{name}": loop.run for name, loop in core.serving_loops.items()},
+        **{f"fleet-{name}": loop.run for name, loop in core.fleet_loops.items()},
+        "device-hub": core.device_hub.run,
+        "devices-seen": core.devices.run,
     }
     return [
         tasks.create_task(_own(run) if name in RESTORED_LOOPS else _adopted(core, run), name=name)
@@ -682,7 +727,17 @@ def _bind_grpc(core: Core, transport: Transport) -> Bound:
     )
     port = _bind(server, str(config.server.listen), transport)
     core.joined_at = str(config.server.advertise or _named(config.server.listen, port))
+    core.devices_at = _bind_devices(core, server)
     return Bound(server, port, transport)
+
+
+def _bind_devices(core: Core, server: grpc.aio.Server) -> str:
+    """Open the port of devices, if there is to be one; what they are to dial."""
+    devices = core.options.config.devices
+    if devices.listen is None:
+        return ""
+    port = server.add_secure_port(str(devices.listen), DevicePort(core.authority).credentials())
+    return str(devices.advertise or _named(devices.listen, port))
 
 
 async def _serve_grpc(
@@ -770,11 +825,16 @@ def _add_services(core: Core, backends: Backends, tasks: asyncio.TaskGroup, boun
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(dataset_servicer, server)
 
     def serving_grounds() -> ServingGrounds:
-        return ServingGrounds(instances, backends.default_serves, grounds().secrets)
+        return ServingGrounds(
+            instances, backends.default_serves, grounds().secrets, backends.default_devices
+        )
 
     deployments = _deployment_parts(core, serving_grounds, dataset_servicer.append, tasks)
     deployment_pb2_grpc.add_DeploymentServiceServicer_to_server(
         DeploymentServicer(deployments), server
+    )
+    device_pb2_grpc.add_DeviceServiceServicer_to_server(
+        DeviceServicer(_device_parts(core, tasks, pinned=pinned)), server
     )
     latecomers = Latecomers(core.ledger, core.store, core.clock, lambda: _backend_of_hosts(core))
     items = WorkerItems(core.hub, core.desk, latecomers, core.metric_writer, core.traces)
@@ -982,6 +1042,39 @@ def _deployment_parts(
     )
 
 
+def _device_parts(core: Core, tasks: asyncio.TaskGroup, *, pinned: bool) -> DeviceParts:
+    return DeviceParts(
+        store=core.store.devices,
+        book=core.devices,
+        hub=core.device_hub,
+        deployments=core.deployments,
+        loops=core.fleet_loops.values,
+        enrolling=_enrolling(core, pinned=pinned),
+        cluster_id=core.store.identity.cluster_id,
+        pager=core.pager,
+        clock=core.clock,
+        tasks=tasks,
+    )
+
+
+def _enrolling(core: Core, *, pinned: bool) -> Enrolling:
+    days = core.options.config.devices.certificate_days
+    return Enrolling(
+        EnrollParts(
+            core.store.devices,
+            core.devices,
+            core.authenticator,
+            core.authority,
+            lambda: core.joined_at,
+            lambda: core.devices_at,
+            pinned,
+            dt.timedelta(days=days),
+            core.now,
+            lambda: uuid.uuid4().hex,
+        )
+    )
+
+
 def _status(core: Core) -> admin_pb2.ServerStatus:
     held = sum(
         attempt.release is not Release.RELEASED
@@ -1023,6 +1116,8 @@ def _announce(core: Core, transport: Transport, grpc_port: int, http_port: int) 
     authority = transport.ca_file or transport.certificate
     if authority is not None:
         ready["ca_file"] = str(authority)
+    if core.devices_at:
+        ready["devices"] = core.devices_at
     if core.options.embedded_worker:
         ready["router"] = router_address(core.options.data)
     for path in (core.options.data / "server.json", core.options.ready_file):
@@ -1089,6 +1184,7 @@ async def _drain(core: Core, server: GrpcServer) -> None:
     core.stopping.set()
     core.backups.stop()
     core.hub.close()
+    core.device_hub.close()
     core.feed.close()
     core.exits.close()
     try:

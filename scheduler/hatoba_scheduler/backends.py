@@ -27,6 +27,9 @@ EMBEDDED = {"hosts": BackendConfig("hosts")}
 """What is opened when nothing is configured."""
 
 
+DEVICES = "iot-edge-arm"
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """One opened instance and where it came from."""
@@ -44,6 +47,8 @@ class Backends:
     default: str = ""
     default_serves: str = ""
     """The one that deployments get when they name none."""
+    default_devices: str = ""
+    """The one that deployments to devices get; empty: none has devices."""
     choice: tuple[str, ...] = ()
     """Those among which jobs that name none may choose, cheapest first; empty: the default."""
 
@@ -98,17 +103,31 @@ async def open_backends(
     """Open what is configured; what cannot be opened is listed with its reason."""
     loaded = load()
     found = Backends(failures=list(loaded.failures))
-    for name, wanted in (config.backends or EMBEDDED).items():
+    for name, wanted in _wanted(config).items():
         failure = await _open(name, wanted, loaded.types, context, found, stack)
         if failure is not None:
             log.error("backend.not_opened", backend=name, reason=failure.reason)
             found.failures.append(failure)
-    found.default = config.defaults.train or next(iter(found.opened), "")
+    found.default = config.defaults.train or _first(found.opened, lambda one: one.jobs)
+    found.default_devices = _first(found.opened, lambda one: one.devices)
     serving = (name for name, one in found.opened.items() if one.backend.deployments is not None)
     found.default_serves = config.defaults.serves or next(serving, found.default)
     if not config.defaults.train:
         found.choice = _choice(found.opened, config)
     return found
+
+
+def _wanted(config: Config) -> Mapping[str, BackendConfig]:
+    """What is configured. A port for devices brings their backend along."""
+    wanted = dict(config.backends or EMBEDDED)
+    if config.devices.listen and all(one.type != DEVICES for one in wanted.values()):
+        wanted.setdefault("edge", BackendConfig(DEVICES))
+    return wanted
+
+
+def _first(opened: Mapping[str, Opened], role: Callable[[Backend], object]) -> str:
+    """The first instance that has a role; empty: none has."""
+    return next((name for name, one in opened.items() if role(one.backend) is not None), "")
 
 
 def _choice(opened: Mapping[str, Opened], config: Config) -> tuple[str, ...]:

@@ -164,6 +164,19 @@ class WebhooksConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class DevicesConfig:
+    """`[devices]`: the port of devices. `advertise` is what they dial, when it differs."""
+
+    listen: Address | None = None
+    """None: there is no such port, and nothing becomes a device."""
+    advertise: Address | None = None
+    alive_every: float = 30.0
+    """Seconds after which a device that has nothing to say says that it lives."""
+    certificate_days: int = 90
+    """Life of a device's certificate; it asks for the next when two thirds are over."""
+
+
+@dataclass(frozen=True, slots=True)
 class BackendConfig:
     """`[backends.NAME]`: the plug-in's type, and options that it checks itself."""
 
@@ -187,6 +200,7 @@ class Config:
     defaults: DefaultsConfig = DefaultsConfig()
     blobs: BlobsConfig = BlobsConfig()
     webhooks: WebhooksConfig = WebhooksConfig()
+    devices: DevicesConfig = DevicesConfig()
     backends: Mapping[str, BackendConfig] = field(default_factory=dict)
 
 
@@ -248,10 +262,12 @@ class _Reader:
             defaults=DefaultsConfig(**self._settings("defaults", tables, _DEFAULTS)),
             blobs=BlobsConfig(**self._settings("blobs", tables, _BLOBS)),
             webhooks=WebhooksConfig(**self._settings("webhooks", tables, _WEBHOOKS)),
+            devices=DevicesConfig(**self._settings("devices", tables, _DEVICES)),
             backends=self._backends(tables.get("backends", {})),
         )
         self._default_exists(config)
         self._bucket_fits(config.blobs)
+        self._port_is_there(config.devices)
         return config
 
     def _settings(
@@ -317,6 +333,10 @@ class _Reader:
                 ("blobs", "endpoint"), "is not encrypted; set `allow_http = true` as well"
             )
 
+    def _port_is_there(self, devices: DevicesConfig) -> None:
+        if devices.advertise is not None and devices.listen is None:
+            self._problem(("devices", "advertise"), "needs `listen`, which opens the port")
+
     def _known(self, path: tuple[str, ...], given: Iterable[str], known: Iterable[str]) -> None:
         names = list(known)
         what = "setting" if path else "table"
@@ -381,6 +401,10 @@ def _one_of(*words: str) -> Callable[[Any], str]:
 
 def _address(value: Any) -> Address:
     return parse_address(_text(value))
+
+
+def _opened(value: Any) -> Address | None:
+    return _address(value) if _text(value) else None
 
 
 def _advertised(value: Any) -> Address | None:
@@ -469,6 +493,12 @@ _BACKEND: dict[str, Callable[[Any], Any]] = {
     "reap_after": _number(1, 7 * 24 * 3600),
 }
 _WEBHOOKS: dict[str, Callable[[Any], Any]] = {"allow": _patterns}
+_DEVICES: dict[str, Callable[[Any], Any]] = {
+    "listen": _opened,
+    "advertise": _advertised,
+    "alive_every": _number(1, 3_600),
+    "certificate_days": _whole(1, 3_650),
+}
 _DEFAULTS: dict[str, Callable[[Any], Any]] = {"train": _text, "serves": _text}
 
 

@@ -132,6 +132,22 @@ _TEMPLATE = """\
 # have this server post to any of them, inside your network too: name yours where that matters.
 # allow = ["*"]
 
+[devices]
+# Where devices are answered, for example "0.0.0.0:7430". Always TLS, on both sides by certificates
+# of the authority in the data directory. Empty: there is no such port, and no devices.
+# listen = ""
+
+# What devices dial, when it is not `listen`.
+# advertise = "hatoba.example.org:7430"
+
+# Seconds after which a device that has nothing to say says that it lives. Longer spares its link;
+# one that says nothing for three times as long is taken for away.
+# alive_every = 30.0
+
+# Life of a device's certificate. It asks for the next when two thirds are over, and may still ask
+# for as long again after its end; one that was off for longer has to be enrolled anew.
+# certificate_days = 90
+
 [defaults]
 # Which backend trains when a job names none.
 # train = "local"

@@ -17,6 +17,7 @@ from hatoba_scheduler.domain.records import (
     Event,
     Host,
     Job,
+    LabelRequirement,
     ManifestRef,
     Micros,
     Progress,
@@ -25,7 +26,7 @@ from hatoba_scheduler.domain.records import (
     Task,
     Usage,
 )
-from hatoba_scheduler.domain.states import JobState
+from hatoba_scheduler.domain.states import JobState, Operator
 
 LAST_SECOND = 253_402_300_799
 """The end of the year 9999, where the contract's times end."""
@@ -127,6 +128,14 @@ def resources_of(told: common_pb2.Resources) -> Resources:
     """The record of an amount; it has no slots."""
     named = tuple(sorted(told.named.items())) if told.named else ()
     return Resources(told.cpus, told.memory_bytes, told.gpus, 0, named)
+
+
+def requirements_of(told: Iterable[job_pb2.LabelRequirement]) -> tuple[LabelRequirement, ...]:
+    """The records of requirements on labels."""
+    return tuple(
+        LabelRequirement(one.key, Operator(one.operator or Operator.IN), tuple(one.values))
+        for one in told
+    )
 
 
 def etag(job: Job) -> str:

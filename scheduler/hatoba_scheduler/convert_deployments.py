@@ -32,6 +32,13 @@ from hatoba_scheduler.domain.deployments import (
     Settings,
     Strategy,
 )
+from hatoba_scheduler.domain.device_rollouts import (
+    Policy,
+    Tally,
+    fleet_state,
+    fleet_waiting_for,
+    tally,
+)
 from hatoba_scheduler.domain.models import ModelVersion
 from hatoba_scheduler.domain.records import Cause, Micros
 from hatoba_scheduler.domain.rollouts import View, state_of, trouble, waiting_for
@@ -39,6 +46,7 @@ from hatoba_scheduler.domain.states import CauseCode, Origin
 
 SECOND = 1_000_000
 DEFAULT_BAKE = 5 * SECOND
+DEFAULT_DEVICE_BAKE = 60 * SECOND
 DEFAULT_READY_DEADLINE = 300 * SECOND
 DEFAULT_DRAIN = 30 * SECOND
 DEFAULT_TIMEOUT = 60 * SECOND
@@ -52,6 +60,7 @@ _PHASES = {
     ReplicaPhase.UNHEALTHY: ReplicaState.UNHEALTHY,
     ReplicaPhase.DRAINING: ReplicaState.DRAINING,
 }
+_TO_DEVICES = Policy()
 _OVER = (ReplicaState.DRAINING, ReplicaState.GONE)
 _CODES = {int(code): code for code in CauseCode}
 _ORIGINS = {int(origin): origin for origin in Origin}
@@ -66,6 +75,8 @@ def with_defaults(
     """A specification with everything said that was left to us."""
     spec = deployment_pb2.DeploymentSpec()
     spec.CopyFrom(wanted)
+    if spec.HasField("devices"):
+        put_device_defaults(spec)
     if not spec.HasField("replicas"):
         spec.replicas = 1
     spec.backend = spec.backend or default_backend
@@ -85,7 +96,10 @@ def with_defaults(
 
 
 def _default(
-    message: deployment_pb2.DeploymentSpec | deployment_pb2.Strategy | deployment_pb2.ServingLimits,
+    message: deployment_pb2.DeploymentSpec
+    | deployment_pb2.Strategy
+    | deployment_pb2.ServingLimits
+    | deployment_pb2.DeviceTargets,
     field: str,
     value: Micros,
 ) -> None:
@@ -93,6 +107,18 @@ def _default(
     if field not in known:
         duration: Duration = getattr(message, field)
         duration.FromMicroseconds(value)
+
+
+def put_device_defaults(spec: deployment_pb2.DeploymentSpec) -> None:
+    """Fill in what a specification for devices leaves to us."""
+    told = spec.devices
+    for field in ("go_on_share", "abort_share", "retries"):
+        if not told.HasField(field):
+            setattr(told, field, getattr(_TO_DEVICES, field))
+    for field in ("group_wait", "retry_wait", "offer_deadline", "apply_deadline"):
+        _default(told, field, getattr(_TO_DEVICES, field))
+    _default(spec.strategy, "bake", DEFAULT_DEVICE_BAKE)
+    spec.replicas = 0
 
 
 def settings_of(spec: deployment_pb2.DeploymentSpec, model: str) -> Settings:
@@ -203,7 +229,7 @@ def seen_of(told: ReplicaSet) -> SeenSet:
         told.generation,
         tuple(_seen(one) for one in sorted(told.replicas, key=lambda one: one.name)),
         told.leaving,
-        _cause(told.problem),
+        cause_of(told.problem),
     )
 
 
@@ -216,13 +242,14 @@ def _seen(one: ReplicaView) -> Seen:
         one.address,
         one.restarts,
         round(one.since * SECOND),
-        _cause(one.cause),
+        cause_of(one.cause),
         one.server_name,
         one.gpus,
     )
 
 
-def _cause(told: common_pb2.Cause | None) -> Cause | None:
+def cause_of(told: common_pb2.Cause | None) -> Cause | None:
+    """The record of a cause that a backend or a device tells; None: nothing is told."""
     if told is None or not told.code:
         return None
     return Cause(
@@ -250,6 +277,26 @@ class Shown:
     urls: Sequence[str]
     problem: Cause | None
     now: Micros
+    fleet: FleetShown | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FleetShown:
+    """Of a deployment to devices: where these stand, how many are connected, and on how many each
+    revision is wanted and runs."""
+
+    tally: Tally
+    connected: int
+    wanted: Mapping[int, int]
+    running: Mapping[int, int]
+
+
+NOBODY_YET = FleetShown(tally(()), 0, {}, {})
+
+
+def is_for_devices(deployment: Deployment) -> bool:
+    """Whether a deployment runs on devices, instead of as replicas behind routers."""
+    return spec_of(deployment.settings).HasField("devices")
 
 
 def etag_of(deployment: Deployment) -> str:
@@ -260,11 +307,13 @@ def etag_of(deployment: Deployment) -> str:
 def deployment_to_proto(shown: Shown) -> deployment_pb2.Deployment:
     """The message of a deployment."""
     view, one = shown.view, shown.view.deployment
+    fleet = shown.fleet
+    state = fleet_state(one, fleet.tally) if fleet is not None else state_of(one, view.seen)
     out = deployment_pb2.Deployment(
         name=one.resource,
         uid=one.uid,
         spec=spec_of(one.settings),
-        state=deployment_pb2.DeploymentState.ValueType(state_of(one, view.seen)),
+        state=deployment_pb2.DeploymentState.ValueType(state),
         generation=one.generation,
         revisions=_statuses(shown),
         etag=etag_of(one),
@@ -278,15 +327,25 @@ def deployment_to_proto(shown: Shown) -> deployment_pb2.Deployment:
     cause = trouble(one, view.seen) or shown.problem
     if cause is not None:
         out.cause.CopyFrom(cause_to_proto(cause))
+    if fleet is not None:
+        told = fleet.tally
+        out.devices.MergeFrom(
+            deployment_pb2.DeviceTally(
+                total=told.total, connected=fleet.connected, **told._asdict()
+            )
+        )
     if one.rollout is not None:
         _put_rollout(out.rollout, one.rollout)
-        out.rollout.waiting_for = waiting_for(view, shown.now)
+        waits = fleet_waiting_for(one, fleet.tally) if fleet is not None else None
+        out.rollout.waiting_for = waiting_for(view, shown.now) if waits is None else waits
     set_time(out.create_time, one.create_time)
     return out
 
 
 def _statuses(shown: Shown) -> list[deployment_pb2.RevisionStatus]:
     view = shown.view
+    if shown.fleet is not None:
+        return _on_devices(view, shown.fleet)
     numbers = {one.revision for one in view.deployment.wanted} | set(shown.weights)
     if view.seen is not None:
         numbers |= {one.revision for one in view.seen.replicas if one.state not in _OVER}
@@ -299,6 +358,19 @@ def _statuses(shown: Shown) -> list[deployment_pb2.RevisionStatus]:
             ready=view.seen.ready(number) if view.seen is not None else 0,
         )
         for number in sorted(numbers, reverse=True)
+        for revision in [view.revisions.get(number)]
+    ]
+
+
+def _on_devices(view: View, fleet: FleetShown) -> list[deployment_pb2.RevisionStatus]:
+    return [
+        deployment_pb2.RevisionStatus(
+            revision=number,
+            model_version=revision.model_version if revision is not None else "",
+            wanted=fleet.wanted.get(number, 0),
+            ready=fleet.running.get(number, 0),
+        )
+        for number in sorted({*fleet.wanted, *fleet.running}, reverse=True)
         for revision in [view.revisions.get(number)]
     ]
 

@@ -109,10 +109,17 @@ class Reason(enum.StrEnum):
     TOKEN_UNKNOWN = "TOKEN_UNKNOWN", "This server does not know the token."
     TOKEN_EXPIRED = "TOKEN_EXPIRED", "The token's time is over."
     TOKEN_REVOKED = "TOKEN_REVOKED", "The token was revoked."
-    TOKEN_USED = "TOKEN_USED", "The join token has made a machine a host, and makes no other."
+    TOKEN_USED = (
+        "TOKEN_USED",
+        "The token has made as many machines hosts or devices as it may, and makes no other.",
+    )
     HOST_UNKNOWN = (
         "HOST_UNKNOWN",
         "A host's certificate is not, or no longer, one that this server goes by.",
+    )
+    DEVICE_UNKNOWN = (
+        "DEVICE_UNKNOWN",
+        "A device shows no certificate, or one that this server does not, or no longer, go by.",
     )
     NOT_YOUR_HOST = "NOT_YOUR_HOST", "The caller speaks for another host than the one it named."
     ROLE_INSUFFICIENT = "ROLE_INSUFFICIENT", "The token's role does not allow the method."

@@ -74,6 +74,14 @@ PATTERN_WORDS: dict[str, tuple[str, str]] = {
         "must be letters, digits and ._+- only, at most 64",
         "send the terminal's type, for example `xterm-256color`",
     ),
+    "^[a-z0-9_]{1,32}$": (
+        "must be 1 to 32 lower-case letters, digits or `_`",
+        "send an architecture as images name it, for example `arm64`",
+    ),
+    "^[a-z0-9.]{0,32}$": (
+        "must be at most 32 lower-case letters, digits or `.`",
+        "send a variant as images name it, for example `v7`, or none",
+    ),
     "^[0-9a-f]{32}$": ("must be 32 lower-case hex digits", "send a W3C trace id"),
     "^[0-9a-f]{16}$": ("must be 16 lower-case hex digits", "send a W3C span id"),
     "^([0-9a-f]{16})?$": ("must be empty or 16 lower-case hex digits", "send a W3C span id"),

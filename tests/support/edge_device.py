@@ -26,6 +26,7 @@ from hatoba_worker.agent.blobs import BlobStore, Cut, Gone
 from hatoba_worker.agent.conductor import Conductor
 from hatoba_worker.agent.content import ModelContent
 from hatoba_worker.agent.journal import Journal
+from hatoba_worker.agent.names import slot_name
 from hatoba_worker.agent.servers import Servers
 from hatoba_worker.agent.slots import Release, Wanted
 from hatoba_worker.agent.trees import DeviceTrees
@@ -100,7 +101,8 @@ class Device:
         for name, one in told["wants"].items():
             spec = worker_pb2.ReplicaSpec.FromString(base64.b64decode(one["spec"]))
             digest = await self._content.offer(spec)
-            wanted[name] = Wanted(Release(spec.revision, one["tries"], digest), one["bake"])
+            release = Release(spec.revision, one["tries"], digest)
+            wanted[slot_name(name)] = Wanted(release, one["bake"])
         await self._conductor.want(told["generation"], wanted)
 
     async def _tell(self) -> None:

@@ -22,7 +22,8 @@ from hatoba.artifacts.scan import Selection
 from hatoba.v1 import common_pb2, worker_pb2
 
 PROGRAM = Path(__file__).with_name("edge_device.py")
-NAME = "adder"
+NAME = "default.adder"
+DEPLOYMENT = "projects/default/deployments/adder"
 PATIENCE = 120.0
 
 
@@ -129,7 +130,7 @@ class EdgeHouse:
     def spec(self, revision: int, bias: int, **env: str) -> worker_pb2.ReplicaSpec:
         """A model that adds `bias`; blocks."""
         spec = worker_pb2.ReplicaSpec(
-            deployment=NAME,
+            deployment=DEPLOYMENT,
             revision=revision,
             model_version=f"projects/default/models/adder/versions/{revision}",
             model=self._stored(f"model-{revision}", {"bias.txt": f"{bias}".encode()}),

@@ -31,6 +31,7 @@ from hatoba_scheduler.domain.deployments import (
     Revision,
     Served,
 )
+from hatoba_scheduler.domain.device_rollouts import Row
 from hatoba_scheduler.domain.records import TokenRecord
 from hatoba_scheduler.store.base import Duplicate, RequestKey, Stale
 from hatoba_scheduler.store.deployments import DeploymentStore, Kept, KnownRouter, Taken
@@ -46,6 +47,7 @@ class MemoryDeployments:
     routes: dict[str, tuple[int, tuple[Served, ...]]] = field(default_factory=dict)
     known_routers: dict[str, KnownRouter] = field(default_factory=dict)
     requests: dict[RequestKey, str] = field(default_factory=dict)
+    rows: dict[tuple[str, int, str], Row] = field(default_factory=dict)
     fail_with: Exception | None = None
     """Raised by the next writes, until it is taken away."""
 
@@ -64,7 +66,7 @@ class MemoryDeployments:
         return tuple(one for (own, _), one in self.kept_revisions.items() if own == uid)
 
     async def apply(
-        self, change: Change, request: RequestKey | None = None
+        self, change: Change, request: RequestKey | None = None, rows: Sequence[Row] = ()
     ) -> Stale | Taken | Duplicate | None:
         """Write what its guard lets through."""
         self._fail()
@@ -80,6 +82,7 @@ class MemoryDeployments:
         self.kept[one.uid] = one
         self.kept_revisions |= {(one.uid, r.revision): r for r in change.revisions}
         self.log += [(one.uid, event) for event in change.events]
+        self.rows |= {(row.deployment, row.number, row.device): row for row in rows}
         if request is not None:
             self.requests[request] = one.uid
         return None

@@ -77,6 +77,7 @@ class ProcessImages:
     """All roles in one: jobs, look-up, health."""
 
     deployments = None
+    devices = None
 
     def __init__(self, directory: Path, ctx: BackendContext) -> None:
         self._directory = directory

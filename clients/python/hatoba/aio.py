@@ -16,6 +16,7 @@ from hatoba.batch import BatchOptions, predict_batch
 from hatoba.code_versions import AsyncCode
 from hatoba.datasets import AsyncDatasets
 from hatoba.deployments import AsyncDeployments
+from hatoba.devices import AsyncDevices
 from hatoba.embedded import start_embedded
 from hatoba.errors import DeadlineExceeded, InvalidSpec, NotFound, Unavailable
 from hatoba.following import (
@@ -111,6 +112,11 @@ class AsyncClient:
     def deployments(self) -> AsyncDeployments:
         """Deployments of the project."""
         return AsyncDeployments(self)
+
+    @property
+    def devices(self) -> AsyncDevices:
+        """Devices of the installation."""
+        return AsyncDevices(self)
 
     @property
     def queues(self) -> AsyncQueues:

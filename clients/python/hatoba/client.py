@@ -20,6 +20,7 @@ from hatoba.batch import BatchOptions
 from hatoba.code_versions import Code
 from hatoba.datasets import Datasets
 from hatoba.deployments import Deployments
+from hatoba.devices import Devices
 from hatoba.following import LogPiece, Resync, silent
 from hatoba.frames import Metrics, table
 from hatoba.hooks import Webhooks
@@ -129,6 +130,11 @@ class Client:
     def deployments(self) -> Deployments:
         """Deployments of the project."""
         return Deployments(self._loop, self._client.deployments)
+
+    @property
+    def devices(self) -> Devices:
+        """Devices of the installation."""
+        return Devices(self._loop, self._client.devices)
 
     @property
     def queues(self) -> Queues:

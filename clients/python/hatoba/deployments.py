@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from hatoba.devices import Group, Label, put_targets
 from hatoba.errors import AlreadyExists, DeadlineExceeded, InvalidSpec, NotFound, Unavailable
 from hatoba.following import Patience
 from hatoba.v1 import common_pb2, deployment_pb2
@@ -47,6 +48,10 @@ class DeployOptions(TypedDict, total=False):
 
     `canary` are steps of (percent, seconds), an empty list none; `rollback` False leaves a failed
     roll-out as it is; `secrets` maps names to environment variables (None: not put into any).
+
+    With a `selector` it runs on devices whose labels are so: `groups` one after the other, at most
+    `per_minute`, times `growth` whenever `growth_after` more have succeeded. See DeviceTargets in
+    the contract for the rest. `allow_removal`: devices may lose it by another selector.
     """
 
     replicas: int
@@ -71,6 +76,21 @@ class DeployOptions(TypedDict, total=False):
     capture_rate: float
     drain: float
     labels: Mapping[str, str]
+    selector: Sequence[Label]
+    groups: Sequence[Group]
+    per_minute: int
+    growth: float
+    growth_after: int
+    go_on_share: float
+    group_wait: float
+    abort_share: float
+    abort_least: int
+    retries: int
+    retry_wait: float
+    offer_deadline: float
+    apply_deadline: float
+    allow_unenforced_limits: bool
+    allow_removal: bool
 
 
 class AsyncDeployments:
@@ -95,7 +115,7 @@ class AsyncDeployments:
                 return await self._create(model, name, options)
             except AlreadyExists:
                 known = await self.get(name)
-        return await self._update(known, changed_spec(known.spec, model, options))
+        return await self._update(known, model, options)
 
     async def _create(self, model: str, name: str, options: DeployOptions) -> Deployment:
         spec, _ = changed_spec(deployment_pb2.DeploymentSpec(), model, options)
@@ -104,22 +124,22 @@ class AsyncDeployments:
         )
         return await self._client.call(request, Deployment)
 
-    async def _update(
-        self, known: Deployment, wanted: tuple[deployment_pb2.DeploymentSpec, list[str]]
-    ) -> Deployment:
-        spec, paths = wanted
+    async def _update(self, known: Deployment, model: str, options: DeployOptions) -> Deployment:
+        spec, paths = changed_spec(known.spec, model, options)
+        if not paths:
+            raise InvalidSpec("nothing to change", remedy="say what to change, as in `deploy`")
         request = deployment_pb2.UpdateDeploymentRequest(
-            name=known.name, update_mask=FieldMask(paths=paths), spec=spec, etag=known.etag
+            name=known.name,
+            update_mask=FieldMask(paths=paths),
+            spec=spec,
+            etag=known.etag,
+            allow_removal=options.get("allow_removal", False),
         )
         return await self._client.call(request, Deployment)
 
     async def update(self, name: str, **options: Unpack[DeployOptions]) -> Deployment:
         """Change what is said of a deployment."""
-        known = await self.get(name)
-        wanted = changed_spec(known.spec, "", options)
-        if not wanted[1]:
-            raise InvalidSpec("nothing to change", remedy="say what to change, as in `deploy`")
-        return await self._update(known, wanted)
+        return await self._update(await self.get(name), "", options)
 
     async def scale(self, name: str, replicas: int) -> Deployment:
         """Another number of replicas."""
@@ -219,7 +239,7 @@ class AsyncDeployments:
                         patience.good()
                         seen = True
                         yield message
-                        if not follow and message.state in SETTLED and _over(message):
+                        if not follow and _settled(message):
                             return
                 await patience.breath()
             except Unavailable as error:
@@ -378,9 +398,18 @@ def is_done(deployment: Deployment) -> bool:
     """Whether its roll-out is over and it is as wanted, or nothing goes on by itself."""
     if deployment.state == deployment_pb2.DEPLOYMENT_STATE_PAUSED:
         return True
+    if deployment.spec.HasField("devices"):
+        # Who comes late gets it late: the deployment goes on as long as there are devices.
+        return deployment.rollout.state in OVER
     if deployment.rollout.state == deployment_pb2.ROLLOUT_STATE_SUCCEEDED:
         return deployment.state != deployment_pb2.DEPLOYMENT_STATE_PROGRESSING
     return deployment.rollout.state in OVER
+
+
+def _settled(deployment: Deployment) -> bool:
+    """Whether nothing is under way; devices that it does not work on are no more than that."""
+    on_devices = deployment.spec.HasField("devices")
+    return _over(deployment) and (on_devices or deployment.state in SETTLED)
 
 
 def _over(deployment: Deployment) -> bool:
@@ -414,6 +443,7 @@ def changed_spec(
         (_put_limits, "limits"),
         (_put_capture, "capture"),
         (_put_drain, "drain"),
+        (put_targets, "devices"),
     ):
         if put(spec, said):
             paths.add(field)

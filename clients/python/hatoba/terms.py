@@ -24,7 +24,11 @@ RULE_HELP = (
     "write for example `on=OUT_OF_MEMORY limit=3 memory=2`, `on=75,76 fail` or "
     "`on=PREEMPTION on-demand-after=2`"
 )
-REQUIREMENT_HELP = "write `zone=a,b`, `!zone=a`, `ssd` (it is there) or `!ssd` (it is not)"
+REQUIREMENT_HELP = (
+    "write `zone=a,b` or `zone in (a,b)`, `!zone=a` or `zone!=a`, `ssd` (it is there) or `!ssd` "
+    "(it is not)"
+)
+_AMONG = re.compile(r"^([^\s=]+)\s+in\s*\(([^()]*)\)$")
 SPOT = {
     "allow": job_pb2.SPOT_ALLOW,
     "only": job_pb2.SPOT_ONLY,
@@ -119,17 +123,23 @@ def word_of(name: str, text: str, known: Mapping[str, Any]) -> Any:
 
 
 def parse_requirement(text: str) -> job_pb2.LabelRequirement:
-    """`zone=a,b`, `!zone=a`, `ssd` or `!ssd`, of a host's labels. Raises InvalidSpec."""
-    key, equals, values = text.strip().partition("=")
-    negative = key.startswith("!")
-    key = key.removeprefix("!").strip()
-    if not key or (equals and not values):
+    """`zone=a,b`, `zone in (a,b)`, `!zone=a`, `zone!=a`, `ssd` or `!ssd`, of labels. Raises
+    InvalidSpec.
+    """
+    key, equals, values = _AMONG.sub(r"\1=\2", text.strip()).partition("=")
+    negative = key.startswith("!") or bool(equals and key.endswith("!"))
+    key = (key[1:] if key.startswith("!") else key.removesuffix("!" if equals else "")).strip()
+    if not key or "!" in key or (equals and not values.strip()):
         raise InvalidSpec(f"{text!r} asks nothing of a label", remedy=REQUIREMENT_HELP)
     if equals:
         operator = job_pb2.LABEL_OPERATOR_NOT_IN if negative else job_pb2.LABEL_OPERATOR_IN
-        return job_pb2.LabelRequirement(key=key, operator=operator, values=values.split(","))
+        return job_pb2.LabelRequirement(key=key, operator=operator, values=_listed(values))
     operator = job_pb2.LABEL_OPERATOR_NOT_EXISTS if negative else job_pb2.LABEL_OPERATOR_EXISTS
     return job_pb2.LabelRequirement(key=key, operator=operator)
+
+
+def _listed(values: str) -> list[str]:
+    return [value.strip() for value in values.split(",")]
 
 
 def parse_rule(text: str) -> common_pb2.RetryRule:

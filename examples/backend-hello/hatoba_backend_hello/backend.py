@@ -291,6 +291,7 @@ class HelloBackend:
         self._directory = directory
         self.jobs = jobs
         self.deployments = None
+        self.devices = None
 
     def capabilities(self) -> Capabilities:
         """What it can."""

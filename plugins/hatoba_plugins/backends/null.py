@@ -423,6 +423,8 @@ CAPABILITIES = Capabilities(
 class NullBackend:
     """One opened instance."""
 
+    devices = None
+
     def __init__(
         self, jobs: NullJobs, deployments: NullDeployments, world: NullWorld, clock: Clock
     ) -> None:

@@ -154,7 +154,8 @@ class NoWorkers:
 class FaultInjector:
     """Breaks the outside world on demand. Override what you can; what is left skips its test.
 
-    Where it says launch, it is the next `apply` for a deployment role.
+    Where it says launch, it is the next `apply` for a deployment role, the next `desire` for a
+    device role.
     """
 
     async def reply_lost_after_effect(self) -> None:

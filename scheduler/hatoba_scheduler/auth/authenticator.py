@@ -87,6 +87,9 @@ class Authenticator:
 
     def ended(self, record: TokenRecord) -> Unauthenticated:
         """The error for a token that was good once."""
+        if record.role == Role.DEVICE:
+            what = "the device's certificate has ended, or it was revoked or enrolled anew"
+            return _refused(Reason.DEVICE_UNKNOWN, what, "connect again to learn which")
         if self._records.get(record.id, record).revoked:
             return _refused(Reason.TOKEN_REVOKED, "the token was revoked", "ask for a new one")
         return _refused(Reason.TOKEN_EXPIRED, "the token has expired", "ask for a new one")
@@ -194,12 +197,11 @@ class Authenticator:
         self._records[record.id] = record
         self._note_identity(record)
         if record.revoked:
-            for notify in tuple(self._watchers.get(record.id, ())):
-                notify()
+            self.cut(record.id)
         self._tell_followers(record)
 
     def on_revoked(self, identity: str, notify: Callable[[], None]) -> Callable[[], None]:
-        """Call `notify` once this token is revoked; the result takes that back."""
+        """Call `notify` once this token is revoked, or cut; the result takes that back."""
         watchers = self._watchers.setdefault(identity, set())
         watchers.add(notify)
 
@@ -209,6 +211,11 @@ class Authenticator:
                 del self._watchers[identity]
 
         return forget
+
+    def cut(self, identity: str) -> None:
+        """End the streams of who is known by this: the id of a token, or a device's identity."""
+        for notify in tuple(self._watchers.get(identity, ())):
+            notify()
 
     def on_access(self, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify` whenever `access` gives something else; the result takes that back.

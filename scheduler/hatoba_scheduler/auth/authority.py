@@ -1,7 +1,9 @@
-"""Signs for hosts and routers: who they are is in the certificate, and nobody chooses that alone.
+"""Signs for hosts, devices and routers: who they are is in the certificate, and nobody chooses that
+alone.
 
-A host is `hatoba://CLUSTER/hosts/NAME/IDENTITY`, a router `hatoba://CLUSTER/routers/NAME`. What
-replicas on a host show names no address, but `NAME.hosts.hatoba`: addresses change, hosts do not.
+A host is `hatoba://CLUSTER/hosts/NAME/IDENTITY`, a device `hatoba://CLUSTER/devices/NAME/IDENTITY`,
+a router `hatoba://CLUSTER/routers/NAME`. What replicas on a host show names no address, but
+`NAME.hosts.hatoba`: addresses change, hosts do not. What devices dial is `devices.hatoba`.
 """
 
 from __future__ import annotations
@@ -25,14 +27,24 @@ from hatoba_scheduler.certificates import CLIENT, SERVER, Holder, Pair
 from hatoba_scheduler.errors import InvalidArgument
 
 LIFE = dt.timedelta(days=90)
-"""Of what hosts and routers are given; they ask again when two thirds are over."""
-_HOST = re.compile(r"hatoba://([^/]+)/hosts/([^/]+)/([^/]+)")
+"""Of what hosts, routers and, unless told otherwise, devices are given; they ask again when two
+thirds are over."""
+DEVICES_NAME = "devices.hatoba"
+"""Under which the device port answers TLS, wherever it is."""
+_MACHINE = re.compile(r"hatoba://([^/]+)/(hosts|devices)/([^/]+)/([^/]+)")
 
 
 class HostIdentity(NamedTuple):
     """Whom a host's certificate names: the host, and the token by which it joined."""
 
     host: str
+    identity: str
+
+
+class DeviceIdentity(NamedTuple):
+    """Whom a device's certificate names: the device, and the enrolment that made it."""
+
+    device: str
     identity: str
 
 
@@ -85,6 +97,13 @@ class Authority:
         """What a host's worker is known by."""
         return self._sign(csr, f"hosts/{who.host}", self._uri(f"hosts/{who.host}/{who.identity}"))
 
+    def sign_device(
+        self, csr: x509.CertificateSigningRequest, who: DeviceIdentity, life: dt.timedelta = LIFE
+    ) -> str:
+        """What a device is known by."""
+        uri = self._uri(f"devices/{who.device}/{who.identity}")
+        return self._sign(csr, f"devices/{who.device}", uri, life=life)
+
     def sign_serving(self, csr: x509.CertificateSigningRequest, host: str) -> str:
         """What replicas on a host show."""
         name = x509.DNSName(server_name(host))
@@ -103,23 +122,48 @@ class Authority:
         subject: str,
         name: x509.GeneralName,
         purpose: x509.ObjectIdentifier = CLIENT,
+        life: dt.timedelta = LIFE,
     ) -> str:
         key = csr.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
         holder = Holder(subject[:64], key, [name], purpose)
-        return certificates.pem(certificates.signed(self._pair, holder, self._now(), LIFE))
+        return certificates.pem(certificates.signed(self._pair, holder, self._now(), life))
+
+    def device_port(self) -> Pair:
+        """What the device port shows, with a new key."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        holder = Holder("hatoba-devices", key.public_key(), [x509.DNSName(DEVICES_NAME)], SERVER)
+        return Pair(certificates.signed(self._pair, holder, self._now(), LIFE), key)
+
+    def is_current(self, certificate: x509.Certificate) -> bool:
+        """Whether a certificate is good by its dates."""
+        now = self._now()
+        return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+
+    def is_due(self, certificate: x509.Certificate) -> bool:
+        """Whether two thirds of a certificate's life are over."""
+        began, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        return self._now() >= began + (ends - began) * 2 / 3
 
     def host_of(self, certificate: x509.Certificate) -> HostIdentity | None:
         """Whom a certificate of ours names, if it is a host's and good now."""
-        if not certificate.not_valid_before_utc <= self._now() <= certificate.not_valid_after_utc:
-            return None
+        found = self._machine_of(certificate, "hosts") if self.is_current(certificate) else None
+        return HostIdentity(*found) if found is not None else None
+
+    def device_of(self, certificate: x509.Certificate) -> DeviceIdentity | None:
+        """Whom a certificate of ours names, if it is a device's, whenever it was good."""
+        found = self._machine_of(certificate, "devices")
+        return DeviceIdentity(*found) if found is not None else None
+
+    def _machine_of(self, certificate: x509.Certificate, kind: str) -> tuple[str, str] | None:
+        """Name and identity of a machine of this kind."""
         try:
             certificate.verify_directly_issued_by(self._pair.certificate)
             names = certificates.alternative_names(certificate)
         except (InvalidSignature, ValueError, TypeError, x509.ExtensionNotFound):
             return None
         for uri in names.get_values_for_type(x509.UniformResourceIdentifier):
-            found = _HOST.fullmatch(uri)
-            if found is not None and found[1] == self._cluster_id:
-                return HostIdentity(found[2], found[3])
+            found = _MACHINE.fullmatch(uri)
+            if found is not None and found.group(1, 2) == (self._cluster_id, kind):
+                return found[3], found[4]
         return None

@@ -6,17 +6,13 @@ travels where tokens do: over TLS, or on one machine.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
 
+from hatoba_scheduler.auth import proofs
 from hatoba_scheduler.auth.authority import Authority, HostIdentity
 from hatoba_scheduler.auth.roles import Role
 from hatoba_scheduler.domain.records import Micros, TokenRecord
@@ -68,13 +64,9 @@ class HostCredentials:
 
     def _checked(self, text: str) -> _Shown:
         try:
-            der, signed, signature = _parts(text)
-            certificate = x509.load_der_x509_certificate(der)
-            key = certificate.public_key()
-            if not isinstance(key, ec.EllipticCurvePublicKey):
-                raise InvalidSignature
-            key.verify(signature, MEANING + der + str(signed).encode(), ec.ECDSA(hashes.SHA256()))
-        except (ValueError, InvalidSignature) as error:
+            certificate, told = proofs.read(text.removeprefix(PREFIX), MEANING)
+            signed = int(told)
+        except ValueError as error:
             raise _refused("it is damaged, or not signed by its host") from error
         who = self._authority.host_of(certificate)
         if who is None:
@@ -83,19 +75,6 @@ class HostCredentials:
         if len(self._known) > _KNOWN:
             self._known.popitem(last=False)
         return shown
-
-
-def _parts(text: str) -> tuple[bytes, int, bytes]:
-    """Certificate, time and signature; raises ValueError."""
-    certificate, signed, signature = text.removeprefix(PREFIX).split(".")
-    try:
-        return _bytes(certificate), int(signed), _bytes(signature)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from error
-
-
-def _bytes(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def _record(who: HostIdentity, certificate: x509.Certificate) -> TokenRecord:

@@ -16,6 +16,8 @@ class Role(enum.IntEnum):
     PREDICT = 6
     RUNNER = 7
     JOIN = 8
+    ENROLL = 9
+    DEVICE = 10
 
 
 Access = frozenset[Role]
@@ -28,6 +30,8 @@ OPERATE: Access = frozenset({Role.ADMIN})
 HOST: Access = frozenset({Role.WORKER, Role.ADMIN})
 RUN: Access = frozenset({Role.RUNNER, *HOST})
 """Runners elsewhere too, each within the scope of its credential (`auth.runner_scopes`)."""
+DEVICE: Access = frozenset({Role.DEVICE})
+"""One device, known by its certificate alone: nobody else speaks for it."""
 ROUTE: Access = frozenset({Role.ROUTER, Role.ADMIN})
 PREDICTING: Access = frozenset({Role.ADMIN, Role.USER, Role.PREDICT})
 """May ask for predictions, at a router; PREDICT may do nothing else, and of one deployment only."""
@@ -66,12 +70,12 @@ _SERVICES: dict[str, dict[str, Access]] = {
     "hatoba.v1.ArtifactService": {
         "FindMissingChunks": WRITE | RUN,
         "UploadChunks": WRITE | RUN,
-        "DownloadChunks": READ | RUN,
+        "DownloadChunks": READ | RUN | DEVICE,
         "CreateManifest": WRITE | RUN,
         "UploadManifest": WRITE | RUN,
-        "GetManifest": READ | RUN,
-        "DownloadManifest": READ | RUN,
-        "GetTransferUrls": READ | RUN,
+        "GetManifest": READ | RUN | DEVICE,
+        "DownloadManifest": READ | RUN | DEVICE,
+        "GetTransferUrls": READ | RUN | DEVICE,
         "ConfirmChunks": WRITE | RUN,
         "CollectGarbage": OPERATE,
     },
@@ -146,6 +150,21 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "RenewHost": HOST,
         "Attach": HOST,
     },
+    "hatoba.v1.DeviceService": {
+        "CreateDeviceToken": OPERATE,
+        "EnrollDevice": frozenset({Role.ENROLL}),
+        "RenewDevice": DEVICE,
+        "Connect": DEVICE,
+        "ListDevices": READ,
+        "GetDevice": READ,
+        "UpdateDevice": OPERATE,
+        "RevokeDevice": OPERATE,
+        "DecommissionDevice": OPERATE,
+        "ListRolloutDevices": READ,
+        "PlanDevices": READ,
+        "ListDeviceLogs": READ,
+        "ListDeviceEvents": READ,
+    },
     "hatoba.v1.AdminService": {
         "ListBackends": READ,
         "GetServerStatus": READ | HOST,
@@ -188,7 +207,8 @@ METHOD_ACCESS: dict[str, Access] = {
     for service, methods in _SERVICES.items()
     for method, access in methods.items()
 }
-"""Roles that may call a method, by full method name. An administrator may call all of them."""
+"""Roles that may call a method, by full method name. An administrator may call all of them, but
+those by which a machine becomes a device and is one."""
 
 
 def may_change(access: Access) -> bool:

@@ -35,6 +35,27 @@ def put_into_image(
             value=short(version.name),
             remedy=f"`hatoba images build {version.model}:{version.version} --arch {missing}`",
         )
+    _run_in(template, image)
+
+
+def put_images(template: worker_pb2.ReplicaSpec, version: ModelVersion) -> None:
+    """Keep a version's images in what replicas on devices are made from."""
+    if not template.serving.environment.image:
+        template.images.extend(one for one in images_of(version) if one.pushed)
+
+
+def choose_image(template: worker_pb2.ReplicaSpec, architecture: str) -> worker_pb2.ReplicaSpec:
+    """The same for a device: with its image, if there are any."""
+    spec = worker_pb2.ReplicaSpec()
+    spec.CopyFrom(template)
+    image = next((one for one in spec.images if one.architecture == architecture), None)
+    if image is not None:
+        _run_in(spec, image)
+    spec.ClearField("images")
+    return spec
+
+
+def _run_in(template: worker_pb2.ReplicaSpec, image: model_pb2.ModelImage) -> None:
     template.serving.ClearField("environment")
     template.serving.environment.image = pinned(image)
     template.architecture = image.architecture

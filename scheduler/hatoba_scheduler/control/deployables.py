@@ -10,7 +10,7 @@ from hatoba.v1 import deployment_pb2, job_pb2, worker_pb2
 from hatoba_plugins.backend import Backend
 from hatoba_plugins.checks import lacking
 from hatoba_scheduler.control.admission import RESERVED_ENV
-from hatoba_scheduler.control.built_images import put_into_image
+from hatoba_scheduler.control.built_images import put_images, put_into_image
 from hatoba_scheduler.control.model_versions import find_version
 from hatoba_scheduler.convert_deployments import settings_of, template_of
 from hatoba_scheduler.domain.deployments import Revision, Settings, deployment_name
@@ -34,6 +34,12 @@ class ServingGrounds:
     backends: Mapping[str, Backend]
     default_backend: str
     secrets: frozenset[str]
+    default_devices: str = ""
+    """The one that deployments to devices get; empty: no backend has devices."""
+
+    def default_for(self, spec: deployment_pb2.DeploymentSpec) -> str:
+        """The backend that a specification gets when it names none."""
+        return self.default_devices if spec.HasField("devices") else self.default_backend
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,9 @@ async def resolved(
     named = parse(spec.model, "models", project)
     model = f"{named.parent}@{named.alias}" if named.alias else version.name
     template = template_of(deployment_name(project, name), spec, version)
-    if backend is not None:
+    if spec.HasField("devices"):
+        put_images(template, version)
+    elif backend is not None:
         put_into_image(template, version, spec.backend, backend)
     body = template.SerializeToString(deterministic=True)
     return Deployable(settings_of(spec, model), version, body)
@@ -115,6 +123,9 @@ def problems(
     spec: deployment_pb2.DeploymentSpec, grounds: ServingGrounds
 ) -> Iterator[FieldViolation]:
     """What is wrong with a specification, beyond the rules of the contract; in field order."""
+    if spec.HasField("devices"):
+        yield from _for_devices(spec, grounds)
+        return
     yield from _of_backend(spec, grounds)
     yield from _of_env(spec.env)
     yield from _of_secrets(spec, grounds)
@@ -159,6 +170,41 @@ def _of_backend(
             "backend.canary",
             f"{len(spec.strategy.steps)} steps",
             "leave the steps out, or use another backend",
+        )
+
+
+def _for_devices(
+    spec: deployment_pb2.DeploymentSpec, grounds: ServingGrounds
+) -> Iterator[FieldViolation]:
+    """What may be wrong with a deployment to devices. Their secrets are theirs to have."""
+    backend = grounds.backends.get(spec.backend)
+    able = sorted(name for name, one in grounds.backends.items() if one.devices is not None)
+    if backend is None or backend.devices is None:
+        yield FieldViolation(
+            "spec.backend",
+            "has no devices",
+            "backend.devices",
+            shown(spec.backend),
+            f"use one that has: {', '.join(able)}"
+            if able
+            else 'open one: [backends.edge] type = "iot-edge-arm", and a port in [devices]',
+        )
+    yield from _of_env(spec.env)
+    if spec.strategy.steps:
+        yield FieldViolation(
+            "spec.strategy.steps",
+            "are shares of traffic, which devices have not",
+            "devices.steps",
+            f"{len(spec.strategy.steps)} steps",
+            "use groups of devices",
+        )
+    if spec.capture.rate or spec.capture.dataset:
+        yield FieldViolation(
+            "spec.capture",
+            "is what routers do, and none stands before devices",
+            "devices.capture",
+            shown(spec.capture.dataset),
+            "leave it out",
         )
 
 

@@ -7,15 +7,24 @@ told: to routers, to those who watch, and to the loop of the deployment's backen
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import structlog
 
 from hatoba.v1 import deployment_pb2
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.routes import RouteFeed
-from hatoba_scheduler.convert_deployments import Shown, deployment_to_proto, hex_uid, route_to_proto
+from hatoba_scheduler.convert_deployments import (
+    NOBODY_YET,
+    FleetShown,
+    Shown,
+    deployment_to_proto,
+    hex_uid,
+    is_for_devices,
+    route_to_proto,
+)
 from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.deployments import (
     Change,
@@ -26,8 +35,9 @@ from hatoba_scheduler.domain.deployments import (
     SeenSet,
     Served,
 )
+from hatoba_scheduler.domain.device_rollouts import Row
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT
-from hatoba_scheduler.domain.records import Cause
+from hatoba_scheduler.domain.records import Cause, LabelRequirement
 from hatoba_scheduler.domain.references import BadReference, parse
 from hatoba_scheduler.domain.rollouts import Now, Refused, View, observed, step
 from hatoba_scheduler.domain.routing import routes, served
@@ -52,6 +62,18 @@ STEPS_AT_ONCE = 50
 Decide = Callable[[View], Change | None]
 
 
+class FleetSeen(Protocol):
+    """What is seen of a deployment to devices."""
+
+    def shown(self) -> FleetShown:
+        """Where they stand now."""
+        ...
+
+    def lost_by(self, selector: Sequence[LabelRequirement]) -> list[str]:
+        """Devices that it is meant for, and would not be with this selector, by name."""
+        ...
+
+
 @dataclass(eq=False, slots=True)
 class Live:
     """One deployment, and what is known of it beyond its record."""
@@ -69,6 +91,8 @@ class Live:
     problem: Cause | None = None
     """Why its backend does not do what it is asked."""
     gone: bool = False
+    fleet: FleetSeen | None = None
+    """Of one to devices: where these stand. Routers know nothing of it."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -100,7 +124,7 @@ class DeploymentBook:
         """Load what there is; routers go on with what they were told last."""
         for kept in await self._store.load():
             live = self._add(kept)
-            if not live.deployment.deleting:
+            if not live.deployment.deleting and not is_for_devices(live.deployment):
                 self._feed.restore(live.uid, self._route(live), live.served)
 
     def _add(self, kept: Kept) -> Live:
@@ -158,6 +182,13 @@ class DeploymentBook:
             )
         return self._all[uid]
 
+    def find(self, text: str, project: str, field: str = "deployment") -> Live | None:
+        """The same, None where there is none. Raises InvalidArgument."""
+        try:
+            return self.named(text, project, field)
+        except NotFound:
+            return None
+
     def by_uid(self, uid: str) -> Live | None:
         """A deployment by uid, with dashes or without."""
         return self._all.get(self._hex.get(uid, uid))
@@ -187,7 +218,10 @@ class DeploymentBook:
         one = live.deployment
         urls = self._feed.urls(one.project, one.name)
         weights = self._feed.weights(one.uid)
-        shown = Shown(self.view(live), weights, urls, live.problem, self._micros())
+        fleet = NOBODY_YET if is_for_devices(one) else None
+        if live.fleet is not None:
+            fleet = live.fleet.shown()
+        shown = Shown(self.view(live), weights, urls, live.problem, self._micros(), fleet)
         return deployment_to_proto(shown)
 
     # -- changing -------------------------------------------------------------------------------
@@ -220,9 +254,17 @@ class DeploymentBook:
         self._take(live, change)
         return live, False
 
-    async def change(self, live: Live, decide: Decide, request: RequestKey | None = None) -> bool:
-        """Carry out what `decide` makes of the deployment as it is now; False: it was done before,
-        or there was nothing to do. Raises FailedPrecondition, NotFound, Aborted, Unavailable."""
+    async def change(
+        self,
+        live: Live,
+        decide: Decide,
+        request: RequestKey | None = None,
+        *,
+        rows: Sequence[Row] = (),
+    ) -> bool:
+        """Carry out what `decide` makes of the deployment as it is now, `rows` of devices with it;
+        False: it was done before, or there was nothing to do. Raises FailedPrecondition, NotFound,
+        Aborted, Unavailable."""
         async with live.lock:
             if live.gone:
                 raise NotFound(f"deployment {live.deployment.name!r} is gone")
@@ -232,13 +274,15 @@ class DeploymentBook:
                 raise _precondition(live.deployment, str(refused)) from None
             if change is None:
                 return False
-            if not await whole(self._write(live, change, request)):
+            if not await whole(self._write(live, change, request, rows)):
                 return False
         await self.reroute(live)
         return True
 
-    async def _write(self, live: Live, change: Change, request: RequestKey | None) -> bool:
-        answer = await self._store.apply(change, request)
+    async def _write(
+        self, live: Live, change: Change, request: RequestKey | None, rows: Sequence[Row]
+    ) -> bool:
+        answer = await self._store.apply(change, request, rows)
         if isinstance(answer, Duplicate):
             return False
         if answer is not None:
@@ -320,7 +364,7 @@ class DeploymentBook:
     async def reroute(self, live: Live) -> None:
         """Have routers know what is so now. Raises Unavailable."""
         async with live.lock:
-            if live.gone:
+            if live.gone or is_for_devices(live.deployment):
                 return
             if live.deployment.deleting:
                 await self._feed.withdraw(live.uid)

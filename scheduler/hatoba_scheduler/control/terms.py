@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from google.protobuf.duration_pb2 import Duration
 
 from hatoba.v1 import common_pb2, job_pb2
-from hatoba_scheduler.convert import micros
+from hatoba_scheduler.convert import micros, requirements_of
 from hatoba_scheduler.domain.planning.rooms import ENGINE
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import (
@@ -95,19 +95,12 @@ def _place_of(spec: job_pb2.JobSpec) -> Placement:
 def placement_of(told: job_pb2.Placement) -> Placement:
     """Where tasks may go."""
     return Placement(
-        _requirements(told.require),
-        _requirements(told.prefer),
+        requirements_of(told.require),
+        requirements_of(told.prefer),
         Strategy(told.strategy or Strategy.SPREAD),
         _selectors(told.apart_from),
         _selectors(told.near),
         told.apart,
-    )
-
-
-def _requirements(told: Iterable[job_pb2.LabelRequirement]) -> tuple[LabelRequirement, ...]:
-    return tuple(
-        LabelRequirement(one.key, Operator(one.operator or Operator.IN), tuple(one.values))
-        for one in told
     )
 
 

@@ -23,10 +23,17 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from hatoba_scheduler.domain.changing import changed
-from hatoba_scheduler.domain.deployments import Change, Deployment, Pause, Rollout, RolloutState
+from hatoba_scheduler.domain.deployments import (
+    Change,
+    Deployment,
+    DeploymentState,
+    Pause,
+    Rollout,
+    RolloutState,
+)
 from hatoba_scheduler.domain.devices import Device, matches
 from hatoba_scheduler.domain.records import Cause, LabelRequirement, Micros
-from hatoba_scheduler.domain.rollouts import Draft, Now, View
+from hatoba_scheduler.domain.rollouts import PAUSED, Draft, Now, Refused, View, active_rollout
 from hatoba_scheduler.domain.states import CauseCode, Origin
 
 MINUTE = 60_000_000
@@ -228,6 +235,25 @@ def revision_for(deployment: Deployment, row: Row | None, policy: Policy) -> int
 _KEEPS_THE_FORMER = (Stage.WAITING, Stage.REJECTED, Stage.SUPERSEDED, Stage.LEFT)
 
 
+# -- what somebody asks for -----------------------------------------------------------------------
+
+
+def promoted(view: View, policy: Policy, now: Now) -> Change | None:
+    """No group waits for another any more. Raises Refused without a roll-out."""
+    rollout = active_rollout(view)
+    if rollout.state is RolloutState.ROLLING_BACK:
+        raise Refused(
+            f"revision {rollout.to_revision} failed and is rolled back; deploy another one"
+        )
+    following = bool(view.deployment.settings.alias) and not rollout.back
+    draft = Draft(view, now)
+    draft.set(following=following or view.deployment.following)
+    if rollout.state is RolloutState.PAUSED or rollout.step < len(policy.groups):
+        draft.tell("promote", "All devices get the new revision.", rollout.to_revision)
+        draft.move(RolloutState.RUNNING, step=len(policy.groups))
+    return draft.change() if draft.deployment != view.deployment else None
+
+
 # -- what devices say -----------------------------------------------------------------------------
 
 
@@ -326,6 +352,8 @@ def next_look(fleet: FleetView, now: Micros) -> Micros:
         times.append(rollout.since + fleet.policy.group_wait)
         if fleet.policy.per_minute and _waiting(fleet, rollout):
             times.append(now + MINUTE // max(1, min(60, _rate(fleet))))
+    if rollout is not None and rollout.state is RolloutState.ROLLING_BACK:
+        times.append(rollout.since + fleet.policy.apply_deadline)
     return min((time for time in times if time > now), default=0)
 
 
@@ -356,6 +384,44 @@ def _expired(row: Row, policy: Policy, time: Micros) -> Row:
     if row.tries < policy.retries:
         return _offered(changed(row, tries=row.tries + 1, cause=cause), policy, time)
     return changed(row, stage=Stage.TIMED_OUT, since=time, due=0, cause=cause)
+
+
+# -- how it is ------------------------------------------------------------------------------------
+
+
+def fleet_state(deployment: Deployment, told: Tally) -> DeploymentState:
+    """How a deployment to devices is. One that some devices could not have is DEGRADED."""
+    rollout = deployment.active
+    if deployment.deleting:
+        return DeploymentState.DELETING
+    if rollout is not None:
+        halted = rollout.state is RolloutState.PAUSED
+        return DeploymentState.PAUSED if halted else DeploymentState.PROGRESSING
+    if not deployment.current:
+        return DeploymentState.FAILED
+    last = deployment.rollout
+    went = last is not None and last.state is RolloutState.SUCCEEDED
+    return DeploymentState.DEGRADED if told.bad and went else DeploymentState.READY
+
+
+def fleet_waiting_for(deployment: Deployment, told: Tally) -> str:
+    """What a roll-out to devices waits for, in a sentence; empty when it is over."""
+    rollout = deployment.active
+    if rollout is None:
+        return ""
+    if rollout.state is RolloutState.PAUSED:
+        return PAUSED[rollout.pause]
+    if rollout.state is RolloutState.ROLLING_BACK:
+        return f"devices to say that they run revision {rollout.from_revision} again"
+    if not told.total:
+        return "a device that matches its selector"
+    parts = [
+        (told.under_way, "to say how it works there"),
+        (told.offered, "to take it up"),
+        (told.waiting, "for their turn"),
+    ]
+    found = [f"{number:,} {what}" for number, what in parts if number]
+    return f"devices: {', '.join(found)}" if found else ""
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -499,13 +565,18 @@ def _waiting(fleet: FleetView, rollout: Rollout) -> list[Row]:
     return [
         row
         for row in fleet.rows.values()
-        if row.stage is Stage.WAITING and (row.group <= rollout.step or rollout.state.over)
+        if row.stage is Stage.WAITING and (row.group <= _turn(fleet, rollout) or rollout.state.over)
     ]
+
+
+def _turn(fleet: FleetView, rollout: Rollout) -> int:
+    """The last group whose turn has come; back to what ran before is everybody's at once."""
+    return len(fleet.policy.groups) if rollout.back else rollout.step
 
 
 def _room(fleet: FleetView, rollout: Rollout, time: Micros) -> int | None:
     """How many may be offered it now; None: any number. Who comes late keeps to the rate, too."""
-    if not fleet.policy.per_minute:
+    if not fleet.policy.per_minute or rollout.back:
         return None
     recent = sum(row.offered > time - MINUTE for row in fleet.rows.values() if row.offered)
     return max(0, _rate(fleet) - recent)
@@ -520,11 +591,17 @@ def _rate(fleet: FleetView) -> int:
 
 
 def _onward(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | None:
-    """Nobody can be offered it now: the next group's turn, or the end, once enough is decided."""
-    rows = [row for row in fleet.rows.values() if row.group <= rollout.step]
+    """Nobody can be offered it now: the next group's turn, or the end, once enough is decided.
+
+    What is for no device waits for the first one: it was not seen to work anywhere.
+    """
+    if not fleet.rows:
+        return None
+    turn = _turn(fleet, rollout)
+    rows = [row for row in fleet.rows.values() if row.group <= turn]
     if any(row.stage is Stage.WAITING for row in rows):
         return None
-    last = rollout.step >= len(fleet.policy.groups)
+    last = turn >= len(fleet.policy.groups)
     told = tally(rows)
     if last:
         return None if told.offered or told.under_way else _succeeded(fleet, rollout, now)

@@ -83,6 +83,15 @@ class Device:
     """How it reaches us: `grpc` or `aws-iot`."""
     create_time: Micros = 0
     last_seen: Micros = 0
+    identity: str = ""
+    """Stands in its certificates; another one after it was enrolled anew, so that those of before
+    are refused."""
+    certificate_end: Micros = 0
+    """When the newest certificate that it was given ends."""
+    installation: str = ""
+    """Its data directory, as it said first: who shows its certificate from another is a clone."""
+    report: bytes = b""
+    """How it is, as it told last: the contract's message, serialised."""
 
     @property
     def resource(self) -> str:

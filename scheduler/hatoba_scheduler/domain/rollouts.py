@@ -76,9 +76,10 @@ class View:
 # -- what somebody asks for ------------------------------------------------------------------------
 
 
-def created(deployment: Deployment, first: Revision, now: Now) -> Change:
+def created(deployment: Deployment, first: Revision, now: Now, *, devices: bool = False) -> Change:
     """A new deployment with its first revision and roll-out; `deployment` has neither yet."""
-    text = f"Made with {deployment.replicas} replicas of {_short(first.model_version)}."
+    where = "for devices, with" if devices else f"with {deployment.replicas} replicas of"
+    text = f"Made {where} {_short(first.model_version)}."
     draft = Draft(View(deployment), now)
     draft.tell("create", text)
     draft.begin(first)
@@ -168,7 +169,7 @@ def traffic_set(view: View, weights: Mapping[int, int], now: Now) -> Change | No
 
 def paused(view: View, now: Now) -> Change | None:
     """No further step and no roll-back by itself. Raises Refused without a roll-out."""
-    rollout = _active(view)
+    rollout = active_rollout(view)
     if rollout.state is RolloutState.PAUSED:
         return None
     if rollout.state is RolloutState.ROLLING_BACK:
@@ -181,7 +182,7 @@ def paused(view: View, now: Now) -> Change | None:
 
 def resumed(view: View, now: Now) -> Change | None:
     """Go on from where it was paused. Raises Refused without a roll-out."""
-    rollout = _active(view)
+    rollout = active_rollout(view)
     if rollout.state is not RolloutState.PAUSED:
         return None
     if rollout.pause is Pause.TRAFFIC:
@@ -197,7 +198,7 @@ def resumed(view: View, now: Now) -> Change | None:
 
 def promoted(view: View, now: Now) -> Change | None:
     """Skip what steps remain. Raises Refused without a roll-out."""
-    rollout = _active(view)
+    rollout = active_rollout(view)
     if rollout.state is RolloutState.ROLLING_BACK:
         raise Refused(
             f"revision {rollout.to_revision} failed and is rolled back; deploy another one"
@@ -447,7 +448,7 @@ def waiting_for(view: View, now: Micros) -> str:
     if rollout is None:
         return ""
     if rollout.state is RolloutState.PAUSED:
-        return _PAUSED[rollout.pause]
+        return PAUSED[rollout.pause]
     back = rollout.state is RolloutState.ROLLING_BACK
     number = rollout.from_revision if back else rollout.to_revision
     if view.seen is None or view.seen.generation < view.deployment.generation:
@@ -463,13 +464,14 @@ def waiting_for(view: View, now: Micros) -> str:
     return f"revision {number} to stay healthy for {max(left, 0):.3g} s more"
 
 
-_PAUSED = {
+PAUSED = {
     Pause.ASKED: "somebody to resume it",
     Pause.STEP: "somebody to resume it: this step has no end",
     Pause.TRAFFIC: "somebody to promote it or to roll it back: its traffic was set by hand",
     Pause.APPROVAL: "somebody to resume it: the next group of devices needs that",
     Pause.NONE: "",
 }
+"""What a paused roll-out waits for."""
 
 
 def needed(deployment: Deployment, revisions: Iterable[Revision]) -> set[int]:
@@ -648,7 +650,8 @@ def _follows(before: Deployment, settings: Settings, revision: Revision | None) 
     return before.following if same else True
 
 
-def _active(view: View) -> Rollout:
+def active_rollout(view: View) -> Rollout:
+    """The roll-out under way. Raises Refused."""
     _not_deleting(view.deployment)
     rollout = view.deployment.active
     if rollout is None:

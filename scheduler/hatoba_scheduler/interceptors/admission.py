@@ -34,7 +34,12 @@ WHILE_RESTORED = ASKED_ONLY | {
     "hatoba.v1.WorkerService/DeclareHostGone",
 }
 """What leads to the adoption of a restored store, or keeps apart from its jobs."""
-_MACHINES = ("hatoba.v1.RunnerService/", "hatoba.v1.DeploymentService/WatchDeployments")
+_MACHINES = (
+    "hatoba.v1.RunnerService/",
+    "hatoba.v1.DeploymentService/WatchDeployments",
+    "hatoba.v1.DeviceService/Connect",
+    "hatoba.v1.DeviceService/RenewDevice",
+)
 
 
 class Phase(enum.StrEnum):

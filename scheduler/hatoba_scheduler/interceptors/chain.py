@@ -1,7 +1,8 @@
 """The server's interceptor: everything that happens around a call, in one pass.
 
 Order: method known, admission, token, role; then, in the call's own handler, time left, size,
-rules, the servicer, and the status. A refused call's message is never read.
+rules, the servicer, and the status. A refused call's message is never read. Who claims to be a
+device is looked at once more, by the certificate of the connection, before anything is read.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import grpc
 
 from hatoba_scheduler.auth.authenticator import Authenticator
+from hatoba_scheduler.auth.device_credentials import DeviceClaim
+from hatoba_scheduler.auth.device_renewals import DeviceRenewal
 from hatoba_scheduler.auth.roles import METHOD_ACCESS, OPEN, OPERATE, Access, Role, may_change
 from hatoba_scheduler.auth.runner_scopes import RunnerToken
 from hatoba_scheduler.domain.records import TokenRecord
@@ -26,6 +29,7 @@ from hatoba_scheduler.errors import (
     PermissionDenied,
     Reason,
     ResourceExhausted,
+    Unauthenticated,
     Unimplemented,
     shown,
 )
@@ -34,7 +38,13 @@ from hatoba_scheduler.interceptors.admission import Admission
 from hatoba_scheduler.interceptors.context import CallContext, current_call, enter_call
 from hatoba_scheduler.interceptors.options import MAX_MESSAGE_BYTES
 from hatoba_scheduler.interceptors.principals import NEW_JOBS, PrincipalLimits, Principals
-from hatoba_scheduler.interceptors.requests import CheckedContext, CheckedStream, checked, reader
+from hatoba_scheduler.interceptors.requests import (
+    CheckedContext,
+    CheckedStream,
+    checked,
+    only_message,
+    reader,
+)
 from hatoba_scheduler.telemetry.metrics import ServerMetrics
 from hatoba_scheduler.telemetry.tracing import (
     SERVER,
@@ -129,6 +139,8 @@ class Front(grpc.aio.ServerInterceptor):
             return self._refusal(error, call)
         call.trailers.append((REQUEST_ID, call.request_id))
         enter_call(call)
+        if isinstance(call.token, DeviceClaim):
+            return self._proving(call.token, method)
         return method.handler
 
     # -- before the handler ---------------------------------------------------------------------
@@ -165,12 +177,49 @@ class Front(grpc.aio.ServerInterceptor):
         if method.access is not OPEN:
             self._admission.check(changes=method.changes, method=method.name)
             call.token = self._authenticator.authenticate(authorization)
-            if call.token.role not in method.access:
-                raise _role_refused(call.token, method)
-            if isinstance(call.token, RunnerToken):
-                call.token.check_method(method.name)
-            self._principals.admit(call.token, changes=method.changes, stream=method.streams)
+            if not isinstance(call.token, DeviceClaim):
+                self._allow(call.token, method)
         self._trace(call, method, traceparent)
+
+    def _allow(self, token: TokenRecord, method: _Method) -> None:
+        """Raise unless who is known by this token may call the method now."""
+        if token.role not in method.access:
+            raise _role_refused(token, method)
+        if isinstance(token, RunnerToken | DeviceRenewal):
+            token.check_method(method.name)
+        self._principals.admit(token, changes=method.changes, stream=method.streams)
+
+    def _proving(self, claim: DeviceClaim, method: _Method) -> Handler:
+        """The method's handler behind a look at who calls; of a refused call it reads nothing."""
+        handler = method.handler
+        ways = (handler.unary_unary, handler.unary_stream, handler.stream_unary)
+        behaviour: Any = next((way for way in ways if way is not None), handler.stream_stream)
+
+        async def prove(requests: Any, context: Context) -> None:
+            call = current_call()
+            try:
+                self._prove(call, claim, method, context)
+            except HatobaError as error:
+                self._metrics.refused(call.method, error.code.name)
+                await failures.abort(error, call, context)
+            given = requests if handler.request_streaming else await only_message(context)
+            reply = await behaviour(given, context)
+            if reply is not None:
+                await context.write(reply)
+
+        read, serialize = handler.request_deserializer, handler.response_serializer
+        return grpc.stream_stream_rpc_method_handler(prove, read, serialize)
+
+    def _prove(
+        self, call: CallContext, claim: DeviceClaim, method: _Method, context: Context
+    ) -> None:
+        """Have the device that it is make the call, in place of the claim."""
+        try:
+            call.token = claim.prove(context.auth_context())
+            self._allow(call.token, method)
+        except (Unauthenticated, PermissionDenied) as error:
+            claim.denied(method.name, context, error.message)
+            raise
 
     def _trace(self, call: CallContext, method: _Method, traceparent: str | None) -> None:
         """Join the caller's trace. Without one, only what changes something begins a kept trace."""

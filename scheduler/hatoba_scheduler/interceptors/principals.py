@@ -1,8 +1,9 @@
 """How much one principal may ask for at once and in a second, so that none can take all there is.
 
 Hosts and routers are not counted: their tokens are shared by many machines, and what they do is
-bounded by the work that they were given. A runner elsewhere is counted by itself alone, so that
-ten thousand of them, each waiting for how its container ends, take no place from people.
+bounded by the work that they were given. A runner elsewhere, and a device, is counted by itself
+alone, so that ten thousand of them, each with its stream, take no place from people; of a device
+there is one agent, which needs little.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ AHEAD_SECONDS = 2.0
 BUSY_SECONDS = 0.5
 REMEMBERED = 10_000
 UNCOUNTED = frozenset({Role.WORKER, Role.ROUTER})
+ALONE = frozenset({Role.RUNNER, Role.DEVICE})
+"""Counted each by itself, and not among all."""
+DEVICE_CALLS, DEVICE_STREAMS, DEVICE_CHANGES = 16, 16, 10.0
+"""What one device may have under way, and change in a second, unless everybody may less."""
 NEW_JOBS: Final[Mapping[str, Callable[[Any], int]]] = {
     "hatoba.v1.JobService/SubmitJob": lambda request: 1,
     "hatoba.v1.JobService/SubmitJobs": lambda request: len(request.items),
@@ -57,9 +62,15 @@ class Principals:
         limits: PrincipalLimits | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._limits = limits or PrincipalLimits()
+        self._limits = own = limits or PrincipalLimits()
+        self._of_device = own._replace(
+            calls=min(own.calls, DEVICE_CALLS),
+            streams=min(own.streams, DEVICE_STREAMS),
+            changes_per_second=min(own.changes_per_second, DEVICE_CHANGES),
+        )
         self._monotonic = monotonic
         self._of: dict[str, _Usage] = {}
+        self._room = REMEMBERED
         self._all = _Usage()
 
     @property
@@ -76,7 +87,7 @@ class Principals:
         """Raise ResourceExhausted, with when to come again, unless one more call may begin."""
         if token.role in UNCOUNTED:
             return
-        usage, limits = self._usage(token.principal), self._limits
+        usage, limits = self._usage(token.principal), self._limits_of(token)
         if stream:
             self._below(token, "streams", usage.streams, limits.streams)
             self._below_all(token, "streams", self._all.streams, limits.all_streams)
@@ -87,6 +98,9 @@ class Principals:
             usage.changes_until = self._later(
                 token, "changing calls", usage.changes_until, 1 / limits.changes_per_second
             )
+
+    def _limits_of(self, token: TokenRecord) -> PrincipalLimits:
+        return self._of_device if token.role == Role.DEVICE else self._limits
 
     def submit(self, token: TokenRecord, jobs: int) -> None:
         """Raise ResourceExhausted unless so many jobs more may be submitted now."""
@@ -100,21 +114,22 @@ class Principals:
         """A call begins."""
         if token.role not in UNCOUNTED:
             self._count(self._usage(token.principal), stream, 1)
-            if token.role != Role.RUNNER:
+            if token.role not in ALONE:
                 self._count(self._all, stream, 1)
 
     def leave(self, token: TokenRecord, *, stream: bool) -> None:
         """A call that had begun has ended."""
         if token.role not in UNCOUNTED:
             self._count(self._usage(token.principal), stream, -1)
-            if token.role != Role.RUNNER:
+            if token.role not in ALONE:
                 self._count(self._all, stream, -1)
 
     def _usage(self, principal: str) -> _Usage:
         usage = self._of.get(principal)
         if usage is None:
-            if len(self._of) >= REMEMBERED:
+            if len(self._of) >= self._room:
                 self._forget()
+                self._room = max(REMEMBERED, 2 * len(self._of))
             usage = self._of[principal] = _Usage()
         return usage
 
@@ -134,7 +149,7 @@ class Principals:
             usage.calls += more
 
     def _below_all(self, token: TokenRecord, what: str, now: int, limit: int) -> None:
-        if token.role != Role.RUNNER:
+        if token.role not in ALONE:
             self._below(None, what, now, limit)
 
     def _below(self, token: TokenRecord | None, what: str, now: int, limit: int) -> None:

@@ -7,7 +7,7 @@ handler's wrapper raises it where errors are mapped.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError, Message
@@ -16,6 +16,9 @@ from hatoba_scheduler import validation
 from hatoba_scheduler.auth.runner_scopes import RunnerToken
 from hatoba_scheduler.errors import HatobaError, InvalidArgument, Reason, ResourceExhausted
 from hatoba_scheduler.interceptors.context import call_or_none
+
+if TYPE_CHECKING:
+    from hatoba_scheduler.interceptors.types import Context
 
 Deserializer = Callable[[bytes], Any]
 
@@ -50,6 +53,12 @@ def checked(request: Any) -> Any:
     elif isinstance(request, Unreadable):
         raise request.error
     return request
+
+
+async def only_message(context: Context) -> Any:
+    """The one message of a call that grpc takes for a stream."""
+    request: Any = await context.read()
+    return Unreadable(_damaged()) if request is grpc.aio.EOF else request
 
 
 class CheckedStream:

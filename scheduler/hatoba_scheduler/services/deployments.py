@@ -21,6 +21,7 @@ from hatoba_scheduler.control.deployables import Deployable, ServingGrounds, dep
 from hatoba_scheduler.control.deployments import DeploymentBook, Live
 from hatoba_scheduler.control.predictions import PredictionDesk
 from hatoba_scheduler.control.routes import RouteFeed, Session
+from hatoba_scheduler.convert import requirements_of
 from hatoba_scheduler.convert_datasets import code_to_proto
 from hatoba_scheduler.convert_datasets import version_to_proto as dataset_to_proto
 from hatoba_scheduler.convert_deployments import (
@@ -32,8 +33,10 @@ from hatoba_scheduler.convert_deployments import (
     spec_of,
     with_defaults,
 )
+from hatoba_scheduler.convert_devices import targets_of
 from hatoba_scheduler.convert_models import version_to_proto
 from hatoba_scheduler.domain.deployments import Change, Deployment, Prediction, Revision, Settings
+from hatoba_scheduler.domain.device_rollouts import promoted as promoted_on_devices
 from hatoba_scheduler.domain.models import ModelVersion, VersionKey
 from hatoba_scheduler.domain.naming import DEFAULT_PROJECT
 from hatoba_scheduler.domain.references import BadReference, Reference, parse, short
@@ -115,12 +118,12 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         if made is not None:
             return self._by_uid(made, request.deployment)
         grounds = self._parts.grounds()
-        spec = with_defaults(request.spec, grounds.default_backend)
+        spec = with_defaults(request.spec, grounds.default_for(request.spec))
         wanted = await deployable(self._store, (project, request.deployment), spec, grounds)
         new = self._new(project, request.deployment, wanted, spec.backend)
         now = self._book.now(new.created_by)
         first = wanted.revision(1, now.actor, now.time)
-        change = created(new, first, now)
+        change = created(new, first, now, devices=spec.HasField("devices"))
         if request.validate_only:
             self._require_free(project, request.deployment)
             return deployment_pb2.Deployment(name=new.resource, spec=spec)
@@ -180,6 +183,15 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
                 value=spec.backend,
                 remedy="make another deployment there, then delete this one",
             )
+        if spec.HasField("devices") != spec_of(one.settings).HasField("devices"):
+            raise InvalidArgument.field(
+                "spec.devices",
+                "cannot be added or taken away",
+                value=one.name,
+                remedy="make another deployment, then delete this one",
+            )
+        if not request.allow_removal:
+            self._require_none_lost(live, spec)
         same_content = set(request.update_mask.paths) <= _NO_CONTENT
         wanted = await self._wanted(live, with_defaults(spec, one.backend), request.update_mask)
 
@@ -196,6 +208,17 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
             return updated(view, wanted.settings, revision, followed, now)
 
         return await self._changed(live, decide, key)
+
+    def _require_none_lost(self, live: Live, spec: deployment_pb2.DeploymentSpec) -> None:
+        """Raise FailedPrecondition where another selector would take it from devices."""
+        selector = requirements_of(spec.devices.selector)
+        if live.fleet is not None and (lost := live.fleet.lost_by(selector)):
+            some = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+            raise FailedPrecondition(
+                f"{len(lost):,} devices would lose deployment {live.deployment.name!r} ({some}); "
+                "allow that with --allow-removal",
+                resource=Resource("deployment", live.deployment.resource),
+            )
 
     async def _wanted(
         self, live: Live, spec: deployment_pb2.DeploymentSpec, mask: FieldMask
@@ -262,9 +285,14 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     ) -> deployment_pb2.Deployment:
         """Skip the remaining steps."""
         live = self._book.named(request.name, request.project)
-        return await self._simple(
-            live, "PromoteRollout", request, lambda view: promoted(view, self._now())
-        )
+        spec = spec_of(live.deployment.settings)
+
+        def decide(view: View) -> Change | None:
+            if spec.HasField("devices"):
+                return promoted_on_devices(view, targets_of(spec).policy, self._now())
+            return promoted(view, self._now())
+
+        return await self._simple(live, "PromoteRollout", request, decide)
 
     async def RollBackDeployment(
         self, request: deployment_pb2.RollBackDeploymentRequest, context: Context
@@ -396,7 +424,7 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
             if last is None or _told_anew(last, shown):
                 last = shown
                 yield shown
-            if settled(live.deployment, live.seen) and not request.follow:
+            if _is_settled(live) and not request.follow:
                 return
             await self._either(news)
 
@@ -569,7 +597,7 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
                 out.datasets.append(dataset_to_proto(dataset))
 
 
-_NO_CONTENT = frozenset({"replicas", "capture", "strategy", "labels"})
+_NO_CONTENT = frozenset({"replicas", "capture", "strategy", "labels", "devices"})
 """Fields that make no new revision."""
 _FIELDS = tuple(deployment_pb2.DeploymentSpec.DESCRIPTOR.fields_by_name)
 
@@ -601,7 +629,7 @@ def _check_strategy(spec: deployment_pb2.DeploymentSpec, grounds: ServingGrounds
     found = [
         one
         for one in problems(spec, grounds)
-        if one.field.startswith(("spec.strategy", "spec.capture"))
+        if one.field.startswith(("spec.strategy", "spec.capture", "spec.devices"))
     ]
     if found:
         raise InvalidArgument.of(found)
@@ -651,6 +679,13 @@ def _parts_of(model_version: str) -> tuple[str, str, int]:
 
 def _dataset_key(ref: Reference) -> DatasetKey:
     return DatasetKey(ref.project, ref.name, ref.version)
+
+
+def _is_settled(live: Live) -> bool:
+    """Nothing is under way."""
+    if live.fleet is None:
+        return settled(live.deployment, live.seen)
+    return live.deployment.active is None and not live.deployment.deleting
 
 
 def _told_anew(before: deployment_pb2.Deployment, after: deployment_pb2.Deployment) -> bool:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hatoba_scheduler.store.backups import BackupStore
     from hatoba_scheduler.store.datasets import DatasetStore
     from hatoba_scheduler.store.deployments import DeploymentStore
+    from hatoba_scheduler.store.devices import DeviceStore
     from hatoba_scheduler.store.models import ModelStore
     from hatoba_scheduler.store.publications import PublicationStore
     from hatoba_scheduler.store.schedules import ScheduleStore
@@ -212,6 +213,11 @@ class Store(Protocol):
     @property
     def datasets(self) -> DatasetStore:
         """Datasets, their heads, and code versions."""
+        ...
+
+    @property
+    def devices(self) -> DeviceStore:
+        """The part that keeps devices."""
         ...
 
     @property

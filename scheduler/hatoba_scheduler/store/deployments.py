@@ -18,6 +18,7 @@ from hatoba_scheduler.domain.deployments import (
     Revision,
     Served,
 )
+from hatoba_scheduler.domain.device_rollouts import Row
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Stale
 
@@ -60,9 +61,10 @@ class DeploymentStore(Protocol):
         ...
 
     async def apply(
-        self, change: Change, request: RequestKey | None = None
+        self, change: Change, request: RequestKey | None = None, rows: Sequence[Row] = ()
     ) -> Stale | Taken | Duplicate | Mismatch | None:
-        """Write a decided change with its events, all or nothing; None: it was written.
+        """Write a decided change with its events, and rows of its roll-out to devices, all or
+        nothing; None: it was written.
 
         `expected` 0 makes the deployment: Taken where its name is. A request key that is known
         changes nothing.

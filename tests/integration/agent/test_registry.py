@@ -16,14 +16,13 @@ from locked_registry import locked_registry
 from pushed_images import Pushed, Pusher
 from testbed_fixtures import fresh_name
 
-from hatoba_worker.agent.blobs import BlobStore, Cut, Gone
+from hatoba_worker.agent.blobs import BlobStore, Cut, Gone, Unusable
 from hatoba_worker.agent.registry import (
     Login,
     Manifest,
     Platform,
     Reference,
     Registry,
-    Unusable,
     opened,
     require_platform,
 )

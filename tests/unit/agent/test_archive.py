@@ -16,7 +16,8 @@ from pushed_images import digest_of
 
 from hatoba_worker.agent import elf
 from hatoba_worker.agent.archive import archive, require_program
-from hatoba_worker.agent.registry import Blob, Manifest, Unusable
+from hatoba_worker.agent.blobs import Unusable
+from hatoba_worker.agent.registry import Blob, Manifest
 
 
 def program(bits: int, machine: int, *, big: bool = False) -> bytes:

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from hatoba_plugins.clock import FakeClock
-from hatoba_worker.agent.blobs import Cut, Full, Gone, Wrong
+from hatoba_worker.agent.blobs import Cut, Full, Gone, Unusable, Wrong
 from hatoba_worker.agent.conductor import Conductor, Phase
 from hatoba_worker.agent.journal import Journal
-from hatoba_worker.agent.registry import Unusable
 from hatoba_worker.agent.slots import NOTHING_RUNS, Health, Json, Release, Wanted
 
 NAME = "reader"

@@ -143,6 +143,20 @@ def device() -> Device:
     return made
 
 
+def test_what_is_good_is_not_tried_again_by_whichever_try_it_became_that() -> None:
+    device = Device()
+    device.want(FIRST._replace(tries=2))
+    device.settle()
+    device.wait()
+    device.settle()
+    ran = list(device.ran)
+    device.want(FIRST)
+    device.settle()
+    device.power_cut()
+    assert device.slots.settled
+    assert device.ran == ran
+
+
 def test_what_is_new_is_tried_and_then_good(device: Device) -> None:
     device.want(SECOND)
     device.settle()

@@ -7,15 +7,11 @@ import datetime as dt
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc.aio
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from authority import DAY, Authority
 
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.tunnel import Peer, Tunnel, context_of
@@ -25,68 +21,11 @@ grpc.aio.init_grpc_aio()
 
 NAME = "control.example"
 TODAY = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
-DAY = dt.timedelta(days=1)
-
-
-@dataclass
-class Authority:
-    """Signs certificates."""
-
-    root: Path
-    key: ec.EllipticCurvePrivateKey = field(
-        default_factory=lambda: ec.generate_private_key(ec.SECP256R1())
-    )
-
-    def __post_init__(self) -> None:
-        self.root.mkdir()
-        self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"CA {self.root.name}")])
-        own = self._made(self.name, self.key, (TODAY - 9 * DAY, TODAY + 3650 * DAY), None, ca=True)
-        self.pem = self.root / "ca.pem"
-        self.pem.write_bytes(own.public_bytes(serialization.Encoding.PEM))
-
-    def _made(
-        self,
-        subject: x509.Name,
-        key: ec.EllipticCurvePrivateKey,
-        valid: tuple[dt.datetime, dt.datetime],
-        names: list[x509.GeneralName] | None,
-        *,
-        ca: bool,
-    ) -> x509.Certificate:
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(self.name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(valid[0])
-            .not_valid_after(valid[1])
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        )
-        if names is not None:
-            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        return builder.sign(self.key, hashes.SHA256())
-
-    def pair(self, file: str, name: str, begins: dt.datetime, ends: dt.datetime) -> Path:
-        """A file with a key and its certificate."""
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        made = self._made(subject, key, (begins, ends), [x509.DNSName(name)], ca=False)
-        path = self.root / file
-        path.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            )
-            + made.public_bytes(serialization.Encoding.PEM)
-        )
-        return path
 
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path / "ours")
+    return Authority(tmp_path / "ours", TODAY)
 
 
 def clock(path: Path, date: dt.datetime, *, sure: bool = False) -> FloorClock:
@@ -177,7 +116,7 @@ async def test_dates_are_checked_by_what_is_known(
 async def test_another_authority_or_name_is_not_reached(
     tmp_path: Path, authority: Authority, good: Path
 ) -> None:
-    other = await asyncio.to_thread(Authority, tmp_path / "other")
+    other = await asyncio.to_thread(Authority, tmp_path / "other", TODAY)
     async with echo(good) as port:
         for peer in (
             Peer("127.0.0.1", port, NAME, other.pem),

@@ -26,6 +26,7 @@ from hatoba.v1 import (
     common_pb2,
     dataset_pb2,
     dataset_pb2_grpc,
+    device_pb2,
     job_pb2,
     job_pb2_grpc,
     model_pb2,
@@ -749,6 +750,7 @@ def start(fake: FakeServer, address: str = "127.0.0.1:0") -> grpc.Server:
     artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(artifacts, server)
     dataset_pb2_grpc.add_DatasetServiceServicer_to_server(FakeDatasets(fake), server)
     server.add_generic_rpc_handlers((canned(fake, model_pb2, "ModelService"),))
+    server.add_generic_rpc_handlers((canned(fake, device_pb2, "DeviceService"),))
     for add in fake.services:
         add(server)
     port = server.add_insecure_port(address)

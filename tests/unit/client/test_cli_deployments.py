@@ -15,7 +15,8 @@ from hatoba.cli.deploy import parse_canary
 from hatoba.cli.exits import Exit
 from hatoba.client import Client
 from hatoba.deployments import default_name, is_done
-from hatoba.v1 import common_pb2, deployment_pb2
+from hatoba.devices import say_requirement
+from hatoba.v1 import common_pb2, deployment_pb2, device_pb2, job_pb2
 
 from .conftest import FakeServer, start
 
@@ -48,6 +49,30 @@ def deployment(
     made.revisions.add(revision=2, model_version=version, weight=100, wanted=2, ready=ready)
     made.create_time.GetCurrentTime()
     return made
+
+
+def fleet(state: str = "PROGRESSING", rollout: str = "RUNNING", **tally: int) -> Deployment:
+    """A deployment to a thousand devices, in the second of its three groups."""
+    made = deployment(state, rollout)
+    made.name = "projects/default/deployments/shelf"
+    made.revisions[0].weight, made.revisions[0].wanted, made.revisions[0].ready = 0, 990, 812
+    del made.urls[:]
+    targets = made.spec.devices
+    targets.selector.add(key="site", operator=LABEL_OPERATOR_IN, values=["tokyo"])
+    targets.groups.add(percent=5)
+    group = targets.groups.add(devices=10, approve=True)
+    group.require.add(key="ring", operator=LABEL_OPERATOR_IN, values=["canary"])
+    targets.per_minute, targets.growth, targets.growth_after = 20, 2, 100
+    targets.abort_share = 0.2
+    made.rollout.step = 1
+    for column, count in (tally or {"waiting": 185, "succeeded": 812, "failed": 3}).items():
+        setattr(made.devices, column, count)
+    made.devices.total = sum((tally or {"all": 1000}).values())
+    made.devices.connected = 640
+    return made
+
+
+LABEL_OPERATOR_IN = job_pb2.LABEL_OPERATOR_IN
 
 
 @dataclass
@@ -326,6 +351,242 @@ def test_watch_shows_each_change_once(served: Deployments, cli: Cli) -> None:
 
 def test_what_is_not_there_exits_with_3(cli: Cli) -> None:
     assert cli("deployments", "get", "nobody").exit_code == Exit.NOT_FOUND
+
+
+# -- on devices ------------------------------------------------------------------------------------
+
+
+def test_deploy_to_devices_says_which_and_how_fast(
+    fake: FakeServer, served: Deployments, cli: Cli
+) -> None:
+    result = cli(
+        "deploy", "digits@production", "--name", "shelf", "--no-wait",
+        "--selector", "site in (tokyo,osaka)", "--selector", "old!=yes", "--group", "5%",
+        "--group", "10,ring=canary,approve", "--per-minute", "20", "--growth", "2",
+        "--growth-after", "100", "--go-on-share", "0.95", "--group-wait", "1h", "--abort-share",
+        "0.1", "--abort-least", "5", "--retries", "0", "--retry-wait", "10m", "--bake", "2m",
+        "--offer-deadline", "14d", "--apply-deadline", "30m", "--allow-unenforced-limits",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (request,) = fake.requests("CreateDeploymentRequest")
+    targets = request.spec.devices
+    assert [say_requirement(one) for one in targets.selector] == ["site=tokyo,osaka", "old!=yes"]
+    assert [(one.percent, one.devices, one.approve) for one in targets.groups] == [
+        (5, 0, False),
+        (0, 10, True),
+    ]
+    assert (targets.per_minute, targets.growth, targets.growth_after) == (20, 2.0, 100)
+    assert (targets.go_on_share, targets.abort_share, targets.abort_least) == (0.95, 0.1, 5)
+    assert (targets.HasField("retries"), targets.retries) == (True, 0)
+    seconds = (targets.group_wait, targets.retry_wait, targets.offer_deadline)
+    assert [one.seconds for one in seconds] == [3600, 600, 14 * 86_400]
+    assert (targets.apply_deadline.seconds, request.spec.strategy.bake.seconds) == (1800, 120)
+    assert targets.allow_unenforced_limits
+
+
+def test_another_selector_keeps_the_rest_and_says_whether_devices_may_lose_it(
+    fake: FakeServer, served: Deployments, cli: Cli
+) -> None:
+    served.known = fleet()
+    arguments = ("deploy", "digits:3", "--name", "shelf", "--no-wait", "--selector", "site=osaka")
+    assert cli(*arguments, "--group", "none").exit_code == 0
+    assert cli(*arguments, "--allow-removal").exit_code == 0
+    first, second = fake.requests("UpdateDeploymentRequest")
+    assert list(first.update_mask.paths) == ["devices", "model"]
+    assert [say_requirement(one) for one in first.spec.devices.selector] == ["site=osaka"]
+    assert (list(first.spec.devices.groups), first.spec.devices.per_minute) == ([], 20)
+    assert (first.allow_removal, second.allow_removal) == (False, True)
+    assert len(second.spec.devices.groups) == 2
+
+
+def test_what_only_devices_have_needs_a_selector(
+    fake: FakeServer, served: Deployments, cli: Cli
+) -> None:
+    served.known = deployment()
+    result = cli("deploy", "digits:3", "--name", "reader", "--per-minute", "5")
+    assert result.exit_code == Exit.USAGE
+    assert "per_minute: only deployments to devices have that" in result.stderr
+    assert fake.requests("UpdateDeploymentRequest") == []
+    bad = cli("deploy", "digits:3", "--selector", "a", "--group", "ring=a,b")
+    assert bad.exit_code == Exit.USAGE
+    assert "ring in (a,b)" in bad.stderr
+
+
+def test_a_deployment_to_devices_is_shown_with_columns_that_add_up(
+    fake: FakeServer, served: Deployments, cli: Cli
+) -> None:
+    served.known = fleet(
+        waiting=120, offered=30, under_way=38, succeeded=790, failed=3, rejected=2, timed_out=1,
+        not_reached=6, superseded=4, left=6,
+    )  # fmt: skip
+    served.known.rollout.waiting_for = "38 devices that apply it"
+    text = cli("deployments", "get", "shelf").stdout
+    for words in (
+        "site=tokyo",
+        "790/994 devices",
+        "1  5%                                        through",
+        "2  10 of ring=canary, once somebody resumes  its turn",
+        "3  the rest",
+        "20 devices a minute, x2 after each 100",
+        "on more than 20% of those that took it up",
+        "38 devices that apply it",
+        "1,000  640 connected",
+    ):
+        assert words in text, text
+    lines = text[text.index("waiting  ") : text.index("total  ")].splitlines()[:-1]
+    counts = [int(line.partition("█")[0].split()[-1]) for line in lines]
+    assert (len(counts), sum(counts)) == (10, 1000)
+    assert "2 (digits:2)  runs on 812 of 990 devices that are to have it" in text
+
+
+def test_the_list_says_on_how_many_devices_it_runs(fake: FakeServer, cli: Cli) -> None:
+    fake.replies["ListDeploymentsRequest"] = deployment_pb2.ListDeploymentsResponse(
+        deployments=[deployment(), fleet()]
+    )
+    text = cli("deployments", "list").stdout
+    assert "2 of 2" in text
+    assert "812/1,000 devices" in text
+
+
+def test_a_rollout_to_devices_is_told_in_lines_where_nobody_watches(
+    fake: FakeServer, served: Deployments, cli: Cli
+) -> None:
+    going, more = fleet(waiting=1000), fleet()
+    done = fleet("DEGRADED", "SUCCEEDED", succeeded=990, not_reached=8, failed=2)
+    served.courses = [[going, going, more, done]]
+    assert cli("deployments", "watch", "shelf").stdout.splitlines() == [
+        "shelf  RUNNING group 2 of 3  digits:2 on 0/1,000 devices; 1,000 waiting",
+        "shelf  RUNNING group 2 of 3  digits:2 on 812/1,000 devices; 185 waiting, "
+        "812 succeeded, 3 failed",
+        "shelf  DEGRADED  digits:2 on 990/1,000 devices; 990 succeeded, 2 failed, 8 not reached",
+    ]
+    assert len(fake.requests("WatchDeploymentRequest")) == 1, "DEGRADED is settled, of devices"
+    served.courses = [[going, done]]
+    result = cli("deploy", "digits:2", "--name", "shelf", "--selector", "site=tokyo")
+    assert result.exit_code == 0, result.output
+    assert "shelf is DEGRADED\n  digits:2 runs on 990/1,000 devices" in result.stderr
+    assert "hatoba deployments devices shelf --stage not-reached" in result.stderr
+    assert "\x1b" not in result.output
+
+
+def test_a_terminal_gets_one_table_that_is_drawn_again(served: Deployments, cli: Cli) -> None:
+    done = fleet("READY", "SUCCEEDED", succeeded=1000)
+    served.courses = [[fleet(waiting=1000), fleet(), done]]
+    terminal = {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "80", "LINES": "40"}
+    text = cli("deployments", "watch", "shelf", env=terminal).stdout
+    drawn = text.split("shelf  ")[1:]
+    assert "\x1b[1A" in drawn[1], "it goes up, and writes over what was there"
+    assert "succeeded      812  " in drawn[1]
+    assert "succeeded    1,000  " in drawn[-1]
+    assert max(len(line) for line in drawn[-1].splitlines()) <= 80
+
+
+def test_a_rollout_to_devices_that_is_given_up_says_where_to_look(
+    served: Deployments, cli: Cli
+) -> None:
+    failed = fleet("READY", "ROLLED_BACK")
+    failed.rollout.cause.message = "Revision 2 failed on 3 of 10 devices that took it up"
+    served.courses = [[failed]]
+    result = cli("deploy", "digits:2", "--name", "shelf", "--selector", "site=tokyo")
+    assert result.exit_code == Exit.ROLLED_BACK
+    assert "failed on 3 of 10 devices" in result.stderr
+    assert "hatoba deployments devices shelf --stage failed" in result.stderr
+
+
+def test_a_rollout_to_devices_is_over_though_some_still_get_it() -> None:
+    assert is_done(fleet("PROGRESSING", "SUCCEEDED"))
+    assert not is_done(fleet())
+    assert is_done(fleet("PAUSED", "PAUSED"))
+
+
+def on_the_way(name: str, stage: str, **fields: Any) -> device_pb2.RolloutDevice:
+    """A device on the way to a revision."""
+    made = device_pb2.RolloutDevice(
+        device=f"devices/{name}",
+        stage=device_pb2.DeviceStage.Value(f"DEVICE_STAGE_{stage}"),
+        **fields,
+    )
+    made.since.GetCurrentTime()
+    return made
+
+
+def test_devices_of_a_deployment_are_listed_by_stage(fake: FakeServer, cli: Cli) -> None:
+    cause = common_pb2.Cause(message="it needs 410 MiB")
+    fake.replies["ListRolloutDevicesRequest"] = device_pb2.ListRolloutDevicesResponse(
+        devices=[
+            on_the_way("shop-1", "REJECTED", group=1, cause=cause),
+            on_the_way("shop-2", "OFFERED", tries=2, connected=True),
+        ]
+    )
+    text = cli(
+        "deployments", "devices", "shelf", "--stage", "rejected", "--stage", "offered"
+    ).stdout
+    heads, first, second = text.splitlines()
+    assert heads.split() == [
+        "DEVICE", "GROUP", "STAGE", "FOR", "UNTIL", "TRIES", "LINK", "CAUSE",
+    ]  # fmt: skip
+    assert first.split()[:3] == ["shop-1", "2", "REJECTED"]
+    assert first.endswith("away       it needs 410 MiB")
+    assert second.split()[-3:] == ["2", "connected", "-"]
+    (asked,) = fake.requests("ListRolloutDevicesRequest")
+    assert [device_pb2.DeviceStage.Name(one)[13:] for one in asked.stages] == [
+        "REJECTED",
+        "OFFERED",
+    ]
+    plain = json.loads(cli("deployments", "devices", "shelf", "-o", "json").stdout)
+    assert plain["devices"][0]["stage"] == "REJECTED"
+    bad = cli("deployments", "devices", "shelf", "--stage", "lost")
+    assert (bad.exit_code, "'lost' is no stage" in bad.stderr) == (Exit.USAGE, True)
+
+
+def test_when_devices_got_there_is_drawn(fake: FakeServer, cli: Cli, tmp_path: Any) -> None:
+    pytest.importorskip("matplotlib")
+    found = [on_the_way(f"shop-{n}", "FAILED" if n == 3 else "SUCCEEDED") for n in range(6)]
+    fake.replies["ListRolloutDevicesRequest"] = device_pb2.ListRolloutDevicesResponse(devices=found)
+    target = tmp_path / "course.png"
+    result = cli("deployments", "devices", "shelf", "--plot", str(target))
+    assert result.exit_code == 0, result.output
+    assert target.read_bytes().startswith(b"\x89PNG")
+    fake.replies["ListRolloutDevicesRequest"] = device_pb2.ListRolloutDevicesResponse()
+    nothing = cli("deployments", "devices", "shelf", "--plot", str(target))
+    assert "nothing to draw" in nothing.stderr
+
+
+def test_plan_names_the_devices_that_come_and_go(
+    fake: FakeServer, served: Deployments, cli: Cli
+) -> None:
+    fake.replies["PlanDevicesRequest"] = device_pb2.DevicePlan(
+        comes=1_202, stays=7, goes=1, coming=["devices/a", "devices/b"], going=["shop-9"]
+    )
+    result = cli("plan", "--deployment", "shelf", "--selector", "site=osaka")
+    assert result.stdout.splitlines() == [
+        "shelf  +1,202 -1 devices (7 stay)",
+        "  + a",
+        "  + b",
+        "  + and 1,200 more",
+        "  - shop-9",
+    ]
+    assert "--allow-removal" in result.stderr
+    served.known = fleet()
+    assert cli("plan", "--deployment", "shelf", "-o", "json").exit_code == 0
+    first, second = fake.requests("PlanDevicesRequest")
+    assert (first.deployment, first.project) == ("shelf", "default")
+    assert [say_requirement(one) for one in first.selector] == ["site=osaka"]
+    assert [say_requirement(one) for one in second.selector] == ["site=tokyo"]
+
+
+def test_a_plan_is_of_one_thing(fake: FakeServer, served: Deployments, cli: Cli) -> None:
+    served.known = deployment()
+    for arguments, words in (
+        (["--deployment", "shelf", "--gpus", "2"], "only --selector is read"),
+        (["--deployment", "shelf", "--", "true"], "only --selector is read"),
+        (["--selector", "a=b", "--", "true"], "name it with --deployment"),
+        (["--deployment", "reader"], "reader does not run on devices"),
+    ):
+        result = cli("plan", *arguments)
+        assert result.exit_code == Exit.USAGE, result.output
+        assert words in result.stderr
+    assert fake.requests("PlanDevicesRequest") == []
 
 
 # -- explain ---------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from hatoba_scheduler.config import (
     Address,
     Config,
     ConfigError,
+    DevicesConfig,
     TlsMode,
     load_config,
     parse_address,
@@ -69,6 +70,11 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         otlp_endpoint = "http://localhost:4317"
         [limits]
         max_message_bytes = 1_000_000
+        [devices]
+        listen = "0.0.0.0:7430"
+        advertise = "hatoba.example.org:7430"
+        alive_every = 60
+        certificate_days = 30
         [defaults]
         train = "gpu"
         serves = "gpu"
@@ -82,6 +88,9 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
     assert config.server.tls is TlsMode.FILES
     assert config.server.advertise == Address("hatoba.example.org", 7420)
     assert config.limits.max_message_bytes == 1_000_000
+    assert config.devices == DevicesConfig(
+        Address("0.0.0.0", 7430), Address("hatoba.example.org", 7430), 60.0, 30
+    )
     assert (config.defaults.train, config.defaults.serves) == ("gpu", "gpu")
     assert config.backends["gpu"].options == {"namespace": "ml", "nodes": [1, 2]}
 
@@ -105,6 +114,17 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ('[server]\notlp_endpoint = "x"', "f.toml:2: server.otlp_endpoint: must be http://"),
         ("[limits]\nkept_spans = -1", "f.toml:2: limits.kept_spans: must be 0 to"),
         ("[limits]\nkept_spans = true", "f.toml:2: limits.kept_spans: must be a whole number"),
+        ('[devices]\nlisten = "h"', "f.toml:2: devices.listen: 'h' has no port"),
+        ('[devices]\nadvertise = "h:1"', "f.toml:2: devices.advertise: needs `listen`"),
+        (
+            '[devices]\nlisten = "h:1"\nadvertise = "[::]:1"',
+            "f.toml:3: devices.advertise: nobody can dial ::",
+        ),
+        ("[devices]\nalive_every = 0.5", "f.toml:2: devices.alive_every: must be 1 to 3600"),
+        (
+            "[devices]\ncertificate_days = 3651",
+            "f.toml:2: devices.certificate_days: must be 1 to 3,650, got 3,651",
+        ),
         ("server = 3", "f.toml:1: server: must be a table, written [server]"),
         ("backends = 3", "f.toml:1: backends: must be tables"),
         ("[backends]\ngpu = 1", "f.toml:2: backends.gpu: must be a table, written [backends.gpu]"),

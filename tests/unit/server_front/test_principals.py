@@ -9,7 +9,13 @@ import pytest
 from hatoba_scheduler.auth.roles import Role
 from hatoba_scheduler.domain.records import TokenRecord
 from hatoba_scheduler.errors import Reason, ResourceExhausted
-from hatoba_scheduler.interceptors.principals import AHEAD_SECONDS, PrincipalLimits, Principals
+from hatoba_scheduler.interceptors.principals import (
+    AHEAD_SECONDS,
+    DEVICE_CHANGES,
+    DEVICE_STREAMS,
+    PrincipalLimits,
+    Principals,
+)
 
 SMALL = PrincipalLimits(2, 1, 10.0, 100.0, 3, 2)
 
@@ -89,6 +95,21 @@ def test_hosts_and_routers_share_tokens_and_are_not_counted(role: Role) -> None:
         counted.admit(host, changes=True, stream=True)
         counted.enter(host, stream=True)
     assert counted.streams == 0
+
+
+def test_devices_take_no_place_from_people_and_may_little_themselves() -> None:
+    lamp, counted = token("devices/lamp", Role.DEVICE), Principals(None, Clock())
+    for _ in range(DEVICE_STREAMS):
+        counted.admit(lamp, changes=False, stream=True)
+        counted.enter(lamp, stream=True)
+    assert "devices/lamp has 16 streams" in refused(counted, lamp, stream=True).message
+    counted.admit(token("devices/door", Role.DEVICE), changes=False, stream=True)
+    assert counted.streams == 0
+    for _ in range(round(AHEAD_SECONDS * DEVICE_CHANGES)):
+        counted.admit(lamp, changes=True, stream=False)
+    counted.admit(lamp, changes=True, stream=False)
+    with pytest.raises(ResourceExhausted, match="changing calls"):
+        counted.admit(lamp, changes=True, stream=False)
 
 
 def test_those_who_have_gone_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:

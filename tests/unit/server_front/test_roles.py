@@ -11,7 +11,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from hatoba import v1
 from hatoba.v1 import admin_pb2
-from hatoba_scheduler.auth.roles import METHOD_ACCESS, OPEN, Role, may_change
+from hatoba_scheduler.auth.roles import DEVICE, METHOD_ACCESS, OPEN, Role, may_change
 from hatoba_scheduler.auth.runner_scopes import OPENS
 
 
@@ -47,9 +47,19 @@ def test_roles_have_the_contracts_numbers() -> None:
 
 
 @pytest.mark.parametrize("method", sorted(set(METHOD_ACCESS) - {""}))
-def test_administrators_may_call_everything_that_needs_a_token(method: str) -> None:
+def test_administrators_may_call_everything_that_is_not_for_machines_alone(method: str) -> None:
     access = METHOD_ACCESS[method]
-    assert access == OPEN or Role.ADMIN in access
+    of_machines = access <= {Role.ENROLL, Role.DEVICE}
+    assert access == OPEN or (Role.ADMIN in access) is not of_machines
+
+
+def test_nobody_speaks_for_a_device_but_itself() -> None:
+    alone = {name.rpartition("/")[2] for name, access in METHOD_ACCESS.items() if access == DEVICE}
+    assert alone == {"Connect", "RenewDevice"}
+    for name, access in METHOD_ACCESS.items():
+        if Role.DEVICE in access and access != DEVICE:
+            assert name.startswith("/hatoba.v1.ArtifactService/")
+            assert Role.VIEWER in access
 
 
 def test_who_may_what_is_as_people_expect() -> None:

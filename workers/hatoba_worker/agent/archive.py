@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from hatoba_worker.agent import elf
-from hatoba_worker.agent.registry import Blob, Manifest, Unusable
+from hatoba_worker.agent.blobs import Unusable
+from hatoba_worker.agent.registry import Blob, Manifest
 
 PIECE = 256 << 10
 LINKS_MOST = 8

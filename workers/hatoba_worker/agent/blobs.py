@@ -47,6 +47,10 @@ class Wrong(Exception):
     """What the source gives is not what the digest says, each time."""
 
 
+class Unusable(Exception):
+    """It is not what can be run here; says what it is and what was looked for."""
+
+
 class Full(Exception):
     """The disk has no room for it; says how much is needed and how much there is."""
 
@@ -65,7 +69,8 @@ class Source(Protocol):
     def read(self, digest: str, offset: int) -> AsyncIterator[bytes]:
         """The bytes of a blob from an offset on. Raises Gone, Cut.
 
-        A source that cannot begin in the middle raises Cut for any other offset than 0.
+        A source that cannot begin in the middle raises Cut for any other offset than 0, or brings
+        what is before it once more, for which it gives empty pieces.
         """
         ...
 
@@ -160,11 +165,13 @@ class BlobStore:
             while offset < size:
                 try:
                     async with asyncio.timeout(READ_SECONDS):
-                        piece = await anext(reader, b"")
+                        piece = await anext(reader, None)
                 except TimeoutError:
                     raise Cut(f"no byte came for {READ_SECONDS:g} s") from None
-                if not piece:
+                if piece is None:
                     raise Cut(f"it ended after {offset} of {size} bytes")
+                if not piece:
+                    continue
                 self.brought += len(piece)
                 piece = piece[: size - offset]
                 await self._pay(len(piece))

@@ -70,18 +70,21 @@ class Budget:
         if self._monotonic() - self._began >= self._period:
             self._began, self._used, self._saved = self._monotonic(), 0, 0
 
+    def affords(self, size: int) -> bool:
+        """Whether so many bytes may be carried at once."""
+        self._turn()
+        return not self._limit or not self._used or self._used + size <= self._limit
+
     async def pay(self, size: int) -> None:
         """Wait until so many bytes may be carried. What is larger than a whole period's budget is
         carried at its beginning: nothing would ever come otherwise.
         """
         if not self._limit:
             return
-        self._turn()
-        while self._used and self._used + size > self._limit:
+        while not self.affords(size):
             self.waiting = True
             left = self._began + self._period - self._monotonic()
             await self._sleep(min(max(left, 0.0), WAKE))
-            self._turn()
         self.waiting = False
         self._used += size
         if self._used - self._saved >= SAVE_EVERY:

@@ -14,9 +14,8 @@ from typing import Any, Protocol
 
 import structlog
 
-from hatoba_worker.agent.blobs import Cut, Full, Gone, Wrong
+from hatoba_worker.agent.blobs import Cut, Full, Gone, Unusable, Wrong
 from hatoba_worker.agent.journal import Journal
-from hatoba_worker.agent.registry import Unusable
 from hatoba_worker.agent.slots import (
     STARTS_MOST,
     Health,
@@ -173,6 +172,10 @@ class Conductor:
     def _poke_all(self) -> None:
         for work in self._work.values():
             work.news.set()
+
+    def reachable(self) -> None:
+        """The link is there again: what waits for it is tried now."""
+        self._poke_all()
 
     # -- what is wanted -------------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ class Identity:
         lost, so that nobody becomes two.
         """
         path = self.root / _PENDING
-        with contextlib.suppress(FileNotFoundError, keys.BadKeys):
+        with contextlib.suppress(FileNotFoundError, ValueError):
             (key,) = keys.read_keys(path.read_text(encoding="ascii"))
             return key
         key = keys.new_key()
@@ -66,6 +66,8 @@ class Identity:
         keys.write_secret(self.authority, authority)
         slot = self._keep(SLOTS[0], certificate)
         self._use(slot)
+        # Of another enrolment: it must not be taken for a newer one.
+        self._path(SLOTS[1]).unlink(missing_ok=True)
         return self.current()
 
     def renewed(self, certificate: str) -> Credential:
@@ -126,7 +128,7 @@ class Identity:
     def _slot(self) -> str:
         try:
             slot = (self.root / _CURRENT).read_text(encoding="ascii").strip()
-        except FileNotFoundError:
+        except (FileNotFoundError, UnicodeDecodeError):
             return SLOTS[0]
         return slot if slot in SLOTS else SLOTS[0]
 
@@ -138,7 +140,7 @@ class Identity:
         path = self._path(slot)
         try:
             own = keys.read_own(path)
-        except keys.BadKeys as error:
+        except ValueError as error:
             log.error("identity.damaged", path=str(path), error=str(error))
             return None
         return Credential(slot, path, own.certificate) if own is not None else None

@@ -97,6 +97,13 @@ class Journal:
             self._handle = -1
 
 
+def read(path: Path) -> Read:
+    """What a journal holds, which is left as it is; blocks. Raises OSError."""
+    data = path.read_bytes()
+    entries, good = _parsed(data)
+    return Read(entries, len(data) - good)
+
+
 def _line(entry: Json) -> bytes:
     text = json.dumps(entry, separators=(",", ":")).encode()
     return b"%08x %s\n" % (crc32(text), text)

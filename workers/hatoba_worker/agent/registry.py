@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 
-from hatoba_worker.agent.blobs import PIECE, READ_SECONDS, Cut, Gone
+from hatoba_worker.agent.blobs import PIECE, READ_SECONDS, Cut, Gone, Unusable
 
 INDEXES = (
     "application/vnd.oci.image.index.v1+json",
@@ -37,10 +37,6 @@ _REFERENCE = re.compile(
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _REFUSED = frozenset({401, 403})
 Json = Mapping[str, Any]
-
-
-class Unusable(Exception):
-    """The image is not what can be run here; says what it is and what was looked for."""
 
 
 class Reference(NamedTuple):

@@ -163,6 +163,14 @@ class Ring:
                 taken += len(record.data)
         return Batch(records, records[0].number - after - 1 if records else 0)
 
+    def begin_after(self, number: int) -> None:
+        """Give what comes from now on numbers above this one, which somebody has of us already.
+        To be called when nothing waits for `sync`.
+        """
+        if number >= self._next:
+            self._next = number + 1
+            _write_mark(self._root, number)
+
     def acked(self, number: int) -> None:
         """The server has all up to a number: what holds nothing else goes."""
         self._acked = max(self._acked, number)

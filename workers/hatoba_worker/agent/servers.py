@@ -8,7 +8,9 @@ begins.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +19,8 @@ from pathlib import Path
 import structlog
 
 from hatoba.v1 import common_pb2, deployment_pb2, worker_pb2
+from hatoba_worker.agent.names import resource_name, slot_name
+from hatoba_worker.agent.server_logs import Home
 from hatoba_worker.agent.slots import NOTHING_RUNS, Health, Json, Release
 from hatoba_worker.agent.trees import DeviceTrees
 from hatoba_worker.environments import Environments
@@ -24,7 +28,7 @@ from hatoba_worker.executors.process import ProcessExecutor
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
 from hatoba_worker.replicas import probe
-from hatoba_worker.replicas.fleet import Fleet
+from hatoba_worker.replicas.fleet import DIRECTORY, Fleet
 from hatoba_worker.replicas.life import READY, UNHEALTHY, Tools
 from hatoba_worker.replicas.staging import ReplicaStager
 from hatoba_worker.staging import link_library
@@ -38,6 +42,8 @@ ENDINGS = 2
 READY_WITHIN = 300.0
 """Seconds in which a trial has to be ready once."""
 ADDRESS = "127.0.0.1"
+READABLE = 18
+"""Characters of a slot's name in its server's, of which there may be 63."""
 _GONE = deployment_pb2.REPLICA_STATE_GONE
 _HOPELESS = (common_pb2.CAUSE_CODE_CRASH_LOOP, common_pb2.CAUSE_CODE_PREDICTIONS_FAIL)
 SpecOf = Callable[[str, Release], Awaitable[worker_pb2.ReplicaSpec]]
@@ -115,7 +121,7 @@ class Servers:
         ask = probe.prober(lambda: None)
         self._fleet.begin(Tools(self._processes, stager, ask, self._sleep, time.time), tasks)
         await asyncio.to_thread(self._fleet.load)
-        self._kept = {spec.deployment: spec for spec in self._fleet.kept.values()}
+        self._kept = {slot_name(spec.deployment): spec for spec in self._fleet.kept.values()}
         self._order = self._fleet.newest
         tasks.create_task(self._processes.run(), name="keeper")
         tasks.create_task(self._fleet.run(), name="replicas")
@@ -132,7 +138,7 @@ class Servers:
     async def run(self, name: str, release: Release) -> None:
         """Have this release running under this name, and nothing else; again is the same."""
         spec = await self._spec_of(name, release)
-        spec.name, spec.deployment = replica_name(name, release), name
+        spec.name, spec.deployment = replica_name(name, release), resource_name(name)
         before = self._kept.get(name)
         if before is not None and before.name != spec.name:
             await self.stop(name)
@@ -181,6 +187,11 @@ class Servers:
         place = self._places.get(name)
         seen = self._seen.get(place.spec.name) if place is not None else None
         return seen.address if seen is not None and seen.state == READY else ""
+
+    def homes(self) -> list[Home]:
+        """Where what runs writes its logs."""
+        root = self._data / DIRECTORY
+        return [Home(spec.deployment, root / spec.name) for spec in self._kept.values()]
 
     # -- the fleet ------------------------------------------------------------------------------
 
@@ -237,8 +248,10 @@ class Servers:
 
 def replica_name(name: str, release: Release) -> str:
     """What a release's server is called: the same after any restart, and no other release's."""
+    readable = re.sub(r"[^a-z0-9-]", "-", name[:READABLE])
+    slot = hashlib.sha256(name.encode()).hexdigest()[:8]
     digest = release.digest.rpartition(":")[2][:12]
-    return f"{name[:24]}-{release.revision}-{release.tries}-{digest}"
+    return f"{readable}-{slot}-{release.revision}-{release.tries}-{digest}"
 
 
 def cause_json(cause: common_pb2.Cause) -> Json:

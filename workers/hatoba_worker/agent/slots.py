@@ -270,10 +270,17 @@ def _want(slots: Slots, entry: Json) -> Slots:
     if generation <= slots.generation:
         return slots
     wanted = {
-        str(name): Wanted(_release(told), float(told["bake"]))
+        str(name): Wanted(_known(slots.slot(name), _release(told)), float(told["bake"]))
         for name, told in entry["wanted"].items()
     }
     return replace(slots, generation=generation, wanted=wanted)
+
+
+def _known(slot: Slot, release: Release) -> Release:
+    """What is good is not tried again, by whichever try it became that."""
+    good = slot.good
+    same = good is not None and good._replace(tries=release.tries) == release
+    return good if same and good is not None else release
 
 
 def _stage(slot: Slot, entry: Json) -> Slot:

@@ -147,6 +147,13 @@ def find(key: str, root: Path = Path("/")) -> MemoryGroups | None:
     return None
 
 
+def may_limit(root: Path = Path("/")) -> bool:
+    """Whether a place for groups would be found; makes none. `root` is as for `find`."""
+    with contextlib.suppress(OSError):
+        return any(os.access(home, os.W_OK) for _, home in _homes(root / "proc/self"))
+    return False
+
+
 def _homes(about_us: Path) -> list[tuple[int, Path]]:
     own = _own_paths(_get(about_us / "cgroup"))
     homes: list[tuple[int, Path]] = []

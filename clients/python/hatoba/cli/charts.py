@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -13,11 +13,15 @@ from hatoba.errors import InvalidSpec
 from hatoba.units import say_seconds
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from hatoba.v1 import job_pb2
 
 TICKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 30
 BAR_WIDTH = 24
+DAY = 86_400.0
+"""Dates are drawn in days since 1970."""
 
 
 def show_series(series: Sequence[job_pb2.MetricSeries]) -> None:
@@ -67,14 +71,8 @@ def draw(series: Sequence[job_pb2.MetricSeries], path: str, *, title: str) -> No
     """Draw metrics into a file, one panel for each name. Needs matplotlib, the extra `demo`."""
     if not series:
         raise InvalidSpec(f"{title} has logged no metrics, so there is nothing to draw")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InvalidSpec(
-            "--plot needs matplotlib, which is not installed", remedy="pip install 'hatoba[demo]'"
-        ) from None
     keys = sorted({one.key for one in series})
-    figure = Figure(figsize=(8, 2.4 * len(keys) + 0.6), layout="constrained")
+    figure = _figure(2.4 * len(keys) + 0.6)
     panels = figure.subplots(len(keys), 1, squeeze=False)
     for key, panel in zip(keys, panels[:, 0], strict=True):
         for one in (one for one in series if one.key == key):
@@ -87,9 +85,45 @@ def draw(series: Sequence[job_pb2.MetricSeries], path: str, *, title: str) -> No
     _save(figure, path)
 
 
-def _save(figure: object, path: str) -> None:
+def draw_counts(courses: Mapping[str, Sequence[float]], path: str, *, title: str) -> None:
+    """Draw how many things of each kind there were by when, into a file. Needs matplotlib.
+
+    `courses`: by kind the moments at which one more came, in seconds since 1970, in order.
+    """
+    if not courses:
+        raise InvalidSpec(f"{title} has no devices yet, so there is nothing to draw")
+    figure = _figure(4.0)
+    panel = figure.subplots(1, 1)
+    end = max(moments[-1] for moments in courses.values())
+    for kind, moments in sorted(courses.items()):
+        times = [seconds / DAY for seconds in (*moments, end)]
+        counts = [*range(1, len(moments) + 1), len(moments)]
+        label = kind.lower().replace("_", " ")
+        panel.step(times, counts, where="post", label=f"{label}: {len(moments):,}")
+    panel.xaxis_date()
+    panel.set_xlabel("UTC")
+    panel.set_ylabel("devices")
+    panel.grid(alpha=0.3)
+    panel.legend()
+    figure.autofmt_xdate()
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def _figure(height: float) -> Figure:
+    """A new figure of so many inches. Raises InvalidSpec without matplotlib."""
     try:
-        figure.savefig(path, dpi=120)  # type: ignore[attr-defined]
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InvalidSpec(
+            "--plot needs matplotlib, which is not installed", remedy="pip install 'hatoba[demo]'"
+        ) from None
+    return Figure(figsize=(8, height), layout="constrained")
+
+
+def _save(figure: Figure, path: str) -> None:
+    try:
+        figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
         raise InvalidSpec(f"{path} cannot be written: {error}") from None
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hatoba.cli.device_targets import DEVICE_OPTIONS, NO_GROUPS
 from hatoba.cli.exits import Exit
 from hatoba.cli.options import CPUS, DURATION, LABEL, MEMORY, VARIABLE, Parsed, unique
 from hatoba.cli.output import emit, output_option
@@ -14,6 +15,7 @@ from hatoba.cli.session import open_client, server_options
 from hatoba.units import parse_duration
 
 if TYPE_CHECKING:
+    from hatoba.cli.deployments import Teller
     from hatoba.deployments import DeployOptions, Step
     from hatoba.v1 import deployment_pb2
 
@@ -51,7 +53,7 @@ DEPLOY_OPTIONS = [
         "--bake",
         type=DURATION,
         metavar="DURATION",
-        help="How long it must stay healthy with all traffic. [default: 5s]",
+        help="How long it must stay healthy with all traffic, or on a device. [default: 5s; 60s]",
     ),
     click.option(
         "--ready-deadline",
@@ -146,7 +148,7 @@ DEPLOY_OPTIONS = [
 
 def deploy_options(function: Any) -> Any:
     """Every option that says how to deploy."""
-    for option in reversed(DEPLOY_OPTIONS):
+    for option in reversed([*DEPLOY_OPTIONS, *DEVICE_OPTIONS]):
         function = option(function)
     return function
 
@@ -157,6 +159,8 @@ def said_options(said: dict[str, Any]) -> DeployOptions:
     for name, flag in _PAIRS.items():
         if name in options:
             options[name] = unique(options[name], flag)
+    if "groups" in options:
+        options["groups"] = [one for one in options["groups"] if one != NO_GROUPS]
     if "secrets" in options:
         found = (one.partition("=") for one in options["secrets"])
         options["secrets"] = {name: variable or None for name, _, variable in found}
@@ -181,14 +185,19 @@ def deploy(
 
     Makes the deployment, or changes the one of that name: what is not said stays as it is. With
     --wait it follows the roll-out; a roll-out that is rolled back ends with exit code 24.
+
+    With --selector it runs on devices, for each device itself; the roll-out waits for those that
+    are away until --offer-deadline. `hatoba plan --deployment` says before which they are.
     """
+    from hatoba.cli.deployments import Teller, ending, outcome, show
+
     try:
-        found = asyncio.run(_deploy(model, name, said_options(said), wait))
+        with Teller(err=True) as teller:
+            options = said_options(said)
+            found = asyncio.run(_deploy(model, name, options, teller if wait else None))
     except KeyboardInterrupt:
         click.echo("\ndetached: the roll-out goes on", err=True)
         ctx.exit(Exit.DETACHED)
-    from hatoba.cli.deployments import ending, outcome, show
-
     emit(found, output, lambda: show([found]))
     if wait:
         click.echo(ending(found), err=True)
@@ -196,14 +205,12 @@ def deploy(
 
 
 async def _deploy(
-    model: str, name: str, options: DeployOptions, wait: bool
+    model: str, name: str, options: DeployOptions, teller: Teller | None
 ) -> deployment_pb2.Deployment:
-    from hatoba.cli.deployments import Teller
-
+    """Deploy it; with a teller follow the roll-out."""
     async with open_client() as client:
         made = await client.deployments.deploy(model, name, **options)
-        if not wait:
+        if teller is None:
             return made
-        teller = Teller()
         teller.tell(made)
         return await client.deployments.wait(made.name, tell=teller.tell)

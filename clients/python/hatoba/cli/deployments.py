@@ -6,13 +6,14 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import click
 
 from hatoba.cli.exits import Exit
 from hatoba.cli.output import (
     age,
+    console,
     emit,
     emit_line,
     moment,
@@ -24,8 +25,10 @@ from hatoba.cli.root import Group
 from hatoba.cli.session import open_client, server_options, with_client
 
 if TYPE_CHECKING:
+    from rich.live import Live
+
     from hatoba.aio import AsyncClient
-    from hatoba.v1 import deployment_pb2
+    from hatoba.v1 import deployment_pb2, device_pb2
 
 LAST_LINES = 10
 
@@ -58,25 +61,48 @@ def version(resource: str) -> str:
     return f"{parts[3]}:{parts[5]}" if len(parts) == 6 else resource
 
 
-def revision_line(one: deployment_pb2.RevisionStatus) -> str:
-    """A revision in a line: `2 (digits:8)  1 of 2 ready, 10%`."""
+def revision_line(one: deployment_pb2.RevisionStatus, *, devices: bool = False) -> str:
+    """A revision in a line: `2 (digits:8)  1 of 2 ready, 10%`; devices have no share of traffic."""
+    if devices:
+        wanted = f"{one.wanted:,} devices that are to have it"
+        return f"{one.revision} ({version(one.model_version)})  runs on {one.ready:,} of {wanted}"
     return (
         f"{one.revision} ({version(one.model_version)})  "
         f"{one.ready} of {one.wanted} ready, {one.weight}% of the traffic"
     )
 
 
+def on_devices(one: deployment_pb2.Deployment) -> bool:
+    """Whether it runs on devices instead of as replicas."""
+    return one.spec.HasField("devices")
+
+
+def newest_model(one: deployment_pb2.Deployment) -> str:
+    """What its newest revision is of: `digits:8`."""
+    newest = (status for status in one.revisions if status.revision == one.rollout.to_revision)
+    model = next((status.model_version for status in newest), "")
+    return version(model) if model else one.spec.model
+
+
 def progress_line(one: deployment_pb2.Deployment) -> str:
     """Where a deployment stands, in a line that only differs when something did."""
     from hatoba.aio import short_name
 
+    if on_devices(one):
+        from hatoba.cli.fleet import course_line
+
+        return course_line(one, course_state(one), newest_model(one))
     parts = [f"{status.revision}: {_share(status)}" for status in one.revisions]
     rollout = one.rollout
-    state = rollout_name(rollout) if not rollout.end_time.seconds else state_name(one)
     step = ""
     if rollout.step and not rollout.end_time.seconds:
         step = f" step {rollout.step}"
-    return f"{short_name(one.name)}  {state}{step}  {'; '.join(parts)}".rstrip()
+    return f"{short_name(one.name)}  {course_state(one)}{step}  {'; '.join(parts)}".rstrip()
+
+
+def course_state(one: deployment_pb2.Deployment) -> str:
+    """The state of its roll-out while there is one, else its own."""
+    return state_name(one) if one.rollout.end_time.seconds else rollout_name(one.rollout)
 
 
 def _share(status: deployment_pb2.RevisionStatus) -> str:
@@ -84,17 +110,50 @@ def _share(status: deployment_pb2.RevisionStatus) -> str:
 
 
 class Teller:
-    """Tells a deployment's course on stderr, a line for each change."""
+    """Tells a deployment's course, a line for each change; of one on devices, on a terminal, a
+    table that is drawn again in its place. `err`: on stderr, and each line with the time. To be
+    made where nothing runs on an event loop: it imports what draws.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, *, err: bool = False) -> None:
+        from rich.live import Live
+
+        screen = console(err=err)
+        self._err = err
         self._last = ""
+        self._board: Live | None = None
+        if screen.is_terminal:
+            self._board = Live(console=screen, auto_refresh=False, redirect_stdout=False)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._board is not None:
+            self._board.stop()
 
     def tell(self, one: deployment_pb2.Deployment) -> None:
-        """A line, if it says something else than the last one."""
+        """How it is now, if that is something else than before."""
         line = progress_line(one)
-        if line != self._last:
-            self._last = line
+        if on_devices(one) and self._board is not None:
+            self._draw(self._board, one, line.partition(";")[0])
+        elif line != self._last:
+            self._write(line)
+        self._last = line
+
+    def _write(self, line: str) -> None:
+        if self._err:
             click.secho(f"{_clock()}  {line}", dim=True, err=True)
+        else:
+            click.echo(line)
+
+    def _draw(self, screen: Live, one: deployment_pb2.Deployment, headline: str) -> None:
+        from rich.text import Text
+
+        from hatoba.cli.fleet import board
+
+        screen.start()
+        screen.update(Text(board(one, headline), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def _clock() -> str:
@@ -115,17 +174,35 @@ def ending(one: deployment_pb2.Deployment) -> str:
             f"        hatoba deployments promote {name}\n"
             f"        hatoba deployments rollback {name}"
         )
-    if outcome(one) is Exit.OK:
-        where = f" at {', '.join(one.urls)}" if one.urls else ""
-        return f"{name} is {state_name(one)}{where}"
-    line = f"{name}: the roll-out of revision {rollout.to_revision} is {rollout_name(rollout)}"
-    lines = "\n".join(f"    {text}" for text in list(rollout.cause.last_log_lines)[-LAST_LINES:])
-    told = [line]
+    return _good_ending(one) if outcome(one) is Exit.OK else _bad_ending(one)
+
+
+def _good_ending(one: deployment_pb2.Deployment) -> str:
+    from hatoba.aio import short_name
+
+    where = f" at {', '.join(one.urls)}" if one.urls else ""
+    line = f"{short_name(one.name)} is {state_name(one)}{where}"
+    if not on_devices(one):
+        return line
+    from hatoba.cli.fleet import done_lines
+
+    return "\n  ".join([line, *done_lines(one, newest_model(one))])
+
+
+def _bad_ending(one: deployment_pb2.Deployment) -> str:
+    from hatoba.aio import short_name
+
+    name, rollout = short_name(one.name), one.rollout
+    told = [f"{name}: the roll-out of revision {rollout.to_revision} is {rollout_name(rollout)}"]
     if rollout.cause.message:
         told.append(f"  cause  {rollout.cause.message}")
-    if lines:
-        told += ["  last lines", lines]
+    if lines := list(rollout.cause.last_log_lines)[-LAST_LINES:]:
+        told += ["  last lines", *(f"    {text}" for text in lines)]
     told.append(f"  next   hatoba deployments events {name}")
+    if on_devices(one):
+        from hatoba.cli.fleet import BAD_STAGES
+
+        told.append(f"         hatoba deployments devices {name} {BAD_STAGES}")
     return "\n".join(told)
 
 
@@ -146,7 +223,7 @@ def show(found: Sequence[deployment_pb2.Deployment]) -> None:
             state_name(one),
             one.spec.model,
             str(one.current_revision or "-"),
-            f"{sum(status.ready for status in one.revisions)} of {one.spec.replicas}",
+            _how_many(one),
             ", ".join(one.urls) or "-",
             age(one.create_time),
         ]
@@ -154,6 +231,14 @@ def show(found: Sequence[deployment_pb2.Deployment]) -> None:
     ]
     heads = ["DEPLOYMENT", "STATE", "MODEL", "REVISION", "READY", "URL", "AGE"]
     table(heads, rows, empty="no deployments: `hatoba deploy MODEL` makes one")
+
+
+def _how_many(one: deployment_pb2.Deployment) -> str:
+    if on_devices(one):
+        from hatoba.cli.fleet import reach
+
+        return reach(one)
+    return f"{sum(status.ready for status in one.revisions)} of {one.spec.replicas}"
 
 
 def show_one(one: deployment_pb2.Deployment, *, wide: bool = False) -> None:
@@ -164,12 +249,14 @@ def show_one(one: deployment_pb2.Deployment, *, wide: bool = False) -> None:
     click.echo(f"{short_name(one.name)}  {state_name(one)}")
     followed = " (followed)" if one.following else ""
     course = f"{rollout.from_revision or 'nothing'} -> {rollout.to_revision}"
+    revisions = [revision_line(status, devices=on_devices(one)) for status in one.revisions]
     rows = [
         ("cause", one.cause.message),
         ("last lines", "\n".join(list(one.cause.last_log_lines)[-LAST_LINES:])),
         ("model", f"{one.spec.model}{followed}"),
         ("url", "\n".join(one.urls)),
-        ("revisions", "\n".join(revision_line(status) for status in one.revisions)),
+        ("revisions", "\n".join(revisions)),
+        *_target_rows(one),
         ("roll-out", f"{rollout.number}: {course}, {rollout_name(rollout)}"),
         ("waits for", rollout.waiting_for),
         ("went wrong", rollout.cause.message),
@@ -179,6 +266,15 @@ def show_one(one: deployment_pb2.Deployment, *, wide: bool = False) -> None:
     if wide:
         rows += [("uid", one.uid), ("generation", str(one.generation)), ("etag", one.etag)]
     pairs(rows)
+
+
+def _target_rows(one: deployment_pb2.Deployment) -> list[tuple[str, str]]:
+    """Of one on devices: which, and where they stand."""
+    if not on_devices(one):
+        return []
+    from hatoba.cli.fleet import tally_lines, target_rows
+
+    return [*target_rows(one), ("tally", "\n".join(tally_lines(one.devices)))]
 
 
 def _replica_line(one: deployment_pb2.Replica) -> str:
@@ -210,7 +306,7 @@ def list_deployments(output: str) -> None:
 @output_option
 @server_options()
 def get(name: str, output: str) -> None:
-    """Show one deployment: its revisions, replicas and roll-out."""
+    """Show one deployment: its revisions, replicas or devices, and roll-out."""
     found = with_client(lambda client: client.deployments.get(name))
     emit(found, output, lambda: show_one(found, wide=output == "wide"))
 
@@ -264,6 +360,53 @@ def event_line(one: deployment_pb2.DeploymentEvent) -> str:
     return f"{moment(one.time)}  {one.kind:<12}{one.message}{by}"
 
 
+@deployments.command("devices")
+@click.argument("name")
+@click.option(
+    "--stage",
+    "stages",
+    multiple=True,
+    metavar="STAGE",
+    help="Only these: waiting, offered, applying, baking, succeeded, failed, rejected, timed-out, "
+    "not-reached, superseded, left.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False),
+    metavar="FILE.png",
+    help="Draw when how many of them got where they are.",
+)
+@output_option
+@server_options()
+def devices(name: str, stages: tuple[str, ...], plot: str | None, output: str) -> None:
+    """List the devices of a deployment by name, and where each stands on the way to the newest
+    revision.
+    """
+    from hatoba.v1 import device_pb2
+
+    found = with_client(lambda client: client.devices.rollout(name, stages))
+    if plot:
+        _draw(found, plot, name)
+        return
+    reply = device_pb2.ListRolloutDevicesResponse(devices=found)
+    emit(reply, output, lambda: show_devices(found))
+
+
+def _draw(found: Sequence[device_pb2.RolloutDevice], plot: str, name: str) -> None:
+    from hatoba.cli.charts import draw_counts
+    from hatoba.cli.fleet import courses
+
+    draw_counts(courses(found), plot, title=name)
+    click.echo(f"drew {len(found)} devices into {plot}", err=True)
+
+
+def show_devices(found: Sequence[device_pb2.RolloutDevice]) -> None:
+    """A table of devices on the way to a revision."""
+    from hatoba.cli.fleet import HEADS, device_row
+
+    table(HEADS, [device_row(one) for one in found], empty="no such devices")
+
+
 @deployments.command("logs")
 @click.argument("name")
 @click.option("--replica", default="", metavar="NAME", help="Which one. [default: the newest]")
@@ -307,22 +450,26 @@ def logs(
 @server_options()
 @click.pass_context
 def watch(ctx: click.Context, /, name: str, follow: bool, output: str) -> None:
-    """Show a deployment as it changes, until it is settled."""
+    """Show a deployment as it changes, until it is settled.
 
-    async def read() -> None:
-        last = ""
+    A line for each change; of one on devices a table that is drawn again in its place, where
+    stdout is a terminal.
+    """
+
+    async def read(teller: Teller) -> None:
         async with (
             open_client() as client,
             aclosing(client.deployments.watch(name, follow=follow)) as source,
         ):
             async for one in source:
-                line = progress_line(one)
-                if output in ("json", "yaml") or line != last:
-                    emit_line(one, output, line)
-                last = line
+                if output in ("json", "yaml"):
+                    emit_line(one, output, "")
+                else:
+                    teller.tell(one)
 
     try:
-        asyncio.run(read())
+        with Teller() as teller:
+            asyncio.run(read(teller))
     except KeyboardInterrupt:
         ctx.exit(Exit.DETACHED)
 

@@ -15,20 +15,28 @@ if TYPE_CHECKING:
     from hatoba.v1 import deployment_pb2, job_pb2
 
 SHOWN_COMMIT = 12
+DEVICE = "devices/"
 PREDICTION = re.compile(r"(?:.*/)?predictions/.*|[0-9a-f]{32}")
 
 
 @click.command()
-@click.argument("what", metavar="JOB|predictions/TRACE_ID")
+@click.argument("what", metavar="JOB|devices/NAME|predictions/TRACE_ID")
 @output_option
 @server_options()
 def explain(what: str, output: str) -> None:
-    """Say why a job is where it is, or what stands behind a prediction.
+    """Say why a job or a device is where it is, or what stands behind a prediction.
 
     Of a job (NAME-N or jobs/NAME-N): the reason that matters most, its place in its queue, what
-    would have to change, and when it may start. Of a prediction: its model, job, code and data; the
-    trace id is in the reply's header hatoba-trace-id. Predictions are kept by sampling.
+    would have to change, and when it may start. Of a device: what is wanted of it, what runs there,
+    and why not. Of a prediction: its model, job, code and data; the trace id is in the reply's
+    header hatoba-trace-id. Predictions are kept by sampling.
     """
+    if what.startswith(DEVICE):
+        from hatoba.cli.devices import show_explanation
+
+        device = with_client(lambda client: client.devices.get(what))
+        emit(device, output, lambda: show_explanation(device))
+        return
     if not PREDICTION.fullmatch(what):
         from hatoba.cli import plan
 

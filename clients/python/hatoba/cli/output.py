@@ -47,15 +47,16 @@ def output_option(function: F) -> F:
     )(function)
 
 
-def console() -> Console:
-    """Where tables are written: rich's rules for colour, and never a width of its own when
-    piped.
+def console(*, err: bool = False) -> Console:
+    """Where tables are written, stdout unless `err`: rich's rules for colour, and never a width of
+    its own when piped.
     """
     from rich.console import Console
 
-    plain = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    file = sys.stderr if err else sys.stdout
+    plain = Console(file=file, highlight=False, markup=False, emoji=False)
     if not plain.is_terminal:
-        plain = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=100_000)
+        plain = Console(file=file, highlight=False, markup=False, emoji=False, width=100_000)
     return plain
 
 

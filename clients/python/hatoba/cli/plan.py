@@ -1,27 +1,44 @@
-"""`hatoba plan`: what would happen to a job if it were submitted now."""
+"""`hatoba plan`: what would happen to a job submitted now, or to devices by another selector."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from hatoba.cli.device_targets import selector_option
 from hatoba.cli.options import job_options, submit_options
 from hatoba.cli.output import emit, output_option, pairs
 from hatoba.cli.session import server_options, with_client
+from hatoba.errors import InvalidSpec
 
 if TYPE_CHECKING:
+    from hatoba.aio import AsyncClient
     from hatoba.options import Parcel
-    from hatoba.v1 import job_pb2
+    from hatoba.v1 import device_pb2, job_pb2
 
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @click.option("-f", "--file", metavar="FILE", help="Job file with one job. `-` reads stdin.")
+@click.option(
+    "--deployment",
+    metavar="NAME",
+    help="Instead of a job: which devices would come to this deployment, and which go from it.",
+)
+@selector_option("With --deployment, the labels that it would ask for. [default: as it does now]")
 @job_options
 @output_option
 @server_options()
 @click.argument("command", nargs=-1, metavar="[-- COMMAND [ARGUMENT]...]")
-def plan(command: tuple[str, ...], file: str | None, output: str, **said: Any) -> None:
+def plan(
+    command: tuple[str, ...],
+    file: str | None,
+    deployment: str | None,
+    selector: tuple[job_pb2.LabelRequirement, ...],
+    output: str,
+    **said: Any,
+) -> None:
     """Say what would happen to a job if it were submitted now, and why. Stores nothing.
 
     Where it would start, or what it would wait for, its place in its queue, and when it may start.
@@ -31,7 +48,14 @@ def plan(command: tuple[str, ...], file: str | None, output: str, **said: Any) -
     Examples:
       hatoba plan -f job.yaml
       hatoba plan --gpus 2 --memory 64Gi -- python train.py
+      hatoba plan --deployment shelf --selector site=tokyo
     """
+    if deployment:
+        _refuse_others(command, file, said)
+        plan_devices(deployment, selector, output)
+        return
+    if selector:
+        raise click.UsageError("--selector is of a deployment: name it with --deployment")
     parcel = _parcel(command, file, said)
     show(with_client(lambda client: client.plan_parcel(parcel)), output)
 
@@ -68,3 +92,32 @@ def _show(found: job_pb2.Explanation) -> None:
 
     click.echo(headline(found))
     pairs(explanation_rows(found))
+
+
+def _refuse_others(command: tuple[str, ...], file: str | None, said: dict[str, Any]) -> None:
+    others = sorted(submit_options(said).keys() - {"code"})
+    if command or file or others:
+        raise click.UsageError("with --deployment only --selector is read: a plan is of one thing")
+
+
+def plan_devices(name: str, selector: Sequence[job_pb2.LabelRequirement], output: str) -> None:
+    """Show which devices a selector would bring to a deployment and take from it."""
+
+    async def ask(client: AsyncClient) -> device_pb2.DevicePlan:
+        wanted = selector or (await client.deployments.get(name)).spec.devices.selector
+        if not wanted:
+            raise InvalidSpec(
+                f"deployment {name} does not run on devices", remedy="say which with --selector"
+            )
+        return await client.devices.plan(name, wanted)
+
+    found = with_client(ask)
+    emit(found, output, lambda: _show_devices(name, found))
+
+
+def _show_devices(name: str, found: device_pb2.DevicePlan) -> None:
+    from hatoba.cli.fleet import plan_lines
+
+    click.echo("\n".join(plan_lines(name, found)))
+    if found.goes:
+        click.echo("to take it from these, `hatoba deploy` needs --allow-removal", err=True)

@@ -30,8 +30,11 @@ COMMANDS = {
         "hatoba.cli.deployments:deployments",
         "What serves models: look at, scale, steer, take away.",
     ),
-    "plan": ("hatoba.cli.plan:plan", "What would happen to a job if it were submitted now."),
-    "explain": ("hatoba.cli.explain:explain", "Why a job waits; what stands behind a prediction."),
+    "plan": ("hatoba.cli.plan:plan", "What would happen to a job, or to devices, now."),
+    "explain": (
+        "hatoba.cli.explain:explain",
+        "Why a job or a device waits; what is behind a prediction.",
+    ),
     "schedules": (
         "hatoba.cli.schedules:schedules",
         "Jobs that are submitted again and again, by the clock.",
@@ -39,6 +42,7 @@ COMMANDS = {
     "queues": ("hatoba.cli.queues:queues", "Where jobs wait, and how much may run."),
     "backends": ("hatoba.cli.backends:backends", "What runs the jobs, and what failed to load."),
     "hosts": ("hatoba.cli.hosts:hosts", "Machines that run our worker."),
+    "devices": ("hatoba.cli.devices:devices", "Machines at the edge, which are often away."),
     "events": ("hatoba.cli.events:events", "Every change of every job, as it happens."),
     "webhooks": ("hatoba.cli.webhooks:webhooks", "Events that are posted to other systems."),
     "tokens": ("hatoba.cli.tokens:tokens", "Who may come in."),
@@ -48,6 +52,7 @@ COMMANDS = {
 }
 # Commands that come with an extra of this distribution, and the extra.
 EXTRAS = {
+    "agent": ("edge", "Make this machine a device, and be its agent."),
     "server": ("server", "Start, check and stop the server."),
     "worker": ("worker", "Add this machine as a host."),
 }

@@ -46,6 +46,10 @@ class _RoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Role.ValueType],
     """Be the runner of one attempt, or one replica of a deployment; no token has it, credentials derive from the attempt."""
     ROLE_JOIN: _Role.ValueType  # 8
     """Make one machine a host, once; see WorkerService.CreateJoinToken."""
+    ROLE_ENROLL: _Role.ValueType  # 9
+    """Make machines devices, a counted number of them; see DeviceService.CreateDeviceToken."""
+    ROLE_DEVICE: _Role.ValueType  # 10
+    """Be one device; no token has it, it comes from the device's certificate."""
 
 class Role(_Role, metaclass=_RoleEnumTypeWrapper):
     """What a token may do."""
@@ -68,6 +72,10 @@ ROLE_RUNNER: Role.ValueType  # 7
 """Be the runner of one attempt, or one replica of a deployment; no token has it, credentials derive from the attempt."""
 ROLE_JOIN: Role.ValueType  # 8
 """Make one machine a host, once; see WorkerService.CreateJoinToken."""
+ROLE_ENROLL: Role.ValueType  # 9
+"""Make machines devices, a counted number of them; see DeviceService.CreateDeviceToken."""
+ROLE_DEVICE: Role.ValueType  # 10
+"""Be one device; no token has it, it comes from the device's certificate."""
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final

@@ -306,6 +306,210 @@ class Capture(_message.Message):
 Global___Capture: _TypeAlias = Capture  # noqa: Y015
 
 @_typing.final
+class DeviceGroup(_message.Message):
+    """Devices that are offered a revision before those of the next group."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUIRE_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    APPROVE_FIELD_NUMBER: _builtins.int
+    percent: _builtins.int
+    """A share of these, 1 to 100 percent; 0: see `devices`."""
+    devices: _builtins.int
+    """So many of these; 0, without `percent`: all."""
+    approve: _builtins.bool
+    """Somebody has to resume the roll-out before this group's turn."""
+    @_builtins.property
+    def require(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.LabelRequirement]:
+        """Those whose labels are so; none: any."""
+
+    def __init__(
+        self,
+        *,
+        require: _abc.Iterable[_job_pb2.LabelRequirement] | None = ...,
+        percent: _builtins.int = ...,
+        devices: _builtins.int = ...,
+        approve: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approve", b"approve", "devices", b"devices", "percent", b"percent", "require", b"require"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceGroup: _TypeAlias = DeviceGroup  # noqa: Y015
+
+@_typing.final
+class DeviceTargets(_message.Message):
+    """A deployment that runs on devices: on each that matches, its model, for the device itself. `replicas` and
+    the strategy's surge, unavailability, canary steps and error share do not apply; `bake` (default 60 s) and
+    `no_rollback` do.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    PER_MINUTE_FIELD_NUMBER: _builtins.int
+    GROWTH_FIELD_NUMBER: _builtins.int
+    GROWTH_AFTER_FIELD_NUMBER: _builtins.int
+    GO_ON_SHARE_FIELD_NUMBER: _builtins.int
+    GROUP_WAIT_FIELD_NUMBER: _builtins.int
+    ABORT_SHARE_FIELD_NUMBER: _builtins.int
+    ABORT_LEAST_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    RETRY_WAIT_FIELD_NUMBER: _builtins.int
+    OFFER_DEADLINE_FIELD_NUMBER: _builtins.int
+    APPLY_DEADLINE_FIELD_NUMBER: _builtins.int
+    ALLOW_UNENFORCED_LIMITS_FIELD_NUMBER: _builtins.int
+    per_minute: _builtins.int
+    """So many devices are offered it in a minute; 0: any number."""
+    growth: _builtins.float
+    """The rate is multiplied by this each time that `growth_after` more have succeeded; 0: it stays."""
+    growth_after: _builtins.int
+    """See `growth`."""
+    go_on_share: _builtins.float
+    """Of a group's devices such a share must have succeeded before the next group's turn; default 0.9."""
+    abort_share: _builtins.float
+    """It is given up when more than this share of the devices that took it up has an error; default 0.2."""
+    abort_least: _builtins.int
+    """Not judged by fewer devices that took it up; 0: ten, or all there are."""
+    retries: _builtins.int
+    """How often a device is offered it anew after an error that may pass; default 1."""
+    allow_unenforced_limits: _builtins.bool
+    """The revision may go where nobody but the agent enforces its limit on memory."""
+    @_builtins.property
+    def selector(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.LabelRequirement]:
+        """All of these must hold for a device's labels."""
+
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceGroup]:
+        """One after the other; what belongs to none comes after the last. None: all at once."""
+
+    @_builtins.property
+    def group_wait(self) -> _duration_pb2.Duration:
+        """So long a group's turn waits for devices that do not come; default 15 min."""
+
+    @_builtins.property
+    def retry_wait(self) -> _duration_pb2.Duration:
+        """How long after; default 5 min."""
+
+    @_builtins.property
+    def offer_deadline(self) -> _duration_pb2.Duration:
+        """A device that did not take it up in this time counts as not reached, and gets it when it comes; default
+        7 days.
+        """
+
+    @_builtins.property
+    def apply_deadline(self) -> _duration_pb2.Duration:
+        """A device that took it up and has not applied it in this time has an error; default 1 h."""
+
+    def __init__(
+        self,
+        *,
+        selector: _abc.Iterable[_job_pb2.LabelRequirement] | None = ...,
+        groups: _abc.Iterable[Global___DeviceGroup] | None = ...,
+        per_minute: _builtins.int = ...,
+        growth: _builtins.float = ...,
+        growth_after: _builtins.int = ...,
+        go_on_share: _builtins.float | None = ...,
+        group_wait: _duration_pb2.Duration | None = ...,
+        abort_share: _builtins.float | None = ...,
+        abort_least: _builtins.int = ...,
+        retries: _builtins.int | None = ...,
+        retry_wait: _duration_pb2.Duration | None = ...,
+        offer_deadline: _duration_pb2.Duration | None = ...,
+        apply_deadline: _duration_pb2.Duration | None = ...,
+        allow_unenforced_limits: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_abort_share", b"_abort_share", "_go_on_share", b"_go_on_share", "_retries", b"_retries", "abort_share", b"abort_share", "apply_deadline", b"apply_deadline", "go_on_share", b"go_on_share", "group_wait", b"group_wait", "offer_deadline", b"offer_deadline", "retries", b"retries", "retry_wait", b"retry_wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_abort_share", b"_abort_share", "_go_on_share", b"_go_on_share", "_retries", b"_retries", "abort_least", b"abort_least", "abort_share", b"abort_share", "allow_unenforced_limits", b"allow_unenforced_limits", "apply_deadline", b"apply_deadline", "go_on_share", b"go_on_share", "group_wait", b"group_wait", "groups", b"groups", "growth", b"growth", "growth_after", b"growth_after", "offer_deadline", b"offer_deadline", "per_minute", b"per_minute", "retries", b"retries", "retry_wait", b"retry_wait", "selector", b"selector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__abort_share: _TypeAlias = _typing.Literal["abort_share"]  # noqa: Y015
+    _WhichOneofArgType__abort_share: _TypeAlias = _typing.Literal["_abort_share", b"_abort_share"]  # noqa: Y015
+    _WhichOneofReturnType__go_on_share: _TypeAlias = _typing.Literal["go_on_share"]  # noqa: Y015
+    _WhichOneofArgType__go_on_share: _TypeAlias = _typing.Literal["_go_on_share", b"_go_on_share"]  # noqa: Y015
+    _WhichOneofReturnType__retries: _TypeAlias = _typing.Literal["retries"]  # noqa: Y015
+    _WhichOneofArgType__retries: _TypeAlias = _typing.Literal["_retries", b"_retries"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__abort_share) -> _WhichOneofReturnType__abort_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__go_on_share) -> _WhichOneofReturnType__go_on_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retries) -> _WhichOneofReturnType__retries | None: ...
+
+Global___DeviceTargets: _TypeAlias = DeviceTargets  # noqa: Y015
+
+@_typing.final
+class DeviceTally(_message.Message):
+    """Devices of a roll-out by what became of them; the columns add up to `total`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    OFFERED_FIELD_NUMBER: _builtins.int
+    UNDER_WAY_FIELD_NUMBER: _builtins.int
+    SUCCEEDED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    REJECTED_FIELD_NUMBER: _builtins.int
+    TIMED_OUT_FIELD_NUMBER: _builtins.int
+    NOT_REACHED_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_FIELD_NUMBER: _builtins.int
+    LEFT_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """All."""
+    waiting: _builtins.int
+    """Their turn has not come."""
+    offered: _builtins.int
+    """It is wanted of them."""
+    under_way: _builtins.int
+    """They fetch, switch or bake."""
+    succeeded: _builtins.int
+    """It runs there and stayed healthy."""
+    failed: _builtins.int
+    """It does not work there."""
+    rejected: _builtins.int
+    """It cannot be there."""
+    timed_out: _builtins.int
+    """They took it up and said no more."""
+    not_reached: _builtins.int
+    """They did not come in time; they get it when they come."""
+    superseded: _builtins.int
+    """Another revision came before."""
+    left: _builtins.int
+    """The deployment is not for them any more."""
+    connected: _builtins.int
+    """Of all those that are connected now."""
+    def __init__(
+        self,
+        *,
+        total: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        offered: _builtins.int = ...,
+        under_way: _builtins.int = ...,
+        succeeded: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        rejected: _builtins.int = ...,
+        timed_out: _builtins.int = ...,
+        not_reached: _builtins.int = ...,
+        superseded: _builtins.int = ...,
+        left: _builtins.int = ...,
+        connected: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "failed", b"failed", "left", b"left", "not_reached", b"not_reached", "offered", b"offered", "rejected", b"rejected", "succeeded", b"succeeded", "superseded", b"superseded", "timed_out", b"timed_out", "total", b"total", "under_way", b"under_way", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceTally: _TypeAlias = DeviceTally  # noqa: Y015
+
+@_typing.final
 class DeploymentSpec(_message.Message):
     """What is wanted. Read back with defaults filled in."""
 
@@ -362,6 +566,7 @@ class DeploymentSpec(_message.Message):
     CAPTURE_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """`digits:7`, or `digits@production`: followed from then on, each move of the alias is one roll-out."""
     replicas: _builtins.int
@@ -400,6 +605,10 @@ class DeploymentSpec(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Free labels."""
 
+    @_builtins.property
+    def devices(self) -> Global___DeviceTargets:
+        """Run it on devices instead of as replicas behind routers. Cannot be added or taken away later."""
+
     def __init__(
         self,
         *,
@@ -414,10 +623,11 @@ class DeploymentSpec(_message.Message):
         capture: Global___Capture | None = ...,
         drain: _duration_pb2.Duration | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        devices: Global___DeviceTargets | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "capture", b"capture", "drain", b"drain", "limits", b"limits", "replicas", b"replicas", "resources", b"resources", "strategy", b"strategy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "capture", b"capture", "devices", b"devices", "drain", b"drain", "limits", b"limits", "replicas", b"replicas", "resources", b"resources", "strategy", b"strategy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "backend", b"backend", "capture", b"capture", "drain", b"drain", "env", b"env", "labels", b"labels", "limits", b"limits", "model", b"model", "replicas", b"replicas", "resources", b"resources", "secrets", b"secrets", "strategy", b"strategy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_replicas", b"_replicas", "backend", b"backend", "capture", b"capture", "devices", b"devices", "drain", b"drain", "env", b"env", "labels", b"labels", "limits", b"limits", "model", b"model", "replicas", b"replicas", "resources", b"resources", "secrets", b"secrets", "strategy", b"strategy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__replicas: _TypeAlias = _typing.Literal["replicas"]  # noqa: Y015
     _WhichOneofArgType__replicas: _TypeAlias = _typing.Literal["_replicas", b"_replicas"]  # noqa: Y015
@@ -666,6 +876,7 @@ class Deployment(_message.Message):
     URLS_FIELD_NUMBER: _builtins.int
     FOLLOWING_FIELD_NUMBER: _builtins.int
     CURRENT_REVISION_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`projects/P/deployments/reader`."""
     uid: _builtins.str
@@ -710,6 +921,10 @@ class Deployment(_message.Message):
     def urls(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Addresses of routers that serve it, `http://HOST:PORT/NAME`."""
 
+    @_builtins.property
+    def devices(self) -> Global___DeviceTally:
+        """Of one on devices: where they stand on the way to the newest revision."""
+
     def __init__(
         self,
         *,
@@ -728,10 +943,11 @@ class Deployment(_message.Message):
         urls: _abc.Iterable[_builtins.str] | None = ...,
         following: _builtins.bool = ...,
         current_revision: _builtins.int = ...,
+        devices: Global___DeviceTally | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "rollout", b"rollout", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "devices", b"devices", "rollout", b"rollout", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "created_by", b"created_by", "current_revision", b"current_revision", "etag", b"etag", "following", b"following", "generation", b"generation", "name", b"name", "replicas", b"replicas", "revisions", b"revisions", "rollout", b"rollout", "spec", b"spec", "state", b"state", "uid", b"uid", "urls", b"urls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "create_time", b"create_time", "created_by", b"created_by", "current_revision", b"current_revision", "devices", b"devices", "etag", b"etag", "following", b"following", "generation", b"generation", "name", b"name", "replicas", b"replicas", "revisions", b"revisions", "rollout", b"rollout", "spec", b"spec", "state", b"state", "uid", b"uid", "urls", b"urls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -873,6 +1089,7 @@ class UpdateDeploymentRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_REMOVAL_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """Empty: `default`."""
     name: _builtins.str
@@ -881,6 +1098,8 @@ class UpdateDeploymentRequest(_message.Message):
     """As read; empty: whatever it is now."""
     request_id: _builtins.str
     """As in SubmitJobRequest."""
+    allow_removal: _builtins.bool
+    """Devices may lose the deployment by another selector; without, FAILED_PRECONDITION says how many would."""
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Fields of DeploymentSpec, for example `model`, `replicas`, `strategy`, `capture`."""
@@ -898,10 +1117,11 @@ class UpdateDeploymentRequest(_message.Message):
         spec: Global___DeploymentSpec | None = ...,
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        allow_removal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "project", b"project", "request_id", b"request_id", "spec", b"spec", "update_mask", b"update_mask"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_removal", b"allow_removal", "etag", b"etag", "name", b"name", "project", b"project", "request_id", b"request_id", "spec", b"spec", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1511,6 +1511,7 @@ class ReplicaSpec(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """External name, unique for ever, at most 63 characters of `[a-z0-9-]`."""
     deployment: _builtins.str
@@ -1553,6 +1554,10 @@ class ReplicaSpec(_message.Message):
     def drain(self) -> _duration_pb2.Duration:
         """How long it may go on with what it has once it is to end."""
 
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelImage]:
+        """Images of the version, of which each device gets the one for it; a replica has none of these."""
+
     def __init__(
         self,
         *,
@@ -1569,10 +1574,11 @@ class ReplicaSpec(_message.Message):
         limits: _deployment_pb2.ServingLimits | None = ...,
         drain: _duration_pb2.Duration | None = ...,
         architecture: _builtins.str = ...,
+        images: _abc.Iterable[_model_pb2.ModelImage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "limits", b"limits", "model", b"model", "resources", b"resources", "serving", b"serving"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "deployment", b"deployment", "drain", b"drain", "env", b"env", "gpus", b"gpus", "limits", b"limits", "model", b"model", "model_version", b"model_version", "name", b"name", "resources", b"resources", "revision", b"revision", "secrets", b"secrets", "serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "deployment", b"deployment", "drain", b"drain", "env", b"env", "gpus", b"gpus", "images", b"images", "limits", b"limits", "model", b"model", "model_version", b"model_version", "name", b"name", "resources", b"resources", "revision", b"revision", "secrets", b"secrets", "serving", b"serving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -54,6 +54,7 @@ class BatchBackend:
     """AWS Batch in one account and region."""
 
     deployments = None
+    devices = None
 
     def __init__(self, ctx: BackendContext, options: BatchOptions, aws: AwsClients) -> None:
         self._options = options

@@ -51,6 +51,8 @@ def capabilities_of(options: EcsOptions) -> Capabilities:
 class EcsBackend:
     """Jobs and deployments on the clusters of one account and region."""
 
+    devices = None
+
     def __init__(
         self,
         jobs: EcsJobs,

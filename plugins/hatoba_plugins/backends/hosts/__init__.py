@@ -63,6 +63,8 @@ _WITH_IMAGES = replace(CAPABILITIES, images=True)
 class HostsBackend:
     """Jobs and deployments on the hosts that are connected to this scheduler."""
 
+    devices = None
+
     def __init__(self, hub: WorkerHub, deployments: HostDeployments) -> None:
         self._hub = hub
         self.jobs = HostJobs(hub)

@@ -91,6 +91,8 @@ def capabilities_of(options: K8sOptions) -> Capabilities:
 class KubeBackend:
     """Jobs in one namespace."""
 
+    devices = None
+
     def __init__(self, kube: Kube, options: K8sOptions, ctx: BackendContext) -> None:
         self._kube = kube
         self._options = options

@@ -258,6 +258,8 @@ class MockJobs:
 class MockBackend:
     """One opened instance."""
 
+    devices = None
+
     def __init__(self, world: MockWorld, options: MockOptions, ctx: BackendContext) -> None:
         self._world = world
         self._ctx = ctx

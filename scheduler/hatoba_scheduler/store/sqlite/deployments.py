@@ -23,6 +23,7 @@ from hatoba_scheduler.domain.deployments import (
     Share,
     Strategy,
 )
+from hatoba_scheduler.domain.device_rollouts import Row as DeviceRow
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.domain.references import parse
 from hatoba_scheduler.store.base import Duplicate, Mismatch, RequestKey, Stale
@@ -35,7 +36,7 @@ from hatoba_scheduler.store.deployments import (
     KnownRouter,
     Taken,
 )
-from hatoba_scheduler.store.sqlite import rows
+from hatoba_scheduler.store.sqlite import devices, rows
 from hatoba_scheduler.store.sqlite.readers import Readers, decoded, fetch
 from hatoba_scheduler.store.sqlite.requests import keep, met
 from hatoba_scheduler.store.sqlite.statements import Row, execute_rows, of
@@ -64,7 +65,7 @@ class SqliteDeployments:
         return await self._readers.run(_load)
 
     async def apply(
-        self, change: Change, request: RequestKey | None = None
+        self, change: Change, request: RequestKey | None = None, rows: Sequence[DeviceRow] = ()
     ) -> Stale | Taken | Duplicate | Mismatch | None:
         """See `DeploymentStore.apply`."""
         now = self._now()
@@ -73,6 +74,7 @@ class SqliteDeployments:
             refused = met(connection, request) or _guard(connection, change)
             if refused is None:
                 _put(connection, change)
+                devices.put_rows(connection, rows)
                 keep(connection, request, change.deployment.uid, now)
             return refused
 
@@ -85,6 +87,7 @@ class SqliteDeployments:
         def work(connection: sqlite3.Connection) -> None:
             for part in parts:
                 connection.execute(_sql(f"drop_{part}"), (uid,))
+            devices.drop_rows(connection, uid)
 
         await self._write(work)
 

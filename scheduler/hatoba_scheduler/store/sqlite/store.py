@@ -56,6 +56,7 @@ from hatoba_scheduler.store.sqlite.database import (
 )
 from hatoba_scheduler.store.sqlite.datasets import SqliteDatasets
 from hatoba_scheduler.store.sqlite.deployments import SqliteDeployments
+from hatoba_scheduler.store.sqlite.devices import SqliteDevices
 from hatoba_scheduler.store.sqlite.live import (
     PLAIN_STATES,
     ParkedPage,
@@ -175,6 +176,11 @@ class SqliteStore:
     def datasets(self) -> SqliteDatasets:
         """Datasets, their heads, and code versions."""
         return SqliteDatasets(self._writer, self._readers, self._now)
+
+    @property
+    def devices(self) -> SqliteDevices:
+        """Devices, where they stand in roll-outs, and what they sent."""
+        return SqliteDevices(self._writer, self._readers)
 
     @property
     def deployments(self) -> SqliteDeployments:

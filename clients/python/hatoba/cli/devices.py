@@ -1,0 +1,366 @@
+"""`hatoba devices ...`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING
+
+import click
+
+from hatoba.cli.device_targets import selector_option
+from hatoba.cli.exits import Exit
+from hatoba.cli.options import DURATION, LABEL, unique
+from hatoba.cli.output import emit, emit_line, moment, output_option, pairs, table
+from hatoba.cli.root import Group
+from hatoba.cli.session import server_options, with_client
+from hatoba.units import parse_pair
+
+if TYPE_CHECKING:
+    from hatoba.aio import AsyncClient
+    from hatoba.cli.device_words import Finding, Seen
+    from hatoba.v1 import device_pb2, job_pb2
+
+LINES = 1000
+"""Lines of its log in which a diagnosis looks for gaps."""
+
+
+@click.group(cls=Group)
+def devices() -> None:
+    """Machines at the edge, which dial out and are often away."""
+
+
+@devices.command("add")
+@click.option(
+    "--name", default="", metavar="NAME", help="Name of the one device. [default: it chooses]"
+)
+@click.option(
+    "--uses",
+    type=click.IntRange(1, 100_000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="For how many devices.",
+)
+@click.option(
+    "--ttl",
+    type=DURATION,
+    metavar="DURATION",
+    help="How long the line is good, at most 365d.  [default: 1d]",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    type=LABEL,
+    metavar="K=V",
+    help="Label that its devices get; they cannot choose these themselves.",
+)
+@click.option(
+    "--server",
+    default="",
+    metavar="HOST:PORT",
+    help="What the machine is to dial, if not what the server is advertised as.",
+)
+@output_option
+@server_options()
+def add(
+    name: str,
+    uses: int,
+    ttl: float | None,
+    labels: tuple[tuple[str, str], ...],
+    server: str,
+    output: str,
+) -> None:
+    """Print the line that makes other machines devices, to be run there.
+
+    It is good for so many machines and so long, and for nothing else; `hatoba tokens revoke` ends
+    it sooner. With --name it makes that device, also in the place of one whose disk was lost.
+    """
+    name = name.removeprefix("devices/")
+    if name and uses != 1:
+        raise click.UsageError("--name is for one device: leave --uses out, or --name")
+    given = unique(labels, "--label")
+    made = with_client(
+        lambda client: client.devices.token(uses=uses, ttl=ttl, labels=given, device=name)
+    )
+    emit(made, output, lambda: show_line(made, name, server))
+
+
+def show_line(made: device_pb2.DeviceToken, name: str, server: str) -> None:
+    """The line alone on stdout."""
+    from hatoba.aio import short_name
+
+    who = f"device {name}" if name else "a device"
+    many = "one machine" if made.uses <= 1 else f"{made.uses:,} machines"
+    click.echo(
+        f"Run this on the machine that is to be {who}, with `hatoba[edge]` installed; it is good "
+        f"for {many}, until {moment(made.expire_time)}. To end it before: "
+        f"hatoba tokens revoke {short_name(made.name)}",
+        err=True,
+    )
+    line = f"hatoba agent enroll --server {server or made.address} --token {made.secret}"
+    click.echo(line + (f" --name {name}" if name else ""))
+
+
+# -- looking ---------------------------------------------------------------------------------------
+
+
+@devices.command("list")
+@selector_option("Only those with this label: site=tokyo, site!=tokyo, 'site in (a,b)', ssd, !ssd.")
+@output_option
+@server_options()
+def list_devices(selector: tuple[job_pb2.LabelRequirement, ...], output: str) -> None:
+    """List devices by name, connected or not. GENERATION: done of wanted."""
+    from hatoba.v1 import device_pb2
+
+    found = with_client(lambda client: client.devices.list(selector))
+    connected = sum(device.connected for device in found)
+    reply = device_pb2.ListDevicesResponse(devices=found, total=len(found), connected=connected)
+    emit(reply, output, lambda: show(found))
+
+
+def show(found: Sequence[device_pb2.Device]) -> None:
+    """A table of devices, and below it their numbers for people."""
+    from hatoba.aio import short_name
+    from hatoba.cli import device_words as words
+
+    rows = [
+        [
+            short_name(device.name),
+            words.state_of(device),
+            words.link(device),
+            words.platform(device),
+            words.generations(device),
+            words.labels(device),
+        ]
+        for device in found
+    ]
+    heads = ["DEVICE", "STATE", "LINK", "PLATFORM", "GENERATION", "LABELS"]
+    table(heads, rows, empty="no devices; make one: `hatoba devices add`")
+    if found:
+        click.echo(words.totals(found), err=True)
+
+
+@devices.command("get")
+@click.argument("name")
+@output_option
+@server_options()
+def get(name: str, output: str) -> None:
+    """Show one device: what is wanted of it, what runs there, and why not."""
+    device = with_client(lambda client: client.devices.get(name))
+    emit(device, output, lambda: show_device(device, wide=output == "wide"))
+
+
+def show_device(device: device_pb2.Device, *, wide: bool = False) -> None:
+    """One device in words."""
+    from hatoba.cli import device_words as words
+
+    _headline(device)
+    pairs(words.device_rows(device, wide=wide))
+
+
+def show_explanation(device: device_pb2.Device) -> None:
+    """Where it is on the way to what is wanted, and what to type next."""
+    from hatoba.aio import short_name
+    from hatoba.cli import device_words as words
+
+    _headline(device)
+    name = short_name(device.name)
+    following = f"hatoba devices diagnose {name}\nhatoba devices logs {name}"
+    pairs([*words.explanation_rows(device), ("next", following if words.behind(device) else "")])
+
+
+def _headline(device: device_pb2.Device) -> None:
+    from hatoba.aio import short_name
+    from hatoba.cli import device_words as words
+
+    click.echo(f"{short_name(device.name)}  {words.state_of(device)}, {words.link(device)}")
+
+
+@devices.command("logs")
+@click.argument("name")
+@click.option(
+    "--deployment", default="", metavar="NAME", help="Only of this one. [default: all, and agent]"
+)
+@click.option(
+    "--tail", type=click.IntRange(1, 1000), default=100, show_default=True, help="Last N lines."
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on as lines come.")
+@output_option
+@server_options()
+@click.pass_context
+def logs(
+    ctx: click.Context, /, name: str, deployment: str, tail: int, follow: bool, output: str
+) -> None:
+    """Show what came of a device's logs, oldest first; what was lost there is named.
+
+    Times are by the device's clock. What it wrote while it was away comes when it is back.
+    """
+
+    async def read(client: AsyncClient) -> None:
+        source = client.devices.logs(name, deployment=deployment, tail=tail, follow=follow)
+        async with aclosing(source) as lines:
+            async for line in lines:
+                _write_line(line, output)
+
+    try:
+        with_client(read)
+    except KeyboardInterrupt:
+        ctx.exit(Exit.DETACHED)
+
+
+def _write_line(line: device_pb2.DeviceLog, output: str) -> None:
+    if output in ("json", "yaml"):
+        emit_line(line, output, "")
+        return
+    if line.lost:
+        records = "1 record" if line.lost == 1 else f"{line.lost:,} records"
+        click.echo(f"hatoba: {records} before this were dropped on the device", err=True)
+    if line.text:
+        click.echo(log_line(line))
+
+
+def log_line(line: device_pb2.DeviceLog) -> str:
+    """A line with its time and whose it is."""
+    from hatoba.aio import short_name
+
+    return f"{moment(line.time)}  {short_name(line.deployment) or 'agent'}  {line.text}"
+
+
+@devices.command("events")
+@click.argument("name")
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="At most N."
+)
+@output_option
+@server_options()
+def events(name: str, limit: int, output: str) -> None:
+    """Show what happened to a device, oldest first."""
+    found = with_client(lambda client: client.devices.events(name, limit))
+    for one in reversed(found):
+        emit_line(one, output, event_line(one))
+
+
+def event_line(one: device_pb2.DeviceEvent) -> str:
+    """One event in a line: time, kind, what happened, by whom."""
+    by = "" if one.actor in ("", "system") else f" (by {one.actor})"
+    return f"{moment(one.time)}  {one.kind:<12}{one.message}{by}"
+
+
+@devices.command("diagnose")
+@click.argument("name")
+@server_options()
+@click.pass_context
+def diagnose(ctx: click.Context, name: str) -> None:
+    """Say what is wrong with a device as far as the server knows, and what to do.
+
+    Its link, certificate, deployments, disk and memory, what it told of itself, lost records, and
+    whether somebody else came with its identity. With something bad the exit code is 1.
+    """
+    from hatoba.cli import device_words as words
+
+    async def look(client: AsyncClient) -> Seen:
+        device = await client.devices.get(name)
+        async with aclosing(client.devices.logs(name, tail=LINES)) as source:
+            lines = [line async for line in source]
+        return words.Seen(device, lines, await client.devices.events(name))
+
+    seen = with_client(look)
+    _headline(seen.device)
+    found = words.findings(seen)
+    show_findings(found)
+    if any(one.word == "BAD" for one in found):
+        ctx.exit(Exit.FAILURE)
+
+
+def show_findings(found: Sequence[Finding]) -> None:
+    """Each finding in a line, and what to do below it."""
+    width = max(len(one.what) for one in found)
+    colours = {"ok": "green", "note": "yellow", "BAD": "red"}
+    for one in found:
+        click.echo(f"  {one.what:{width}}  ", nl=False)
+        click.secho(f"{one.word:<4}", fg=colours[one.word], nl=False)
+        click.echo(f"  {one.message}")
+        if one.remedy:
+            click.echo(f"  {'':{width}}    -> {one.remedy}")
+
+
+# -- changing --------------------------------------------------------------------------------------
+
+
+@devices.command("label")
+@click.argument("name")
+@click.argument("changes", nargs=-1, required=True, metavar="K=V|K-...")
+@click.option(
+    "--allow-removal", is_flag=True, help="It may lose deployments that are not for it any more."
+)
+@output_option
+@server_options()
+def label(name: str, changes: tuple[str, ...], allow_removal: bool, output: str) -> None:
+    """Give a device labels (K=V), or take them away (K-); deployments select it by them.
+
+    One that would lose a deployment by that keeps its labels, unless --allow-removal is said.
+    """
+    found = [_change(text) for text in changes]
+    given = unique([(key, value) for key, value in found if value is not None], "label")
+    removed = {key for key, value in found if value is None}
+    if both := removed & given.keys():
+        raise click.UsageError(f"{', '.join(sorted(both))}: given and taken away at once")
+    device = with_client(
+        lambda client: client.devices.label(
+            name, given, remove=removed, allow_removal=allow_removal
+        )
+    )
+    emit(device, output, lambda: show([device]))
+
+
+def _change(text: str) -> tuple[str, str | None]:
+    if "=" not in text and text.endswith("-") and len(text) > 1:
+        return text[:-1], None
+    try:
+        return parse_pair(text, "a label")
+    except ValueError as error:
+        raise click.UsageError(f"{error}, or KEY- to take one away") from None
+
+
+@devices.command("revoke")
+@click.argument("name")
+@click.option("--reason", default="", metavar="TEXT", help="Kept in its events.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@output_option
+@server_options()
+def revoke(name: str, reason: str, yes: bool, output: str) -> None:
+    """Refuse a device's certificates from now on, and end its stream.
+
+    For a device that was lost or stolen: what it runs, it goes on with. To have it back it must be
+    enrolled anew.
+    """
+    if not yes:
+        click.confirm(f"refuse {name} from now on?", abort=True, err=True)
+    device = with_client(lambda client: client.devices.revoke(name, reason))
+    emit(device, output, lambda: show([device]))
+
+
+@devices.command("decommission")
+@click.argument("name")
+@click.option(
+    "--force", is_flag=True, help="Forget it at once, whatever it still runs: it will not come."
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@server_options()
+def decommission(name: str, force: bool, yes: bool) -> None:
+    """Have a device end all that it runs for us, and forget it once it says that it has."""
+    if not yes:
+        click.confirm(f"have {name} end all that it runs?", abort=True, err=True)
+    device = with_client(lambda client: client.devices.decommission(name, force=force))
+    click.echo(_leaving(device, name.removeprefix("devices/"), force), err=True)
+
+
+def _leaving(device: device_pb2.Device, name: str, force: bool) -> str:
+    if force:
+        return f"forgot {name}"
+    told = f"{name} is to end all that it runs, and is forgotten once it says that it has"
+    if device.connected:
+        return told
+    return f"{told}; it is away: if it never comes, hatoba devices decommission {name} --force"

@@ -1,0 +1,208 @@
+"""Which device calls: the name that it sends is a claim, its connection's certificate the proof.
+
+A device sends `dc_NAME`. Its key is proved in the TLS handshake of the device port, the only port
+that asks for a certificate; so a name that is sent to any other port is nobody's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import structlog
+from cryptography import x509
+
+from hatoba_scheduler.auth.authority import Authority, DeviceIdentity
+from hatoba_scheduler.auth.roles import Role
+from hatoba_scheduler.domain.devices import Device, DeviceState
+from hatoba_scheduler.domain.records import Micros, TokenRecord
+from hatoba_scheduler.errors import Reason, Unauthenticated
+
+log = structlog.get_logger(__name__)
+
+PREFIX = "dc_"
+AUDIT_BURST = 100
+AUDIT_SECONDS = 10.0
+_TEXT = re.compile(r"dc_([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)")
+_CERTIFICATE = "x509_pem_cert"
+
+AuthContext = Mapping[str, Iterable[bytes]]
+"""What gRPC knows of a connection's other end."""
+Denied = Callable[[str, str], None]
+"""Hears that a call was refused: the device that it is about, and a sentence."""
+
+
+class Devices(Protocol):
+    """All devices of this installation."""
+
+    def get(self, name: str) -> Device | None:
+        """A device by name."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCaller(TokenRecord):
+    """A device, proved by its certificate; it ends with that."""
+
+    device: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceClaim(TokenRecord):
+    """Somebody who says to be a device: not to be gone by before `prove`."""
+
+    device: str
+    gate: DeviceGate
+
+    def prove(self, peer: AuthContext) -> DeviceCaller:
+        """The device, if the connection's certificate is its own; raises Unauthenticated."""
+        return self.gate.prove(self.device, peer)
+
+    def denied(self, method: str, context: Peer, why: str) -> None:
+        """Keep for the audit that a call was refused."""
+        by = self.gate.named(context.auth_context())
+        self.gate.audit.refused(Refusal(self.device, by, method, context.peer(), why))
+
+
+class Peer(Protocol):
+    """The part of a servicer's context that tells of the other end."""
+
+    def auth_context(self) -> AuthContext:
+        """What TLS proved of it."""
+        ...
+
+    def peer(self) -> str:
+        """Its address."""
+        ...
+
+
+class Refusal(NamedTuple):
+    """A refused call: the device that it was made as, the one that was proved to make it (empty:
+    none was)."""
+
+    device: str
+    by: str
+    method: str
+    peer: str
+    why: str
+
+
+class Audit:
+    """Tells of refused calls: each, up to AUDIT_BURST at once of one caller, then one every
+    AUDIT_SECONDS, so that nobody fills logs and events; `unheard` counts the others.
+    """
+
+    def __init__(self, monotonic: Callable[[], float], denied: Denied) -> None:
+        self.unheard = 0
+        self._monotonic = monotonic
+        self._denied = denied
+        self._until: dict[str, float] = {}
+
+    def refused(self, one: Refusal) -> None:
+        """A call was refused."""
+        if not self._hears(one.by):
+            self.unheard += 1
+            return
+        log.warning("device.denied", **one._asdict(), unheard=self.unheard)
+        who = f"devices/{one.by}" if one.by else "somebody without a device's certificate"
+        message = f"{who} at {one.peer} was refused {one.method}: {one.why}"
+        for device in sorted({one.device, one.by} - {""}):
+            self._denied(device, message)
+
+    def _hears(self, by: str) -> bool:
+        """Whether there is room for one more of this caller; those without a proof are one."""
+        now = self._monotonic()
+        until = max(self._until.get(by, now), now) + AUDIT_SECONDS
+        if until > now + AUDIT_BURST * AUDIT_SECONDS:
+            return False
+        self._until[by] = until
+        return True
+
+
+class DeviceGate:
+    """Tells whose certificates speak for devices. `denied` hears of refused calls, also for names
+    that no device has."""
+
+    def __init__(self, authority: Authority, devices: Devices, audit: Audit) -> None:
+        self.audit = audit
+        self._authority = authority
+        self._devices = devices
+        self._newest: dict[DeviceIdentity, Micros] = {}
+
+    def authenticate(self, text: str) -> TokenRecord:
+        """What somebody claims who shows this; raises Unauthenticated for what is no claim."""
+        found = _TEXT.fullmatch(text)
+        if found is None:
+            raise Unauthenticated("this names no device", reason=Reason.TOKEN_MALFORMED)
+        return DeviceClaim(
+            id=text,
+            sha256="",
+            principal=f"devices/{found[1]}",
+            role=Role.DEVICE,
+            create_time=0,
+            device=found[1],
+            gate=self,
+        )
+
+    def prove(self, device: str, peer: AuthContext) -> DeviceCaller:
+        """The device, if the other end showed its certificate; raises Unauthenticated."""
+        certificate = _shown(peer)
+        if certificate is None:
+            raise refused("a device is known by its certificate, which the device port asks for")
+        who = self._authority.device_of(certificate)
+        if who is None or not self._authority.is_current(certificate):
+            raise refused("the certificate is no device's of this server, or its time is over")
+        if who.device != device:
+            raise refused(f"the certificate is that of devices/{who.device}")
+        self.check(who, certificate)
+        self._newest[who] = max(self._newest.get(who, 0), _began(certificate))
+        return caller(who, certificate)
+
+    def check(self, who: DeviceIdentity, certificate: x509.Certificate) -> None:
+        """Raise Unauthenticated unless a certificate of ours speaks for its device today."""
+        device = self._devices.get(who.device)
+        if device is None or device.identity != who.identity:
+            self._newest.pop(who, None)
+            raise refused("the device was forgotten, or another machine took its place")
+        if device.state is DeviceState.REVOKED:
+            raise refused("the device was revoked")
+        if _began(certificate) < self._newest.get(who, 0):
+            raise refused("the device has shown a newer certificate, which is the one that counts")
+
+    def named(self, peer: AuthContext) -> str:
+        """The device whose certificate the other end showed, whatever became of it; else empty."""
+        certificate = _shown(peer)
+        who = self._authority.device_of(certificate) if certificate is not None else None
+        return who.device if who is not None else ""
+
+
+def caller(who: DeviceIdentity, certificate: x509.Certificate) -> DeviceCaller:
+    """A device as if it had a token that ends with its certificate."""
+    return DeviceCaller(
+        id=who.identity,
+        sha256="",
+        principal=f"devices/{who.device}",
+        role=Role.DEVICE,
+        create_time=_began(certificate),
+        expire_time=round(certificate.not_valid_after_utc.timestamp() * 1e6),
+        device=who.device,
+        identity=who.identity,
+    )
+
+
+def refused(why: str) -> Unauthenticated:
+    """For who is not known to be the device that it says to be."""
+    return Unauthenticated(f"this is no device of ours: {why}", reason=Reason.DEVICE_UNKNOWN)
+
+
+def _shown(peer: AuthContext) -> x509.Certificate | None:
+    for text in peer.get(_CERTIFICATE, ()):
+        return x509.load_pem_x509_certificate(text)
+    return None
+
+
+def _began(certificate: x509.Certificate) -> Micros:
+    return round(certificate.not_valid_before_utc.timestamp() * 1e6)

@@ -1,0 +1,208 @@
+"""The server's side of all devices' streams.
+
+A device has one stream. What is wanted of it is one document, so that a slow stream holds the
+newest alone; and so does whoever watches, of what each device says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import structlog
+
+from hatoba.v1 import device_pb2
+from hatoba_plugins.backend import Clock
+from hatoba_plugins.values import DeviceCame, DeviceNews, DeviceTold, DeviceWent, Synced
+from hatoba_scheduler.errors import Aborted, HatobaError, PermissionDenied, Unavailable
+
+log = structlog.get_logger(__name__)
+
+Order = device_pb2.DeviceOrder
+TRANSPORT = "grpc"
+MISSED = 3
+"""So many signs of life may be missed."""
+
+
+@dataclass(eq=False, slots=True)
+class DeviceSession:
+    """One stream. What is to be sent waits here: of each kind the newest."""
+
+    device: str
+    hello: device_pb2.DeviceHello
+    peer: str
+    heard: float
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    report: device_pb2.DeviceReport | None = None
+    ended: HatobaError | None = None
+    clone_of: DeviceSession | None = None
+    """Another machine that showed the same certificate a moment ago."""
+    _desired: device_pb2.DeviceDesired | None = None
+    _stored: int = 0
+
+    def want(self, desired: device_pb2.DeviceDesired) -> None:
+        """Send this, in place of what waits."""
+        self._desired = desired
+        self.wake.set()
+
+    def stored(self, position: int) -> None:
+        """Records up to here are durable."""
+        self._stored = position
+        self.wake.set()
+
+    def end(self, error: HatobaError) -> None:
+        """End the stream with this."""
+        self.ended = self.ended or error
+        self.wake.set()
+
+    def take(self) -> list[Order]:
+        """What is to be sent now."""
+        self.wake.clear()
+        items = []
+        if self._desired is not None:
+            items.append(Order(desired=self._desired))
+            self._desired = None
+        if self._stored:
+            stored = device_pb2.DeviceRecordsStored(position=self._stored)
+            items.append(Order(stored=stored))
+            self._stored = 0
+        return items
+
+
+class DeviceHub:
+    """See `hatoba_plugins.backend.DeviceHub`."""
+
+    def __init__(self, clock: Clock, alive_every: float) -> None:
+        self.alive_every = alive_every
+        self._clock = clock
+        self._sessions: dict[str, DeviceSession] = {}
+        self._watchers: set[_Watcher] = set()
+        self._closed = False
+
+    # -- streams --------------------------------------------------------------------------------
+
+    def open(self, hello: device_pb2.DeviceHello, peer: str) -> DeviceSession:
+        """A device came; a stream that it had before ends. Raises Unavailable when stopping."""
+        if self._closed:
+            raise going_away()
+        session = DeviceSession(hello.device, hello, peer, self._clock.monotonic())
+        former = self._sessions.get(hello.device)
+        self._sessions[hello.device] = session
+        if former is not None:
+            self._fence(former, session)
+        self._tell(DeviceCame(hello.device, hello, TRANSPORT))
+        return session
+
+    def _fence(self, former: DeviceSession, session: DeviceSession) -> None:
+        another = f"device {session.device!r} has opened another stream, from {session.peer}"
+        former.end(Aborted(another))
+        if former.hello.installation != session.hello.installation:
+            session.clone_of = former
+
+    def heard(self, session: DeviceSession) -> None:
+        """A sign of life."""
+        session.heard = self._clock.monotonic()
+
+    def told(self, session: DeviceSession, report: device_pb2.DeviceReport) -> None:
+        """A device says how it is; of an older stream it is history."""
+        if self._sessions.get(session.device) is session:
+            session.report = report
+            self._tell(DeviceTold(session.device, report))
+
+    def left(self, session: DeviceSession) -> None:
+        """A stream ended."""
+        if self._sessions.get(session.device) is session:
+            del self._sessions[session.device]
+            self._tell(DeviceWent(session.device))
+
+    async def run(self) -> None:
+        """End streams on which nothing comes any more, until cancelled."""
+        while True:
+            await self._clock.sleep(self.alive_every)
+            oldest = self._clock.monotonic() - MISSED * self.alive_every
+            for session in list(self._sessions.values()):
+                if session.heard < oldest:
+                    seconds = MISSED * self.alive_every
+                    session.end(Unavailable(f"nothing came from the device for {seconds:g} s"))
+
+    def close(self) -> None:
+        """End all streams: the server stops."""
+        self._closed = True
+        for session in self._sessions.values():
+            session.end(going_away())
+
+    # -- what backends use ----------------------------------------------------------------------
+
+    def connected(self, device: str) -> bool:
+        """Whether a device has a stream now."""
+        return device in self._sessions
+
+    def session(self, device: str) -> DeviceSession | None:
+        """A device's stream."""
+        return self._sessions.get(device)
+
+    def send(self, device: str, desired: device_pb2.DeviceDesired) -> bool:
+        """See `hatoba_plugins.backend.DeviceHub`."""
+        session = self._sessions.get(device)
+        if session is None or session.ended is not None:
+            return False
+        session.want(desired)
+        return True
+
+    def end(self, device: str, reason: str) -> None:
+        """See `hatoba_plugins.backend.DeviceHub`."""
+        session = self._sessions.get(device)
+        if session is not None:
+            session.end(PermissionDenied(reason))
+
+    async def watch(self) -> AsyncIterator[DeviceNews]:
+        """See `hatoba_plugins.backend.DeviceHub`."""
+        watcher = _Watcher()
+        self._watchers.add(watcher)
+        try:
+            for session in list(self._sessions.values()):
+                yield DeviceCame(session.device, session.hello, TRANSPORT)
+                if session.report is not None:
+                    yield DeviceTold(session.device, session.report)
+            yield Synced()
+            while True:
+                yield await watcher.next()
+        finally:
+            self._watchers.discard(watcher)
+
+    def _tell(self, news: DeviceNews) -> None:
+        for watcher in self._watchers:
+            watcher.put(news)
+
+
+class _Watcher:
+    """Somebody who follows. Of each device the newest is kept, so that nobody who talks much makes
+    another wait, or the server grow.
+    """
+
+    def __init__(self) -> None:
+        self._links: dict[str, DeviceCame | DeviceWent] = {}
+        self._reports: dict[str, DeviceTold] = {}
+        self._wake = asyncio.Event()
+
+    def put(self, news: DeviceNews) -> None:
+        if isinstance(news, DeviceTold):
+            self._reports[news.device] = news
+        elif isinstance(news, DeviceCame | DeviceWent):
+            self._links[news.device] = news
+        self._wake.set()
+
+    async def next(self) -> DeviceNews:
+        while True:
+            # Who came is told of before what it said.
+            for waiting in (self._links, self._reports):
+                if waiting:
+                    return waiting.pop(next(iter(waiting)))
+            self._wake.clear()
+            await self._wake.wait()
+
+
+def going_away() -> Unavailable:
+    """What streams of a server that stops end with."""
+    return Unavailable("the server is stopping; connect again after a moment")

@@ -1,0 +1,611 @@
+"""Deployments to devices: everything that is decided about them, and everything devices say.
+
+One loop takes in what devices said since its last turn, decides about the roll-outs that it
+concerns, composes what each device is to run now, and has the backend tell them. What is decided is
+on the disk before a device hears of it; what it hears is composed anew from there at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import structlog
+
+from hatoba.v1 import device_pb2, worker_pb2
+from hatoba_plugins.backend import Clock, DeviceBackend
+from hatoba_plugins.values import (
+    DeviceCame,
+    DeviceNews,
+    DeviceTold,
+    DeviceWent,
+    DeviceWish,
+    RefusedWish,
+    Superseded,
+)
+from hatoba_scheduler.control.built_images import choose_image
+from hatoba_scheduler.control.deployments import DeploymentBook, Live
+from hatoba_scheduler.control.devices import DeviceBook, Happening
+from hatoba_scheduler.convert_deployments import FleetShown, spec_of
+from hatoba_scheduler.convert_devices import (
+    NEWEST_GENERATION,
+    Targets,
+    capacity_of,
+    desired_to_proto,
+    needs_of,
+    platform_of,
+    targets_of,
+    want_to_proto,
+    words_of,
+)
+from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.deployments import RolloutState
+from hatoba_scheduler.domain.device_rollouts import (
+    FleetView,
+    Row,
+    Word,
+    next_look,
+    revision_for,
+    said,
+    step,
+    superseded,
+    tally,
+)
+from hatoba_scheduler.domain.devices import (
+    Device,
+    DeviceState,
+    Needs,
+    Want,
+    desired,
+    matches,
+    misfit,
+)
+from hatoba_scheduler.domain.records import Cause, LabelRequirement
+from hatoba_scheduler.domain.states import CauseCode, Origin
+from hatoba_scheduler.errors import HatobaError
+from hatoba_scheduler.store.devices import DeviceStore, batches
+
+log = structlog.get_logger(__name__)
+
+AGAIN = 1.0
+GATHER = 0.02
+"""Seconds for which what devices say is gathered before it is looked at."""
+LONGEST = 3_600.0
+STEPS_AT_ONCE = 50
+KEPT_ROLLOUTS = 5
+"""Rows of so many of the newest roll-outs are kept."""
+
+
+@dataclass(eq=False, slots=True)
+class Fleet:
+    """One deployment to devices: for whom it is, and where they stand."""
+
+    live: Live
+    targets: Targets
+    read_from: bytes
+    """The specification that `targets` were read from."""
+    connected: set[str]
+    """Devices that can be reached now, whatever they are for."""
+    number: int = 0
+    """The roll-out that `rows` are of."""
+    rows: dict[str, Row] = field(default_factory=dict)
+    meant: dict[str, Device] = field(default_factory=dict)
+    words: dict[str, Word] = field(default_factory=dict)
+    """What devices said of the newest revision since the last turn."""
+
+    @property
+    def name(self) -> str:
+        """Its deployment (resource name)."""
+        return self.live.deployment.resource
+
+    def refresh(self) -> bool:
+        """Read the specification, if it is another one; whether it was."""
+        settings = self.live.deployment.settings
+        if settings.spec == self.read_from:
+            return False
+        self.targets, self.read_from = targets_of(spec_of(settings)), settings.spec
+        return True
+
+    def note(self, device: Device) -> None:
+        """A device is new or changed."""
+        if matches(device, self.targets.selector):
+            self.meant[device.name] = device
+        else:
+            self.meant.pop(device.name, None)
+
+    def template(self, revision: int) -> worker_pb2.ReplicaSpec | None:
+        """What a revision is made from."""
+        known = self.live.revisions.get(revision)
+        return worker_pb2.ReplicaSpec.FromString(known.template) if known is not None else None
+
+    def needs(self, revision: int) -> Needs:
+        """What a revision asks of a device."""
+        template = self.template(revision)
+        return needs_of(template, self.targets) if template is not None else Needs()
+
+    def want(self, device: Device) -> Want | None:
+        """What a device is to run of it."""
+        deployment, row = self.live.deployment, self.rows.get(device.name)
+        number = revision_for(deployment, row, self.targets.policy)
+        if not number or device.name not in self.meant:
+            return None
+        before = device.want(self.name)
+        tries = before.tries if before is not None and before.revision == number else 0
+        rollout = deployment.rollout
+        if row is not None and rollout is not None and number == rollout.to_revision:
+            tries = max(tries, row.tries)
+        return Want(self.name, number, tries)
+
+    # -- looking --------------------------------------------------------------------------------
+
+    def shown(self) -> FleetShown:
+        """See `FleetSeen`."""
+        wanted, running = Counter[int](), Counter[int]()
+        for device in self.meant.values():
+            if want := device.want(self.name):
+                wanted[want.revision] += 1
+            running.update(slot.running for slot in _slots(device, self.name) if slot.running)
+        connected = len(self.connected & self.meant.keys())
+        return FleetShown(tally(self.rows.values()), connected, wanted, running)
+
+    def lost_by(self, selector: Sequence[LabelRequirement]) -> list[str]:
+        """See `FleetSeen`."""
+        return sorted(name for name, one in self.meant.items() if not matches(one, selector))
+
+
+class FleetLoop:
+    """One device backend's deployments and devices."""
+
+    def __init__(
+        self,
+        name: str,
+        backend: DeviceBackend,
+        deployments: DeploymentBook,
+        devices: DeviceBook,
+        store: DeviceStore,
+        clock: Clock,
+    ) -> None:
+        self.name = name
+        self._backend = backend
+        self._deployments = deployments
+        self._devices = devices
+        self._store = store
+        self._clock = clock
+        self._fleets: dict[str, Fleet] = {}
+        self._connected: set[str] = set()
+        self._hellos: dict[str, DeviceCame] = {}
+        self._reports: dict[str, device_pb2.DeviceReport] = {}
+        self._todo: set[str] = set()
+        """Deployments (uid) to be decided about."""
+        self._stale: set[str] = set()
+        """Devices whose set is to be composed anew."""
+        self._wishes: set[str] = set()
+        """Devices to be told what is wanted of them."""
+        self._wake = asyncio.Event()
+        deployments.listen(self._deployment_changed)
+        devices.listen(self._device_changed)
+
+    async def recover(self) -> None:
+        """Know what was known before; every device is told anew what is wanted of it."""
+        for live in self._deployments.all():
+            if live.deployment.backend == self.name:
+                await self._add(live)
+        self._stale = {one.name for one in self._devices.all()}
+        self._wishes = set(self._stale)
+
+    async def _add(self, live: Live) -> Fleet:
+        deployment = live.deployment
+        spec = spec_of(deployment.settings)
+        fleet = Fleet(live, targets_of(spec), deployment.settings.spec, self._connected)
+        if deployment.rollout is not None:
+            fleet.number = deployment.rollout.number
+            rows = await self._store.rows(live.uid, fleet.number)
+            fleet.rows = {row.device: row for row in rows}
+        for device in self._devices.all():
+            fleet.note(device)
+        live.fleet = fleet
+        self._fleets[live.uid] = fleet
+        self._todo.add(live.uid)
+        return fleet
+
+    # -- news -----------------------------------------------------------------------------------
+
+    def _deployment_changed(self, live: Live) -> None:
+        if live.deployment.backend == self.name:
+            self._todo.add(live.uid)
+            self._wake.set()
+
+    def _device_changed(self, device: Device) -> None:
+        for fleet in self._fleets.values():
+            had = device.name in fleet.meant
+            fleet.note(device)
+            if had != (device.name in fleet.meant):
+                self._todo.add(fleet.live.uid)
+                self._stale.add(device.name)
+        if device.state is not DeviceState.ENROLLED and device.wants:
+            self._stale.add(device.name)
+        self._wake.set()
+
+    def _heard(self, news: DeviceNews) -> None:
+        if isinstance(news, DeviceCame):
+            self._connected.add(news.device)
+            self._hellos[news.device] = news
+            self._wishes.add(news.device)
+            self._devices.saw(news.device)
+        elif isinstance(news, DeviceWent):
+            self._connected.discard(news.device)
+            self._devices.saw(news.device)
+        elif isinstance(news, DeviceTold):
+            self._reports[news.device] = news.report
+        else:
+            self._wishes |= self._connected
+        self._wake.set()
+
+    def connected(self, device: str) -> bool:
+        """Whether a device can be reached now."""
+        return device in self._connected
+
+    # -- the loops ------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """All loops of this backend; ends by cancellation."""
+        async with asyncio.TaskGroup() as group:
+            for loop in (self._watch, self._work):
+                group.create_task(self._forever(loop), name=f"{self.name}:{loop.__name__}")
+
+    async def _forever(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """No failure of a backend or of the store ends its loops: they begin again."""
+        while True:
+            try:
+                await loop()
+            except HatobaError as error:
+                log.warning("fleet.not_stored", backend=self.name, error=error.message)
+            except Exception:
+                log.exception("fleet.loop.failed", backend=self.name)
+            await self._clock.sleep(AGAIN)
+            self._wake.set()
+
+    async def _watch(self) -> None:
+        async for news in self._backend.reports():
+            self._heard(news)
+
+    async def _work(self) -> None:
+        while True:
+            self._wake.clear()
+            await self._turn()
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until there is news, or time alone moves something; news are gathered for a moment."""
+        async with asyncio.TaskGroup() as group:
+            waits = (
+                group.create_task(self._wake_up(), name=f"{self.name}:news"),
+                group.create_task(self._clock.sleep(self._rest()), name=f"{self.name}:time"),
+            )
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for one in waits:
+                one.cancel()
+        await self._clock.sleep(GATHER)
+
+    async def _wake_up(self) -> None:
+        await self._wake.wait()
+
+    def _rest(self) -> float:
+        """Seconds until time alone moves something; what is due then is looked at."""
+        now = self._deployments.now().time
+        rest = LONGEST
+        for uid, fleet in self._fleets.items():
+            due = next_look(self._view(fleet), now)
+            if due:
+                rest = min(rest, (due - now) / 1e6)
+                self._todo.add(uid)
+        return rest
+
+    async def _turn(self) -> None:
+        """Everything that follows from what is known now."""
+        await self._take_in()
+        todo, self._todo = self._todo, set()
+        try:
+            while todo:
+                uid = next(iter(todo))
+                await self._tend(uid)
+                todo.discard(uid)
+        finally:
+            self._todo |= todo
+        await self._compose()
+        await self._wish()
+
+    # -- what devices say -----------------------------------------------------------------------
+
+    async def _take_in(self) -> None:
+        """Note what devices said of themselves, and what it means for roll-outs."""
+        hellos, reports = self._hellos, self._reports
+        self._hellos, self._reports = {}, {}
+        names = list(dict.fromkeys([*hellos, *reports]))
+
+        def decide(device: Device) -> Device | None:
+            after = device
+            if came := hellos.get(device.name):
+                after = _introduced(after, came)
+            if report := reports.get(device.name):
+                after = _reported(after, report)
+            return changed(after, version=device.version + 1) if after != device else None
+
+        try:
+            await self._devices.change_all(names, decide)
+        except HatobaError:
+            self._hellos, self._reports = hellos | self._hellos, reports | self._reports
+            raise
+        for name, report in reports.items():
+            self._hear_words(name, report)
+        await self._outrun(names)
+
+    def _hear_words(self, name: str, report: device_pb2.DeviceReport) -> None:
+        """What is said of an older set than the newest comes again of that one."""
+        self._todo.update(self._going_back())
+        device, words = self._devices.get(name), words_of(name, report)
+        if device is None or report.generation != device.generation:
+            return
+        for uid, fleet in self._fleets.items():
+            word, row = words.get(fleet.name), fleet.rows.get(name)
+            if word is not None and row is not None:
+                # What is good already runs as the try that it became good by.
+                fleet.words[name] = word._replace(tries=row.tries)
+                self._todo.add(uid)
+
+    def _going_back(self) -> list[str]:
+        """Roll-backs follow what devices have done, not what they say of a revision."""
+        return [
+            uid
+            for uid, fleet in self._fleets.items()
+            if (one := fleet.live.deployment.active) is not None
+            and one.state is RolloutState.ROLLING_BACK
+        ]
+
+    async def _outrun(self, names: Iterable[str]) -> None:
+        """A device that has a generation which we never gave, as after a restored backup, is told
+        one above it; one that nobody can have reached is not believed."""
+        for name in names:
+            device = self._devices.get(name)
+            if device is None or device.acked <= device.generation:
+                continue
+            told = device.acked
+            honest = told < NEWEST_GENERATION
+            text = f"It says that it has generation {told}, and {device.generation} is the newest"
+            text += "; it is told a newer one." if honest else "; it is not believed."
+            after = told + 1 if honest else device.generation
+            await self._devices.change(
+                name,
+                lambda one, after=after: changed(  # type: ignore[misc]
+                    one, generation=after, acked=0, version=one.version + 1
+                ),
+                Happening("generation", text),
+            )
+            log.warning("device.generation", device=name, told=told, known=device.generation)
+            self._wishes.add(name)
+
+    # -- deciding -------------------------------------------------------------------------------
+
+    def _view(self, fleet: Fleet) -> FleetView:
+        view = self._deployments.view(fleet.live)
+        refuse = partial(self._refuse, fleet)
+        return FleetView(view, fleet.targets.policy, fleet.rows, fleet.meant, refuse)
+
+    async def _tend(self, uid: str) -> None:
+        """Decide about one deployment, until nothing more follows."""
+        live = self._deployments.by_uid(uid)
+        fleet = self._fleets.get(uid)
+        if live is None:
+            if fleet is not None:
+                self._stale |= fleet.meant.keys()
+                del self._fleets[uid]
+            return
+        if fleet is None:
+            fleet = await self._add(live)
+        if live.deployment.deleting:
+            await self._remove(fleet)
+            return
+        if fleet.refresh():
+            self._reselect(fleet)
+        await self._follow_rollout(fleet)
+        await self._hear(fleet)
+        for _ in range(STEPS_AT_ONCE):
+            if not await self._step(fleet):
+                return
+        self._todo.add(uid)
+
+    def _reselect(self, fleet: Fleet) -> None:
+        self._stale |= fleet.meant.keys()
+        fleet.meant.clear()
+        for device in self._devices.all():
+            fleet.note(device)
+        self._stale |= fleet.meant.keys()
+
+    async def _remove(self, fleet: Fleet) -> None:
+        """It is wanted of nobody any more; who is away hears of it when it comes."""
+        self._stale |= fleet.meant.keys()
+        fleet.meant.clear()
+        await self._compose()
+        await self._deployments.remove(fleet.live)
+        self._fleets.pop(fleet.live.uid, None)
+
+    async def _follow_rollout(self, fleet: Fleet) -> None:
+        """Another roll-out took the place of the one that the rows are of."""
+        rollout = fleet.live.deployment.rollout
+        if rollout is None or rollout.number == fleet.number:
+            return
+        rows = superseded(fleet.rows.values(), self._deployments.now())
+        await self._put_rows(fleet, rows)
+        uid, number = fleet.live.uid, rollout.number
+        await self._store.drop_rows(uid, number - KEPT_ROLLOUTS)
+        known = await self._store.rows(uid, number)
+        fleet.rows = {row.device: row for row in known}
+        fleet.words.clear()
+        fleet.number = number
+        self._stale |= fleet.meant.keys()
+
+    async def _hear(self, fleet: Fleet) -> None:
+        words, fleet.words = fleet.words, {}
+        rows = said(self._view(fleet), words.values(), self._deployments.now())
+        if rows:
+            await self._put_rows(fleet, rows)
+            fleet.live.tell()
+
+    async def _step(self, fleet: Fleet) -> bool:
+        decided = step(self._view(fleet), self._deployments.now())
+        if decided is None:
+            return False
+        if decided.change is None:
+            await self._put_rows(fleet, decided.rows)
+            fleet.live.tell()
+            return True
+        change, rows = decided.change, decided.rows
+        current = await self._deployments.change(
+            fleet.live,
+            lambda view: change if view.deployment.version == change.expected else None,
+            rows=rows,
+        )
+        if current:
+            self._took(fleet, rows)
+            self._stale |= fleet.meant.keys()
+            # What follows is judged by what devices have done of what is wanted from now on.
+            await self._compose()
+        return True
+
+    async def _put_rows(self, fleet: Fleet, rows: Sequence[Row]) -> None:
+        for some in batches(rows):
+            await self._store.put_rows(some)
+            self._took(fleet, some)
+
+    def _took(self, fleet: Fleet, rows: Iterable[Row]) -> None:
+        for row in rows:
+            fleet.rows[row.device] = row
+            self._stale.add(row.device)
+
+    def _refuse(self, fleet: Fleet, device: Device) -> Cause | None:
+        """Why the newest revision cannot be on a device beside what it goes on with."""
+        rollout = fleet.live.deployment.rollout
+        if rollout is None:
+            return None
+        others = [
+            one.needs(want.revision)
+            for one in self._fleets.values()
+            if one is not fleet and (want := device.want(one.name)) is not None
+        ]
+        found = misfit(device, fleet.needs(rollout.to_revision), others)
+        if found is None:
+            return None
+        return Cause(CauseCode.NO_CAPACITY, Origin.CAPACITY, found.message, found.passing)
+
+    # -- telling --------------------------------------------------------------------------------
+
+    async def _compose(self) -> None:
+        """What is wanted of devices, where something of it may have changed."""
+        stale, self._stale = self._stale, set()
+
+        def decide(device: Device) -> Device | None:
+            after = desired(device, self._wants(device))
+            return after if after is not device else None
+
+        try:
+            written = await self._devices.change_all(stale, decide)
+        except HatobaError:
+            self._stale |= stale
+            raise
+        self._wishes.update(one.name for one in written)
+
+    def _wants(self, device: Device) -> list[Want]:
+        if device.state is not DeviceState.ENROLLED:
+            return []
+        wants = (fleet.want(device) for fleet in self._fleets.values())
+        return [one for one in wants if one is not None]
+
+    async def _wish(self) -> None:
+        """Have devices told. Who is away is told when it comes."""
+        names, self._wishes = self._wishes, set()
+        devices = [one for name in sorted(names) if (one := self._devices.get(name)) is not None]
+        by_name = {fleet.name: fleet for fleet in self._fleets.values()}
+
+        @cache
+        def made_of(want: Want, architecture: str) -> device_pb2.DeviceWant | None:
+            return _made(by_name.get(want.deployment), want, architecture)
+
+        def wish(device: Device) -> DeviceWish:
+            own = device.platform.architecture
+            return DeviceWish(
+                device.name, desired_to_proto(device, lambda want: made_of(want, own))
+            )
+
+        for some in batches(devices):
+            wishes = [wish(one) for one in some]
+            for outcome in await self._backend.desire(wishes):
+                if isinstance(outcome, RefusedWish | Superseded):
+                    log.warning("device.wish", device=outcome.device, outcome=repr(outcome))
+            # Ten thousand documents take a while; others have their turn in between.
+            await asyncio.sleep(0)
+        await self._forget_left()
+
+    async def _forget_left(self) -> None:
+        """Devices that are to leave and say that nothing of ours runs there any more."""
+        for device in self._devices.all():
+            done = device.reported >= device.generation and not device.wants
+            if device.state is DeviceState.LEAVING and done:
+                await self._backend.forget([device.name])
+                await self._devices.remove(device.name)
+
+    # -- looking --------------------------------------------------------------------------------
+
+    def fleet(self, uid: str) -> Fleet | None:
+        """A deployment's, by uid."""
+        return self._fleets.get(uid)
+
+    def fleets(self) -> list[Fleet]:
+        """All."""
+        return list(self._fleets.values())
+
+
+def _slots(device: Device, deployment: str) -> Iterable[device_pb2.DeviceSlot]:
+    """What a device said last of a deployment."""
+    report = device_pb2.DeviceReport.FromString(device.report)
+    return (slot for slot in report.slots if slot.deployment == deployment)
+
+
+def _made(fleet: Fleet | None, want: Want, architecture: str) -> device_pb2.DeviceWant | None:
+    template = fleet.template(want.revision) if fleet is not None else None
+    if fleet is None or template is None:
+        log.error("device.want.unknown", deployment=want.deployment, revision=want.revision)
+        return None
+    spec = choose_image(template, architecture)
+    return want_to_proto(want, spec, fleet.targets.policy.bake)
+
+
+def _introduced(device: Device, came: DeviceCame) -> Device:
+    """What a device said of itself when it came."""
+    hello = came.hello
+    return changed(
+        device,
+        boot_id=hello.boot_id,
+        agent=hello.version,
+        platform=platform_of(hello.platform) if hello.HasField("platform") else device.platform,
+        capacity=capacity_of(hello.capacity) if hello.HasField("capacity") else device.capacity,
+        installation=device.installation or hello.installation,
+        transport=came.transport,
+        acked=max(device.acked, hello.generation),
+    )
+
+
+def _reported(device: Device, report: device_pb2.DeviceReport) -> Device:
+    """What a device said of what it runs; of an older generation than it said before is late."""
+    if report.generation < device.acked:
+        return device
+    done = report.settled and report.generation == device.generation
+    return changed(
+        device,
+        acked=report.generation,
+        reported=device.generation if done else device.reported,
+        report=report.SerializeToString(deterministic=True),
+    )

@@ -1,0 +1,97 @@
+"""Where a device is on the way to what is wanted of it, in a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from hatoba.v1 import device_pb2
+from hatoba_scheduler.control.fleet import Fleet
+from hatoba_scheduler.domain.device_rollouts import Stage
+from hatoba_scheduler.domain.devices import Device, DeviceState, Want
+from hatoba_scheduler.domain.records import Micros
+from hatoba_scheduler.domain.references import short
+
+_PHASES = {
+    device_pb2.SLOT_PHASE_WAITING: "waits",
+    device_pb2.SLOT_PHASE_FETCHING: "is fetched",
+    device_pb2.SLOT_PHASE_STARTING: "starts",
+    device_pb2.SLOT_PHASE_BAKING: "runs and has to stay healthy",
+    device_pb2.SLOT_PHASE_GOOD: "runs",
+    device_pb2.SLOT_PHASE_BAD: "was given up",
+}
+_SPANS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+def explained(device: Device, connected: bool, fleets: Sequence[Fleet], now: Micros) -> str:
+    """`away for 3 d; gets generation 12 (reader: digits:7) when it comes`."""
+    parts = [_link(device, connected, now), *_on_the_way(device, connected, fleets)]
+    parts.extend(_cannot_have(device, fleets))
+    report = device_pb2.DeviceReport.FromString(device.report)
+    parts.extend(report.problems)
+    return "; ".join(part for part in parts if part)
+
+
+def _link(device: Device, connected: bool, now: Micros) -> str:
+    if device.state is DeviceState.REVOKED:
+        return "revoked: its certificates are refused"
+    leaves = device.state is DeviceState.LEAVING
+    leaving = ", is to run nothing and to be forgotten" if leaves else ""
+    if connected:
+        return f"connected{leaving}"
+    if not device.last_seen:
+        return f"never connected{leaving}"
+    return f"away for {_span((now - device.last_seen) / 1e6)}{leaving}"
+
+
+def _span(seconds: float) -> str:
+    for size, unit in _SPANS:
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return "less than a second"
+
+
+def _on_the_way(device: Device, connected: bool, fleets: Sequence[Fleet]) -> Iterable[str]:
+    if device.state is DeviceState.REVOKED or not device.generation:
+        return
+    number = f"generation {device.generation}"
+    if device.reported >= device.generation:
+        yield f"has done all of {number}"
+    elif device.acked < device.generation:
+        when = "now" if connected else "when it comes"
+        yield f"gets {number} ({_listed(device.wants, fleets)}) {when}"
+    else:
+        yield f"works on {number}: {_progress(device)}"
+
+
+def _listed(wants: Sequence[Want], fleets: Sequence[Fleet]) -> str:
+    return ", ".join(_named(want, fleets) for want in wants) or "to run nothing"
+
+
+def _named(want: Want, fleets: Sequence[Fleet]) -> str:
+    name = want.deployment.rpartition("/")[2]
+    fleet = next((one for one in fleets if one.name == want.deployment), None)
+    revision = fleet.live.revisions.get(want.revision) if fleet is not None else None
+    if revision is None:
+        return f"{name}: revision {want.revision}"
+    return f"{name}: {short(revision.model_version)}"
+
+
+def _progress(device: Device) -> str:
+    report = device_pb2.DeviceReport.FromString(device.report)
+    return ", ".join(_slot(slot) for slot in report.slots) or "it has not said how"
+
+
+def _slot(slot: device_pb2.DeviceSlot) -> str:
+    name = slot.deployment.rpartition("/")[2]
+    why = f" ({slot.cause.message})" if slot.HasField("cause") and slot.cause.message else ""
+    running = f", revision {slot.running} runs" if slot.running not in (0, slot.revision) else ""
+    return f"{name}: revision {slot.revision} {_PHASES.get(slot.phase, 'is unknown')}{why}{running}"
+
+
+def _cannot_have(device: Device, fleets: Sequence[Fleet]) -> Iterable[str]:
+    for fleet in fleets:
+        row = fleet.rows.get(device.name)
+        if row is None or row.cause is None or not row.stage.bad:
+            continue
+        verb = "cannot be here" if row.stage is Stage.REJECTED else "failed here"
+        yield f"the newest {fleet.live.deployment.name} {verb}: {row.cause.message}"

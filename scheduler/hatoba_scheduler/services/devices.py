@@ -1,0 +1,390 @@
+"""DeviceService: the streams of devices, and what operators do with them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+
+from hatoba import __version__
+from hatoba.v1 import device_pb2, device_pb2_grpc
+from hatoba_plugins.backend import Clock
+from hatoba_scheduler.control.deployments import DeploymentBook
+from hatoba_scheduler.control.device_hub import DeviceHub, DeviceSession
+from hatoba_scheduler.control.devices import DeviceBook, Happening, put_into, relabelled
+from hatoba_scheduler.control.fleet import Fleet, FleetLoop
+from hatoba_scheduler.convert import requirements_of, set_time
+from hatoba_scheduler.convert_devices import (
+    ShownDevice,
+    device_etag,
+    device_to_proto,
+    event_to_proto,
+    log_to_proto,
+    records_of,
+    row_to_proto,
+)
+from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.device_rollouts import Stage
+from hatoba_scheduler.domain.devices import Device, DeviceState, matches, reach
+from hatoba_scheduler.domain.records import LabelRequirement
+from hatoba_scheduler.errors import (
+    Aborted,
+    FailedPrecondition,
+    InvalidArgument,
+    Resource,
+    Unavailable,
+)
+from hatoba_scheduler.interceptors.context import current_call
+from hatoba_scheduler.services.device_words import explained
+from hatoba_scheduler.services.enrolling import Enrolling
+from hatoba_scheduler.services.paging import Pager, page_size
+from hatoba_scheduler.store.devices import DeviceStore, RecordKind
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Order = device_pb2.DeviceOrder
+Response = device_pb2.DeviceServiceConnectResponse
+log = structlog.get_logger(__name__)
+
+PROTOCOL = 1
+NAMED = 100
+"""Names of devices that a plan tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceParts:
+    """What the service stands on. `loops` are those of all device backends, `tasks` owns the
+    readers of open streams."""
+
+    store: DeviceStore
+    book: DeviceBook
+    hub: DeviceHub
+    deployments: DeploymentBook
+    loops: Callable[[], Iterable[FleetLoop]]
+    enrolling: Enrolling
+    cluster_id: str
+    pager: Pager
+    clock: Clock
+    tasks: asyncio.TaskGroup
+
+
+class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
+    """See proto/hatoba/v1/device.proto."""
+
+    def __init__(self, parts: DeviceParts) -> None:
+        self._parts = parts
+        self._book = parts.book
+        self._hub = parts.hub
+
+    # -- identities -----------------------------------------------------------------------------
+
+    async def CreateDeviceToken(
+        self, request: device_pb2.CreateDeviceTokenRequest, context: Context
+    ) -> device_pb2.DeviceToken:
+        """A token that makes devices."""
+        return await self._parts.enrolling.create_token(request)
+
+    async def EnrollDevice(
+        self, request: device_pb2.EnrollDeviceRequest, context: Context
+    ) -> device_pb2.DeviceIdentity:
+        """Make the caller's machine a device."""
+        return await self._parts.enrolling.enroll(request)
+
+    async def RenewDevice(
+        self, request: device_pb2.RenewDeviceRequest, context: Context
+    ) -> device_pb2.DeviceIdentity:
+        """A new certificate for the device that calls."""
+        return await self._parts.enrolling.renew(request)
+
+    async def RevokeDevice(
+        self, request: device_pb2.RevokeDeviceRequest, context: Context
+    ) -> device_pb2.Device:
+        """Refuse its certificates from now on."""
+        device = self._book.named(request.name)
+        why = f": {request.reason}" if request.reason else ""
+        text = f"Its certificates are refused from now on{why}."
+        device = await self._book.change(
+            device.name,
+            lambda one: put_into(one, DeviceState.REVOKED),
+            Happening("revoked", text, current_call().principal),
+        )
+        self._hub.end(device.name, f"device {device.name!r} was revoked")
+        return self._shown(device)
+
+    async def DecommissionDevice(
+        self, request: device_pb2.DecommissionDeviceRequest, context: Context
+    ) -> device_pb2.Device:
+        """Have it run nothing, then forget it."""
+        device = self._book.named(request.name)
+        actor = current_call().principal
+        if request.force or device.state is DeviceState.REVOKED:
+            self._hub.end(device.name, f"device {device.name!r} was decommissioned")
+            await self._book.remove(device.name)
+            log.info("device.forgotten", device=device.name, actor=actor)
+            return self._shown(device)
+        device = await self._book.change(
+            device.name,
+            lambda one: put_into(one, DeviceState.LEAVING),
+            Happening("leaving", "It is to end all that it runs for us, and is forgotten.", actor),
+        )
+        return self._shown(device)
+
+    # -- looking --------------------------------------------------------------------------------
+
+    def _shown(self, device: Device) -> device_pb2.Device:
+        device = changed(device, last_seen=self._book.last_seen(device))
+        connected = self._connected(device.name)
+        now = round(self._parts.clock.time() * 1e6)
+        words = explained(device, connected, self._fleets(), now)
+        return device_to_proto(ShownDevice(device, connected, words))
+
+    def _connected(self, name: str) -> bool:
+        return any(loop.connected(name) for loop in self._parts.loops())
+
+    def _fleets(self) -> list[Fleet]:
+        return [fleet for loop in self._parts.loops() for fleet in loop.fleets()]
+
+    async def GetDevice(
+        self, request: device_pb2.GetDeviceRequest, context: Context
+    ) -> device_pb2.Device:
+        """One device."""
+        return self._shown(self._book.named(request.name))
+
+    async def ListDevices(
+        self, request: device_pb2.ListDevicesRequest, context: Context
+    ) -> device_pb2.ListDevicesResponse:
+        """Devices by name."""
+        selector = requirements_of(request.selector)
+        scope = f"devices:{selector!r}"
+        after = self._parts.pager.position(scope, request.page_token)
+        size = page_size(request.page_size)
+        fits = [one for one in self._book.all() if _fits(one, selector)]
+        found = sorted((one for one in fits if one.name > after), key=lambda one: one.name)
+        reply = device_pb2.ListDevicesResponse(
+            devices=[self._shown(one) for one in found[:size]],
+            total=len(fits),
+            connected=sum(self._connected(one.name) for one in fits),
+        )
+        if len(found) > size:
+            reply.next_page_token = self._parts.pager.token(scope, found[size - 1].name)
+        return reply
+
+    async def UpdateDevice(
+        self, request: device_pb2.UpdateDeviceRequest, context: Context
+    ) -> device_pb2.Device:
+        """Other labels."""
+        labels = tuple(sorted(request.labels.items()))
+
+        def decide(device: Device) -> Device | None:
+            if request.etag and request.etag != device_etag(device):
+                raise Aborted(
+                    f"device {device.name!r} was changed since it was read; read it again and retry"
+                )
+            if not request.allow_removal:
+                self._require_none_lost(device, labels)
+            return relabelled(device, labels)
+
+        text = f"Its labels are {', '.join(f'{k}={v}' for k, v in labels) or 'none'} now."
+        device = await self._book.change(
+            self._book.named(request.name).name,
+            decide,
+            Happening("labels", text, current_call().principal),
+        )
+        return self._shown(device)
+
+    def _require_none_lost(self, device: Device, labels: tuple[tuple[str, str], ...]) -> None:
+        after = changed(device, labels=labels)
+        lost = [
+            fleet.live.deployment.name
+            for fleet in self._fleets()
+            if device.name in fleet.meant and not matches(after, fleet.targets.selector)
+        ]
+        if lost:
+            raise FailedPrecondition(
+                f"device {device.name!r} would lose {', '.join(sorted(lost))}; "
+                "allow that with --allow-removal",
+                resource=Resource("device", device.resource),
+            )
+
+    async def PlanDevices(
+        self, request: device_pb2.PlanDevicesRequest, context: Context
+    ) -> device_pb2.DevicePlan:
+        """What a selector would change."""
+        live = self._parts.deployments.find(request.deployment, request.project)
+        fleets = (loop.fleet(live.uid) for loop in self._parts.loops()) if live else ()
+        have = next((fleet.meant for fleet in fleets if fleet is not None), {})
+        plan = reach(self._book.all(), requirements_of(request.selector), have)
+        return device_pb2.DevicePlan(
+            comes=len(plan.comes),
+            stays=len(plan.stays),
+            goes=len(plan.goes),
+            coming=plan.comes[:NAMED],
+            going=plan.goes[:NAMED],
+        )
+
+    async def ListRolloutDevices(
+        self, request: device_pb2.ListRolloutDevicesRequest, context: Context
+    ) -> device_pb2.ListRolloutDevicesResponse:
+        """Devices on the way to the newest revision."""
+        live = self._parts.deployments.named(request.deployment, request.project, "deployment")
+        number = live.deployment.rollout.number if live.deployment.rollout is not None else 0
+        stages = frozenset(Stage(one) for one in request.stages if one)
+        scope = f"rollout:{live.uid}:{number}:{sorted(stages)}"
+        after = self._parts.pager.position(scope, request.page_token)
+        size = page_size(request.page_size)
+        found = await self._parts.store.page_of_rows(live.uid, number, after, size + 1, stages)
+        reply = device_pb2.ListRolloutDevicesResponse(
+            devices=[
+                row_to_proto(row, connected=self._connected(row.device)) for row in found[:size]
+            ]
+        )
+        if len(found) > size:
+            reply.next_page_token = self._parts.pager.token(scope, found[size - 1].device)
+        return reply
+
+    async def ListDeviceLogs(
+        self, request: device_pb2.ListDeviceLogsRequest, context: Context
+    ) -> device_pb2.ListDeviceLogsResponse:
+        """Lines that a device sent."""
+        device = self._book.named(request.name)
+        found = await self._parts.store.records(
+            device.name,
+            RecordKind.LOG,
+            request.deployment,
+            request.after,
+            page_size(request.limit),
+        )
+        return device_pb2.ListDeviceLogsResponse(lines=[log_to_proto(one) for one in found])
+
+    async def ListDeviceEvents(
+        self, request: device_pb2.ListDeviceEventsRequest, context: Context
+    ) -> device_pb2.ListDeviceEventsResponse:
+        """What happened to a device, newest first."""
+        device = self._book.named(request.name)
+        scope = f"device-events:{device.name}"
+        below = int(self._parts.pager.position(scope, request.page_token) or 0)
+        size = page_size(request.page_size)
+        found = await self._parts.store.events(device.name, below, size + 1)
+        reply = device_pb2.ListDeviceEventsResponse(
+            events=[event_to_proto(one) for one in found[:size]]
+        )
+        if len(found) > size:
+            reply.next_page_token = self._parts.pager.token(scope, str(found[size - 1].seq))
+        return reply
+
+    # -- the stream -----------------------------------------------------------------------------
+
+    async def Connect(
+        self,
+        request_iterator: AsyncIterator[device_pb2.DeviceServiceConnectRequest],
+        context: Context,
+    ) -> AsyncIterator[Response]:
+        """A device's stream."""
+        first = await anext(request_iterator, None)
+        hello, rest = self._hello(first)
+        session = self._hub.open(hello, context.peer())
+        reader = self._parts.tasks.create_task(
+            self._read(session, rest, request_iterator), name=f"device:{hello.device}"
+        )
+        try:
+            await self._note_clone(session)
+            yield Response(items=[Order(welcome=await self._welcome(hello.device))])
+            async for response in _sent(session):
+                yield response
+        finally:
+            reader.cancel()
+            self._hub.left(session)
+
+    async def _note_clone(self, session: DeviceSession) -> None:
+        former = session.clone_of
+        if former is None:
+            return
+        text = (
+            f"Two machines show its certificate: one at {former.peer} (boot {former.hello.boot_id},"
+            f" installation {former.hello.installation}), which was cut, and one at {session.peer} "
+            f"(boot {session.hello.boot_id}, installation {session.hello.installation}). Revoke the"
+            " device and enroll both anew."
+        )
+        log.warning("device.cloned", device=session.device, former=former.peer, now=session.peer)
+        await self._book.note(session.device, Happening("cloned", text))
+
+    def _hello(
+        self, first: device_pb2.DeviceServiceConnectRequest | None
+    ) -> tuple[device_pb2.DeviceHello, list[device_pb2.DeviceItem]]:
+        """The hello of a stream's first message, and what came with it."""
+        items = list(first.items) if first is not None else []
+        if not items or not items[0].HasField("hello"):
+            raise InvalidArgument.field("items", "must begin with a hello", value="")
+        hello, call = items[0].hello, current_call()
+        if call.principal != f"devices/{hello.device}":
+            raise InvalidArgument.field(
+                "items[0].hello.device",
+                f"must be the caller's own name, {call.principal}",
+                value=hello.device,
+            )
+        if hello.protocol != PROTOCOL:
+            raise FailedPrecondition(
+                f"the agent speaks protocol {hello.protocol}, this server {PROTOCOL}; "
+                "install the agent of the server's version"
+            )
+        return hello, items[1:]
+
+    async def _welcome(self, device: str) -> device_pb2.DeviceWelcome:
+        out = device_pb2.DeviceWelcome(
+            cluster_id=self._parts.cluster_id,
+            version=__version__,
+            stored=await self._parts.store.newest_record(device),
+        )
+        out.alive_every.FromMicroseconds(round(self._hub.alive_every * 1e6))
+        set_time(out.time, round(self._parts.clock.time() * 1e6))
+        return out
+
+    async def _read(
+        self,
+        session: DeviceSession,
+        items: Iterable[device_pb2.DeviceItem],
+        requests: AsyncIterator[device_pb2.DeviceServiceConnectRequest],
+    ) -> None:
+        try:
+            for item in items:
+                await self._take(session, item)
+            async for request in requests:
+                self._hub.heard(session)
+                for item in request.items:
+                    await self._take(session, item)
+            session.end(Unavailable("the device ended its stream"))
+        except Exception as error:  # noqa: BLE001 - a broken stream is an ordinary end of a session
+            log.info("device.stream.ended", device=session.device, error=repr(error))
+            session.end(Unavailable("the device's stream broke"))
+
+    async def _take(self, session: DeviceSession, item: device_pb2.DeviceItem) -> None:
+        kind = item.WhichOneof("item")
+        if kind == "report":
+            self._hub.told(session, item.report)
+        elif kind == "records":
+            await self._keep(session, item.records)
+
+    async def _keep(self, session: DeviceSession, told: device_pb2.DeviceRecords) -> None:
+        store = self._parts.store
+        newest = await store.newest_record(session.device)
+        stored = await store.add_records(session.device, records_of(told, newest))
+        session.stored(stored)
+
+
+async def _sent(session: DeviceSession) -> AsyncIterator[Response]:
+    """What is to be sent, until the session ends."""
+    while True:
+        await session.wake.wait()
+        if session.ended is not None:
+            raise session.ended
+        items = session.take()
+        if items:
+            yield Response(items=items)
+
+
+def _fits(device: Device, selector: tuple[LabelRequirement, ...]) -> bool:
+    """Whether a device is listed; who may not have anything any more is, too."""
+    return matches(changed(device, state=DeviceState.ENROLLED), selector)

@@ -1,0 +1,276 @@
+"""How machines become devices, and stay the devices that they are."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import structlog
+from cryptography import x509
+
+from hatoba.v1 import device_pb2
+from hatoba_scheduler.auth.authenticator import Authenticator
+from hatoba_scheduler.auth.authority import (
+    DEVICES_NAME,
+    Authority,
+    DeviceIdentity,
+    key_digest,
+    read_request,
+)
+from hatoba_scheduler.auth.device_credentials import DeviceCaller, refused
+from hatoba_scheduler.auth.device_renewals import DeviceRenewal
+from hatoba_scheduler.auth.roles import Role
+from hatoba_scheduler.control.devices import DeviceBook, Happening
+from hatoba_scheduler.convert import set_time
+from hatoba_scheduler.convert_devices import capacity_of, platform_of
+from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.devices import Device, DeviceState
+from hatoba_scheduler.domain.records import Micros, TokenRecord
+from hatoba_scheduler.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    HatobaError,
+    InvalidArgument,
+    Reason,
+    Resource,
+    Unauthenticated,
+)
+from hatoba_scheduler.interceptors.context import current_call
+from hatoba_scheduler.services.labels import reserved_labels
+from hatoba_scheduler.store.devices import (
+    DeviceEvent,
+    DeviceStore,
+    DeviceToken,
+    NotEnrolled,
+    Write,
+)
+from hatoba_scheduler.whole import whole
+
+TTL_SECONDS = 86_400.0
+TRANSPORT = "grpc"
+log = structlog.get_logger(__name__)
+
+
+class EnrollParts(NamedTuple):
+    """What enrolling stands on. `address` gives what machines dial to enroll, `devices_at` what
+    devices dial, empty where there is no such port; `pinned` says whether the server's own
+    certificate is the authority's work. `clock` gives microseconds since 1970.
+    """
+
+    store: DeviceStore
+    book: DeviceBook
+    authenticator: Authenticator
+    authority: Authority
+    address: Callable[[], str]
+    devices_at: Callable[[], str]
+    pinned: bool
+    life: dt.timedelta
+    clock: Callable[[], Micros]
+    new_identity: Callable[[], str]
+
+
+class _Enrolment(NamedTuple):
+    """One that is asked for: by whom, under which terms, with which key."""
+
+    token: TokenRecord
+    terms: DeviceToken
+    request: device_pb2.EnrollDeviceRequest
+    csr: x509.CertificateSigningRequest
+
+    @property
+    def name(self) -> str:
+        """Of the device that it makes."""
+        return self.terms.device or self.request.device or f"device-{key_digest(self.csr)[:12]}"
+
+    @property
+    def actor(self) -> str:
+        """Who answers for it."""
+        return self.token.created_by or self.token.principal
+
+
+class Enrolling:
+    """Makes tokens, devices and their certificates."""
+
+    def __init__(self, parts: EnrollParts) -> None:
+        self._parts = parts
+
+    # -- tokens ---------------------------------------------------------------------------------
+
+    async def create_token(
+        self, request: device_pb2.CreateDeviceTokenRequest
+    ) -> device_pb2.DeviceToken:
+        """A token for so many machines."""
+        parts, uses = self._parts, request.uses or 1
+        self._require_port()
+        _check_token(request)
+        asked = request.ttl.ToTimedelta().total_seconds() if request.HasField("ttl") else 0.0
+        record, text = await parts.authenticator.create(
+            f"devices/{request.device}" if request.device else "devices/?",
+            Role.ENROLL,
+            ttl=round((asked or TTL_SECONDS) * 1e6),
+            created_by=current_call().principal,
+        )
+        labels = tuple(sorted(request.labels.items()))
+        await parts.store.put_token(DeviceToken(record.id, uses, labels, request.device))
+        reply = device_pb2.DeviceToken(
+            name=f"tokens/{record.id}",
+            secret=f"{text}.{parts.authority.short}" if parts.pinned else text,
+            uses=uses,
+            address=parts.address(),
+        )
+        set_time(reply.expire_time, record.expire_time)
+        return reply
+
+    def _require_port(self) -> None:
+        if not self._parts.devices_at():
+            raise FailedPrecondition(
+                "this server has no port for devices; set `listen` below `[devices]` in its "
+                "hatoba.toml"
+            )
+
+    # -- becoming a device ----------------------------------------------------------------------
+
+    async def enroll(self, request: device_pb2.EnrollDeviceRequest) -> device_pb2.DeviceIdentity:
+        """Make the caller's machine a device."""
+        token = current_call().token
+        if token is None or token.role != Role.ENROLL:
+            raise FailedPrecondition("show a device token; `hatoba devices add` makes one")
+        self._require_port()
+        _refuse_reserved(request.labels)
+        csr = read_request(request.csr, "csr")
+        terms = await self._parts.store.token(token.id)
+        if terms is None:
+            raise Unauthenticated("this token makes no devices", reason=Reason.TOKEN_UNKNOWN)
+        enrolment = _Enrolment(token, terms, request, csr)
+        # A caller that goes away must not leave a device that is stored and not known.
+        return await whole(self._enroll(enrolment))
+
+    async def _enroll(self, enrolment: _Enrolment) -> device_pb2.DeviceIdentity:
+        former = self._parts.book.get(enrolment.name) if enrolment.terms.device else None
+        device, certificate = self._device(enrolment, former)
+        what = "made anew" if former is not None else "enrolled"
+        text = f"It was {what} with tokens/{enrolment.token.id}."
+        event = DeviceEvent(device.name, device.last_seen, "enrolled", text, enrolment.actor)
+        key = key_digest(enrolment.csr)
+        write = Write(device, former.version if former is not None else 0)
+        known = await self._parts.store.enroll(write, key, enrolment.token.id, event)
+        if isinstance(known, NotEnrolled):
+            raise _not_enrolled(known, enrolment)
+        if known is not None:
+            # It is the device already, and may not know it.
+            return await self._renewed(DeviceIdentity(known.name, known.identity), enrolment.csr)
+        self._parts.book.enrolled(device)
+        if former is not None:
+            self._parts.authenticator.cut(former.identity)
+        log.info("device.enrolled", device=device.name, token=enrolment.token.id)
+        return self._identity(device.name, certificate)
+
+    def _device(self, enrolment: _Enrolment, former: Device | None) -> tuple[Device, str]:
+        """The device that is to be, and its certificate. One that is made anew keeps what is wanted
+        of it and its labels, and begins with an empty disk."""
+        name, request, now = enrolment.name, enrolment.request, self._parts.clock()
+        who = DeviceIdentity(name, self._parts.new_identity())
+        certificate = self._parts.authority.sign_device(enrolment.csr, who, self._parts.life)
+        own = dict(request.labels) | dict(former.labels if former is not None else ())
+        made = Device(
+            name=name,
+            state=DeviceState.ENROLLED,
+            labels=tuple(sorted((own | dict(enrolment.terms.labels)).items())),
+            platform=platform_of(request.platform),
+            capacity=capacity_of(request.capacity),
+            version=1,
+            transport=TRANSPORT,
+            create_time=now,
+            last_seen=now,
+            identity=who.identity,
+            certificate_end=_end_of(certificate),
+        )
+        if former is not None:
+            made = changed(
+                made,
+                version=former.version + 1,
+                generation=former.generation,
+                wants=former.wants,
+                create_time=former.create_time,
+            )
+        return made, certificate
+
+    # -- staying one ----------------------------------------------------------------------------
+
+    async def renew(self, request: device_pb2.RenewDeviceRequest) -> device_pb2.DeviceIdentity:
+        """A new certificate for the device that calls."""
+        token = current_call().token
+        if not isinstance(token, DeviceCaller):
+            raise FailedPrecondition("only a device has a certificate to renew")
+        if isinstance(token, DeviceRenewal):
+            token.check_request(request.csr)
+        csr = read_request(request.csr, "csr")
+        who = DeviceIdentity(token.device, token.identity)
+        reply = await self._renewed(who, csr, Happening("renewed", "It got a new certificate."))
+        log.info("device.renewed", device=token.device)
+        return reply
+
+    async def _renewed(
+        self, who: DeviceIdentity, csr: x509.CertificateSigningRequest, *events: Happening
+    ) -> device_pb2.DeviceIdentity:
+        certificate = self._parts.authority.sign_device(csr, who, self._parts.life)
+        end = _end_of(certificate)
+
+        def decide(device: Device) -> Device:
+            if device.identity != who.identity or device.state is DeviceState.REVOKED:
+                raise refused("the device was revoked, or another machine took its place")
+            return changed(device, certificate_end=end, version=device.version + 1)
+
+        await self._parts.book.change(who.device, decide, *events)
+        return self._identity(who.device, certificate)
+
+    def _identity(self, device: str, certificate: str) -> device_pb2.DeviceIdentity:
+        reply = device_pb2.DeviceIdentity(
+            device=device,
+            certificate=certificate,
+            authority=self._parts.authority.pem,
+            address=self._parts.devices_at(),
+            server_name=DEVICES_NAME,
+        )
+        set_time(reply.time, self._parts.clock())
+        return reply
+
+
+def _check_token(request: device_pb2.CreateDeviceTokenRequest) -> None:
+    _refuse_reserved(request.labels)
+    if request.device and request.uses > 1:
+        raise InvalidArgument.field(
+            "uses",
+            "must be 1 for a token that names its device",
+            value=request.uses,
+            remedy="leave the name out, or make a token for each device",
+        )
+
+
+def _refuse_reserved(labels: Iterable[str]) -> None:
+    if found := reserved_labels(labels, "labels"):
+        raise InvalidArgument.of(found)
+
+
+def _not_enrolled(why: NotEnrolled, enrolment: _Enrolment) -> HatobaError:
+    name = enrolment.name
+    if why is NotEnrolled.USED_UP:
+        return Unauthenticated(
+            "the device token has made as many devices as it may, or its device is gone; make "
+            "another: `hatoba devices add`",
+            reason=Reason.TOKEN_USED,
+        )
+    if enrolment.terms.device:
+        return Aborted(f"device {name!r} was changed at this moment; enroll again")
+    return AlreadyExists(
+        f"there is a device {name!r}; choose another name, or have this machine take its place "
+        f"with a token from `hatoba devices add --name {name}`",
+        resource=Resource("device", f"devices/{name}"),
+    )
+
+
+def _end_of(certificate: str) -> Micros:
+    ends = x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
+    return round(ends.timestamp() * 1e6)

@@ -1,0 +1,176 @@
+"""Devices and a real server: enrolled, told what is wanted, heard, and taken back from the bad."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+import pytest
+from hand_device import BAD, HandDevice
+from waiting import eventually
+
+from hatoba.v1 import deployment_pb2, device_pb2
+
+if TYPE_CHECKING:
+    from tests.integration.devices.conftest import DeviceYard
+
+READY = deployment_pb2.DEPLOYMENT_STATE_READY
+NAME = "projects/default/deployments/reader"
+
+
+async def test_a_model_goes_to_a_device_and_a_bad_one_is_taken_back(yard: DeviceYard) -> None:
+    device = await yard.device("reader-1")
+    await yard.deploy(await yard.model())
+    async with device.connected() as stream:
+        assert stream.welcome.time.seconds > 1_700_000_000
+        desired = await stream.wanted(1)
+        assert desired.wants[0].deployment == NAME
+        assert desired.wants[0].spec.model.digest.startswith("sha256:")
+        await stream.report(desired)
+        shown = await yard.until_state(READY)
+        assert (shown.devices.total, shown.devices.succeeded, shown.devices.connected) == (1, 1, 1)
+        await yard.update(await yard.model())
+        desired = await stream.wanted(2)
+        await stream.report(desired, BAD, running=1, why="It ended with exit code 1.")
+        await stream.report(await stream.wanted(1))
+        shown = await yard.until_state(READY)
+        assert shown.rollout.state == deployment_pb2.ROLLOUT_STATE_ROLLED_BACK
+        assert "exit code 1" in shown.rollout.cause.message
+        found = await yard.get("reader-1")
+        assert (found.connected, found.settled) == (True, found.desired.generation)
+        assert "connected; has done all of generation" in found.explanation
+
+
+async def test_after_a_restart_of_the_server_nothing_is_told_anew(yard: DeviceYard) -> None:
+    device = await yard.device("reader-1")
+    await yard.deploy(await yard.model())
+    async with device.connected() as stream:
+        await stream.report(await stream.wanted(1))
+        await yard.until_state(READY)
+    before = await yard.get("reader-1")
+    await yard.server.restart()
+    async with device.connected() as stream:
+        assert (await stream.wanted(1)).generation == before.desired.generation
+    assert (await yard.shown()).state == READY
+
+
+async def test_a_token_makes_as_many_devices_as_it_says(yard: DeviceYard) -> None:
+    token, address = await yard.token(uses=2), yard.server.address
+    first, second, third = HandDevice(), HandDevice(), HandDevice()
+    await first.enroll(address, token, "a")
+    again = HandDevice(key=first.key)
+    await again.enroll(address, token, "a")
+    assert again.name == "a"
+    with pytest.raises(grpc.aio.AioRpcError) as taken:
+        await second.enroll(address, token, "a")
+    assert taken.value.code() is grpc.StatusCode.ALREADY_EXISTS
+    await second.enroll(address, token, "b")
+    with pytest.raises(grpc.aio.AioRpcError) as used:
+        await third.enroll(address, token, "c")
+    assert used.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    listed = await yard.wire.once(device_pb2.ListDevicesRequest(), device_pb2.ListDevicesResponse)
+    assert [one.name for one in listed.devices] == ["devices/a", "devices/b"]
+
+
+async def test_a_copy_of_a_device_cuts_the_older_one_and_both_are_named(yard: DeviceYard) -> None:
+    device = await yard.device("reader-1")
+    copy = HandDevice(device.key, device.identity, installation="installation-2")
+    async with device.connected() as older, copy.connected():
+        code, message = await older.ended()
+        assert code is grpc.StatusCode.ABORTED
+        assert "another stream" in message
+        assert (await yard.events("reader-1"))[0] == "cloned"
+
+
+async def test_a_revoked_device_is_cut_and_does_not_come_back(yard: DeviceYard) -> None:
+    device = await yard.device("reader-1")
+    async with device.connected() as stream:
+        request = device_pb2.RevokeDeviceRequest(name="reader-1", reason="stolen")
+        await yard.wire.once(request, device_pb2.Device)
+        code, _ = await stream.ended()
+        assert code in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED)
+    async with device.channel() as stub:
+        call = stub.Connect(metadata=device.metadata())
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_nobody_speaks_for_another(yard: DeviceYard) -> None:
+    device, other = await yard.device("reader-1"), await yard.device("reader-2")
+    async with device.channel() as stub:
+        call = stub.Connect(metadata=device.metadata(other.name))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+    async def told() -> bool:
+        return "denied" in await yard.events(other.name)
+
+    await eventually(told)
+
+
+async def test_labels_bring_and_take_what_runs_and_taking_is_asked_for(yard: DeviceYard) -> None:
+    device = await yard.device("reader-1")
+    await yard.deploy(await yard.model())
+    async with device.connected() as stream:
+        await stream.report(await stream.wanted(1))
+        move = device_pb2.UpdateDeviceRequest(name="reader-1", labels={"site": "osaka"})
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await yard.wire.once(move, device_pb2.Device)
+        assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert "would lose reader" in str(refused.value.details())
+        move.allow_removal = True
+        await yard.wire.once(move, device_pb2.Device)
+        await stream.wanted(0)
+        plan = device_pb2.PlanDevicesRequest(deployment="reader")
+        plan.selector.add(key="site", values=["osaka", "tokyo"])
+        told = await yard.wire.once(plan, device_pb2.DevicePlan)
+        assert (told.comes, list(told.coming)) == (1, ["reader-1"])
+
+
+async def test_a_decommissioned_device_is_forgotten_once_it_runs_nothing(yard: DeviceYard) -> None:
+    device = await yard.device("reader-1")
+    await yard.deploy(await yard.model())
+    async with device.connected() as stream:
+        await stream.report(await stream.wanted(1))
+        request = device_pb2.DecommissionDeviceRequest(name="reader-1")
+        await yard.wire.once(request, device_pb2.Device)
+        await stream.report(await stream.wanted(0))
+        await stream.ended()
+    with pytest.raises(grpc.aio.AioRpcError) as gone:
+        await yard.get("reader-1")
+    assert gone.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_what_a_device_kept_is_stored_once_and_gaps_are_told(yard: DeviceYard) -> None:
+    device = await yard.device("reader-1")
+    async with device.connected() as stream:
+        records = device_pb2.DeviceRecords(first=1)
+        for text in ("one", "two"):
+            records.records.add().log.text = text
+        await stream.say(device_pb2.DeviceItem(records=records))
+        stored = await stream.next(lambda one: one.HasField("stored"))
+        assert stored.stored.position == 2
+        records.records.add().log.text = "three"
+        await stream.say(device_pb2.DeviceItem(records=records))
+        await stream.next(lambda one: one.stored.position == 3)
+        late = device_pb2.DeviceRecords(first=9)
+        late.records.add().log.text = "nine"
+        await stream.say(device_pb2.DeviceItem(records=late))
+        await stream.next(lambda one: one.stored.position == 9)
+    request = device_pb2.ListDeviceLogsRequest(name="reader-1")
+    told = await yard.wire.once(request, device_pb2.ListDeviceLogsResponse)
+    lines = [(one.position, one.text, one.lost) for one in told.lines]
+    assert lines == [(1, "one", 0), (2, "two", 0), (3, "three", 0), (9, "nine", 5)]
+
+
+async def test_without_a_selector_or_a_port_it_says_what_to_do(yard: DeviceYard) -> None:
+    request = deployment_pb2.CreateDeploymentRequest(deployment="reader")
+    request.spec.model = await yard.model()
+    request.spec.devices.per_minute = 5
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await yard.wire.once(request, deployment_pb2.Deployment)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "selector" in str(refused.value.details())

@@ -1,0 +1,236 @@
+"""Deployments to devices: what devices are told, and what becomes of what they say."""
+
+from __future__ import annotations
+
+from device_house import BAD, BAKING, GOOD, NAME, FleetHouse
+from rollout_rows import version
+
+from hatoba.v1 import common_pb2, deployment_pb2
+from hatoba_scheduler.control.devices import Happening, put_into, relabelled
+from hatoba_scheduler.convert_devices import NEWEST_GENERATION
+from hatoba_scheduler.domain.deployments import RolloutState
+from hatoba_scheduler.domain.device_rollouts import Stage
+from hatoba_scheduler.domain.devices import Capacity, DeviceState, Platform
+from hatoba_scheduler.domain.rollouts import deleted
+
+READY = deployment_pb2.DEPLOYMENT_STATE_READY
+CRASHES = common_pb2.Cause(
+    code=common_pb2.CAUSE_CODE_CRASH_LOOP,
+    origin=common_pb2.ORIGIN_USER,
+    message="It ended with exit code 1.",
+)
+PASSES = common_pb2.Cause(
+    code=common_pb2.CAUSE_CODE_STAGING_FAILED,
+    origin=common_pb2.ORIGIN_INFRASTRUCTURE,
+    message="The disk is full.",
+    retryable=True,
+)
+THREE = ("a", "b", "c")
+
+
+async def test_those_that_match_get_it_and_say_how_it_works() -> None:
+    async with FleetHouse().running() as house:
+        await house.add(*THREE)
+        await house.add("elsewhere", labels=(("site", "osaka"),))
+        live = await house.deploy()
+        for name in THREE:
+            (want,) = house.wanted(name).wants
+            assert (want.deployment, want.revision) == (NAME, 1)
+            assert want.spec.model_version == version(1)
+            assert want.bake.seconds == 60
+        assert not house.wanted("elsewhere").wants
+        shown = house.shown(live)
+        assert shown.state == deployment_pb2.DEPLOYMENT_STATE_PROGRESSING
+        assert (shown.devices.total, shown.devices.offered, shown.devices.connected) == (3, 3, 3)
+        await house.say(THREE, BAKING)
+        assert house.shown(live).devices.under_way == 3
+        await house.say(THREE, GOOD)
+        shown = house.shown(live)
+        assert (shown.state, shown.devices.succeeded) == (READY, 3)
+        (status,) = shown.revisions
+        assert (status.revision, status.wanted, status.ready) == (1, 3, 3)
+        assert live.deployment.current == 1
+
+
+async def test_a_bad_one_is_taken_back_and_what_was_good_is_not_begun_anew() -> None:
+    async with FleetHouse().running() as house:
+        await house.add(*THREE)
+        live = await house.deploy(retries=0)
+        await house.work(*THREE)
+        await house.update(live, 2)
+        assert [house.runs(name) for name in THREE] == [[(2, 0)]] * 3
+        await house.say(THREE, BAD, running=1, cause=CRASHES)
+        rollout = live.deployment.rollout
+        assert rollout is not None
+        assert rollout.cause is not None
+        assert CRASHES.message in rollout.cause.message
+        assert rollout.state is RolloutState.ROLLING_BACK
+        assert [house.runs(name) for name in THREE] == [[(1, 0)]] * 3
+        await house.say(THREE, GOOD)
+        assert live.deployment.rollout is not None
+        assert live.deployment.rollout.state is RolloutState.ROLLED_BACK
+        assert house.shown(live).state == READY
+
+
+async def test_who_was_away_is_told_only_the_newest() -> None:
+    async with FleetHouse().running() as house:
+        await house.add(*THREE)
+        live = await house.deploy()
+        await house.work(*THREE)
+        await house.go("c")
+        for number in range(2, 7):
+            await house.update(live, number)
+            await house.work("a", "b")
+        before = len(house.streams.got["c"])
+        await house.come("c", generation=1)
+        assert [one.wants[0].revision for one in house.streams.got["c"][before:]] == [6]
+        await house.work("c")
+        assert house.shown(live).devices.succeeded == 3
+
+
+async def test_another_server_tells_the_same_and_no_newer_generation() -> None:
+    house = FleetHouse()
+    async with house.running():
+        await house.add(*THREE)
+        await house.deploy()
+        await house.work("a")
+    before = {name: house.wanted(name) for name in THREE}
+    writes = house.store.writes
+    async with house.running():
+        assert house.store.writes == writes
+        await house.come(*THREE)
+        assert {name: house.wanted(name) for name in THREE} == before
+        await house.work("b", "c")
+        (live,) = house.book.all()
+        assert house.shown(live).state == READY
+
+
+async def test_an_error_that_passes_is_tried_again() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("a")
+        live = await house.deploy()
+        await house.work("a")
+        await house.update(live, 2)
+        await house.say(["a"], BAD, running=1, cause=PASSES)
+        assert house.runs("a") == [(1, 0)]
+        await house.turn(301)
+        assert house.runs("a") == [(2, 1)]
+        await house.work("a")
+        assert house.shown(live).state == READY
+
+
+async def test_groups_wait_for_each_other() -> None:
+    async with FleetHouse().running() as house:
+        await house.add(*THREE)
+        group = deployment_pb2.DeviceGroup(devices=1)
+        live = await house.deploy(groups=[group])
+        first = [name for name in THREE if house.wanted(name).wants]
+        assert len(first) == 1
+        assert "1 to take it up" in house.shown(live).rollout.waiting_for
+        await house.work(*first)
+        assert all(house.wanted(name).wants for name in THREE)
+
+
+async def test_what_does_not_fit_is_refused_with_figures_and_the_former_stays() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("big")
+        await house.add("small", capacity=Capacity(1.0, 64 << 20, 1 << 30))
+        live = await house.deploy(abort_share=1.0)
+        await house.work("big", "small")
+        await house.update(live, 2, memory=100 << 20)
+        assert (house.runs("big"), house.runs("small")) == ([(2, 0)], [(1, 0)])
+        row = house.deployments.rows[live.uid, 2, "small"]
+        assert row.stage is Stage.REJECTED
+        assert row.cause is not None
+        assert "100 MiB of memory, there are 64 MiB" in row.cause.message
+        await house.work("big")
+        shown = house.shown(live)
+        assert shown.state == deployment_pb2.DEPLOYMENT_STATE_DEGRADED
+        assert (shown.devices.succeeded, shown.devices.rejected) == (1, 1)
+
+
+async def test_each_device_gets_the_image_for_it_and_who_has_none_is_refused() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("arm")
+        await house.add("pc", platform=Platform("amd64"))
+        await house.add("odd", platform=Platform("arm", "v7"))
+        live = await house.deploy(abort_share=1.0)
+        await house.work("arm", "pc", "odd")
+        await house.update(live, 2, images={"arm64": "sha256:a", "amd64": "sha256:b"})
+        found = {name: house.wanted(name).wants[0].spec for name in ("arm", "pc")}
+        images = {name: spec.serving.environment.image for name, spec in found.items()}
+        assert images == {"arm": "r.example/m@sha256:a", "pc": "r.example/m@sha256:b"}
+        assert not any(spec.images for spec in found.values())
+        row = house.deployments.rows[live.uid, 2, "odd"]
+        assert (row.stage, house.runs("odd")) == (Stage.REJECTED, [(1, 0)])
+        assert row.cause is not None
+        assert row.cause.message == "its image is there for arm64, amd64, the device is arm/v7"
+
+
+async def test_other_labels_take_it_away_and_bring_it() -> None:
+    async with FleetHouse().running() as house:
+        await house.add(*THREE)
+        live = await house.deploy()
+        await house.work(*THREE)
+        moved = (("site", "osaka"),)
+        await house.devices.change("a", lambda one: relabelled(one, moved))
+        await house.turn()
+        assert not house.wanted("a").wants
+        assert house.shown(live).devices.total == 3
+        back = (("site", "tokyo"),)
+        await house.devices.change("a", lambda one: relabelled(one, back))
+        await house.turn()
+        assert house.runs("a") == [(1, 0)]
+
+
+async def test_a_deleted_one_is_wanted_of_nobody_also_of_who_is_away() -> None:
+    async with FleetHouse().running() as house:
+        await house.add(*THREE)
+        live = await house.deploy()
+        await house.work(*THREE)
+        await house.go("c")
+        await house.book.change(live, lambda view: deleted(view, house.book.now("ann")))
+        await house.turn()
+        assert not house.book.all()
+        assert not house.wanted("a").wants
+        await house.come("c")
+        assert not house.wanted("c").wants
+
+
+async def test_who_is_to_leave_is_forgotten_once_it_says_that_nothing_runs() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("a")
+        await house.deploy()
+        await house.work("a")
+        leaving = Happening("leaving", "It goes.")
+        await house.devices.change("a", lambda one: put_into(one, DeviceState.LEAVING), leaving)
+        await house.turn()
+        assert not house.wanted("a").wants
+        assert house.devices.get("a") is not None
+        await house.say(["a"], GOOD)
+        assert house.devices.get("a") is None
+        assert house.streams.forgotten == ["a"]
+        assert [one.kind for one in house.store.events] == ["leaving"]
+
+
+async def test_a_generation_that_was_never_given_is_outrun_and_an_absurd_one_is_not() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("a", "b", comes=False)
+        await house.deploy()
+        await house.come("a", generation=40)
+        await house.come("b", generation=NEWEST_GENERATION + 1)
+        assert house.wanted("a").generation == 41
+        assert house.wanted("b").generation == 1
+        assert [one.kind for one in house.store.events] == ["generation", "generation"]
+        await house.work("a", "b")
+        (live,) = house.book.all()
+        assert house.shown(live).state == READY
+
+
+async def test_without_a_device_it_waits_for_one() -> None:
+    async with FleetHouse().running() as house:
+        live = await house.deploy()
+        assert house.shown(live).rollout.waiting_for == "a device that matches its selector"
+        await house.add("a")
+        await house.work("a")
+        assert house.shown(live).state == READY

@@ -1,0 +1,226 @@
+"""`hatoba agent`: make this machine a device, and be its agent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from hatoba_worker.agent.diagnosing import Finding
+
+DATA = "~/.local/share/hatoba-agent"
+NOT_ENROLLED = 78
+_LABEL = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9._/-]{0,61}[a-zA-Z0-9])?")
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+@click.group()
+def agent() -> None:
+    """Be a device: run models on this machine, whatever its link does."""
+
+
+def _directory(_context: click.Context, _option: click.Parameter, given: Path | None) -> Path:
+    return (given or Path(DATA)).expanduser().resolve()
+
+
+def _labels(
+    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not _LABEL.fullmatch(key):
+            raise click.BadParameter(f"{text!r} is no label: write KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+def _device(_context: click.Context, _option: click.Parameter, given: str) -> str:
+    if given and not _NAME.fullmatch(given):
+        raise click.BadParameter(
+            f"{given!r} is no device's name: small letters, digits and dashes, at most 63"
+        )
+    return given
+
+
+def _amount(_context: click.Context, _option: click.Parameter, given: str) -> int:
+    from hatoba.units import parse_memory
+
+    try:
+        return parse_memory(given)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def data_option(command: Callable[..., None]) -> Callable[..., None]:
+    """`--data` for a command."""
+    return click.option(
+        "--data",
+        default=None,
+        callback=_directory,
+        type=click.Path(path_type=Path, file_okay=False),
+        help=f"Directory of this device; it holds its keys.  [default: {DATA}]",
+    )(command)
+
+
+@agent.command()
+@click.option(
+    "--server", required=True, metavar="HOST:PORT", help="The server's ordinary port, once."
+)
+@click.option(
+    "--token", default="", metavar="TOKEN", help="What `hatoba devices add` printed on the server."
+)
+@click.option("--token-file", default="", metavar="FILE", help="File with the token, in its place.")
+@click.option(
+    "--ca-file",
+    default="",
+    metavar="FILE",
+    help="Authority (PEM) to believe instead of the token's.",
+)
+@click.option(
+    "--name",
+    default="",
+    callback=_device,
+    help="Name of the device, where the token leaves it open.  [default: made from its key]",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    callback=_labels,
+    metavar="K=V",
+    help="By which deployments select it; the token's go before. Repeatable.",
+)
+@click.option(
+    "--up-per-day",
+    default="0",
+    callback=_amount,
+    metavar="SIZE",
+    help="What its link may carry up in a day, e.g. 20MB; 0: as much as there is.",
+)
+@click.option(
+    "--down-per-day",
+    default="0",
+    callback=_amount,
+    metavar="SIZE",
+    help="What its link may carry down in a day, e.g. 200MB; 0: as much as there is.",
+)
+@data_option
+def enroll(
+    server: str,
+    token: str,
+    token_file: str,
+    ca_file: str,
+    name: str,
+    labels: dict[str, str],
+    up_per_day: int,
+    down_per_day: int,
+    data: Path,
+) -> None:
+    """Make this machine a device, with a key that never leaves it; again with the same token does
+    nothing.
+    """
+    from hatoba_worker.agent.enrolling import NotMade, TokenText, Wish
+    from hatoba_worker.agent.enrolling import enroll as made
+    from hatoba_worker.agent.main import clock_of
+
+    if bool(token) is bool(token_file):
+        raise click.UsageError("give either --token or --token-file")
+    try:
+        text = token or Path(token_file).expanduser().read_text(encoding="ascii")
+        authority = Path(ca_file).expanduser().read_text(encoding="ascii") if ca_file else ""
+        wish = Wish(
+            server=server,
+            token=TokenText.parse(text),
+            name=name,
+            authority=authority,
+            labels=labels,
+            up_per_day=up_per_day,
+            down_per_day=down_per_day,
+        )
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        clock = clock_of(data)
+        clock.load()
+        found = asyncio.run(made(data, wish, clock))
+    except (NotMade, OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"this machine is devices/{found.device}; its server is {found.address}")
+    click.echo(f"`hatoba agent run --data {data}` is its agent", err=True)
+
+
+@agent.command()
+@data_option
+def run(data: Path) -> None:
+    """Be the agent of this device until told to end; what runs then goes on.
+
+    It listens to nobody: it dials the server, for ever, and needs it for nothing that it has.
+    """
+    # Before grpc is imported: its fork handlers could end a child between fork and exec.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    from hatoba_worker.agent.main import is_device, main
+
+    if not is_device(data):
+        click.echo(f"{data} is no device yet: `hatoba agent enroll` makes it one", err=True)
+        sys.exit(NOT_ENROLLED)
+    sys.exit(main(data))
+
+
+@agent.command()
+@data_option
+@click.option("--json", "as_json", is_flag=True, help="All that the agent wrote, as it wrote it.")
+def status(data: Path, as_json: bool) -> None:
+    """Show how the agent was when it wrote last; needs no link."""
+    import json
+
+    from hatoba_worker.agent import lock
+    from hatoba_worker.agent.status import read
+
+    told = read(data)
+    if not told:
+        raise click.ClickException(f"no agent of {data} has written anything yet")
+    if as_json:
+        click.echo(json.dumps(told, indent=1))
+        return
+    if not lock.is_held(data):
+        click.echo("the agent does not run; this is how it was", err=True)
+    link = told["link"]
+    click.echo("connected" if link["connected"] else f"not connected: {link['problem']}")
+    for one in told["report"].get("slots", ()):
+        phase = one.get("phase", "").removeprefix("SLOT_PHASE_")
+        runs = one.get("running", 0) or "-"
+        where = one.get("address", "") or "-"
+        click.echo(f"{one['deployment']}  {phase}  {one.get('revision', 0)}  {runs}  {where}")
+
+
+@agent.command()
+@data_option
+def diagnose(data: Path) -> None:
+    """Look at all that can be looked at here, without a link, and say what to do about it.
+
+    Exit code 1 when something is bad.
+    """
+    from hatoba_worker.agent.diagnosing import Level, Place, findings
+    from hatoba_worker.agent.main import clock_of
+
+    if not data.is_dir():
+        raise click.ClickException(f"there is no {data}: `hatoba agent enroll` makes a device")
+    clock = clock_of(data)
+    clock.load()
+    found = findings(Place(data, clock))
+    for one in found:
+        _show(one)
+    sys.exit(int(any(one.level is Level.BAD for one in found)))
+
+
+def _show(finding: Finding) -> None:
+    click.echo(f"{finding.level.value:<5}{finding.about:<10}{finding.text}")
+    if finding.remedy:
+        click.echo(f"{'':15}-> {finding.remedy}")

@@ -1,0 +1,205 @@
+"""Becoming a device with a device token, at the server's ordinary port."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from hatoba.errors import InvalidSpec
+from hatoba.settings import parse_address
+from hatoba.v1 import device_pb2, device_pb2_grpc
+from hatoba_worker import keys
+from hatoba_worker.agent import facts
+from hatoba_worker.agent.clock import FloorClock
+from hatoba_worker.agent.identity import Identity, NotEnrolled
+from hatoba_worker.agent.outside import socket_directory
+from hatoba_worker.agent.renewing import TLS
+from hatoba_worker.agent.settings import BadSettings, Settings
+from hatoba_worker.agent.tunnel import Peer, Tunnel
+
+log = structlog.get_logger(__name__)
+
+CALL_SECONDS = 60.0
+_ID = 12
+_AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_REMEDIES = {
+    grpc.StatusCode.UNAUTHENTICATED: "`hatoba devices add` on the server makes another token",
+    grpc.StatusCode.PERMISSION_DENIED: "it takes a token of `hatoba devices add`",
+    grpc.StatusCode.ALREADY_EXISTS: "give --name with another one, or have a token made for this "
+    "device: `hatoba devices add --device NAME`",
+    grpc.StatusCode.UNIMPLEMENTED: "the server is of a version without devices, or has none",
+}
+
+
+class NotMade(ValueError):
+    """The machine did not become a device; the message says why, and what would help."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenText:
+    """What `hatoba devices add` prints: a token, its id, and the server's own authority (PEM) if it
+    has one.
+    """
+
+    token: str
+    identity: str
+    authority: str
+
+    @classmethod
+    def parse(cls, text: str) -> TokenText:
+        """Raises NotMade."""
+        token, _, pinned = text.strip().partition(".")
+        parts = token.split("_")
+        if len(parts) < 3 or parts[0] != "hb" or len(parts[1]) != _ID:
+            raise NotMade("this is no device token; `hatoba devices add` prints the whole line")
+        return cls(token, parts[1], _authority(pinned) if pinned else "")
+
+
+def _authority(text: str) -> str:
+    try:
+        der = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode()
+    except (binascii.Error, ValueError):
+        raise NotMade(
+            "the device token is not whole: after its point the server's authority follows; paste "
+            "the line that `hatoba devices add` printed"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How a machine becomes a device. `authority` (PEM) is believed in place of the token's; an
+    empty `name` leaves it to the server. Bytes a day are as in Settings.
+    """
+
+    server: str
+    token: TokenText
+    name: str = ""
+    authority: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    up_per_day: int = 0
+    down_per_day: int = 0
+
+
+async def enroll(data: Path, wish: Wish, clock: FloorClock) -> Settings:
+    """Make the machine with this data directory a device, unless it has become one by this token
+    already. A call after one whose reply was lost is the same. Raises NotMade, OSError.
+    """
+    known = await asyncio.to_thread(_known, data)
+    if known is not None and known.token == wish.token.identity:
+        return known
+    identity = Identity(data / TLS)
+    key = await asyncio.to_thread(identity.pending_key)
+    request = device_pb2.EnrollDeviceRequest(
+        device=wish.name,
+        csr=await asyncio.to_thread(keys.request_for, key),
+        labels=wish.labels,
+        platform=(await asyncio.to_thread(facts.Facts.read, data)).platform,
+        capacity=await asyncio.to_thread(facts.capacity, data),
+    )
+    given = await _asked(data, wish, clock, request)
+    if given.HasField("time"):
+        clock.learn(given.time.ToMicroseconds() / 1e6)
+        await asyncio.to_thread(clock.keep)
+    return await asyncio.to_thread(_kept, data, wish, given)
+
+
+def _known(data: Path) -> Settings | None:
+    """What this directory is known as; None: it is no device's, or lost what it had."""
+    try:
+        Identity(data / TLS).current()
+        return Settings.load(data)
+    except (NotEnrolled, BadSettings):
+        return None
+
+
+def _kept(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
+    identity = Identity(data / TLS)
+    found = Settings(
+        device=given.device,
+        address=given.address,
+        server_name=given.server_name,
+        token=wish.token.identity,
+        up_per_day=wish.up_per_day,
+        down_per_day=wish.down_per_day,
+    )
+    try:
+        certificate = x509.load_pem_x509_certificate(given.certificate.encode())
+        sound = found.port > 0 and certificate.public_key() == identity.pending_key().public_key()
+    except ValueError:
+        sound = False
+    if not sound:
+        raise NotMade("what the server answers makes no device: its certificate or its address")
+    found.save(data)
+    # This one last: who has it is enrolled.
+    identity.enrolled(given.certificate, given.authority)
+    return found
+
+
+# -- the call -------------------------------------------------------------------------------------
+
+
+async def _asked(
+    data: Path, wish: Wish, clock: FloorClock, request: device_pb2.EnrollDeviceRequest
+) -> device_pb2.DeviceIdentity:
+    metadata = (("authorization", f"Bearer {wish.token.token}"),)
+    async with _reached(data, wish, clock) as (channel, tunnel):
+        stub = device_pb2_grpc.DeviceServiceStub(channel)
+        try:
+            return await stub.EnrollDevice(request, metadata=metadata, timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            problem = tunnel.problem if tunnel is not None else ""
+            raise NotMade(_why(wish.server, error, problem)) from error
+
+
+@contextlib.asynccontextmanager
+async def _reached(
+    data: Path, wish: Wish, clock: FloorClock
+) -> AsyncIterator[tuple[grpc.aio.Channel, Tunnel | None]]:
+    """A channel to the server's ordinary port. With an authority of its own it goes by the clock
+    that the agent keeps: this machine's may say 1970.
+    """
+    try:
+        address, tls = parse_address(wish.server)
+    except InvalidSpec as error:
+        raise NotMade(f"{error.message}; {error.remedy}") from error
+    authority = wish.authority or wish.token.authority
+    if not authority:
+        open_channel = (
+            grpc.aio.secure_channel(address, grpc.ssl_channel_credentials())
+            if tls
+            else grpc.aio.insecure_channel(address)
+        )
+        async with open_channel as channel:
+            yield channel, None
+        return
+    async with socket_directory(data / "enrolling") as directory:
+        path = directory / "server-authority.pem"
+        await asyncio.to_thread(keys.write_secret, path, authority)
+        host, _, port = address.rpartition(":")
+        name = host.strip("[]")
+        peer = Peer(name, int(port), name, path)
+        tunnel = Tunnel(directory, lambda: peer, clock)
+        async with tunnel.open(), grpc.aio.insecure_channel(tunnel.target) as channel:
+            yield channel, tunnel
+
+
+def _why(server: str, error: grpc.aio.AioRpcError, problem: str) -> str:
+    if problem or error.code() in _AWAY:
+        return (
+            f"{server} cannot be reached, or is not the server that made this token: "
+            f"{problem or error.details()}; the token stays good for another try"
+        )
+    remedy = _REMEDIES.get(error.code(), "")
+    return f"{error.details()}; {remedy}" if remedy else str(error.details())

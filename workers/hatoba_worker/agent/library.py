@@ -1,0 +1,97 @@
+"""Models and code from the server, by the device's own link."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, TypeAlias
+
+import grpc
+import grpc.aio
+
+from hatoba.artifacts.manifest import digest_of
+from hatoba.streams import open_stream
+from hatoba.v1 import artifact_pb2, artifact_pb2_grpc
+from hatoba_worker.agent.blobs import READ_SECONDS, Cut, Gone, Wrong
+from hatoba_worker.agent.calls import Broken, next_message, typed
+
+LARGEST_MANIFEST = 64 << 20
+Metadata: TypeAlias = tuple[tuple[str, str], ...]
+_REFUSALS = frozenset(
+    {
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+    }
+)
+
+
+class Way(NamedTuple):
+    """To the server: the channel for what is large, and what a call on it carries."""
+
+    channel: grpc.aio.Channel
+    metadata: Metadata
+
+
+class ServerLibrary:
+    """See `Library`. `way` is asked before each call; None: there is no link now."""
+
+    def __init__(self, way: Callable[[], Way | None]) -> None:
+        self._way = way
+
+    async def manifest(self, digest: str) -> artifact_pb2.Manifest:
+        """What a tree holds. Raises Gone, Cut, Wrong."""
+        stub, metadata = self._stub()
+        request = artifact_pb2.DownloadManifestRequest(digest=digest)
+        kind = artifact_pb2.DownloadManifestResponse
+        data = bytearray()
+        with _typed():
+            async with open_stream(stub.DownloadManifest(request, metadata=metadata)) as call:
+                while (reply := await next_message(call, kind, READ_SECONDS)) is not None:
+                    data += reply.data
+                    if len(data) > LARGEST_MANIFEST:
+                        raise Wrong(f"manifest {digest} has more than {LARGEST_MANIFEST:,} bytes")
+        return await asyncio.to_thread(_parsed, digest, bytes(data))
+
+    async def read(self, digest: str, offset: int) -> AsyncIterator[bytes]:
+        """The bytes of a chunk from an offset on. Raises Gone, Cut, Wrong.
+
+        The contract knows no beginning in the middle: what is before the offset comes once more.
+        """
+        stub, metadata = self._stub()
+        sha256 = bytes.fromhex(digest.removeprefix("sha256:"))
+        request = artifact_pb2.DownloadChunksRequest(sha256=[sha256])
+        kind = artifact_pb2.DownloadChunksResponse
+        with _typed():
+            async with open_stream(stub.DownloadChunks(request, metadata=metadata)) as call:
+                while (reply := await next_message(call, kind, READ_SECONDS)) is not None:
+                    if reply.position:
+                        raise Wrong(f"more comes than {digest}, which was asked for")
+                    yield reply.data[offset:]
+                    offset = max(0, offset - len(reply.data))
+
+    def _stub(self) -> tuple[artifact_pb2_grpc.ArtifactServiceAsyncStub, Metadata]:
+        way = self._way()
+        if way is None:
+            raise Cut("the server is not connected")
+        return artifact_pb2_grpc.ArtifactServiceStub(way.channel), way.metadata
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    """Raise Gone or Cut for what became of a call."""
+    try:
+        with typed():
+            yield
+    except Broken as error:
+        raise (Gone if error.code in _REFUSALS else Cut)(str(error)) from error
+
+
+def _parsed(digest: str, data: bytes) -> artifact_pb2.Manifest:
+    if digest_of(data) != digest:
+        raise Wrong(f"what comes as manifest {digest} is something else")
+    try:
+        return artifact_pb2.Manifest.FromString(data)
+    except ValueError as error:
+        raise Wrong(f"manifest {digest} cannot be read: {error}") from error

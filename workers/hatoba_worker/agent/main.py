@@ -1,0 +1,181 @@
+"""The agent as a process: what runs on the device first, then all that needs somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import structlog
+
+from hatoba_worker import host
+from hatoba_worker.agent.blobs import BlobStore
+from hatoba_worker.agent.clock import FloorClock
+from hatoba_worker.agent.conductor import Conductor
+from hatoba_worker.agent.content import ModelContent
+from hatoba_worker.agent.facts import Facts
+from hatoba_worker.agent.journal import Journal
+from hatoba_worker.agent.library import ServerLibrary, Way
+from hatoba_worker.agent.lock import AlreadyRuns, hold
+from hatoba_worker.agent.outside import Budgets, Inside, Outside, socket_directory
+from hatoba_worker.agent.servers import Servers
+from hatoba_worker.agent.settings import FILE, BadSettings, Settings
+from hatoba_worker.agent.trees import DeviceTrees
+from hatoba_worker.agent.watchdog import Watchdog, notify
+from hatoba_worker.process_log import configure_log
+
+log = structlog.get_logger(__name__)
+
+HELD = 75
+AGAIN = 30.0
+"""Seconds until what has to do with the server is begun anew, after a fault in it."""
+BUILT = dt.datetime(2026, 11, 1, tzinfo=dt.UTC).timestamp()
+"""It is not earlier than this, whatever a machine says that has no clock."""
+JOURNAL = "journal"
+
+
+class Agent:
+    """One run of the agent of a data directory."""
+
+    def __init__(
+        self,
+        data: Path,
+        settings: Settings | None,
+        environ: Mapping[str, str],
+        watchdog: Watchdog,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._data = data
+        self._environ = environ
+        self._runtime = Path(environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or data)
+        self._watchdog = watchdog
+        self._sleep = sleep
+        limits = (settings.up_per_day, settings.down_per_day) if settings is not None else (0, 0)
+        self._budgets = Budgets.of(data, *limits)
+        self._clock = clock_of(data)
+        blobs = BlobStore(data / "blobs", self._budgets.content.pay)
+        trees = DeviceTrees(data / "trees", blobs)
+        library = ServerLibrary(self._way)
+        self._content = ModelContent(data / "specs", trees, blobs, library)
+        name = settings.device if settings is not None else "device"
+        self._servers = Servers(data, environ, trees, self._content.spec_of, name=name)
+        journal = Journal(data / JOURNAL)
+        boot = host.boot_id()
+        self._conductor = Conductor(
+            journal, self._content, self._servers, boot, told=self._changed, sleep=sleep
+        )
+        self._outside: Outside | None = None
+
+    def _way(self) -> Way | None:
+        return self._outside.way() if self._outside is not None else None
+
+    def _changed(self, name: str) -> None:
+        if self._outside is not None:
+            self._outside.changed(name)
+
+    async def run(self) -> None:
+        """Keep running what is to run, until cancelled; it goes on without us. Raises OSError."""
+        await asyncio.to_thread(self._content.prepare)
+        await self._conductor.load()
+        async with asyncio.TaskGroup() as tasks:
+            await self._servers.begin(tasks)
+            known = set(self._conductor.slots.names)
+            tasks.create_task(self._conductor.run(), name="conductor")
+            tasks.create_task(self._watchdog.beat_of_loop(), name="event loop")
+            notify("READY=1", self._environ)
+            log.info("agent.runs", slots=sorted(known), lost=self._conductor.lost)
+            tasks.create_task(self._servers.keep_only(known), name="unknown servers")
+            await self._have_to_do_with_others()
+
+    async def _have_to_do_with_others(self) -> None:
+        """Whatever goes wrong in it is begun anew: what runs on the device is not touched by it."""
+        while True:
+            try:
+                async with socket_directory(self._runtime / "link") as directory:
+                    await self._begin_outside(directory)
+            except Exception:
+                log.exception("agent.outside")
+            self._outside = None
+            await self._sleep(AGAIN)
+
+    async def _begin_outside(self, directory: Path) -> None:
+        known = await asyncio.to_thread(Facts.read, self._data)
+        inside = Inside(
+            self._data,
+            self._conductor,
+            self._content,
+            self._servers,
+            self._clock,
+            self._watchdog,
+        )
+        self._outside = Outside(inside, self._budgets, known, directory, self._sleep)
+        await self._outside.run()
+
+
+async def run(
+    data: Path, stop: asyncio.Event, environ: Mapping[str, str], watchdog: Watchdog
+) -> None:
+    """Be the agent of a data directory until `stop` is set; what runs goes on without us. Raises
+    OSError.
+    """
+    settings = await asyncio.to_thread(_settings, data)
+    agent = await asyncio.to_thread(Agent, data, settings, environ, watchdog)
+    async with asyncio.TaskGroup() as tasks:
+        living = tasks.create_task(agent.run(), name="agent")
+        await stop.wait()
+        notify("STOPPING=1", environ)
+        living.cancel()
+
+
+def clock_of(data: Path) -> FloorClock:
+    """The dates of a data directory; to be loaded."""
+    return FloorClock(data / "clock", BUILT, time.time, time.monotonic)
+
+
+def is_device(data: Path) -> bool:
+    """Whether a directory has anything of a device: who lost the one still runs by the other.
+    Blocks.
+    """
+    return (data / FILE).exists() or (data / JOURNAL).exists()
+
+
+def _settings(data: Path) -> Settings | None:
+    """What is known of the link; without, what is on the device runs all the same."""
+    try:
+        return Settings.load(data)
+    except BadSettings as error:
+        log.error("agent.settings", error=str(error))
+        return None
+
+
+def main(data: Path) -> int:
+    """Run until SIGTERM or SIGINT; the exit code. 75: another agent has the directory."""
+    configure_log()
+    # What lives here lives long: frequent full collections would only walk it.
+    gc.set_threshold(20_000, 20, 50)
+    try:
+        handle = hold(data)
+    except (AlreadyRuns, OSError) as error:
+        sys.stderr.write(f"hatoba agent: {error}\n")
+        return HELD
+    watchdog = Watchdog(os.environ)
+    watchdog.begin()
+    try:
+        asyncio.run(_until_told(data, watchdog))
+    finally:
+        watchdog.end_looking()
+        os.close(handle)
+    return 0
+
+
+async def _until_told(data: Path, watchdog: Watchdog) -> None:
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await run(data, stop, os.environ, watchdog)

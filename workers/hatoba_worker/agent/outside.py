@@ -1,0 +1,308 @@
+"""All that the agent has to do with the server: what comes from it, and what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import structlog
+from google.protobuf import json_format
+
+from hatoba.v1 import device_pb2
+from hatoba_worker.agent import disk, facts, status
+from hatoba_worker.agent.blobs import SPARE
+from hatoba_worker.agent.budget import Budget
+from hatoba_worker.agent.clock import FloorClock
+from hatoba_worker.agent.conductor import Conductor
+from hatoba_worker.agent.content import ModelContent
+from hatoba_worker.agent.facts import Facts
+from hatoba_worker.agent.library import Way
+from hatoba_worker.agent.link import PROTOCOL, Link, Parts
+from hatoba_worker.agent.records import Records, heard_log
+from hatoba_worker.agent.renewing import Shown
+from hatoba_worker.agent.ring import Ring
+from hatoba_worker.agent.server_logs import ServerLogs
+from hatoba_worker.agent.servers import Servers
+from hatoba_worker.agent.telling import Sources, Telling
+from hatoba_worker.agent.tunnel import Tunnel
+from hatoba_worker.agent.wanting import Wanting
+from hatoba_worker.agent.watchdog import Watchdog
+
+log = structlog.get_logger(__name__)
+
+FLUSH_EVERY = 1.0
+SAVE_EVERY = 30
+"""Rounds of these after which it is put on the disk how far logs were followed."""
+LONGEST_PATH = 90
+"""Characters of a directory with a socket: the name of one may have 107."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What runs on the device whether there is a server or not."""
+
+    data: Path
+    conductor: Conductor
+    content: ModelContent
+    servers: Servers
+    clock: FloorClock
+    watchdog: Watchdog
+
+
+@dataclass(frozen=True, slots=True)
+class Budgets:
+    """Bytes a day of the whole link, each way, and of what may wait: records, and content."""
+
+    up: Budget
+    down: Budget
+    records: Budget
+    content: Budget
+
+    @classmethod
+    def of(cls, data: Path, up: int, down: int) -> Budgets:
+        """What a server has to hear, and to say, is left a part by what is large."""
+        parts = {"up": up, "down": down, "records": up // 2, "content": down * 4 // 5}
+        return cls(
+            **{
+                name: Budget(data / f"budget-{name}.json", limit, time.monotonic)
+                for name, limit in parts.items()
+            }
+        )
+
+    @property
+    def all(self) -> tuple[Budget, ...]:
+        """Each of them."""
+        return (self.up, self.down, self.records, self.content)
+
+    async def pay_for_connection(self, size: int) -> None:
+        """Wait until a connection may be made that costs so many bytes."""
+        await self.up.pay(size // 2)
+        await self.down.pay(size // 2)
+
+
+class Outside:
+    """One run of it. Nothing in here keeps what is inside from going on."""
+
+    def __init__(
+        self,
+        inside: Inside,
+        budgets: Budgets,
+        known: Facts,
+        link_directory: Path,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._inside = inside
+        self._budgets = budgets
+        self._facts = known
+        self._sleep = sleep
+        self._incarnation = uuid.uuid4().hex
+        data, clock, beat = inside.data, inside.clock, inside.watchdog.beat
+        wake = asyncio.Event()
+        self._records = Records(Ring(data / "ring"), clock.now, wake)
+        self._logs = ServerLogs(data / "logs.json", self._records.log)
+        self._shown = Shown(data, clock)
+        self._tunnel = Tunnel(
+            link_directory,
+            self._shown.peer,
+            clock,
+            pay_up=budgets.up.pay,
+            pay_down=budgets.down.pay,
+        )
+        self._wanting = Wanting(inside.content, inside.conductor, beat("wanting"), sleep)
+        self._status = status.StatusFile(data, self._snapshot, beat("status"), sleep)
+        sources = Sources(inside.conductor, inside.servers.address, self._free, self._problems)
+        happened = self._records.happened
+        self._telling = Telling(sources, self._tell, happened, beat("telling"), sleep)
+        parts = Parts(
+            tunnel=self._tunnel,
+            shown=self._shown,
+            clock=clock,
+            records=self._records,
+            budget=budgets.records,
+            before_dial=budgets.pay_for_connection,
+            listener=self,
+            wake=wake,
+            beat=beat("link"),
+        )
+        self._link = Link(parts, sleep)
+        self._last_contact = 0.0
+
+    # -- what others ask ------------------------------------------------------------------------
+
+    def way(self) -> Way | None:
+        """How to fetch what is large; None while there is no link."""
+        return self._link.way()
+
+    def changed(self, name: str) -> None:
+        """A slot may be another way now."""
+        self._telling.changed(name)
+
+    # -- its life -------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Have to do with the server, until cancelled. Raises OSError."""
+        await asyncio.to_thread(self._load)
+        await self._records.open()
+        await self._note_boot()
+        try:
+            async with self._tunnel.open(), asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._keep_records(), name="records")
+                tasks.create_task(self._telling.run(), name="telling")
+                tasks.create_task(self._wanting.run(), name="wanting")
+                tasks.create_task(self._status.run(), name="status")
+                tasks.create_task(self._link.run(), name="link")
+        finally:
+            await self._leave()
+
+    def _load(self) -> None:
+        self._inside.clock.load()
+        self._logs.load()
+        for one in self._budgets.all:
+            one.load()
+        link = status.read(self._inside.data).get("link", {})
+        self._last_contact = float(link.get("last_contact", 0.0))
+
+    async def _note_boot(self) -> None:
+        """Tell of a start of the machine once."""
+        path, boot = self._inside.data / "boot", self._facts.boot
+        if await asyncio.to_thread(_text, path) != boot:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(disk.replace, path, boot.encode())
+            self._records.happened("boot", f"The device was started (boot {boot}).")
+        if lost := self._inside.conductor.lost:
+            self._records.happened("journal", _lost(lost))
+
+    async def _keep_records(self) -> None:
+        beat, rounds = self._inside.watchdog.beat("records"), 0
+        with heard_log(self._records):
+            while True:
+                beat()
+                homes = self._inside.servers.homes()
+                await asyncio.to_thread(self._logs.look, homes)
+                await self._records.flush()
+                rounds += 1
+                if rounds % SAVE_EVERY == 0:
+                    await asyncio.to_thread(self._logs.save)
+                await self._sleep(FLUSH_EVERY)
+
+    async def _leave(self) -> None:
+        """Have on the disk what an orderly end would cost otherwise."""
+        await self._records.flush()
+        await asyncio.to_thread(self._logs.save)
+        for one in self._budgets.all:
+            await asyncio.to_thread(one.save)
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._inside.clock.keep)
+        await self._status.write()
+
+    # -- the server -----------------------------------------------------------------------------
+
+    async def hello(self) -> device_pb2.DeviceHello:
+        """What a stream begins with."""
+        return device_pb2.DeviceHello(
+            device=self._shown.device,
+            boot_id=self._facts.boot,
+            incarnation=self._incarnation,
+            installation=self._facts.installation,
+            protocol=PROTOCOL,
+            version=_version(),
+            platform=self._facts.platform,
+            capacity=await asyncio.to_thread(facts.capacity, self._inside.data),
+            generation=self._inside.conductor.slots.generation,
+        )
+
+    def linked(self, *, up: bool) -> None:
+        """The server has welcomed us, or the link is gone."""
+        if up:
+            self._inside.conductor.reachable()
+        self._status.changed()
+
+    def desired(self, desired: device_pb2.DeviceDesired) -> None:
+        """The server wants this."""
+        self._wanting.take(desired)
+
+    def _tell(self, report: device_pb2.DeviceReport) -> None:
+        self._link.tell(report)
+        self._status.changed()
+
+    # -- how it is ------------------------------------------------------------------------------
+
+    def _free(self) -> int:
+        return facts.free_bytes(self._inside.data)
+
+    def _problems(self) -> list[str]:
+        found = [self._wanting.problem]
+        if self._budgets.content.waiting or self._budgets.down.waiting:
+            found.append("what its link may carry today is used up: the rest comes tomorrow")
+        if lost := self._inside.conductor.lost:
+            found.append(_lost(lost))
+        free = self._telling.free
+        if free is not None and free < SPARE:
+            found.append(f"its disk is full: {free / 1e6:,.1f} MB are left")
+        return [text for text in found if text]
+
+    def _snapshot(self) -> status.Json:
+        clock, carried = self._inside.clock, self._tunnel.carried
+        budgets = self._budgets
+        return {
+            "pid": os.getpid(),
+            "version": _version(),
+            "boot": self._facts.boot,
+            "time": clock.now(),
+            "certain": clock.certain,
+            "report": json_format.MessageToDict(
+                self._telling.report, preserving_proto_field_name=True
+            ),
+            "problems": self._problems(),
+            "link": {
+                "connected": self._link.connected,
+                "last_contact": self._link.last_contact or self._last_contact,
+                "problem": self._link.problem,
+                "up": carried.up,
+                "down": carried.down,
+                "connections": carried.connections,
+                "up_left": budgets.up.left,
+                "down_left": budgets.down.left,
+            },
+            "records": {"newest": self._records.newest, "stored": self._records.durable},
+        }
+
+
+@contextlib.asynccontextmanager
+async def socket_directory(directory: Path) -> AsyncIterator[Path]:
+    """A directory of our own for a socket: this one unless its name is too long. Raises OSError."""
+    if len(str(directory)) <= LONGEST_PATH:
+        await asyncio.to_thread(directory.mkdir, 0o700, True, True)
+        yield directory
+        return
+    short = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="hatoba-"))
+    try:
+        yield short
+    finally:
+        await asyncio.to_thread(shutil.rmtree, short, True)
+
+
+def _lost(size: int) -> str:
+    return f"its journal lost its end: {size:,} bytes were damaged, what was before them counts"
+
+
+def _text(path: Path) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return path.read_text(encoding="ascii").strip()
+    return ""
+
+
+def _version() -> str:
+    try:
+        return metadata.version("hatoba")
+    except metadata.PackageNotFoundError:
+        return "0"

@@ -1,0 +1,190 @@
+"""The device's certificates over time: which one is shown, and another one before it ends.
+
+A new one is shown first. It is proven when the server welcomes it, and given up when the server
+welcomes the old one instead, again and again: no single cut decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import grpc.aio
+import structlog
+from cryptography import x509
+
+from hatoba.v1 import device_pb2, device_pb2_grpc
+from hatoba_worker import keys
+from hatoba_worker.agent.calls import Broken, typed
+from hatoba_worker.agent.clock import FloorClock
+from hatoba_worker.agent.identity import Credential, Identity, NotEnrolled
+from hatoba_worker.agent.library import Metadata
+from hatoba_worker.agent.settings import Settings
+from hatoba_worker.agent.tunnel import Peer
+
+log = structlog.get_logger(__name__)
+
+TLS = "tls"
+PREFIX = "dc_"
+CALL_SECONDS = 60.0
+LOOK_EVERY, LOOK_SOON = 3_600.0, 60.0
+DOUBTS = 3
+"""So often a new certificate may be in vain while the old one is welcomed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What is shown now; `candidate` is the one that is not proven, if there is one."""
+
+    settings: Settings
+    credential: Credential
+    candidate: Credential | None
+
+    @property
+    def on_trial(self) -> bool:
+        return self.credential == self.candidate
+
+
+class Shown:
+    """By what the device is known, as it is now."""
+
+    def __init__(self, data: Path, clock: FloorClock) -> None:
+        self._data = data
+        self._clock = clock
+        self._identity = Identity(data / TLS)
+        self._choice: _Choice | None = None
+        self._failures = 0
+        """Tries since the last welcome."""
+        self._doubts = 0
+        """Of them those with the candidate, over all."""
+        self._unknown = False
+        """The server said last that it does not know what was shown."""
+
+    async def choose(self) -> None:
+        """Settle what is shown from now on. Raises NotEnrolled, BadSettings, OSError."""
+        self._choice = await asyncio.to_thread(self._chosen)
+
+    def _chosen(self) -> _Choice:
+        settings = Settings.load(self._data)
+        if settings is None:
+            raise NotEnrolled("this device is not enrolled; `hatoba agent enroll` does that")
+        current, candidate = self._identity.current(), self._identity.candidate()
+        # By turns: neither may keep the other from being tried.
+        first = candidate if candidate is not None and self._failures % 2 == 0 else current
+        return _Choice(settings, first, candidate)
+
+    @property
+    def _now(self) -> _Choice:
+        if self._choice is None:
+            raise NotEnrolled("nothing was chosen yet")
+        return self._choice
+
+    @property
+    def device(self) -> str:
+        """The device's name."""
+        return self._now.settings.device
+
+    @property
+    def metadata(self) -> Metadata:
+        """What a call carries: a claim that the certificate proves."""
+        return (("authorization", f"Bearer {PREFIX}{self.device}"),)
+
+    def peer(self) -> Peer:
+        """Whom to reach, and what to show there."""
+        settings = self._now.settings
+        own = self._now.credential.path
+        authority = self._identity.authority
+        return Peer(settings.host, settings.port, settings.server_name, authority, own)
+
+    async def welcomed(self) -> None:
+        """The server knows what was shown. Raises OSError."""
+        choice = self._now
+        self._failures, self._unknown = 0, False
+        if choice.on_trial:
+            await asyncio.to_thread(self._identity.proven, choice.credential)
+            log.info("identity.renewed", device=self.device)
+        elif choice.candidate is not None and self._doubts >= DOUBTS:
+            await asyncio.to_thread(self._identity.refused, choice.candidate)
+            log.warning("identity.candidate_refused", device=self.device)
+        else:
+            return
+        self._doubts = 0
+        self._choice = replace(choice, candidate=None)
+
+    def failed(self, *, unknown: bool) -> None:
+        """It came to no welcome; `unknown`: the server does not know what was shown."""
+        self._failures += 1
+        self._unknown = unknown
+        if self._choice is not None and self._choice.on_trial:
+            self._doubts += DOUBTS if unknown else 1
+
+    # -- another one ----------------------------------------------------------------------------
+
+    def renews_first(self) -> bool:
+        """Whether a new certificate is asked for before anything else: this one has ended, or the
+        server does not take it any more. Where the date is not sure both are tried by turns.
+        """
+        if self._now.candidate is not None:
+            return False
+        over = self._clock.now() > _end(self._now.credential)
+        if over and self._clock.certain:
+            return True
+        return (over or self._unknown) and self._failures % 2 == 1
+
+    async def renew(self, channel: grpc.aio.Channel) -> None:
+        """Have a new certificate, which is shown from the next connection on. Raises Broken,
+        OSError.
+        """
+        key = await asyncio.to_thread(self._identity.pending_key)
+        request = device_pb2.RenewDeviceRequest(csr=await asyncio.to_thread(keys.request_for, key))
+        stub = device_pb2_grpc.DeviceServiceStub(channel)
+        with typed():
+            given = await stub.RenewDevice(request, metadata=self.metadata, timeout=CALL_SECONDS)
+        await asyncio.to_thread(self._keep, given.certificate)
+        self._failures = self._doubts = 0
+
+    def _keep(self, text: str) -> None:
+        try:
+            found = x509.load_pem_x509_certificate(text.encode())
+        except ValueError as error:
+            raise Broken(f"what comes is no certificate: {error}") from error
+        if found.public_key() != self._identity.pending_key().public_key():
+            raise Broken("the certificate that comes is for another key")
+        self._identity.renewed(text)
+
+    async def keep_young(
+        self,
+        channel: grpc.aio.Channel,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Return when there is another certificate to be shown: the link has to be made anew."""
+        while True:
+            if self._now.candidate is not None:
+                await sleep(LOOK_SOON)
+                return
+            wait = LOOK_EVERY
+            if await self._is_due():
+                if await self._renewed(channel):
+                    return
+                wait = LOOK_SOON
+            await sleep(wait)
+
+    async def _renewed(self, channel: grpc.aio.Channel) -> bool:
+        try:
+            await self.renew(channel)
+        except (Broken, OSError) as error:
+            log.warning("identity.not_renewed", error=str(error))
+            return False
+        return True
+
+    async def _is_due(self) -> bool:
+        with contextlib.suppress(NotEnrolled, OSError):
+            return await asyncio.to_thread(self._identity.is_due, self._clock)
+        return False
+
+
+def _end(credential: Credential) -> float:
+    return credential.certificate.not_valid_after_utc.timestamp()

@@ -1,0 +1,69 @@
+"""What an agent was told when its machine became a device, kept in `agent.json`. Calls block."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from hatoba_worker.agent import disk
+
+FILE = "agent.json"
+
+
+class BadSettings(ValueError):
+    """`agent.json` cannot be used; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """One device's. Bytes a day that its link may carry; 0: as many as there are.
+
+    `address` is the `HOST:PORT` that it dials, `server_name` what the server's certificate there
+    says; `token` is the id of the token by which it was enrolled.
+    """
+
+    device: str
+    address: str
+    server_name: str
+    token: str = ""
+    up_per_day: int = 0
+    down_per_day: int = 0
+
+    @classmethod
+    def load(cls, data: Path) -> Settings | None:
+        """What is kept in a directory; None: nothing. Raises BadSettings."""
+        path = data / FILE
+        try:
+            return cls(**_checked(json.loads(path.read_text(encoding="utf-8"))))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadSettings(f"{path} cannot be used: {error!r}") from error
+
+    def save(self, data: Path) -> None:
+        """Keep it, on the disk itself. Raises OSError."""
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        disk.replace(data / FILE, f"{json.dumps(asdict(self), indent=1)}\n".encode())
+
+    @property
+    def host(self) -> str:
+        """Where it dials: the host alone."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """Where it dials: the port."""
+        return int(self.address.rpartition(":")[2])
+
+
+def _checked(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file says, without what another version of the agent knows more. Raises ValueError."""
+    known = {each.name: told[each.name] for each in fields(Settings) if each.name in told}
+    for name, value in known.items():
+        if not isinstance(value, int if name.endswith("_per_day") else str):
+            raise ValueError(f"{name} is {value!r}")
+    int(str(known["address"]).rpartition(":")[2])
+    return known
