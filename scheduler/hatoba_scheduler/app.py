@@ -1054,6 +1054,7 @@ def _device_parts(core: Core, tasks: asyncio.TaskGroup, *, pinned: bool) -> Devi
         pager=core.pager,
         clock=core.clock,
         tasks=tasks,
+        cut=core.authenticator.cut,
     )
 
 

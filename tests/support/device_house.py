@@ -29,7 +29,7 @@ from hatoba_plugins.values import (
     WishOutcome,
 )
 from hatoba_scheduler.control.deployments import DeploymentBook, Live
-from hatoba_scheduler.control.devices import DeviceBook
+from hatoba_scheduler.control.devices import DeviceBook, Enrolment
 from hatoba_scheduler.control.fleet import FleetLoop
 from hatoba_scheduler.control.routes import RouteFeed
 from hatoba_scheduler.convert_deployments import settings_of, with_defaults
@@ -37,7 +37,7 @@ from hatoba_scheduler.domain.device_rollouts import Row
 from hatoba_scheduler.domain.devices import Device
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.domain.rollouts import created, updated
-from hatoba_scheduler.store.devices import DeviceEvent, DeviceStore, Write
+from hatoba_scheduler.store.devices import DeviceEvent, DeviceStore, NotEnrolled, Write
 
 NAME = "projects/default/deployments/reader"
 WAITING = device_pb2.SLOT_PHASE_WAITING
@@ -77,6 +77,13 @@ class MemoryDevices:
                 stale.add(one.name)
         self.events += events
         return frozenset(stale)
+
+    async def enroll(
+        self, write: Write, key: str, token: str, event: DeviceEvent
+    ) -> Device | NotEnrolled | None:
+        """Make it a device."""
+        await self.write([write])
+        return None
 
     async def touch(self, seen: Sequence[tuple[str, Micros]]) -> None:
         """Nothing is to be seen of it."""
@@ -178,9 +185,10 @@ class FleetHouse:
     async def add(self, *names: str, comes: bool = True, **fields: object) -> None:
         """Devices that were enrolled."""
         for name in names:
-            made = device(name, **fields)
-            await self.store.write([Write(made, 0)])
-            self.devices.enrolled(made)
+            write = Write(device(name, **fields), 0)
+            event = DeviceEvent(name, 1, "enrolled", "", "ann")
+            enrolment = Enrolment(write, event)
+            await self.devices.enroll(name, lambda _, made=enrolment: made, name, "token")  # type: ignore[misc]
         if comes:
             await self.come(*names)
         await self.turn()

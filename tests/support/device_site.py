@@ -26,6 +26,7 @@ from hatoba.v1 import (
     device_pb2_grpc,
     worker_pb2,
 )
+from hatoba_worker import keys
 
 HOST = "control.example"
 DEVICE = "cam-1"
@@ -79,6 +80,8 @@ class DeviceSite(
         self.news = News()
         self.begins, self.life = self.today - DAY, 30 * DAY
         """From when on, and for how long, certificates are good that it gives."""
+        self.answers_others = False
+        """Certificates that it gives are for keys that nobody has."""
         self.serials: list[int] = []
         """Of the certificates that it gave."""
         self.shown: list[int] = []
@@ -103,6 +106,11 @@ class DeviceSite(
         self.desired = device_pb2.DeviceDesired()
         self.chunks: dict[bytes, bytes] = {}
         self.manifests: dict[str, bytes] = {}
+        self.flows = asyncio.Event()
+        """Cleared, no chunk comes beyond its first piece."""
+        self.flows.set()
+        self.downloads = 0
+        """Calls for chunks that are open."""
         self.sent = 0
         """Bytes of chunks that were sent."""
         self.breaks_after = 0
@@ -120,14 +128,24 @@ class DeviceSite(
         self.api_port = await self._serve(self.api_port, api)
         self.port = await self._serve(self.port, own)
 
+    async def plain(self) -> None:
+        """Serve in plain text, on a port that is the device port too."""
+        server = self._server()
+        self.port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+
     async def _serve(self, port: int, credentials: grpc.ServerCredentials) -> int:
+        server = self._server()
+        found = server.add_secure_port(f"127.0.0.1:{port}", credentials)
+        await server.start()
+        return found
+
+    def _server(self) -> grpc.aio.Server:
         server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         device_pb2_grpc.add_DeviceServiceServicer_to_server(self, server)
         artifact_pb2_grpc.add_ArtifactServiceServicer_to_server(self, server)
-        found = server.add_secure_port(f"127.0.0.1:{port}", credentials)
-        await server.start()
         self._servers.append(server)
-        return found
+        return server
 
     async def stop(self) -> None:
         """End all calls at once, as a server does that is killed."""
@@ -216,18 +234,22 @@ class DeviceSite(
         if self.lost_replies:
             self.lost_replies -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the reply is lost")
-        return await asyncio.to_thread(self._identity, request.csr)
+        return await asyncio.to_thread(self.identity, request.csr)
 
     async def RenewDevice(
         self, request: device_pb2.RenewDeviceRequest, context: Any
     ) -> device_pb2.DeviceIdentity:
         await self._check_trouble(context)
         self._require_claim(context)
-        return await asyncio.to_thread(self._identity, request.csr)
+        return await asyncio.to_thread(self.identity, request.csr)
 
-    def _identity(self, csr: str) -> device_pb2.DeviceIdentity:
+    def identity(self, csr: str) -> device_pb2.DeviceIdentity:
+        """What a signing request is answered with; blocks."""
         uri = f"hatoba://cluster/devices/{DEVICE}/id"
         pem = self.authority.signed(csr, uri, self.begins, self.begins + self.life)
+        if self.answers_others:
+            csr = keys.request_for(keys.new_key())
+            pem = self.authority.signed(csr, uri, self.begins, self.begins + self.life)
         self.serials.append(x509.load_pem_x509_certificate(pem.encode()).serial_number)
         given = device_pb2.DeviceIdentity(
             device=DEVICE,
@@ -322,6 +344,13 @@ class DeviceSite(
     ) -> None:
         await self._check_trouble(context)
         self._require_claim(context)
+        self.downloads += 1
+        try:
+            await self._send_chunks(request, context)
+        finally:
+            self.downloads -= 1
+
+    async def _send_chunks(self, request: artifact_pb2.DownloadChunksRequest, context: Any) -> None:
         for position, sha256 in enumerate(request.sha256):
             data = self.chunks.get(sha256)
             if data is None:
@@ -334,5 +363,7 @@ class DeviceSite(
                     artifact_pb2.DownloadChunksResponse(position=position, data=piece, last=last)
                 )
                 self.sent += len(piece)
+                self.news.tell()
+                await self.flows.wait()
                 if 0 < self.breaks_after <= start + len(piece):
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the link broke")

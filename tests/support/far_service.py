@@ -5,7 +5,7 @@ as a provider's does, or only passes on what comes while a device has a link.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import cast
@@ -38,6 +38,7 @@ from hatoba_plugins.values import (
 )
 
 SHADOW = "shadow"
+Effect = Callable[[], int]
 Piece = device_pb2.DeviceDesired | tuple[int, device_pb2.DeviceReport]
 
 
@@ -109,9 +110,31 @@ class FarService:
     keeps: bool
     things: dict[str, Thing] = field(default_factory=dict)
     readers: set[asyncio.Queue[DeviceNews | None]] = field(default_factory=set)
-    faults: list[Callable[[Callable[[], int]], AsyncIterator[int]]] = field(default_factory=list)
+    faults: list[Callable[[Effect], Awaitable[int]]] = field(default_factory=list)
     met: asyncio.Event = field(default_factory=asyncio.Event)
     unreachable_until: float = 0.0
+    _tasks: asyncio.TaskGroup | None = None
+    _late: list[asyncio.Task[None]] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """A backend is open; with it ends what would still land, and all that is read."""
+        async with asyncio.TaskGroup() as self._tasks:
+            try:
+                yield
+            finally:
+                self.tell(None)
+                for task in self._late:
+                    task.cancel()
+
+    def lands_in(self, seconds: float, effect: Effect) -> None:
+        """Let an update take effect so much later."""
+        assert self._tasks is not None
+        self._late.append(self._tasks.create_task(self._land(seconds, effect), name="late"))
+
+    async def _land(self, seconds: float, effect: Effect) -> None:
+        await self.clock.sleep(seconds)
+        effect()
 
     # -- what backends call ---------------------------------------------------------------------
 
@@ -122,7 +145,7 @@ class FarService:
             return self.wanted(name, desired)
         self.met.set()
         fault = self.faults.pop(0)
-        return await anext(aiter(fault(lambda: self.wanted(name, desired))))
+        return await fault(lambda: self.wanted(name, desired))
 
     def check_reachable(self) -> None:
         """Raise Retry while nobody gets through."""
@@ -211,33 +234,30 @@ class ServiceFaults(DeviceFaults):
         self._service = service
 
     async def reply_lost_after_effect(self) -> None:
-        async def fault(effect: Callable[[], int]) -> AsyncIterator[int]:
+        async def fault(effect: Effect) -> int:
             effect()
             raise OSError("the connection broke")
-            yield 0
 
         self._service.faults.append(fault)
 
     async def double_reply(self) -> None:
-        async def fault(effect: Callable[[], int]) -> AsyncIterator[int]:
+        async def fault(effect: Effect) -> int:
             effect()
-            yield effect()
+            return effect()
 
         self._service.faults.append(fault)
 
     async def land_late(self, seconds: float) -> None:
-        async def fault(effect: Callable[[], int]) -> AsyncIterator[int]:
-            lands = asyncio.ensure_future(self._service.clock.sleep(seconds))
-            lands.add_done_callback(lambda _: effect())
-            await asyncio.Event().wait()
-            yield 0
+        async def fault(effect: Effect) -> int:
+            self._service.lands_in(seconds, effect)
+            never: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            return await never
 
         self._service.faults.append(fault)
 
     async def throttle(self) -> None:
-        async def fault(effect: Callable[[], int]) -> AsyncIterator[int]:
+        async def fault(effect: Effect) -> int:
             raise Throttled("too often", after=1.0)
-            yield 0
 
         self._service.faults.append(fault)
 
@@ -349,10 +369,8 @@ class ServiceType:
     ) -> AsyncIterator[Backend]:
         """Open one instance."""
         devices = cast(StreamDevices, ServiceDevices(self._service, ctx))
-        try:
+        async with self._service.serving():
             yield ServiceBackend(devices)
-        finally:
-            self._service.tell(None)
 
 
 class ServiceHarness(FarHarness):

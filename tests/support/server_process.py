@@ -23,6 +23,8 @@ from hatoba_worker.keeper.ask import ask
 from hatoba_worker.keeper.family import KEEPER_MARK
 from hatoba_worker.keeper.keeper import data_key
 
+HATOBA = ("-m", "hatoba")
+"""What an interpreter is given to be `hatoba`."""
 LOG_LINES = 30
 READY_WITHIN = 120.0
 """Seconds: on a machine that does much else the drivers of some backends take their time."""
@@ -91,8 +93,10 @@ class Launcher(Protocol):
 class ColdLauncher:
     """Starts an interpreter for each server, as a shell does."""
 
-    def __init__(self, python: str | Path = sys.executable) -> None:
-        self._python = python
+    def __init__(
+        self, python: str | Path = sys.executable, program: Sequence[str] = HATOBA
+    ) -> None:
+        self._command = (python, *program)
         self.environ: dict[str, str] = {}
         self._started: list[subprocess.Popen[bytes]] = []
 
@@ -102,7 +106,7 @@ class ColdLauncher:
         self._started = [process for process in self._started if process.poll() is None]
         with log.open("ab") as out:
             process = subprocess.Popen(
-                [self._python, "-m", "hatoba", "server", "start", *arguments],
+                [*self._command, "server", "start", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,

@@ -21,6 +21,7 @@ from bench_house import ROOT, workplace  # isort: skip - finds the modules of th
 from bench_backends import bulkhead
 from bench_blobs import big_file, small_files
 from bench_calls import submit_job, submit_jobs
+from bench_devices import devices
 from bench_idle import help_time, idle_server
 from bench_jobs import idle_latency, null_jobs, true_jobs
 from bench_kubernetes import kubernetes
@@ -55,6 +56,7 @@ MEASURES: dict[str, Measure] = {
     "big_file": big_file,
     "small_files": small_files,
     "help": help_time,
+    "devices": devices,
     "router": router,
     "replica_start": replica_start,
     "kubernetes": kubernetes,

@@ -18,7 +18,7 @@ ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tools" / "testbed")]
 
 from google.protobuf.duration_pb2 import Duration  # noqa: E402
-from server_process import ColdLauncher, HatobaServer, clean_environment  # noqa: E402
+from server_process import HATOBA, ColdLauncher, HatobaServer, clean_environment  # noqa: E402
 from waiting import until  # noqa: E402
 from wire import Wire  # noqa: E402
 
@@ -46,8 +46,8 @@ def held_spec() -> job_pb2.JobSpec:
 class PinnedLauncher(ColdLauncher):
     """Starts servers that stay on one core."""
 
-    def __init__(self, core: int) -> None:
-        super().__init__()
+    def __init__(self, core: int, program: Sequence[str] = HATOBA) -> None:
+        super().__init__(program=program)
         self._core = core
 
     def start(self, arguments: Sequence[str], log: Path) -> int:
@@ -71,10 +71,15 @@ def workplace() -> Iterator[Path]:
 
 @contextlib.asynccontextmanager
 async def server(
-    work: Path, *, config: str = "", worker: bool = False, core: int | None = None
+    work: Path,
+    *,
+    config: str = "",
+    worker: bool = False,
+    core: int | None = None,
+    program: Sequence[str] = HATOBA,
 ) -> AsyncIterator[HatobaServer]:
     """A server that is ready; at the end nothing of it is left."""
-    launcher = ColdLauncher() if core is None else PinnedLauncher(core)
+    launcher = ColdLauncher(program=program) if core is None else PinnedLauncher(core, program)
     data = work / "data"
     data.mkdir(mode=0o700, exist_ok=True)
     (data / "hatoba.toml").write_text(config)

@@ -192,6 +192,7 @@ class Site:
         await self._tasks.__aenter__()
         self.listen()
         try:
+            await self.until(lambda: Synced() in self.news, "all is told that is known")
             yield
         finally:
             with suppress(BackendError):

@@ -216,9 +216,10 @@ class DeploymentBook:
     def shown(self, live: Live) -> deployment_pb2.Deployment:
         """A deployment as callers see it."""
         one = live.deployment
-        urls = self._feed.urls(one.project, one.name)
+        devices = is_for_devices(one)
+        urls = () if devices else self._feed.urls(one.project, one.name)
         weights = self._feed.weights(one.uid)
-        fleet = NOBODY_YET if is_for_devices(one) else None
+        fleet = NOBODY_YET if devices else None
         if live.fleet is not None:
             fleet = live.fleet.shown()
         shown = Shown(self.view(live), weights, urls, live.problem, self._micros(), fleet)

@@ -14,7 +14,7 @@ from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.devices import Device, DeviceState
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.errors import Aborted, HatobaError, NotFound, Resource
-from hatoba_scheduler.store.devices import DeviceEvent, DeviceStore, Write, batches
+from hatoba_scheduler.store.devices import DeviceEvent, DeviceStore, NotEnrolled, Write, batches
 from hatoba_scheduler.whole import whole
 
 log = structlog.get_logger(__name__)
@@ -32,6 +32,13 @@ class Happening(NamedTuple):
     kind: str
     message: str
     actor: str = "system"
+
+
+class Enrolment(NamedTuple):
+    """A machine that becomes a device."""
+
+    write: Write
+    event: DeviceEvent
 
 
 class DeviceBook:
@@ -85,10 +92,17 @@ class DeviceBook:
 
     # -- changing -------------------------------------------------------------------------------
 
-    def enrolled(self, device: Device) -> None:
-        """A machine became this device, or a device was made anew: it is stored already."""
-        self._all[device.name] = device
-        self._tell(device)
+    async def enroll(
+        self, name: str, make: Callable[[Device | None], Enrolment], key: str, token: str
+    ) -> Device | NotEnrolled | None:
+        """See `DeviceStore.enroll`; `make` is given the device of that name. Raises Unavailable."""
+        async with self._lock:
+            write, event = make(self._all.get(name))
+            known = await whole(self._store.enroll(write, key, token, event))
+            if known is None:
+                self._all[name] = write.device
+                self._tell(write.device)
+            return known
 
     async def change(self, name: str, decide: Decide, *events: Happening) -> Device:
         """Carry out what `decide` makes of a device as it is now; None: nothing, and no event.

@@ -419,12 +419,12 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         live = self._book.named(request.name, request.project)
         last: deployment_pb2.Deployment | None = None
         while not live.gone and not self._parts.stopping.is_set():
-            news = live.news
+            news, over = live.news, _is_settled(live)
             shown = self._book.shown(live)
             if last is None or _told_anew(last, shown):
                 last = shown
                 yield shown
-            if _is_settled(live) and not request.follow:
+            if over and not request.follow:
                 return
             await self._either(news)
 

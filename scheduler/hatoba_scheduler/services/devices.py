@@ -69,6 +69,8 @@ class DeviceParts:
     pager: Pager
     clock: Clock
     tasks: asyncio.TaskGroup
+    cut: Callable[[str], None]
+    """Ends the calls of who is known by this identity."""
 
 
 class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
@@ -111,7 +113,7 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
             lambda one: put_into(one, DeviceState.REVOKED),
             Happening("revoked", text, current_call().principal),
         )
-        self._hub.end(device.name, f"device {device.name!r} was revoked")
+        self._cut(device, f"device {device.name!r} was revoked")
         return self._shown(device)
 
     async def DecommissionDevice(
@@ -121,7 +123,7 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
         device = self._book.named(request.name)
         actor = current_call().principal
         if request.force or device.state is DeviceState.REVOKED:
-            self._hub.end(device.name, f"device {device.name!r} was decommissioned")
+            self._cut(device, f"device {device.name!r} was decommissioned")
             await self._book.remove(device.name)
             log.info("device.forgotten", device=device.name, actor=actor)
             return self._shown(device)
@@ -131,6 +133,11 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
             Happening("leaving", "It is to end all that it runs for us, and is forgotten.", actor),
         )
         return self._shown(device)
+
+    def _cut(self, device: Device, why: str) -> None:
+        """End all that it has open."""
+        self._hub.end(device.name, why)
+        self._parts.cut(device.identity)
 
     # -- looking --------------------------------------------------------------------------------
 

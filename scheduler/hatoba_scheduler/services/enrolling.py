@@ -21,7 +21,7 @@ from hatoba_scheduler.auth.authority import (
 from hatoba_scheduler.auth.device_credentials import DeviceCaller, refused
 from hatoba_scheduler.auth.device_renewals import DeviceRenewal
 from hatoba_scheduler.auth.roles import Role
-from hatoba_scheduler.control.devices import DeviceBook, Happening
+from hatoba_scheduler.control.devices import DeviceBook, Enrolment, Happening
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.convert_devices import capacity_of, platform_of
 from hatoba_scheduler.domain.changing import changed
@@ -46,7 +46,6 @@ from hatoba_scheduler.store.devices import (
     NotEnrolled,
     Write,
 )
-from hatoba_scheduler.whole import whole
 
 TTL_SECONDS = 86_400.0
 TRANSPORT = "grpc"
@@ -71,7 +70,7 @@ class EnrollParts(NamedTuple):
     new_identity: Callable[[], str]
 
 
-class _Enrolment(NamedTuple):
+class _Asked(NamedTuple):
     """One that is asked for: by whom, under which terms, with which key."""
 
     token: TokenRecord
@@ -143,31 +142,35 @@ class Enrolling:
         terms = await self._parts.store.token(token.id)
         if terms is None:
             raise Unauthenticated("this token makes no devices", reason=Reason.TOKEN_UNKNOWN)
-        enrolment = _Enrolment(token, terms, request, csr)
-        # A caller that goes away must not leave a device that is stored and not known.
-        return await whole(self._enroll(enrolment))
+        enrolment = _Asked(token, terms, request, csr)
+        return await self._enroll(enrolment)
 
-    async def _enroll(self, enrolment: _Enrolment) -> device_pb2.DeviceIdentity:
-        former = self._parts.book.get(enrolment.name) if enrolment.terms.device else None
-        device, certificate = self._device(enrolment, former)
-        what = "made anew" if former is not None else "enrolled"
-        text = f"It was {what} with tokens/{enrolment.token.id}."
-        event = DeviceEvent(device.name, device.last_seen, "enrolled", text, enrolment.actor)
+    async def _enroll(self, enrolment: _Asked) -> device_pb2.DeviceIdentity:
+        certificate, replaced = "", ""
+
+        def make(known: Device | None) -> Enrolment:
+            nonlocal certificate, replaced
+            former = known if enrolment.terms.device else None
+            device, certificate = self._device(enrolment, former)
+            replaced = former.identity if former is not None else ""
+            what = "made anew" if former is not None else "enrolled"
+            text = f"It was {what} with tokens/{enrolment.token.id}."
+            event = DeviceEvent(device.name, device.last_seen, "enrolled", text, enrolment.actor)
+            return Enrolment(Write(device, former.version if former is not None else 0), event)
+
         key = key_digest(enrolment.csr)
-        write = Write(device, former.version if former is not None else 0)
-        known = await self._parts.store.enroll(write, key, enrolment.token.id, event)
+        known = await self._parts.book.enroll(enrolment.name, make, key, enrolment.token.id)
         if isinstance(known, NotEnrolled):
             raise _not_enrolled(known, enrolment)
         if known is not None:
             # It is the device already, and may not know it.
             return await self._renewed(DeviceIdentity(known.name, known.identity), enrolment.csr)
-        self._parts.book.enrolled(device)
-        if former is not None:
-            self._parts.authenticator.cut(former.identity)
-        log.info("device.enrolled", device=device.name, token=enrolment.token.id)
-        return self._identity(device.name, certificate)
+        if replaced:
+            self._parts.authenticator.cut(replaced)
+        log.info("device.enrolled", device=enrolment.name, token=enrolment.token.id)
+        return self._identity(enrolment.name, certificate)
 
-    def _device(self, enrolment: _Enrolment, former: Device | None) -> tuple[Device, str]:
+    def _device(self, enrolment: _Asked, former: Device | None) -> tuple[Device, str]:
         """The device that is to be, and its certificate. One that is made anew keeps what is wanted
         of it and its labels, and begins with an empty disk."""
         name, request, now = enrolment.name, enrolment.request, self._parts.clock()
@@ -254,7 +257,7 @@ def _refuse_reserved(labels: Iterable[str]) -> None:
         raise InvalidArgument.of(found)
 
 
-def _not_enrolled(why: NotEnrolled, enrolment: _Enrolment) -> HatobaError:
+def _not_enrolled(why: NotEnrolled, enrolment: _Asked) -> HatobaError:
     name = enrolment.name
     if why is NotEnrolled.USED_UP:
         return Unauthenticated(

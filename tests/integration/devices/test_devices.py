@@ -139,9 +139,14 @@ async def test_a_decommissioned_device_is_forgotten_once_it_runs_nothing(yard: D
         await yard.wire.once(request, device_pb2.Device)
         await stream.report(await stream.wanted(0))
         await stream.ended()
-    with pytest.raises(grpc.aio.AioRpcError) as gone:
-        await yard.get("reader-1")
-    assert gone.value.code() is grpc.StatusCode.NOT_FOUND
+
+    async def forgotten() -> bool:
+        listed = await yard.wire.once(
+            device_pb2.ListDevicesRequest(), device_pb2.ListDevicesResponse
+        )
+        return not listed.devices
+
+    await eventually(forgotten)
 
 
 async def test_what_a_device_kept_is_stored_once_and_gaps_are_told(yard: DeviceYard) -> None:

@@ -6,20 +6,23 @@ import inspect
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from hatoba_plugins import backend, errors, spec
 from hatoba_plugins.backends.mock import FaultKind, MockOptions, ReplicaScript, Script
 from hatoba_plugins.backends.null import NullOptions
-from hatoba_plugins.conformance import FaultInjector
+from hatoba_plugins.conformance import Ability, DeviceFaults, FarDevice, FaultInjector
 from hatoba_plugins.values import (
     Capabilities,
+    DeviceNews,
     Phase,
     ReplicaPhase,
     ReplicaSet,
     RevisionTarget,
     Target,
+    WishOutcome,
 )
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "backends" / "write.md").read_text()
@@ -36,7 +39,12 @@ def heading(kind: str) -> set[str]:
     return set(re.findall(r"^\| `(\w+)", table, re.MULTILINE))
 
 
-PROTOCOLS = (backend.Backend, backend.JobBackend, backend.DeploymentBackend)
+PROTOCOLS = (
+    backend.Backend,
+    backend.JobBackend,
+    backend.DeploymentBackend,
+    backend.DeviceBackend,
+)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -46,7 +54,7 @@ def test_each_method_has_its_row(protocol: type) -> None:
 
 def test_method_signatures_are_those_of_the_contract() -> None:
     for protocol in PROTOCOLS:
-        for name in members(protocol) - {"jobs", "deployments"}:
+        for name in members(protocol) - {"jobs", "deployments", "devices"}:
             parameters = list(inspect.signature(getattr(protocol, name)).parameters)[1:]
             assert f"`{name}({', '.join(parameters)})`" in PAGE
 
@@ -60,18 +68,24 @@ def test_each_error_has_its_row() -> None:
     assert heading("error") == family
 
 
+def test_each_answer_to_a_wish_has_its_row() -> None:
+    assert heading("answer") == {one.__name__ for one in get_args(WishOutcome)}
+
+
 def test_what_a_type_and_a_context_hold_is_named() -> None:
     names = members(backend.BackendType) | {f.name for f in fields(backend.BackendContext)}
     assert names <= WORDS
     assert {phase.name for phase in Phase} <= WORDS
     assert {phase.name for phase in ReplicaPhase} <= WORDS
     assert {f.name for kind in (Target, RevisionTarget) for f in fields(kind)} <= WORDS
+    assert {one.__name__ for one in get_args(DeviceNews)} <= WORDS
     assert {"leaving", "routed_by", "problem"} <= {f.name for f in fields(ReplicaSet)} & WORDS
     assert members(spec.HatobaSpec) <= WORDS
 
 
 def test_what_the_kit_and_the_mock_can_inject_is_named() -> None:
-    assert members(FaultInjector) <= WORDS
+    assert members(FaultInjector) | members(DeviceFaults) | members(FarDevice) <= WORDS
+    assert {ability.name for ability in Ability} <= WORDS
     assert {field.name for field in fields(Script)} <= WORDS
     assert {field.name for field in fields(ReplicaScript)} <= WORDS
     assert {kind.value for kind in FaultKind} <= WORDS

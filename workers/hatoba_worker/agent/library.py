@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
-from typing import NamedTuple, TypeAlias
+from contextlib import asynccontextmanager, contextmanager
+from typing import TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
 from hatoba.artifacts.manifest import digest_of
-from hatoba.streams import open_stream
+from hatoba.streams import Cancellable, open_stream
 from hatoba.v1 import artifact_pb2, artifact_pb2_grpc
 from hatoba_worker.agent.blobs import READ_SECONDS, Cut, Gone, Wrong
 from hatoba_worker.agent.calls import Broken, next_message, typed
 
 LARGEST_MANIFEST = 64 << 20
 Metadata: TypeAlias = tuple[tuple[str, str], ...]
+C = TypeVar("C", bound=Cancellable)
 _REFUSALS = frozenset(
     {
         grpc.StatusCode.NOT_FOUND,
@@ -27,11 +28,31 @@ _REFUSALS = frozenset(
 )
 
 
-class Way(NamedTuple):
-    """To the server: the channel for what is large, and what a call on it carries."""
+class Way:
+    """To the server: the channel for what is large, and what a call on it carries.
 
-    channel: grpc.aio.Channel
-    metadata: Metadata
+    gRPC does not end the calls of a channel that is closed while somebody waits for them.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel, metadata: Metadata) -> None:
+        self.channel = channel
+        self.metadata = metadata
+        self._calls: set[Cancellable] = set()
+
+    @asynccontextmanager
+    async def opened(self, call: C) -> AsyncIterator[C]:
+        """A stream, which ends with the way."""
+        self._calls.add(call)
+        try:
+            async with open_stream(call):
+                yield call
+        finally:
+            self._calls.discard(call)
+
+    def close(self) -> None:
+        """There is no way any more."""
+        for call in self._calls:
+            call.cancel()
 
 
 class ServerLibrary:
@@ -42,12 +63,13 @@ class ServerLibrary:
 
     async def manifest(self, digest: str) -> artifact_pb2.Manifest:
         """What a tree holds. Raises Gone, Cut, Wrong."""
-        stub, metadata = self._stub()
+        way = self._require_way()
+        stub = artifact_pb2_grpc.ArtifactServiceStub(way.channel)
         request = artifact_pb2.DownloadManifestRequest(digest=digest)
         kind = artifact_pb2.DownloadManifestResponse
         data = bytearray()
         with _typed():
-            async with open_stream(stub.DownloadManifest(request, metadata=metadata)) as call:
+            async with way.opened(stub.DownloadManifest(request, metadata=way.metadata)) as call:
                 while (reply := await next_message(call, kind, READ_SECONDS)) is not None:
                     data += reply.data
                     if len(data) > LARGEST_MANIFEST:
@@ -59,23 +81,24 @@ class ServerLibrary:
 
         The contract knows no beginning in the middle: what is before the offset comes once more.
         """
-        stub, metadata = self._stub()
+        way = self._require_way()
+        stub = artifact_pb2_grpc.ArtifactServiceStub(way.channel)
         sha256 = bytes.fromhex(digest.removeprefix("sha256:"))
         request = artifact_pb2.DownloadChunksRequest(sha256=[sha256])
         kind = artifact_pb2.DownloadChunksResponse
         with _typed():
-            async with open_stream(stub.DownloadChunks(request, metadata=metadata)) as call:
+            async with way.opened(stub.DownloadChunks(request, metadata=way.metadata)) as call:
                 while (reply := await next_message(call, kind, READ_SECONDS)) is not None:
                     if reply.position:
                         raise Wrong(f"more comes than {digest}, which was asked for")
                     yield reply.data[offset:]
                     offset = max(0, offset - len(reply.data))
 
-    def _stub(self) -> tuple[artifact_pb2_grpc.ArtifactServiceAsyncStub, Metadata]:
+    def _require_way(self) -> Way:
         way = self._way()
         if way is None:
             raise Cut("the server is not connected")
-        return artifact_pb2_grpc.ArtifactServiceStub(way.channel), way.metadata
+        return way
 
 
 @contextmanager

@@ -145,7 +145,7 @@ class Link:
         self._rng = rng or random.Random()
         self._monotonic = monotonic
         self._backoff = Backoff(self._rng)
-        self._bulk: grpc.aio.Channel | None = None
+        self._way: Way | None = None
         self._report: device_pb2.DeviceReport | None = None
         self._told = False
         self._alive = ALIVE_EVERY / 2
@@ -165,9 +165,7 @@ class Link:
 
     def way(self) -> Way | None:
         """How to fetch what is large; None while there is no link."""
-        if self._bulk is None:
-            return None
-        return Way(self._bulk, self._parts.shown.metadata)
+        return self._way
 
     async def run(self) -> None:
         """Stay connected, until cancelled."""
@@ -204,12 +202,18 @@ class Link:
         except OSError as error:
             end = _End(f"the disk: {error}")
         finally:
-            welcomed, self.connected, self._bulk = self.connected, False, None
+            welcomed, self.connected = self.connected, False
+            self._lose_way()
         if not welcomed and end.pause is not None:
             parts.shown.failed(unknown=end.unknown)
         self._say(parts.tunnel.problem or end.why)
         parts.listener.linked(up=False)
         return end
+
+    def _lose_way(self) -> None:
+        if self._way is not None:
+            self._way.close()
+            self._way = None
 
     def _say(self, problem: str) -> None:
         if problem != self.problem:
@@ -228,7 +232,7 @@ class Link:
             stub = device_pb2_grpc.DeviceServiceStub(control)
             async with open_stream(stub.Connect(metadata=shown.metadata)) as call:
                 await self._greet(call)
-                self._bulk = bulk
+                self._way = Way(bulk, shown.metadata)
                 self._parts.listener.linked(up=True)
                 return await self._live(call, control)
 

@@ -133,8 +133,7 @@ class Records:
         sent until the next one.
         """
         self._agreed = False
-        await self.flush()
-        if not self._opened or self._stuck:
+        if not self._opened:
             return
         async with self._one_thread:
             try:
@@ -145,6 +144,7 @@ class Records:
         self._agreed = True
 
     def _agree(self, stored: int) -> None:
+        self._ring.sync()
         # Where the ring was lost, what is said from now on must not look like what came before.
         self._ring.begin_after(stored)
         self._ring.acked(stored)

@@ -83,6 +83,7 @@ class Ring:
     def open(self) -> None:
         """Read what there is. What a power cut tore is cut off; what is damaged is left out."""
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._segments.clear()
         self._next = _read_mark(self._root) + 1
         for path in sorted(self._root.glob("*.ring")):
             self._take_up(path)
