@@ -325,8 +325,9 @@ class DeviceBackend(Protocol):
 
     def reports(self) -> AsyncIterator[DeviceNews]:
         """Devices as they come, go and tell: first all that is known, then Synced. Reports may
-        come twice and out of order; their generation says what they are about. After a Gap the core
-        wishes everything again. It may end; the core then asks anew."""
+        come twice and out of order; their generation says what they are about. After a Gap all that
+        is known comes again, up to a Synced, or it ends; the core wishes everything again. It may
+        end at any time; the core then asks anew."""
         ...
 
     async def forget(self, devices: Sequence[str]) -> list[ReleaseOutcome]:

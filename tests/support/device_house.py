@@ -15,6 +15,7 @@ from rollout_rows import bare, revision, version
 
 from hatoba.v1 import common_pb2, deployment_pb2, device_pb2, job_pb2, worker_pb2
 from hatoba_plugins.clock import FakeClock
+from hatoba_plugins.errors import BackendError
 from hatoba_plugins.values import (
     Accepted,
     Away,
@@ -23,6 +24,8 @@ from hatoba_plugins.values import (
     DeviceTold,
     DeviceWent,
     DeviceWish,
+    Gap,
+    RefusedWish,
     Released,
     ReleaseOutcome,
     Synced,
@@ -115,6 +118,8 @@ class Streams:
     there: set[str] = field(default_factory=set)
     got: dict[str, list[device_pb2.DeviceDesired]] = field(default_factory=dict)
     forgotten: list[str] = field(default_factory=list)
+    refusals: list[BackendError] = field(default_factory=list)
+    """Of the next wishes, one each."""
     tell: asyncio.Queue[DeviceNews] = field(default_factory=asyncio.Queue)
 
     async def desire(self, wishes: Sequence[DeviceWish]) -> list[WishOutcome]:
@@ -122,16 +127,18 @@ class Streams:
         return [self._desire(one) for one in wishes]
 
     def _desire(self, wish: DeviceWish) -> WishOutcome:
+        if self.refusals:
+            return RefusedWish(wish.device, self.refusals.pop())
         if wish.device not in self.there:
             return Away(wish.device)
         self.got.setdefault(wish.device, []).append(wish.desired)
         return Accepted(wish.device)
 
     async def reports(self) -> AsyncIterator[DeviceNews]:
-        """What a test tells."""
+        """What a test tells; a Gap ends it."""
         yield Synced()
-        while True:
-            yield await self.tell.get()
+        while not isinstance(news := await self.tell.get(), Gap):
+            yield news
 
     async def forget(self, devices: Sequence[str]) -> list[ReleaseOutcome]:
         """Remember it."""

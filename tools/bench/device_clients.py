@@ -67,6 +67,7 @@ class Device:
 
     name: str
     backoff: Backoff
+    channel: grpc.aio.Channel | None = None
     call: Call = None
     generation: int = 0
     report: bytes = b""
@@ -154,21 +155,20 @@ class Yard:
     async def _keep(self, device: Device) -> None:
         """Its stream, again and again."""
         async with self._first:
-            channel = self._settings.channel(device.name)
-            await self._open(device, channel)
+            await self._open(device)
         while True:
             await self._listen(device)
-            await channel.close()
             await asyncio.sleep(device.backoff.next())
-            channel = self._settings.channel(device.name)
-            await self._open(device, channel)
+            await self._open(device)
 
-    async def _open(self, device: Device, channel: grpc.aio.Channel) -> None:
-        """Greet, and be welcome; a stream that does not come about has ended."""
+    async def _open(self, device: Device) -> None:
+        """Dial, greet, and be welcome; a stream that does not come about has ended."""
         device.dials += 1
         device.told = 0.0
         metadata = (("authorization", f"Bearer dc_{device.name}"),)
-        device.call = channel.stream_stream(CONNECT)(metadata=metadata)
+        # The channel of before is closed by being dropped: its own `close` looks at every task.
+        device.channel = self._settings.channel(device.name)
+        device.call = device.channel.stream_stream(CONNECT)(metadata=metadata)
         await device.say(device.hello())
         try:
             raw = await device.call.read()

@@ -105,8 +105,10 @@ class DeviceHub:
         session.heard = self._clock.monotonic()
 
     def told(self, session: DeviceSession, report: device_pb2.DeviceReport) -> None:
-        """A device says how it is; of an older stream it is history."""
-        if self._sessions.get(session.device) is session:
+        """A device says how it is; of an older stream, or generation, it is history."""
+        known = session.report
+        late = known is not None and report.generation < known.generation
+        if self._sessions.get(session.device) is session and not late:
             session.report = report
             self._tell(DeviceTold(session.device, report))
 

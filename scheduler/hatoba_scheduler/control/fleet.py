@@ -26,6 +26,7 @@ from hatoba_plugins.values import (
     DeviceWish,
     RefusedWish,
     Superseded,
+    Synced,
 )
 from hatoba_scheduler.control.built_images import choose_image
 from hatoba_scheduler.control.deployments import DeploymentBook, Live
@@ -75,6 +76,7 @@ AGAIN = 1.0
 GATHER = 0.02
 """Seconds for which what devices say is gathered before it is looked at."""
 LONGEST = 3_600.0
+WISHED_AGAIN = 5.0
 STEPS_AT_ONCE = 50
 KEPT_ROLLOUTS = 5
 """Rows of so many of the newest roll-outs are kept."""
@@ -177,6 +179,10 @@ class FleetLoop:
         self._clock = clock
         self._fleets: dict[str, Fleet] = {}
         self._connected: set[str] = set()
+        self._arrived: set[str] = set()
+        """Who was told of since the backend is followed anew."""
+        self._gone: set[str] = set()
+        """Devices that were forgotten, of which the backend may still know."""
         self._hellos: dict[str, DeviceCame] = {}
         self._reports: dict[str, device_pb2.DeviceReport] = {}
         self._todo: set[str] = set()
@@ -228,11 +234,14 @@ class FleetLoop:
                 self._stale.add(device.name)
         if device.state is not DeviceState.ENROLLED and device.wants:
             self._stale.add(device.name)
+        if self._devices.get(device.name) is None:
+            self._gone.add(device.name)
         self._wake.set()
 
     def _heard(self, news: DeviceNews) -> None:
         if isinstance(news, DeviceCame):
             self._connected.add(news.device)
+            self._arrived.add(news.device)
             self._hellos[news.device] = news
             self._wishes.add(news.device)
             self._devices.saw(news.device)
@@ -242,6 +251,9 @@ class FleetLoop:
         elif isinstance(news, DeviceTold):
             self._reports[news.device] = news.report
         else:
+            # After Synced, whoever was not told of is not there.
+            if isinstance(news, Synced):
+                self._connected.intersection_update(self._arrived)
             self._wishes |= self._connected
         self._wake.set()
 
@@ -270,6 +282,7 @@ class FleetLoop:
             self._wake.set()
 
     async def _watch(self) -> None:
+        self._arrived.clear()
         async for news in self._backend.reports():
             self._heard(news)
 
@@ -297,7 +310,7 @@ class FleetLoop:
     def _rest(self) -> float:
         """Seconds until time alone moves something; what is due then is looked at."""
         now = self._deployments.now().time
-        rest = LONGEST
+        rest = WISHED_AGAIN if self._wishes else LONGEST
         for uid, fleet in self._fleets.items():
             due = next_look(self._view(fleet), now)
             if due:
@@ -318,6 +331,7 @@ class FleetLoop:
             self._todo |= todo
         await self._compose()
         await self._wish()
+        await self._forget()
 
     # -- what devices say -----------------------------------------------------------------------
 
@@ -541,21 +555,36 @@ class FleetLoop:
             )
 
         for some in batches(devices):
-            wishes = [wish(one) for one in some]
-            for outcome in await self._backend.desire(wishes):
-                if isinstance(outcome, RefusedWish | Superseded):
-                    log.warning("device.wish", device=outcome.device, outcome=repr(outcome))
+            await self._desire([wish(one) for one in some])
             # Ten thousand documents take a while; others have their turn in between.
             await asyncio.sleep(0)
-        await self._forget_left()
 
-    async def _forget_left(self) -> None:
-        """Devices that are to leave and say that nothing of ours runs there any more."""
+    async def _desire(self, wishes: Sequence[DeviceWish]) -> None:
+        """What is refused, or whose call failed, is wished again after a while."""
+        try:
+            outcomes = await self._backend.desire(wishes)
+        except BaseException:
+            self._wishes.update(one.device for one in wishes)
+            raise
+        for outcome in outcomes:
+            if isinstance(outcome, RefusedWish | Superseded):
+                log.warning("device.wish", device=outcome.device, outcome=repr(outcome))
+            if isinstance(outcome, RefusedWish):
+                self._wishes.add(outcome.device)
+
+    async def _forget(self) -> None:
+        """Devices that are to leave and say that nothing of ours runs there any more; and let the
+        backend forget whoever is forgotten, after that: nobody comes in between.
+        """
         for device in self._devices.all():
             done = device.reported >= device.generation and not device.wants
             if device.state is DeviceState.LEAVING and done:
-                await self._backend.forget([device.name])
                 await self._devices.remove(device.name)
+        gone = {name for name in self._gone if self._devices.get(name) is None}
+        self._gone.clear()
+        if gone:
+            await self._backend.forget(sorted(gone))
+            self._connected -= gone
 
     # -- looking --------------------------------------------------------------------------------
 

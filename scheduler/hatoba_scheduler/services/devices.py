@@ -123,8 +123,9 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
         device = self._book.named(request.name)
         actor = current_call().principal
         if request.force or device.state is DeviceState.REVOKED:
-            self._cut(device, f"device {device.name!r} was decommissioned")
+            # Removed first: who is cut would come again.
             await self._book.remove(device.name)
+            self._cut(device, f"device {device.name!r} was decommissioned")
             log.info("device.forgotten", device=device.name, actor=actor)
             return self._shown(device)
         device = await self._book.change(

@@ -118,6 +118,19 @@ async def test_what_is_larger_than_a_period_goes_at_the_beginning_of_one(tmp_pat
     assert await paid(one, 1, clock) >= DAY
 
 
+async def test_who_can_wait_asks_whether_it_may_go_now(tmp_path: Path) -> None:
+    clock = FakeClock()
+    one = await asyncio.to_thread(budget, tmp_path / "up", 1_000, clock)
+    assert one.affords(5_000)
+    await one.pay(900)
+    assert one.affords(100)
+    assert not one.affords(101)
+    await clock.advance(DAY)
+    assert one.affords(101)
+    free = await asyncio.to_thread(budget, tmp_path / "free", 0, clock)
+    assert free.affords(10**12)
+
+
 async def test_a_restart_opens_nothing(tmp_path: Path) -> None:
     clock = FakeClock()
     one = await asyncio.to_thread(budget, tmp_path / "down", 1_000, clock)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from waiting import turns
 
 from hatoba_plugins.clock import FakeClock
 from hatoba_worker.agent.blobs import Cut, Full, Gone, Unusable, Wrong
@@ -232,6 +233,18 @@ async def test_something_newer_ends_a_fetch_at_once(device: Device) -> None:
         device.disk.gate.set()
         await boot.until(lambda: boot.phase() is Phase.GOOD)
         assert boot.servers.history == [ONE, THREE]
+
+
+async def test_a_link_that_is_there_again_is_used_at_once(device: Device) -> None:
+    async with device.boot() as boot:
+        device.disk.trouble[ONE] = Cut("away")
+        await boot.want(ONE)
+        await boot.clock.advance(10_000.0)
+        tries = device.disk.fetched.count(ONE)
+        del device.disk.trouble[ONE]
+        boot.conductor.reachable()
+        await turns()
+        assert device.disk.fetched.count(ONE) == tries + 1
 
 
 async def test_an_older_or_the_same_set_changes_nothing(device: Device) -> None:

@@ -30,7 +30,7 @@ async def enrolled(site: DeviceSite, root: Path, age: int) -> LinkedDevice:
     device = LinkedDevice(site, root / "device")
     site.begins = site.today - age * DAY
     await asyncio.to_thread(device.enroll)
-    site.begins = site.today - DAY
+    site.begins = site.today - DAY / 2
     return device
 
 

@@ -166,3 +166,16 @@ def test_a_number_never_stands_for_two_things(
             case _:
                 written += 1
                 made.add(0, 1, b"%d" % written + bytes(rng.randrange(200)))
+
+
+def test_who_has_more_of_us_than_is_here_gets_higher_numbers(tmp_path: Path) -> None:
+    made = filled(tmp_path, 3)
+    made.begin_after(2)
+    assert made.add(4, 1, b"next") == 4
+    made.sync()
+    made.begin_after(1_000)
+    assert ring(tmp_path).add(5, 1, b"after a restart") == 1_001
+    assert made.add(5, 1, b"far") == 1_001
+    made.sync()
+    batch = made.read(4, 1 << 20)
+    assert (numbers(batch), batch.gone) == ([1_001], 996)

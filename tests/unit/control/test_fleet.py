@@ -6,6 +6,8 @@ from device_house import BAD, BAKING, GOOD, NAME, FleetHouse
 from rollout_rows import version
 
 from hatoba.v1 import common_pb2, deployment_pb2
+from hatoba_plugins.errors import Throttled
+from hatoba_plugins.values import Gap
 from hatoba_scheduler.control.devices import Happening, put_into, relabelled
 from hatoba_scheduler.convert_devices import NEWEST_GENERATION
 from hatoba_scheduler.domain.deployments import RolloutState
@@ -234,3 +236,32 @@ async def test_without_a_device_it_waits_for_one() -> None:
         await house.add("a")
         await house.work("a")
         assert house.shown(live).state == READY
+
+
+async def test_a_wish_that_is_refused_is_wished_again() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("a")
+        house.streams.refusals += [Throttled("slower")] * 10
+        await house.deploy()
+        assert not house.wanted("a").wants
+        for _ in range(12):
+            await house.turn(6)
+        assert not house.streams.refusals
+        assert house.runs("a") == [(1, 0)]
+
+
+async def test_who_is_not_told_of_after_a_gap_is_away() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("a")
+        assert house.loop.connected("a")
+        house.streams.tell.put_nowait(Gap())
+        await house.turn(2)
+        assert not house.loop.connected("a")
+
+
+async def test_who_is_forgotten_at_once_is_forgotten_by_the_backend_too() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("a")
+        await house.devices.remove("a")
+        await house.turn()
+        assert house.streams.forgotten == ["a"]

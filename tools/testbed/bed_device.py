@@ -1,0 +1,286 @@
+"""A far machine for an agent: a disk of its own, its own processes, and power that can fail.
+
+It lives in namespaces of this machine. Its disk is a file with a file system: when the power fails
+every process is killed at once, and what was not synced is gone, as it would be. Where this machine
+mounts no files, the disk is a directory, and only the processes die.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import bed_groups
+from bed_edge import EdgeLink
+from bed_place import Broken
+from bed_processes import run
+
+DISK_MIB = 256
+STARTS_WITHIN = 60.0
+# Of ext4: as if the power had failed, with what its journal has not on the disk yet.
+_SHUTDOWN, _WITHOUT_FLUSH = 0x8004587D, struct.pack("I", 2)
+# Nothing is committed to the disk but by who asks for it.
+_OPTIONS = "loop,noatime,commit=600"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_INIT = f"""
+mount --bind "$1" {_BOOT_ID} || exit 1
+shift
+for each in "$@"; do mount -t tmpfs none "$each"; done
+echo up
+while :; do sleep 3600 & wait $!; done
+"""
+_UNSHARE = ["unshare", "--pid", "--mount", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
+
+
+@dataclass
+class FarMachine:
+    """One machine below `root`, at a link, or on this machine's own network.
+
+    `hidden` are directories in which it sees nothing; `environ` is what its agent has beside PATH
+    and HOME. Every call blocks.
+    """
+
+    root: Path
+    link: EdgeLink | None = None
+    disk_mib: int = DISK_MIB
+    hidden: Sequence[Path] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
+    limits_memory: bool = True
+    boots: int = 0
+    _init: subprocess.Popen[bytes] | None = None
+    _agent: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        """An empty disk."""
+        self.data.parent.mkdir(parents=True)
+        self._group = f"/hatoba-edge/{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.mounts = self._format()
+        if self.mounts:
+            self._mount()
+        self.data.mkdir()
+
+    # -- its disk -------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> Path:
+        """The agent's directory."""
+        return self.root / "disk" / "agent"
+
+    @property
+    def _image(self) -> Path:
+        return self.root / "disk.img"
+
+    def _format(self) -> bool:
+        """Make its disk; whether it is one."""
+        with self._image.open("wb") as file:
+            file.truncate(self.disk_mib << 20)
+        try:
+            run("mkfs.ext4", "-q", "-m", "0", self._image)
+            run("mount", "-o", _OPTIONS, self._image, self.data.parent)
+        except (Broken, FileNotFoundError):
+            return False
+        run("umount", self.data.parent)
+        return True
+
+    def _mount(self) -> None:
+        run("mount", "-o", _OPTIONS, self._image, self.data.parent)
+
+    def _lose_what_was_not_synced(self) -> None:
+        handle = os.open(self.data.parent, os.O_RDONLY)
+        try:
+            fcntl.ioctl(handle, _SHUTDOWN, _WITHOUT_FLUSH)
+        finally:
+            os.close(handle)
+        run("umount", self.data.parent)
+
+    # -- power ----------------------------------------------------------------------------------
+
+    @property
+    def on(self) -> bool:
+        """Whether it has power."""
+        return self._init is not None
+
+    def power_on(self) -> None:
+        """Boot it, without its agent."""
+        if self.mounts and not os.path.ismount(self.data.parent):
+            self._mount()
+        self.boots += 1
+        boot = self.root / f"boot-{self.boots}"
+        boot.write_text(f"{uuid.uuid4()}\n")
+        network = self.link.entered if self.link is not None else []
+        hidden = [str(one) for one in self.hidden] + self._without_limits()
+        self._init = subprocess.Popen(
+            [*bed_groups.entering(self._group), *network, *_UNSHARE]
+            + ["sh", "-c", _INIT, "sh", str(boot), *hidden],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self._init.stdout is not None
+        if self._init.stdout.readline() != b"up\n":
+            raise Broken("a machine does not boot")
+
+    def _without_limits(self) -> list[str]:
+        """What hides the groups of a kernel that enforces limits."""
+        return [] if self.limits_memory else [str(bed_groups.TOP)]
+
+    def power_cut(self) -> None:
+        """kill -9 of everything on it, and what its disk had not taken yet is gone."""
+        self._kill()
+        if self.mounts:
+            self._lose_what_was_not_synced()
+
+    def _kill(self) -> None:
+        if self._init is None:
+            return
+        # The first of its processes takes all others with it.
+        self._init.kill()
+        self._init.communicate()
+        self._init = None
+        self.reap()
+        bed_groups.kill(self._group)
+
+    def close(self) -> None:
+        """Nothing of it is left but its directory's files."""
+        self._kill()
+        if os.path.ismount(self.data.parent):
+            run("umount", self.data.parent)
+        bed_groups.empty(self._group)
+        self._image.unlink(missing_ok=True)
+
+    # -- what runs on it ------------------------------------------------------------------------
+
+    def command(self, *words: str | Path) -> list[str]:
+        """What runs these words on it."""
+        assert self._init is not None, "it has no power"
+        inside = ["nsenter", f"--target={self._first()}", "--pid", "--mount", "--net"]
+        return [*bed_groups.entering(self._group), *inside, *map(str, words)]
+
+    def _first(self) -> int:
+        """The process that is its first."""
+        assert self._init is not None
+        told = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text()
+        return int(told.split()[0])
+
+    def hatoba(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """`hatoba` on it, to its end."""
+        return subprocess.run(
+            self.command(sys.executable, "-m", "hatoba", *words),
+            env=self._environ(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=STARTS_WITHIN,
+        )
+
+    def _environ(self) -> dict[str, str]:
+        own = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        return {**own, **self.environ}
+
+    def start_agent(self) -> None:
+        """Start its agent; it is not waited for."""
+        with self.log.open("ab") as log:
+            self._agent = subprocess.Popen(
+                self.command(sys.executable, "-m", "hatoba", "agent", "run", "--data", self.data),
+                env=self._environ(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def boot(self) -> None:
+        """Switch it on, and its agent with it."""
+        self.power_on()
+        self.start_agent()
+
+    def kill_agent(self) -> None:
+        """kill -9 of the agent alone; what it runs goes on."""
+        os.kill(self.agent_pid(), signal.SIGKILL)
+        self.reap()
+
+    def reap(self) -> None:
+        """Wait for the agent's end."""
+        if self._agent is not None:
+            self._agent.wait()
+            self._agent = None
+
+    @property
+    def agent_ended(self) -> int | None:
+        """The agent's exit code; None: it runs, or none was started."""
+        return self._agent.poll() if self._agent is not None else None
+
+    @property
+    def log(self) -> Path:
+        """What its agents wrote; it outlives the power."""
+        return self.root / "agent.log"
+
+    def processes(self) -> dict[int, str]:
+        """Command lines of what runs on it, by this machine's numbers."""
+        found = {}
+        for pid in bed_groups.members(self._group):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
+                found[pid] = words.decode(errors="replace").strip()
+        return found
+
+    def agent_pid(self) -> int:
+        """The agent, by this machine's numbers."""
+        return next(self._pids("-m hatoba agent run"))
+
+    def model_pids(self) -> list[int]:
+        """Its model servers, by this machine's numbers."""
+        return sorted(self._pids("hatoba_worker.serving serve"))
+
+    def _pids(self, words: str) -> Iterator[int]:
+        outside = {one.pid for one in (self._agent, self._init) if one is not None}
+        found = self.processes().items()
+        return (pid for pid, command in found if words in command and pid not in outside)
+
+    # -- how it is ------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """What its agent wrote last; empty: nothing yet."""
+        try:
+            found: dict[str, Any] = json.loads((self.data / "status.json").read_text())
+            return found
+        except (OSError, ValueError):
+            return {}
+
+    def slot(self, deployment: str) -> dict[str, Any]:
+        """What its agent wrote last of a deployment; empty: nothing."""
+        for one in self.status().get("report", {}).get("slots", ()):
+            if one["deployment"].rpartition("/")[2] == deployment:
+                return dict(one)
+        return {}
+
+
+def until(holds: Any, within: float, what: str) -> Any:
+    """The first answer of `holds()` that is one. Raises Broken."""
+    deadline = time.monotonic() + within
+    while not (found := holds()):
+        if time.monotonic() > deadline:
+            raise Broken(f"{what}: not within {within:g} s")
+        time.sleep(0.05)
+    return found
+
+
+def sweep(directory: Path) -> None:
+    """Unmount what is below a directory, and remove it."""
+    mounts = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    for point in reversed(mounts):
+        if Path(point).is_relative_to(directory):
+            run("umount", "--lazy", point, check=False)
+    shutil.rmtree(directory, ignore_errors=True)
