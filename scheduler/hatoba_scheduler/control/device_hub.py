@@ -36,6 +36,8 @@ class DeviceSession:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     report: device_pb2.DeviceReport | None = None
     ended: HatobaError | None = None
+    farewell: bool = False
+    """The end is the server's own: told before it, so that not all come again at once."""
     clone_of: DeviceSession | None = None
     """Another machine that showed the same certificate a moment ago."""
     _desired: device_pb2.DeviceDesired | None = None
@@ -129,9 +131,10 @@ class DeviceHub:
                     session.end(Unavailable(f"nothing came from the device for {seconds:g} s"))
 
     def close(self) -> None:
-        """End all streams: the server stops."""
+        """End all streams: the server stops. Devices come again by and by."""
         self._closed = True
         for session in self._sessions.values():
+            session.farewell = True
             session.end(going_away())
 
     # -- what backends use ----------------------------------------------------------------------

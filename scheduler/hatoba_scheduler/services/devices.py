@@ -11,7 +11,7 @@ import grpc
 import structlog
 
 from hatoba import __version__
-from hatoba.v1 import device_pb2, device_pb2_grpc
+from hatoba.v1 import device_pb2, device_pb2_grpc, worker_pb2
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.deployments import DeploymentBook
 from hatoba_scheduler.control.device_hub import DeviceHub, DeviceSession
@@ -50,6 +50,8 @@ Response = device_pb2.DeviceServiceConnectResponse
 log = structlog.get_logger(__name__)
 
 PROTOCOL = 1
+AFTER_STOP = 2.0
+"""Seconds that devices of a server which stops wait at least before they dial again."""
 NAMED = 100
 """Names of devices that a plan tells."""
 
@@ -386,11 +388,19 @@ async def _sent(session: DeviceSession) -> AsyncIterator[Response]:
     """What is to be sent, until the session ends."""
     while True:
         await session.wake.wait()
+        if session.farewell:
+            yield Response(items=[Order(going_away=_farewell())])
         if session.ended is not None:
             raise session.ended
         items = session.take()
         if items:
             yield Response(items=items)
+
+
+def _farewell() -> worker_pb2.ServerGoingAway:
+    away = worker_pb2.ServerGoingAway()
+    away.after.FromMilliseconds(round(1e3 * AFTER_STOP))
+    return away
 
 
 def _fits(device: Device, selector: tuple[LabelRequirement, ...]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import grpc
@@ -53,6 +54,15 @@ async def test_after_a_restart_of_the_server_nothing_is_told_anew(yard: DeviceYa
     async with device.connected() as stream:
         assert (await stream.wanted(1)).generation == before.desired.generation
     assert (await yard.shown()).state == READY
+
+
+async def test_a_server_that_stops_says_so(yard: DeviceYard) -> None:
+    device = await yard.device("reader-1")
+    async with device.connected() as stream, asyncio.TaskGroup() as tasks:
+        tasks.create_task(yard.server.terminate(), name="stop")
+        told = await stream.next(lambda one: one.HasField("going_away"))
+        assert told.going_away.after.seconds == 2
+    await yard.server.start()
 
 
 async def test_a_token_makes_as_many_devices_as_it_says(yard: DeviceYard) -> None:
