@@ -169,7 +169,7 @@ class DeviceGate:
             raise refused("the device was forgotten, or another machine took its place")
         if device.state is DeviceState.REVOKED:
             raise refused("the device was revoked")
-        if _began(certificate) < self._newest.get(who, 0):
+        if _began(certificate) < max(self._newest.get(who, 0), device.certificate_since):
             raise refused("the device has shown a newer certificate, which is the one that counts")
 
     def named(self, peer: AuthContext) -> str:

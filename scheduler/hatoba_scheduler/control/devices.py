@@ -215,6 +215,13 @@ def relabelled(device: Device, labels: Iterable[tuple[str, str]]) -> Device | No
     return changed(device, labels=told, version=device.version + 1)
 
 
+def showed(device: Device, since: Micros) -> Device | None:
+    """After it has shown a certificate that begins then; None: it has shown a newer one, or it."""
+    if since <= device.certificate_since:
+        return None
+    return changed(device, certificate_since=since, version=device.version + 1)
+
+
 def put_into(device: Device, state: DeviceState) -> Device | None:
     """In another state; None: it is in it. One that was revoked stays so."""
     if device.state in (state, DeviceState.REVOKED):

@@ -461,6 +461,8 @@ def _given_up(fleet: FleetView, rollout: Rollout, cause: Cause, now: Now) -> Fle
     """No further device begins, from this change on."""
     draft = Draft(fleet.view, now)
     draft.give_up(rollout.to_revision, cause)
+    if fleet.view.deployment.current == rollout.to_revision:
+        draft.set(current=rollout.from_revision)
     if fleet.policy.rollback and rollout.from_revision:
         text = f"Back to revision {rollout.from_revision}: {cause.message}"
         draft.tell("rollback", text, rollout.to_revision, cause)
@@ -476,10 +478,10 @@ def _given_up(fleet: FleetView, rollout: Rollout, cause: Cause, now: Now) -> Fle
 
 
 def _going_back(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | None:
-    """Over once every device that can be reached runs what it is to, or has had its time."""
+    """Over once every device that took it up runs what it is to, or has had its time."""
     if rollout.state.over:
         return None
-    back = [one for one in fleet.devices.values() if one.name in fleet.rows]
+    back = [one for one in fleet.devices.values() if _took_up(fleet.rows.get(one.name))]
     late = now.time - rollout.since >= fleet.policy.apply_deadline
     left = [one.name for one in back if one.reported < one.generation]
     if left and not late:
@@ -490,6 +492,11 @@ def _going_back(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | N
     draft.tell("rolled back", text, rollout.from_revision)
     draft.end(RolloutState.ROLLED_BACK, rollout.cause)
     return FleetChange(draft.change())
+
+
+def _took_up(row: Row | None) -> bool:
+    """Whether a device may have something of it: who never heard of it has nothing to undo."""
+    return row is not None and bool(row.offered) and row.stage.reached
 
 
 # -- who is next ----------------------------------------------------------------------------------
@@ -604,7 +611,9 @@ def _onward(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | None:
     last = turn >= len(fleet.policy.groups)
     told = tally(rows)
     if last:
-        return None if told.offered or told.under_way else _succeeded(fleet, rollout, now)
+        if told.offered or told.under_way:
+            return _proven(fleet, rollout, told, now)
+        return _succeeded(fleet, rollout, now)
     if not _enough(told, fleet.policy, now.time - rollout.since):
         return _stuck(fleet, rollout, told, now)
     draft = Draft(fleet.view, now)
@@ -616,6 +625,23 @@ def _onward(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | None:
     state = RolloutState.PAUSED if approve else RolloutState.RUNNING
     draft.move(state, step=place, pause=Pause.APPROVAL if approve else Pause.NONE)
     draft.tell("step", text, rollout.to_revision)
+    return FleetChange(draft.change())
+
+
+def _proven(fleet: FleetView, rollout: Rollout, told: Tally, now: Now) -> FleetChange | None:
+    """What works wherever it was tried is what is gone back to, also while it waits for devices
+    that are away.
+    """
+    known = fleet.view.deployment.current == rollout.to_revision
+    if known or told.under_way or not told.succeeded:
+        return None
+    if told.succeeded < fleet.policy.go_on_share * told.started:
+        return None
+    draft = Draft(fleet.view, now)
+    draft.prove(rollout.to_revision)
+    draft.set(current=rollout.to_revision)
+    text = f"It works on {told.succeeded} devices; {told.offered} have not come yet."
+    draft.tell("proven", text, rollout.to_revision)
     return FleetChange(draft.change())
 
 

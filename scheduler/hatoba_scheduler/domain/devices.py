@@ -88,6 +88,8 @@ class Device:
     are refused."""
     certificate_end: Micros = 0
     """When the newest certificate that it was given ends."""
+    certificate_since: Micros = 0
+    """When the newest that it has shown begins: what is older is not taken any more."""
     installation: str = ""
     """Its data directory, as it said first: who shows its certificate from another is a clone."""
     report: bytes = b""

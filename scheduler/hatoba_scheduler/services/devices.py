@@ -15,7 +15,7 @@ from hatoba.v1 import device_pb2, device_pb2_grpc, worker_pb2
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.deployments import DeploymentBook
 from hatoba_scheduler.control.device_hub import DeviceHub, DeviceSession
-from hatoba_scheduler.control.devices import DeviceBook, Happening, put_into, relabelled
+from hatoba_scheduler.control.devices import DeviceBook, Happening, put_into, relabelled, showed
 from hatoba_scheduler.control.fleet import Fleet, FleetLoop
 from hatoba_scheduler.convert import requirements_of, set_time
 from hatoba_scheduler.convert_devices import (
@@ -295,12 +295,15 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
         """A device's stream."""
         first = await anext(request_iterator, None)
         hello, rest = self._hello(first)
+        token = current_call().token
+        since = token.create_time if token is not None else 0
         session = self._hub.open(hello, context.peer())
         reader = self._parts.tasks.create_task(
             self._read(session, rest, request_iterator), name=f"device:{hello.device}"
         )
         try:
             await self._note_clone(session)
+            await self._book.change(session.device, lambda one: showed(one, since))
             yield Response(items=[Order(welcome=await self._welcome(hello.device))])
             async for response in _sent(session):
                 yield response

@@ -61,6 +61,7 @@ def whole_device(name: str = "edge-1", version: int = 1) -> Device:
         last_seen=5,
         identity="identity",
         certificate_end=2**60,
+        certificate_since=2**59,
         installation="installation",
         report=b"\x00\xffreport",
     )

@@ -299,6 +299,7 @@ def _device_row(one: Device) -> Row:
         one.certificate_end,
         one.installation,
         one.report,
+        one.certificate_since,
     )
 
 
@@ -345,6 +346,7 @@ def _device(row: Row) -> Device:
         certificate_end=row[20],
         installation=row[21],
         report=row[22],
+        certificate_since=row[23],
     )
 
 

@@ -24,6 +24,7 @@ CREATE TABLE devices (
     certificate_end INTEGER NOT NULL,
     installation TEXT NOT NULL,
     report BLOB NOT NULL,
+    certificate_since INTEGER NOT NULL,
     newest_record INTEGER NOT NULL DEFAULT 0,
     kept_records INTEGER NOT NULL DEFAULT 0
 ) STRICT;
