@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from docs_pages import ROOT, Block, blocks
-from server_process import HatobaServer, clean_environment
+from server_process import HatobaServer, clean_environment, kill9
 
-PAGES = ["README.md", "docs/start.md", "docs/tutorial.md"]
+PAGES = ["README.md", "docs/start.md", "docs/tutorial.md", "docs/devices.md"]
 EXAMPLES = "examples"
 
 
@@ -62,9 +62,18 @@ class Newcomer:
         """End everything; what is left running."""
         command = ["hatoba", "server", "stop", "--all", "--grace", "0"]
         subprocess.run(command, env=self.env, check=False, capture_output=True)
-        directories = (self.data, self.home / "work" / "second")
+        directories = (self.data, self.home / "work" / "second", *self._devices())
         there = [data for data in directories if data.exists()]
         return [line for data in there for line in HatobaServer(data).left()]
+
+    def _devices(self) -> list[Path]:
+        """Directories of devices that the page made; what still runs there is ended."""
+        found = [lock.parent for lock in self.home.glob("work/*/agent.lock")]
+        for data in found:
+            kill9(int((data / "agent.lock").read_text()))
+            command = ["hatoba", "worker", "stop", "--data", data, "--all", "--grace", "0"]
+            subprocess.run(command, env=self.env, check=False, capture_output=True)
+        return found
 
 
 @pytest.fixture

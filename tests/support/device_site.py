@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime as dt
 import hashlib
 from collections.abc import AsyncIterator
@@ -13,6 +14,8 @@ import grpc
 import grpc.aio
 from authority import DAY, Authority
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from waiting import News
 
 from hatoba.artifacts.manifest import CHUNK_BYTES
@@ -88,6 +91,10 @@ class DeviceSite(
         """Of the certificates that streams were opened with."""
         self.unknown: set[int] = set()
         """Of certificates that it does not know."""
+        self.forgotten: set[int] = set()
+        """Of certificates that it does not renew either."""
+        self.proofs = 0
+        """Renewals that were asked for at the ordinary port."""
         self.trouble: grpc.StatusCode | None = None
         """What every call is answered with."""
         self.lost_replies = 0
@@ -217,6 +224,12 @@ class DeviceSite(
         return [(one.log.deployment, one.log.text) for one in told if one.HasField("log")]
 
     @property
+    def figures(self) -> dict[str, float]:
+        """Figures by name, each as it was told last."""
+        told = [self.records[at] for at in sorted(self.records)]
+        return {one.figure.name: one.figure.value for one in told if one.HasField("figure")}
+
+    @property
     def happenings(self) -> list[str]:
         """What happened, by its word, in order."""
         told = [self.records[at] for at in sorted(self.records)]
@@ -240,7 +253,13 @@ class DeviceSite(
         self, request: device_pb2.RenewDeviceRequest, context: Any
     ) -> device_pb2.DeviceIdentity:
         await self._check_trouble(context)
-        self._require_claim(context)
+        shown = dict(context.invocation_metadata())["authorization"].removeprefix("Bearer ")
+        if shown.startswith("dr_"):
+            self.proofs += 1
+            if await asyncio.to_thread(proof_serial, shown, request.csr) in self.forgotten:
+                await context.abort(grpc.StatusCode.UNAUTHENTICATED, "no device had this")
+        else:
+            self._require_claim(context)
         return await asyncio.to_thread(self.identity, request.csr)
 
     def identity(self, csr: str) -> device_pb2.DeviceIdentity:
@@ -356,7 +375,8 @@ class DeviceSite(
             if data is None:
                 await context.abort(grpc.StatusCode.NOT_FOUND, f"{sha256.hex()} is not stored")
             assert data is not None
-            for start in range(0, len(data), PIECE):
+            # The last piece comes in any case: it says that there is no more.
+            for start in range(request.offset, max(len(data), request.offset + 1), PIECE):
                 piece = data[start : start + PIECE]
                 last = start + PIECE >= len(data)
                 await context.write(
@@ -367,3 +387,22 @@ class DeviceSite(
                 await self.flows.wait()
                 if 0 < self.breaks_after <= start + len(piece):
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the link broke")
+
+
+def proof_serial(text: str, csr: str) -> int:
+    """The serial of the certificate by whose key a signing request is shown. Raises what is
+    raised for a proof that is none.
+    """
+    shown, digest, signed = text.removeprefix("dr_").split(".")
+    der = _decoded(shown)
+    certificate = x509.load_der_x509_certificate(der)
+    key = certificate.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)
+    meant = b"hatoba device renewal\0" + der + digest.encode()
+    key.verify(_decoded(signed), meant, ec.ECDSA(hashes.SHA256()))
+    assert digest == hashlib.sha256(csr.encode()).hexdigest()
+    return certificate.serial_number
+
+
+def _decoded(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

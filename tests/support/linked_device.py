@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import random
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from authority import DAY
 from device_site import DEVICE, HOST, DeviceSite
 from waiting import News
 
@@ -19,7 +21,7 @@ from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.identity import Identity
 from hatoba_worker.agent.link import Link, Parts
 from hatoba_worker.agent.records import Records
-from hatoba_worker.agent.renewing import Shown
+from hatoba_worker.agent.renewing import SERVER, TLS, Shown
 from hatoba_worker.agent.ring import Ring
 from hatoba_worker.agent.settings import Settings
 from hatoba_worker.agent.tunnel import Tunnel
@@ -32,14 +34,20 @@ LONG = 120.0
 class LinkedDevice:
     """One agent's link. Its waits are remembered, and last no time."""
 
-    def __init__(self, site: DeviceSite, data: Path, records_limit: int = 0) -> None:
+    def __init__(
+        self,
+        site: DeviceSite,
+        data: Path,
+        *,
+        records_limit: int = 0,
+        built: dt.datetime | None = None,
+    ) -> None:
         data.mkdir(exist_ok=True)
         self.site, self.data = site, data
         self.date = site.today.timestamp()
         """What the machine's clock says."""
-        self.clock = FloorClock(
-            data / "clock", self.date - 86_400.0, lambda: self.date, time.monotonic
-        )
+        floor = (built or site.today - DAY).timestamp()
+        self.clock = FloorClock(data / "clock", floor, lambda: self.date, time.monotonic)
         self.identity = Identity(data / "tls")
         self.shown = Shown(data, self.clock)
         self.wake = asyncio.Event()
@@ -78,7 +86,8 @@ class LinkedDevice:
         """Have an identity of the site; blocks."""
         csr = keys.request_for(self.identity.pending_key())
         given = self.site.identity(csr)
-        Settings(DEVICE, given.address, HOST).save(self.data)
+        Settings(DEVICE, given.address, HOST, server=self.site.api).save(self.data)
+        keys.write_secret(self.data / TLS / SERVER, given.authority)
         self.identity.enrolled(given.certificate, given.authority)
 
     # -- the listener ---------------------------------------------------------------------------

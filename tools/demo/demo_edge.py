@@ -93,7 +93,7 @@ class EdgeDemo(Demo):
         def holds() -> bool:
             slots = [self.slot(name) for name in names]
             return all(
-                slot.get("running") == revision and slot.get("phase") == "SLOT_PHASE_GOOD"
+                slot.get("running") == revision and slot.get("phase") == "GOOD"
                 for slot in slots
             )
 
@@ -210,7 +210,7 @@ def deploy(demo: EdgeDemo) -> None:
     before = demo.down("shop-2")
     demo.run(
         *("deploy", "digits@production", "--name", "reader", "--selector", "site=tokyo"),
-        *("--bake", "2s", "--abort-least", "1", "--no-wait"),
+        *("--bake", "2s", "--abort-least", "1", "--retries", "0", "--no-wait"),
     )
     size = _size(demo)
     for share in (0.3, 0.6):

@@ -21,7 +21,8 @@ from hatoba_plugins.loader import load
 from hatoba_plugins.values import BackendOptions
 
 PAGES = DOCS / "backends"
-TYPES = ("hosts", "k8s-gpu", "ecs", "batch-spot")
+TYPES = ("hosts", "k8s-gpu", "ecs", "batch-spot", "iot-edge-arm")
+NONE = "It has no options of its own."
 MARK = "<!-- options: made by tools/docs/backend_options.py -->"
 END = "<!-- end of options -->"
 _BLOCK = re.compile(f"{re.escape(MARK)}.*?{re.escape(END)}", re.DOTALL)
@@ -60,8 +61,10 @@ def page(path: Path, options: type[BackendOptions]) -> str:
 
 
 def options_table(options: type[BackendOptions]) -> str:
-    """The table of one type."""
+    """The table of one type, or a sentence where there is nothing to put into it."""
     meant = dict(documented(options))
+    if not meant:
+        return NONE
     rows = ((f"`{one.name}`", default(one), meant[one.name]) for one in fields(options))
     return table(("option", "default", "meaning"), rows)
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
+import device_stages
 from made_page import DOCS, ROOT, made, table
 
 from hatoba_plugins import errors
@@ -19,6 +21,7 @@ from hatoba_scheduler.control.observe import refused_step
 from hatoba_scheduler.domain import causes, preempting
 from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.dependencies import Upstream, upstream_ended
+from hatoba_scheduler.domain.device_rollouts import Stage
 from hatoba_scheduler.domain.ranges import Ranges
 from hatoba_scheduler.domain.records import Cause, Change, Job, Resources, RetryPolicy
 from hatoba_scheduler.domain.states import (
@@ -53,13 +56,15 @@ from hatoba_scheduler.domain.transitions import (
 )
 
 TARGET = DOCS / "states.md"
-CONTRACT = ROOT / "proto" / "hatoba" / "v1" / "common.proto"
+PROTO = ROOT / "proto" / "hatoba" / "v1"
+CONTRACT, DEVICES = PROTO / "common.proto", PROTO / "device.proto"
 NOW = Now(1)
+NAMES = [state.name for state in (*JobState, *AttemptState, *Release)]
 HEAD = """# States
 
 Written by `python tools/docs/states.py` from the one transition table
 (`hatoba_scheduler/domain/transitions.py`), its named constructors and the contract
-(`proto/hatoba/v1/common.proto`).
+(`proto/hatoba/v1/common.proto`), and for devices from `hatoba_scheduler/domain/device_rollouts.py`.
 
 A job has tasks, a task has attempts. Each change of state is one event, stored in the same
 transaction as the rows it tells of. A job of one task has that task's state. An array is RUNNING
@@ -72,6 +77,12 @@ and {0.preemption} for PREEMPTION, which counts anew after each new checkpoint. 
 lies a random time up to {0.backoff:g} s, doubling with each failure up to {0.max_backoff:g} s. The
 next attempt begins only once nothing of the last is left. A rule of the job's retry policy that
 speaks of an ending goes before this table; each decision is told in the note of its event."""
+
+DEVICE_STAGES = """A deployment to devices has a row for each device and roll-out
+([devices](devices.md)). The words on the arrows say what leads along them: the device's own word,
+no answer in the time that it had, its turn in the roll-out, a `selector` or label that changed,
+another revision. Errors are what roll-outs are given up by. What may pass is offered anew, as often
+as `--retries` says: tried again when the device says so, or for want of an answer."""
 
 GANGS = (
     (CauseCode.GANG_FAILED, Origin.POLICY, "with its gang's next generation, if there is one"),
@@ -92,7 +103,7 @@ def page() -> str:
     found = Walk()
     found.all_ways()
     check_table(found.tasks)
-    parts = [HEAD, *tasks_part(found.tasks), *attempts_part(found), *causes_part()]
+    parts = [HEAD, *tasks_part(found.tasks), *attempts_part(found), *causes_part(), *stages_part()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -302,6 +313,24 @@ def causes_part() -> Iterator[str]:
     yield table(("Cause", "Means", "Origin", "Another attempt"), rows)
 
 
+def stages_part() -> Iterator[str]:
+    """Where a device stands on the way to a revision."""
+    said, found = meanings("DeviceStage", DEVICES), device_stages.arrows()
+    names = [stage.name for stage in Stage]
+    over = {stage.name for stage in Stage if stage.over}
+    yield "## Devices on the way to a revision"
+    yield DEVICE_STAGES
+    rows = ((stage.name, said[stage.name], "yes" if stage.bad else "") for stage in Stage)
+    yield table(("Stage", "Means", "An error"), rows)
+    yield "Until something is decided:"
+    yield diagram({each: why for each, why in found.items() if not over & set(each)}, names)
+    yield "How that ends:"
+    ends = {each: why for each, why in found.items() if each[0] not in over and each[1] in over}
+    yield diagram(ends, names)
+    yield "What a device may still say, or hear of, after that:"
+    yield diagram({each: why for each, why in found.items() if each[0] in over}, names)
+
+
 def advice() -> dict[CauseCode, tuple[str, str]]:
     """Of each cause: whom it is laid to, and whether another attempt follows."""
     found: dict[CauseCode, tuple[str, str]] = {}
@@ -354,9 +383,9 @@ def revisions() -> Iterator[tuple[Cause, str]]:
         yield Cause(code, Origin.USER, "no", retryable=False), "of a revision: rolled back"
 
 
-def meanings(enum: str) -> dict[str, str]:
+def meanings(enum: str, contract: Path = CONTRACT) -> dict[str, str]:
     """The contract's comment on each value of an enum, by the value's name without prefix."""
-    body = re.search(rf"^enum {enum} {{\n(.*?)^}}", CONTRACT.read_text(), re.S | re.M)
+    body = re.search(rf"^enum {enum} {{\n(.*?)^}}", contract.read_text(), re.S | re.M)
     assert body is not None
     values = re.findall(r"((?:^  // .*\n)+)^  (\w+) = \d+;", body[1], re.M)
     prefix = values[0][1].removesuffix("UNSPECIFIED")
@@ -368,18 +397,18 @@ def sentence(comment: str) -> str:
     return " ".join(line.strip().removeprefix("// ") for line in comment.splitlines())
 
 
-def diagram(arrows: Mapping[tuple[str, str], Iterable[str]]) -> str:
-    """A Mermaid state diagram."""
+def diagram(arrows: Mapping[tuple[str, str], Iterable[str]], names: Sequence[str] = NAMES) -> str:
+    """A Mermaid state diagram, its arrows in the order of the names."""
     lines = ["```mermaid", "stateDiagram-v2"]
     for (before, after), reasons in arrows.items():
         words = ", ".join(sorted(reasons))
         lines.append(f"    {before} --> {after}{': ' if words else ''}{words}")
-    return "\n".join([*lines[:2], *sorted(lines[2:], key=order), "```"])
+    arranged = sorted(lines[2:], key=partial(order, names=names))
+    return "\n".join([*lines[:2], *arranged, "```"])
 
 
-def order(line: str) -> list[int]:
+def order(line: str, names: Sequence[str]) -> list[int]:
     """Arrows in the order in which things happen."""
-    names = [state.name for state in (*JobState, *AttemptState, *Release)]
     before, _, after = line.strip().partition(":")[0].partition(" --> ")
     return [names.index(name) if name in names else -1 for name in (before, after)]
 

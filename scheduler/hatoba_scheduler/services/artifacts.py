@@ -96,7 +96,9 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
     ) -> None:
         """Send chunks in the order asked for."""
         _check_digests(request.sha256, MAX_DOWNLOAD)
-        packed = _packed if request.whole else _single
+        _check_offset(request)
+        packed = _packed if request.whole and not request.offset else _single
+        skip = request.offset
         async with (
             self._downloads.passing(),
             aclosing(self._store.read(request.sha256)) as visits,
@@ -104,7 +106,8 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
         ):
             begun = False
             async for pieces in visits:
-                for reply in packed(pieces, begun):
+                rest, skip = _from(pieces, skip) if skip else (pieces, 0)
+                for reply in packed(rest, begun):
                     patience.renew()
                     await context.write(reply)
                 begun = bool(pieces) and not pieces[-1].last
@@ -223,6 +226,28 @@ def _check_direction(request: artifact_pb2.GetTransferUrlsRequest, *, upload: bo
 def _add_urls(reply: artifact_pb2.GetTransferUrlsResponse, signed: Signed) -> None:
     for url in signed.urls:
         reply.urls.add(url=url).expire_time.FromNanoseconds(round(signed.expire_time * 1e9))
+
+
+def _check_offset(request: artifact_pb2.DownloadChunksRequest) -> None:
+    if request.offset and len(request.sha256) > 1:
+        raise InvalidArgument.field(
+            "offset",
+            "is for a single chunk",
+            value=request.offset,
+            remedy="ask for the others in another call",
+        )
+
+
+def _from(pieces: Sequence[Read], skip: int) -> tuple[list[Read], int]:
+    """Pieces without their first bytes, and how many are still to be left out. The last piece
+    stays, be it empty: it says that there is no more."""
+    kept = []
+    for piece in pieces:
+        size = len(piece.data)
+        if size > skip or piece.last:
+            kept.append(piece._replace(data=piece.data[skip:]))
+        skip = max(0, skip - size)
+    return kept, skip
 
 
 def _single(pieces: Sequence[Read], begun: bool) -> Iterator[artifact_pb2.DownloadChunksResponse]:

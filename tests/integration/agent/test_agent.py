@@ -62,6 +62,8 @@ async def test_what_is_wanted_runs_and_is_told(house: AgentHouse) -> None:
     await house.site.news.until(
         lambda: any("link.connected" in text for _, text in house.site.lines)
     )
+    assert house.site.figures["agent_memory_bytes"] > 1e6
+    assert house.site.figures["free_disk_bytes"] > 1e6
     (hello,) = house.site.hellos
     assert hello.platform.architecture
     done = await house.command("diagnose")

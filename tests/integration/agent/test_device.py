@@ -59,6 +59,16 @@ async def test_a_bad_model_is_taken_back_without_anybody(house: EdgeHouse) -> No
     assert (await house.answers(2))["y"] == 7
 
 
+async def test_what_was_good_comes_back_at_once_each_time(house: EdgeHouse) -> None:
+    await running(house)
+    for revision in (2, 3, 4):
+        await house.want(await made(house, revision, 50, ON_LOAD="crash"))
+        await house.until(phase="bad", running=1)
+        assert (await house.answers(2))["y"] == 7
+    log = await asyncio.to_thread((house.data / "agent.log").read_text)
+    assert "replica.spawn" not in log
+
+
 async def test_what_runs_is_left_alone_when_the_agent_dies(house: EdgeHouse) -> None:
     first = await running(house)
     await house.restart_agent()

@@ -108,6 +108,29 @@ async def test_pieces_sent_back_have_at_most_a_mebibyte(server: Any) -> None:
     assert got == [(MIB, False), (MIB, False), (5, True)]
 
 
+async def test_a_chunk_comes_from_a_byte_on(server: Any) -> None:
+    big = bytes(range(256)) * (MIB // 128)
+    parts = [UploadChunksRequest(sha256=sha(big), data=big[at : at + MIB]) for at in (0, MIB)]
+    parts[-1].last = True
+    await upload(server, parts)
+    for offset in (1, MIB - 1, MIB, len(big) - 1, len(big), len(big) + 7):
+        request = DownloadChunksRequest(sha256=[sha(big)], offset=offset, whole=True)
+        call = server.stub.DownloadChunks(request)
+        async with open_stream(call):
+            got = [reply async for reply in call]
+        assert b"".join(reply.data for reply in got) == big[offset:]
+        assert [reply.last for reply in got] == [False] * (len(got) - 1) + [True]
+
+
+async def test_several_chunks_have_no_byte_to_begin_at(server: Any) -> None:
+    await upload(server, [whole(A)])
+    call = server.stub.DownloadChunks(DownloadChunksRequest(sha256=[sha(A), sha(A)], offset=1))
+    async with open_stream(call):
+        code, _, message = await refused(call.read())
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert "offset" in message
+
+
 async def test_small_chunks_travel_many_in_one_message(server: Any) -> None:
     big = bytes(MIB + 1)
     requests = [

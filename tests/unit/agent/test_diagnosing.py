@@ -155,6 +155,7 @@ def test_a_servers_word_counts_while_the_agent_runs(bench: Bench) -> None:
     [
         ("the server's certificate was good until 2020-01-01", "this machine's date"),
         ("[SSL] certificate verify failed: self-signed", "another server answers"),
+        ("the server closed the connection without a word", "where it has ended"),
         ("the server says UNAUTHENTICATED: who?", "hatoba agent enroll"),
         ("the server says PERMISSION_DENIED: revoked", "was revoked"),
         ("the server says ABORTED: another stream", "a copy"),

@@ -59,7 +59,7 @@ async def test_it_becomes_a_device_with_a_key_of_its_own(
     site: DeviceSite, machine: Machine
 ) -> None:
     found = await machine.enroll(name="cam-7", labels={"site": "tokyo"})
-    assert found == Settings(DEVICE, f"127.0.0.1:{site.port}", HOST, "0123456789ab")
+    assert found == Settings(DEVICE, f"127.0.0.1:{site.port}", HOST, "0123456789ab", site.api)
     assert await asyncio.to_thread(Settings.load, machine.data) == found
     current = await asyncio.to_thread(machine.identity.current)
     assert current.certificate.serial_number == site.serials[0]

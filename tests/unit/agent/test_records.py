@@ -48,6 +48,11 @@ async def test_what_is_said_comes_out_in_order_with_its_position(tmp_path: Path)
     assert (three.happening.kind, three.happening.message) == ("good", "It stayed healthy.")
     assert one.time.ToMicroseconds() == NOW * 1e6
     assert await made.next(3) is None
+    made.figure("free_disk_bytes", 5e9)
+    await made.flush()
+    batch = await made.next(3)
+    assert batch is not None
+    assert (batch.records[0].figure.name, batch.records[0].figure.value) == ("free_disk_bytes", 5e9)
 
 
 async def test_who_sends_is_woken_once_it_is_on_the_disk(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -12,6 +14,8 @@ import pytest
 from authority import DAY
 from device_site import DeviceSite
 from linked_device import LinkedDevice
+
+from hatoba_worker.agent.settings import Settings
 
 # The last channel of a process that closes would join grpc's poller thread on the event loop.
 grpc.aio.init_grpc_aio()
@@ -25,9 +29,11 @@ async def site(tmp_path: Path) -> AsyncIterator[DeviceSite]:
     await made.stop()
 
 
-async def enrolled(site: DeviceSite, root: Path, age: int) -> LinkedDevice:
+async def enrolled(
+    site: DeviceSite, root: Path, age: int, built: dt.datetime | None = None
+) -> LinkedDevice:
     """A device whose certificate is so many of its thirty days old; the next one is fresh."""
-    device = LinkedDevice(site, root / "device")
+    device = LinkedDevice(site, root / "device", built=built)
     site.begins = site.today - age * DAY
     await asyncio.to_thread(device.enroll)
     site.begins = site.today - DAY / 2
@@ -112,6 +118,7 @@ async def test_where_the_date_is_not_sure_what_seems_over_is_shown_all_the_same(
     async with device.running():
         await device.connected()
         assert site.shown == [site.serials[0]]
+        assert site.proofs == 0
 
 
 async def test_one_that_is_not_taken_any_more_asks_for_another_by_turns(
@@ -123,6 +130,48 @@ async def test_one_that_is_not_taken_any_more_asks_for_another_by_turns(
         await device.connected()
     assert site.shown == site.serials
     assert len(device.waits) == 1
+
+
+async def test_one_that_tls_refuses_is_renewed_by_proof_though_no_clock_says_that_it_ended(
+    site: DeviceSite, tmp_path: Path
+) -> None:
+    device = await enrolled(site, tmp_path, 40, built=site.today - 1_000 * DAY)
+    device.date = 0.0
+    async with device.running():
+        await device.tried()
+        assert "without a word" in device.link.problem
+        await device.connected()
+    assert site.proofs == 1
+    assert site.shown == [site.serials[1]]
+
+
+async def test_one_that_was_forgotten_stays_away_and_is_tried_for_ever(
+    site: DeviceSite, tmp_path: Path
+) -> None:
+    device = await enrolled(site, tmp_path, 1)
+    site.unknown.add(site.serials[0])
+    site.forgotten.add(site.serials[0])
+    async with device.running():
+        await device.tried(6)
+        assert "UNAUTHENTICATED" in device.link.problem
+    assert 2 <= site.proofs <= 4
+    assert len(site.serials) == 1
+
+
+async def test_where_the_ordinary_port_is_away_both_are_tried_by_turns(
+    site: DeviceSite, tmp_path: Path
+) -> None:
+    device = await enrolled(site, tmp_path, 1)
+    known = await asyncio.to_thread(Settings.load, device.data)
+    assert known is not None
+    await asyncio.to_thread(replace(known, server="localhost:1").save, device.data)
+    site.unknown.add(site.serials[0])
+    async with device.running():
+        await device.tried(2)
+        assert "localhost:1: " in device.link.problem
+        assert "Connect call failed" in device.link.problem
+        site.unknown.clear()
+        await device.connected()
 
 
 async def test_a_certificate_for_another_key_is_not_taken(site: DeviceSite, tmp_path: Path) -> None:

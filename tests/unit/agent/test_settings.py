@@ -11,7 +11,7 @@ import pytest
 from hatoba_worker.agent.lock import AlreadyRuns, hold, is_held
 from hatoba_worker.agent.settings import BadSettings, Settings
 
-MADE = Settings("cam-1", "[::1]:7443", "control.example", "0123456789ab", 5, 7)
+MADE = Settings("cam-1", "[::1]:7443", "control.example", "0123456789ab", "h:7420", 5, 7)
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:

@@ -151,6 +151,18 @@ async def test_a_slot_that_is_as_it_was_wakes_nobody() -> None:
         await device.clock.until_asleep()
 
 
+async def test_a_slot_that_is_gone_is_told_at_once() -> None:
+    device = Device()
+    device.be(Phase.REMOVED, None)
+    async with device.telling() as telling:
+        device.slots = Slots(8)
+        telling.changed(SLOT)
+        await device.clock.until_asleep()
+        await device.clock.advance(GATHER)
+        await device.news.until(lambda: len(device.reports) == 2)
+    assert list(device.reports[-1].slots) == []
+
+
 async def test_the_free_disk_alone_is_told_when_it_moved_far() -> None:
     device = Device()
     async with device.telling() as telling:

@@ -27,6 +27,10 @@ class Device:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     slots: Slots = field(default_factory=Slots)
     taken: list[int] = field(default_factory=list)
+    tells: int = 0
+
+    def told(self) -> None:
+        self.tells += 1
 
     async def offer(self, spec: worker_pb2.ReplicaSpec) -> str:
         await self.gate.wait()
@@ -50,7 +54,7 @@ def desired(generation: int, deployment: str = ADDER, **fields: int) -> device_p
 
 @asynccontextmanager
 async def taking(device: Device, clock: FakeClock) -> AsyncIterator[Wanting]:
-    wanting = Wanting(device, device, Watchdog({}).beat("wanting"), clock.sleep)
+    wanting = Wanting(device, device, device.told, Watchdog({}).beat("wanting"), clock.sleep)
     device.gate.set()
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(wanting.run())
@@ -105,11 +109,13 @@ async def test_a_full_disk_is_tried_again_and_said() -> None:
         wanting.take(desired(1))
         await clock.until_asleep()
         assert "generation 1 cannot be kept" in wanting.problem
+        assert device.tells == 1
         device.full = False
         await clock.advance(AGAIN)
         await turns()
         assert device.taken == [1]
         assert wanting.problem == ""
+        assert device.tells == 2
 
 
 async def test_after_a_full_disk_the_newest_is_taken() -> None:

@@ -59,6 +59,14 @@ def test_a_loop_that_began_anew_is_the_same_one(yard: Yard) -> None:
     assert yard.ended == []
 
 
+def test_loops_that_are_over_are_not_waited_for(yard: Yard) -> None:
+    yard.watchdog.beat("link")()
+    yard.watchdog.rest_all()
+    yard.now += 10 * SILENT_MOST
+    yard.watchdog.look()
+    assert yard.ended == []
+
+
 def test_systemd_is_told_while_all_is_well(tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:

@@ -225,6 +225,43 @@ def test_another_revision_takes_the_place_of_one_under_way() -> None:
     assert {site.runs(name) for name in site.devices} == {2}
 
 
+def test_what_works_on_all_that_came_is_gone_back_to_though_one_is_away() -> None:
+    site = Site(Policy(retries=0, abort_least=1))
+    online = ["d0", "d1", "d2"]
+    site.work(online)
+    assert (site.deployment.current, site.state()) == (1, RolloutState.RUNNING)
+    site.deploy(2)
+    site.work(online)
+    site.deploy(3)
+    site.fail(online)
+    assert (site.state(), site.rollout.from_revision) == (RolloutState.ROLLING_BACK, 2)
+    assert {site.runs(name) for name in site.devices} == {2}
+
+
+def test_what_fails_on_those_who_come_late_is_not_what_is_gone_back_to() -> None:
+    site = Site(Policy(retries=0, abort_least=1))
+    site.work(site.devices)
+    site.deploy(2)
+    site.work(["d0", "d1"])
+    assert site.deployment.current == 2
+    site.fail(["d2"])
+    assert (site.state(), site.deployment.current) == (RolloutState.ROLLING_BACK, 1)
+    assert {site.runs(name) for name in site.devices} == {1}
+
+
+def test_a_roll_back_does_not_wait_for_who_never_took_it_up() -> None:
+    site = Site(Policy(retries=0, abort_least=1))
+    site.work(site.devices)
+    site.deploy(2)
+    site.fail(["d0", "d1"])
+    assert site.state() is RolloutState.ROLLING_BACK
+    for name in ("d0", "d1"):
+        one = site.devices[name]
+        site.devices[name] = replace(one, acked=one.generation, reported=one.generation)
+    site.settle()
+    assert site.state() is RolloutState.ROLLED_BACK
+
+
 def test_five_releases_while_it_was_away_are_one_for_who_comes_back() -> None:
     site = Site()
     online = ["d0", "d1", "d2"]

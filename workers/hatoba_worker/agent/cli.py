@@ -191,9 +191,10 @@ def status(data: Path, as_json: bool) -> None:
         return
     if not lock.is_held(data):
         click.echo("the agent does not run; this is how it was", err=True)
-    link = told["link"]
-    click.echo("connected" if link["connected"] else f"not connected: {link['problem']}")
-    for one in told["report"].get("slots", ()):
+    link = told.get("link", {})
+    problem = link.get("problem", "")
+    click.echo("connected" if link.get("connected") else f"not connected: {problem}")
+    for one in told.get("report", {}).get("slots", ()):
         phase = one.get("phase", "").removeprefix("SLOT_PHASE_")
         runs = one.get("running", 0) or "-"
         where = one.get("address", "") or "-"

@@ -143,6 +143,7 @@ def _way_out(problem: str) -> str:
         ("was good until", "the server's certificate has ended, or this machine's date is wrong"),
         ("good from", "the server's certificate is for later: is its clock right?"),
         ("certificate verify failed", f"another server answers there; if ours is new: {ENROLL}"),
+        ("without a word", f"where it has ended it is renewed at the ordinary port; else {ENROLL}"),
         ("UNAUTHENTICATED", f"the server does not know this device any more: {ENROLL}"),
         ("PERMISSION_DENIED", f"the device was revoked, or is no more: {ENROLL}"),
         ("ABORTED", "another machine shows this device's certificate: one of them is a copy"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,16 +16,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from hatoba.errors import InvalidSpec
-from hatoba.settings import parse_address
 from hatoba.v1 import device_pb2, device_pb2_grpc
 from hatoba_worker import keys
 from hatoba_worker.agent import facts
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.identity import Identity, NotEnrolled
-from hatoba_worker.agent.outside import socket_directory
-from hatoba_worker.agent.renewing import TLS
+from hatoba_worker.agent.ordinary import Place, reached
+from hatoba_worker.agent.renewing import SERVER, TLS
 from hatoba_worker.agent.settings import BadSettings, Settings
-from hatoba_worker.agent.tunnel import Peer, Tunnel
 
 log = structlog.get_logger(__name__)
 
@@ -91,6 +88,11 @@ class Wish:
     up_per_day: int = 0
     down_per_day: int = 0
 
+    @property
+    def place(self) -> Place:
+        """Where it is asked for."""
+        return Place(self.server, self.authority or self.token.authority)
+
 
 async def enroll(data: Path, wish: Wish, clock: FloorClock) -> Settings:
     """Make the machine with this data directory a device, unless it has become one by this token
@@ -131,6 +133,7 @@ def _kept(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
         address=given.address,
         server_name=given.server_name,
         token=wish.token.identity,
+        server=wish.server,
         up_per_day=wish.up_per_day,
         down_per_day=wish.down_per_day,
     )
@@ -141,6 +144,10 @@ def _kept(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
         sound = False
     if not sound:
         raise NotMade("what the server answers makes no device: its certificate or its address")
+    if wish.place.authority:
+        keys.write_secret(data / TLS / SERVER, wish.place.authority)
+    else:
+        (data / TLS / SERVER).unlink(missing_ok=True)
     found.save(data)
     # This one last: who has it is enrolled.
     identity.enrolled(given.certificate, given.authority)
@@ -154,45 +161,16 @@ async def _asked(
     data: Path, wish: Wish, clock: FloorClock, request: device_pb2.EnrollDeviceRequest
 ) -> device_pb2.DeviceIdentity:
     metadata = (("authorization", f"Bearer {wish.token.token}"),)
-    async with _reached(data, wish, clock) as (channel, tunnel):
-        stub = device_pb2_grpc.DeviceServiceStub(channel)
-        try:
-            return await stub.EnrollDevice(request, metadata=metadata, timeout=CALL_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            problem = tunnel.problem if tunnel is not None else ""
-            raise NotMade(_why(wish.server, error, problem)) from error
-
-
-@contextlib.asynccontextmanager
-async def _reached(
-    data: Path, wish: Wish, clock: FloorClock
-) -> AsyncIterator[tuple[grpc.aio.Channel, Tunnel | None]]:
-    """A channel to the server's ordinary port. With an authority of its own it goes by the clock
-    that the agent keeps: this machine's may say 1970.
-    """
     try:
-        address, tls = parse_address(wish.server)
+        async with reached(wish.place, data / "enrolling", clock) as (channel, tunnel):
+            stub = device_pb2_grpc.DeviceServiceStub(channel)
+            try:
+                return await stub.EnrollDevice(request, metadata=metadata, timeout=CALL_SECONDS)
+            except grpc.aio.AioRpcError as error:
+                problem = tunnel.problem if tunnel is not None else ""
+                raise NotMade(_why(wish.server, error, problem)) from error
     except InvalidSpec as error:
         raise NotMade(f"{error.message}; {error.remedy}") from error
-    authority = wish.authority or wish.token.authority
-    if not authority:
-        open_channel = (
-            grpc.aio.secure_channel(address, grpc.ssl_channel_credentials())
-            if tls
-            else grpc.aio.insecure_channel(address)
-        )
-        async with open_channel as channel:
-            yield channel, None
-        return
-    async with socket_directory(data / "enrolling") as directory:
-        path = directory / "server-authority.pem"
-        await asyncio.to_thread(keys.write_secret, path, authority)
-        host, _, port = address.rpartition(":")
-        name = host.strip("[]")
-        peer = Peer(name, int(port), name, path)
-        tunnel = Tunnel(directory, lambda: peer, clock)
-        async with tunnel.open(), grpc.aio.insecure_channel(tunnel.target) as channel:
-            yield channel, tunnel
 
 
 def _why(server: str, error: grpc.aio.AioRpcError, problem: str) -> str:

@@ -77,22 +77,18 @@ class ServerLibrary:
         return await asyncio.to_thread(_parsed, digest, bytes(data))
 
     async def read(self, digest: str, offset: int) -> AsyncIterator[bytes]:
-        """The bytes of a chunk from an offset on. Raises Gone, Cut, Wrong.
-
-        The contract knows no beginning in the middle: what is before the offset comes once more.
-        """
+        """The bytes of a chunk from an offset on. Raises Gone, Cut, Wrong."""
         way = self._require_way()
         stub = artifact_pb2_grpc.ArtifactServiceStub(way.channel)
         sha256 = bytes.fromhex(digest.removeprefix("sha256:"))
-        request = artifact_pb2.DownloadChunksRequest(sha256=[sha256])
+        request = artifact_pb2.DownloadChunksRequest(sha256=[sha256], offset=offset)
         kind = artifact_pb2.DownloadChunksResponse
         with _typed():
             async with way.opened(stub.DownloadChunks(request, metadata=way.metadata)) as call:
                 while (reply := await next_message(call, kind, READ_SECONDS)) is not None:
                     if reply.position:
                         raise Wrong(f"more comes than {digest}, which was asked for")
-                    yield reply.data[offset:]
-                    offset = max(0, offset - len(reply.data))
+                    yield reply.data
 
     def _require_way(self) -> Way:
         way = self._way()

@@ -66,7 +66,9 @@ class Listener(Protocol):
         ...
 
     def linked(self, *, up: bool) -> None:
-        """The server has welcomed us, or the link is gone."""
+        """The server has welcomed us, or the link is gone; also when there is another reason why
+        there is none.
+        """
         ...
 
     def desired(self, desired: device_pb2.DeviceDesired) -> None:
@@ -149,7 +151,7 @@ class Link:
         self._report: device_pb2.DeviceReport | None = None
         self._told = False
         self._alive = ALIVE_EVERY / 2
-        self._sent_at = 0.0
+        self._since = self._sent_at = 0.0
         self._sent = self._stored = 0
         """Positions of records."""
         self.connected = False
@@ -171,7 +173,6 @@ class Link:
         """Stay connected, until cancelled."""
         while True:
             self._parts.beat()
-            began = self._monotonic()
             try:
                 await self._parts.shown.choose()
             except (NotEnrolled, BadSettings, OSError) as error:
@@ -179,8 +180,6 @@ class Link:
                 await self._rest(NOT_ENROLLED)
                 continue
             end = await self._try()
-            if self._monotonic() - began >= GOOD_AFTER:
-                self._backoff.reset()
             if end.pause is not None:
                 await self._rest(end.pause + self._backoff.next())
 
@@ -204,10 +203,12 @@ class Link:
         finally:
             welcomed, self.connected = self.connected, False
             self._lose_way()
+        if welcomed and self._monotonic() - self._since >= GOOD_AFTER:
+            self._backoff.reset()
         if not welcomed and end.pause is not None:
-            parts.shown.failed(unknown=end.unknown)
-        self._say(parts.tunnel.problem or end.why)
-        parts.listener.linked(up=False)
+            parts.shown.failed(unknown=end.unknown, silent=parts.tunnel.silent)
+        if self._say(parts.tunnel.problem or end.why) or welcomed:
+            parts.listener.linked(up=False)
         return end
 
     def _lose_way(self) -> None:
@@ -215,20 +216,23 @@ class Link:
             self._way.close()
             self._way = None
 
-    def _say(self, problem: str) -> None:
-        if problem != self.problem:
+    def _say(self, problem: str) -> bool:
+        """Whether it is another problem than before."""
+        other = problem != self.problem
+        if other:
             log.info("link.ended", reason=problem)
         self.problem = problem
+        return other
 
     async def _dialled(self) -> _End:
         shown, target = self._parts.shown, self._parts.tunnel.target
+        if shown.renews_first():
+            await shown.renew_by_proof()
+            return _End("a new certificate came", pause=None)
         async with (
             grpc.aio.insecure_channel(target, options=OPTIONS) as control,
             grpc.aio.insecure_channel(target, options=OPTIONS) as bulk,
         ):
-            if shown.renews_first():
-                await shown.renew(control)
-                return _End("a new certificate came", pause=None)
             stub = device_pb2_grpc.DeviceServiceStub(control)
             async with open_stream(stub.Connect(metadata=shown.metadata)) as call:
                 await self._greet(call)
@@ -265,6 +269,7 @@ class Link:
         every = welcome.alive_every.ToTimedelta().total_seconds() or ALIVE_EVERY
         self._alive, self._told = every / 2, False
         self._heard_now()
+        self._since = self._monotonic()
         self.connected, self.problem = True, ""
         log.info("link.connected", device=parts.shown.device, server=welcome.version)
 

@@ -23,7 +23,8 @@ from hatoba_worker.agent.facts import Facts
 from hatoba_worker.agent.journal import Journal
 from hatoba_worker.agent.library import ServerLibrary, Way
 from hatoba_worker.agent.lock import AlreadyRuns, hold
-from hatoba_worker.agent.outside import Budgets, Inside, Outside, socket_directory
+from hatoba_worker.agent.ordinary import socket_directory
+from hatoba_worker.agent.outside import Budgets, Inside, Outside
 from hatoba_worker.agent.servers import Servers
 from hatoba_worker.agent.settings import FILE, BadSettings, Settings
 from hatoba_worker.agent.trees import DeviceTrees
@@ -102,6 +103,7 @@ class Agent:
             except Exception:
                 log.exception("agent.outside")
             self._outside = None
+            self._watchdog.rest_all()
             await self._sleep(AGAIN)
 
     async def _begin_outside(self, directory: Path) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
-import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -36,14 +34,14 @@ from hatoba_worker.agent.telling import Sources, Telling
 from hatoba_worker.agent.tunnel import Tunnel
 from hatoba_worker.agent.wanting import Wanting
 from hatoba_worker.agent.watchdog import Watchdog
+from hatoba_worker.keeper import procfs
 
 log = structlog.get_logger(__name__)
 
 FLUSH_EVERY = 1.0
-SAVE_EVERY = 30
-"""Rounds of these after which it is put on the disk how far logs were followed."""
-LONGEST_PATH = 90
-"""Characters of a directory with a socket: the name of one may have 107."""
+SAVE_EVERY, MEASURE_EVERY = 30, 300
+"""Rounds of these after which it is put on the disk how far logs were followed, and after which
+figures are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +115,12 @@ class Outside:
             pay_up=budgets.up.pay,
             pay_down=budgets.down.pay,
         )
-        self._wanting = Wanting(inside.content, inside.conductor, beat("wanting"), sleep)
         self._status = status.StatusFile(data, self._snapshot, beat("status"), sleep)
         sources = Sources(inside.conductor, inside.servers.address, self._free, self._problems)
         happened = self._records.happened
         self._telling = Telling(sources, self._tell, happened, beat("telling"), sleep)
+        taken = self._telling.changed
+        self._wanting = Wanting(inside.content, inside.conductor, taken, beat("wanting"), sleep)
         parts = Parts(
             tunnel=self._tunnel,
             shown=self._shown,
@@ -168,8 +167,9 @@ class Outside:
         self._logs.load()
         for one in self._budgets.all:
             one.load()
-        link = status.read(self._inside.data).get("link", {})
-        self._last_contact = float(link.get("last_contact", 0.0))
+        with contextlib.suppress(AttributeError, TypeError, ValueError):
+            link = status.read(self._inside.data).get("link", {})
+            self._last_contact = float(link.get("last_contact", 0.0))
 
     async def _note_boot(self) -> None:
         """Tell of a start of the machine once."""
@@ -186,6 +186,8 @@ class Outside:
         with heard_log(self._records):
             while True:
                 beat()
+                if rounds % MEASURE_EVERY == 0:
+                    await asyncio.to_thread(self._measure)
                 homes = self._inside.servers.homes()
                 await asyncio.to_thread(self._logs.look, homes)
                 await self._records.flush()
@@ -193,6 +195,14 @@ class Outside:
                 if rounds % SAVE_EVERY == 0:
                     await asyncio.to_thread(self._logs.save)
                 await self._sleep(FLUSH_EVERY)
+
+    def _measure(self) -> None:
+        own = procfs.stat(os.getpid())
+        if own is not None:
+            self._records.figure("agent_memory_bytes", own.rss_bytes)
+        self._records.figure("free_disk_bytes", self._free())
+        self._records.figure("link_up_bytes", self._tunnel.carried.up)
+        self._records.figure("link_down_bytes", self._tunnel.carried.down)
 
     async def _leave(self) -> None:
         """Have on the disk what an orderly end would cost otherwise."""
@@ -275,20 +285,6 @@ class Outside:
             },
             "records": {"newest": self._records.newest, "stored": self._records.durable},
         }
-
-
-@contextlib.asynccontextmanager
-async def socket_directory(directory: Path) -> AsyncIterator[Path]:
-    """A directory of our own for a socket: this one unless its name is too long. Raises OSError."""
-    if len(str(directory)) <= LONGEST_PATH:
-        await asyncio.to_thread(directory.mkdir, 0o700, True, True)
-        yield directory
-        return
-    short = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="hatoba-"))
-    try:
-        yield short
-    finally:
-        await asyncio.to_thread(shutil.rmtree, short, True)
 
 
 def _lost(size: int) -> str:

@@ -1,4 +1,4 @@
-"""What the device tells of itself over time, kept until the server has it: logs and happenings.
+"""What the device tells of itself over time, kept until the server has it: logs, figures, events.
 
 Whoever has something to say never waits. What was said is put on the disk once a second, and given
 to the link from there: a position that was sent never stands for anything else.
@@ -82,6 +82,11 @@ class Records:
         """Something happened; `kind` is a word, the message one sentence."""
         told = device_pb2.DeviceHappening(kind=kind, message=_bounded(message, MOST_MESSAGE))
         self._say(HAPPENING, told.SerializeToString())
+
+    def figure(self, name: str, value: float) -> None:
+        """A figure of the device as it is now."""
+        told = device_pb2.DeviceFigure(name=name, value=value)
+        self._say(FIGURE, told.SerializeToString())
 
     def _say(self, kind: int, data: bytes) -> None:
         said = _Said(round(self._now() * 1e6), kind, data)

@@ -7,7 +7,9 @@ welcomes the old one instead, again and again: no single cut decides.
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,20 +17,28 @@ from pathlib import Path
 import grpc.aio
 import structlog
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from hatoba.errors import InvalidSpec
 from hatoba.v1 import device_pb2, device_pb2_grpc
 from hatoba_worker import keys
 from hatoba_worker.agent.calls import Broken, typed
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.identity import Credential, Identity, NotEnrolled
 from hatoba_worker.agent.library import Metadata
-from hatoba_worker.agent.settings import Settings
+from hatoba_worker.agent.ordinary import Place, reached
+from hatoba_worker.agent.settings import FILE, Settings
 from hatoba_worker.agent.tunnel import Peer
 
 log = structlog.get_logger(__name__)
 
-TLS = "tls"
-PREFIX = "dc_"
+TLS, SERVER = "tls", "server.pem"
+"""A device's keys, and among them who is believed at the server's ordinary port, if it is not who
+this machine believes."""
+CLAIM, PROOF = "dc_", "dr_"
+MEANING = b"hatoba device renewal\0"
 CALL_SECONDS = 60.0
 LOOK_EVERY, LOOK_SOON = 3_600.0, 60.0
 DOUBTS = 3
@@ -61,7 +71,7 @@ class Shown:
         self._doubts = 0
         """Of them those with the candidate, over all."""
         self._unknown = False
-        """The server said last that it does not know what was shown."""
+        """The server said last that it does not know what was shown, or may have meant that."""
 
     async def choose(self) -> None:
         """Settle what is shown from now on. Raises NotEnrolled, BadSettings, OSError."""
@@ -90,7 +100,7 @@ class Shown:
     @property
     def metadata(self) -> Metadata:
         """What a call carries: a claim that the certificate proves."""
-        return (("authorization", f"Bearer {PREFIX}{self.device}"),)
+        return (("authorization", f"Bearer {CLAIM}{self.device}"),)
 
     def peer(self) -> Peer:
         """Whom to reach, and what to show there."""
@@ -114,18 +124,20 @@ class Shown:
         self._doubts = 0
         self._choice = replace(choice, candidate=None)
 
-    def failed(self, *, unknown: bool) -> None:
-        """It came to no welcome; `unknown`: the server does not know what was shown."""
+    def failed(self, *, unknown: bool, silent: bool = False) -> None:
+        """It came to no welcome; `unknown`: the server does not know what was shown, `silent`: it
+        may not.
+        """
         self._failures += 1
-        self._unknown = unknown
+        self._unknown = unknown or silent
         if self._choice is not None and self._choice.on_trial:
             self._doubts += DOUBTS if unknown else 1
 
     # -- another one ----------------------------------------------------------------------------
 
     def renews_first(self) -> bool:
-        """Whether a new certificate is asked for before anything else: this one has ended, or the
-        server does not take it any more. Where the date is not sure both are tried by turns.
+        """Whether a new certificate is asked for by proof before anything else: this one has ended,
+        or the server may not take it any more. Where that is not sure both are tried by turns.
         """
         if self._now.candidate is not None:
             return False
@@ -138,11 +150,39 @@ class Shown:
         """Have a new certificate, which is shown from the next connection on. Raises Broken,
         OSError.
         """
-        key = await asyncio.to_thread(self._identity.pending_key)
-        request = device_pb2.RenewDeviceRequest(csr=await asyncio.to_thread(keys.request_for, key))
+        await self._ask(channel, await asyncio.to_thread(self._request), self.metadata)
+
+    async def renew_by_proof(self) -> None:
+        """The same at the server's ordinary port, where no certificate is shown: for one that has
+        ended. Raises Broken, OSError.
+        """
+        csr = await asyncio.to_thread(self._request)
+        proof = await asyncio.to_thread(proof_of, self._now.credential, csr)
+        place = await asyncio.to_thread(self._place)
+        metadata = (("authorization", f"Bearer {proof}"),)
+        try:
+            async with reached(place, self._data / "renewing", self._clock) as (channel, tunnel):
+                try:
+                    await self._ask(channel, csr, metadata)
+                except Broken as error:
+                    problem = tunnel.problem if tunnel is not None else ""
+                    raise Broken(f"{place.server}: {problem or error}", error.code) from error
+        except InvalidSpec as error:
+            raise Broken(f"{FILE} names no server: {error.message}") from error
+
+    def _request(self) -> str:
+        return keys.request_for(self._identity.pending_key())
+
+    def _place(self) -> Place:
+        path = self._data / TLS / SERVER
+        authority = path.read_text(encoding="ascii") if path.exists() else ""
+        return Place(self._now.settings.server, authority)
+
+    async def _ask(self, channel: grpc.aio.Channel, csr: str, metadata: Metadata) -> None:
         stub = device_pb2_grpc.DeviceServiceStub(channel)
+        request = device_pb2.RenewDeviceRequest(csr=csr)
         with typed():
-            given = await stub.RenewDevice(request, metadata=self.metadata, timeout=CALL_SECONDS)
+            given = await stub.RenewDevice(request, metadata=metadata, timeout=CALL_SECONDS)
         await asyncio.to_thread(self._keep, given.certificate)
         self._failures = self._doubts = 0
 
@@ -184,6 +224,23 @@ class Shown:
         with contextlib.suppress(NotEnrolled, OSError):
             return await asyncio.to_thread(self._identity.is_due, self._clock)
         return False
+
+
+def proof_of(credential: Credential, csr: str) -> str:
+    """What shows at the ordinary port whose request this is, signed by the certificate's key. It
+    tells no date. Blocks; raises OSError.
+    """
+    own = keys.read_own(credential.path)
+    if own is None:
+        raise OSError(f"{credential.path} is gone")
+    der = own.certificate.public_bytes(Encoding.DER)
+    digest = hashlib.sha256(csr.encode()).hexdigest()
+    signature = own.key.sign(MEANING + der + digest.encode(), ec.ECDSA(hashes.SHA256()))
+    return f"{PROOF}{_text(der)}.{digest}.{_text(signature)}"
+
+
+def _text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def _end(credential: Credential) -> float:

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ ENDINGS = 2
 READY_WITHIN = 300.0
 """Seconds in which a trial has to be ready once."""
 ADDRESS = "127.0.0.1"
-READABLE = 18
+READABLE = 12
 """Characters of a slot's name in its server's, of which there may be 63."""
 _GONE = deployment_pb2.REPLICA_STATE_GONE
 _HOPELESS = (common_pb2.CAUSE_CODE_CRASH_LOOP, common_pb2.CAUSE_CODE_PREDICTIONS_FAIL)
@@ -138,9 +139,9 @@ class Servers:
     async def run(self, name: str, release: Release) -> None:
         """Have this release running under this name, and nothing else; again is the same."""
         spec = await self._spec_of(name, release)
-        spec.name, spec.deployment = replica_name(name, release), resource_name(name)
-        before = self._kept.get(name)
-        if before is not None and before.name != spec.name:
+        before = self._kept[name].name if name in self._kept else ""
+        spec.name, spec.deployment = own_name(name, release, before), resource_name(name)
+        if before and before != spec.name:
             await self.stop(name)
         self._places[name] = _Place(release, spec, self._monotonic())
         self._kept[name] = spec
@@ -246,11 +247,20 @@ class Servers:
             self._fleet.gone(name)
 
 
+def own_name(name: str, release: Release, before: str) -> str:
+    """What a release's server is called: `before`, as one is that is kept, if that is of this
+    release; else as none was before. Of one that was ended the keeper starts nothing any more.
+    """
+    mark = f"{replica_name(name, release)}-"
+    return before if before.startswith(mark) else f"{mark}{uuid.uuid4().hex[:6]}"
+
+
 def replica_name(name: str, release: Release) -> str:
-    """What a release's server is called: the same after any restart, and no other release's."""
+    """What names of a release's servers begin with: the same after any restart, and no other
+    release's."""
     readable = re.sub(r"[^a-z0-9-]", "-", name[:READABLE])
     slot = hashlib.sha256(name.encode()).hexdigest()[:8]
-    digest = release.digest.rpartition(":")[2][:12]
+    digest = release.digest.rpartition(":")[2][:10]
     return f"{readable}-{slot}-{release.revision}-{release.tries}-{digest}"
 
 

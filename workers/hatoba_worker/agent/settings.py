@@ -22,13 +22,14 @@ class Settings:
     """One device's. Bytes a day that its link may carry; 0: as many as there are.
 
     `address` is the `HOST:PORT` that it dials, `server_name` what the server's certificate there
-    says; `token` is the id of the token by which it was enrolled.
+    says; `token` is the id of the token by which it was enrolled at the port `server`.
     """
 
     device: str
     address: str
     server_name: str
     token: str = ""
+    server: str = ""
     up_per_day: int = 0
     down_per_day: int = 0
 

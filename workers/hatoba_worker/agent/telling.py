@@ -99,7 +99,9 @@ class Telling:
 
     def changed(self, name: str = "") -> None:
         """Something may be another way now; with a name: about that slot."""
-        if not name or self._now(name) != self._seen.get(name):
+        slots = self._sources.conductor.slots
+        gone = name not in slots.wanted and name not in slots.slots
+        if gone or self._now(name) != self._seen.get(name):
             self._changed.set()
 
     def _now(self, name: str) -> _Seen:

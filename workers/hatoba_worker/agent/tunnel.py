@@ -55,6 +55,14 @@ class Carried:
     connections: int = 0
 
 
+@dataclass(slots=True)
+class _Ends:
+    """How far one connection came: we closed it, the server said something."""
+
+    ours: bool = False
+    said: bool = False
+
+
 class Tunnel:
     """Listens on a socket below `directory` and carries every connection to the peer."""
 
@@ -71,6 +79,9 @@ class Tunnel:
         self.carried = Carried()
         self.problem = ""
         """Why the last connection did not come about; empty: it did."""
+        self.silent = False
+        """The server closed the last connection before it said anything: with TLS 1.3 that is what
+        it looks like when the certificate that was shown is not taken."""
         self._peer = peer
         self._clock = clock
         self._pay_up, self._pay_down = pay_up, pay_down
@@ -118,14 +129,15 @@ class Tunnel:
             # Told to whoever asks: the channel only sees an end.
             if (problem := str(error) or repr(error)) != self.problem:
                 log.warning("tunnel.not_connected", error=problem)
-            self.problem = problem
+            self.problem, self.silent = problem, False
             return
-        self.problem = ""
+        self.problem, self.silent = "", False
         self.carried.connections += 1
+        ends = _Ends()
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._up(reader, far_writer), name="tunnel-up")
-                tasks.create_task(self._down(far_reader, writer), name="tunnel-down")
+                tasks.create_task(self._up(reader, far_writer, ends), name="tunnel-up")
+                tasks.create_task(self._down(far_reader, writer, ends), name="tunnel-down")
         finally:
             far_writer.close()
 
@@ -144,23 +156,35 @@ class Tunnel:
             raise
         return reader, writer
 
-    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _up(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ends: _Ends
+    ) -> None:
         with contextlib.suppress(OSError, ssl.SSLError):
             while data := await reader.read(PIECE):
                 await self._pay_up(len(data))
                 self.carried.up += len(data)
                 writer.write(data)
                 await writer.drain()
+        ends.ours = True
         writer.close()
 
-    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _down(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ends: _Ends
+    ) -> None:
         with contextlib.suppress(OSError, ssl.SSLError):
             while data := await reader.read(PIECE):
+                ends.said = True
                 self.carried.down += len(data)
                 # Paid for after it came: how much comes is the server's to say.
                 await self._pay_down(len(data))
                 writer.write(data)
                 await writer.drain()
+        if not ends.said and not ends.ours:
+            self.silent = True
+            self.problem = (
+                "the server closed the connection without a word: it may not take this device's "
+                "certificate"
+            )
         writer.close()
 
 

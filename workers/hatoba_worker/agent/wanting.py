@@ -38,17 +38,19 @@ class Wants(Protocol):
 
 
 class Wanting:
-    """Takes in what is wanted, one after the other."""
+    """Takes in what is wanted, one after the other. `taken` hears of each that was, or was not."""
 
     def __init__(
         self,
         offers: Offers,
         wants: Wants,
+        taken: Callable[[], None],
         beat: Beat,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._offers = offers
         self._wants = wants
+        self._taken = taken
         self._beat = beat
         self._sleep = sleep
         self._newest: device_pb2.DeviceDesired | None = None
@@ -75,9 +77,11 @@ class Wanting:
             try:
                 await self._wants.want(desired.generation, await self._offered(desired))
                 self.problem = ""
+                self._taken()
             except OSError as error:
                 log.error("agent.not_taken", generation=desired.generation, error=str(error))
                 self.problem = f"generation {desired.generation} cannot be kept: {error}"
+                self._taken()
                 await self._again(desired)
 
     async def _offered(self, desired: device_pb2.DeviceDesired) -> dict[str, Wanted]:

@@ -62,6 +62,11 @@ class Watchdog:
         """The sign of life of a loop of this name."""
         return self._beats.setdefault(name, Beat(self._monotonic))
 
+    def rest_all(self) -> None:
+        """What the loops belong to is over; those that go on say so themselves."""
+        for beat in list(self._beats.values()):
+            beat.rest()
+
     def look(self) -> None:
         """Tell the supervisor that all is well, or end the process."""
         for name, beat in list(self._beats.items()):

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from hatoba.v1 import common_pb2 as hatoba_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18hatoba/v1/artifact.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16hatoba/v1/common.proto\"\xa3\x02\n\rManifestEntry\x12\x1e\n\x04path\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 R\x04path\x12\x34\n\x04type\x18\x02 \x01(\x0e\x32\x14.hatoba.v1.EntryTypeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04type\x12\x1c\n\x04mode\x18\x03 \x01(\rB\x08\xbaH\x05*\x03\x18\xff\x03R\x04mode\x12\x1b\n\x04size\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x04size\x12(\n\x06\x63hunks\x18\x05 \x03(\x0b\x32\x10.hatoba.v1.ChunkR\x06\x63hunks\x12 \n\x06target\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x06target\x12\x35\n\x08\x65xternal\x18\x07 \x01(\x0b\x32\x19.hatoba.v1.ExternalObjectR\x08\x65xternal\"N\n\x0e\x45xternalObject\x12\x1c\n\x03uri\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10R\x03uri\x12\x1e\n\x04\x65tag\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04\x65tag\"J\n\x05\x43hunk\x12\x1f\n\x06sha256\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h R\x06sha256\x12 \n\x04size\x18\x02 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\x80\x80\x04(\x01R\x04size\"J\n\x08Manifest\x12>\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.hatoba.v1.ManifestEntryB\n\xbaH\x07\x92\x01\x04\x10\xc0\x84=R\x07\x65ntries\"r\n\x18\x46indMissingChunksRequest\x12\'\n\x06sha256\x18\x01 \x03(\x0c\x42\x0f\xbaH\x0c\x92\x01\t\x10\x90N\"\x04z\x02h R\x06sha256\x12-\n\tmanifests\x18\x02 \x03(\x0c\x42\x0f\xbaH\x0c\x92\x01\t\x10\xe8\x07\"\x04z\x02h R\tmanifests\"Q\n\x19\x46indMissingChunksResponse\x12\x16\n\x06sha256\x18\x01 \x03(\x0cR\x06sha256\x12\x1c\n\tmanifests\x18\x02 \x03(\x0cR\tmanifests\"\x98\x01\n\x13UploadChunksRequest\x12\x16\n\x06sha256\x18\x01 \x01(\x0cR\x06sha256\x12\x1d\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@R\x04\x64\x61ta\x12\x12\n\x04last\x18\x03 \x01(\x08R\x04last\x12\x36\n\x05whole\x18\x04 \x03(\x0b\x32\x15.hatoba.v1.WholeChunkB\t\xbaH\x06\x92\x01\x03\x10\x80 R\x05whole\"N\n\nWholeChunk\x12\x1f\n\x06sha256\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h R\x06sha256\x12\x1f\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@R\x04\x64\x61ta\"D\n\x14UploadChunksResponse\x12\x16\n\x06\x63hunks\x18\x01 \x01(\x05R\x06\x63hunks\x12\x14\n\x05\x62ytes\x18\x02 \x01(\x03R\x05\x62ytes\"X\n\x15\x44ownloadChunksRequest\x12)\n\x06sha256\x18\x01 \x03(\x0c\x42\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\x90N\"\x04z\x02h R\x06sha256\x12\x14\n\x05whole\x18\x02 \x01(\x08R\x05whole\"r\n\x16\x44ownloadChunksResponse\x12\x1a\n\x08position\x18\x01 \x01(\x05R\x08position\x12\x12\n\x04\x64\x61ta\x18\x02 \x01(\x0cR\x04\x64\x61ta\x12\x12\n\x04last\x18\x03 \x01(\x08R\x04last\x12\x14\n\x05whole\x18\x04 \x03(\x0cR\x05whole\"P\n\x15\x43reateManifestRequest\x12\x37\n\x08manifest\x18\x01 \x01(\x0b\x32\x13.hatoba.v1.ManifestB\x06\xbaH\x03\xc8\x01\x01R\x08manifest\"B\n\x16\x43reateManifestResponse\x12(\n\x03ref\x18\x01 \x01(\x0b\x32\x16.hatoba.v1.ManifestRefR\x03ref\"J\n\x12GetManifestRequest\x12\x34\n\x06\x64igest\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$R\x06\x64igest\"6\n\x15UploadManifestRequest\x12\x1d\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@R\x04\x64\x61ta\".\n\x18\x44ownloadManifestResponse\x12\x12\n\x04\x64\x61ta\x18\x01 \x01(\x0cR\x04\x64\x61ta\"\x88\x02\n\x16GetTransferUrlsRequest\x12\x46\n\tdirection\x18\x01 \x01(\x0e\x32\x1c.hatoba.v1.TransferDirectionB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\tdirection\x12\'\n\x06sha256\x18\x02 \x03(\x0c\x42\x0f\xbaH\x0c\x92\x01\t\x10\xe8\x07\"\x04z\x02h R\x06sha256\x12@\n\x08\x65xternal\x18\x03 \x03(\x0b\x32\x19.hatoba.v1.ExternalObjectB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x08\x65xternal\x12;\n\x08manifest\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x17\x32\x15^sha256:[0-9a-f]{64}$\xd8\x01\x01R\x08manifest\"]\n\x17GetTransferUrlsResponse\x12\x16\n\x06\x64irect\x18\x01 \x01(\x08R\x06\x64irect\x12*\n\x04urls\x18\x02 \x03(\x0b\x32\x16.hatoba.v1.TransferUrlR\x04urls\"\\\n\x0bTransferUrl\x12\x10\n\x03url\x18\x01 \x01(\tR\x03url\x12;\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"M\n\x14\x43onfirmChunksRequest\x12\x35\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x10.hatoba.v1.ChunkB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07R\x06\x63hunks\"1\n\x15\x43onfirmChunksResponse\x12\x18\n\x07missing\x18\x01 \x03(\x0cR\x07missing\"<\n\x15\x43ollectGarbageRequest\x12#\n\rvalidate_only\x18\x01 \x01(\x08R\x0cvalidateOnly\"\x9b\x01\n\x16\x43ollectGarbageResponse\x12\x16\n\x06stored\x18\x01 \x01(\x03R\x06stored\x12\x12\n\x04live\x18\x02 \x01(\x03R\x04live\x12\x16\n\x06marked\x18\x03 \x01(\x03R\x06marked\x12\x18\n\x07\x64\x65leted\x18\x04 \x01(\x03R\x07\x64\x65leted\x12#\n\rdeleted_bytes\x18\x05 \x01(\x03R\x0c\x64\x65letedBytes\"O\n\x17\x44ownloadManifestRequest\x12\x34\n\x06\x64igest\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$R\x06\x64igest*n\n\tEntryType\x12\x1a\n\x16\x45NTRY_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45NTRY_TYPE_FILE\x10\x01\x12\x18\n\x14\x45NTRY_TYPE_DIRECTORY\x10\x02\x12\x16\n\x12\x45NTRY_TYPE_SYMLINK\x10\x03*w\n\x11TransferDirection\x12\"\n\x1eTRANSFER_DIRECTION_UNSPECIFIED\x10\x00\x12\x1d\n\x19TRANSFER_DIRECTION_UPLOAD\x10\x01\x12\x1f\n\x1bTRANSFER_DIRECTION_DOWNLOAD\x10\x02\x32\xf4\x06\n\x0f\x41rtifactService\x12^\n\x11\x46indMissingChunks\x12#.hatoba.v1.FindMissingChunksRequest\x1a$.hatoba.v1.FindMissingChunksResponse\x12Q\n\x0cUploadChunks\x12\x1e.hatoba.v1.UploadChunksRequest\x1a\x1f.hatoba.v1.UploadChunksResponse(\x01\x12W\n\x0e\x44ownloadChunks\x12 .hatoba.v1.DownloadChunksRequest\x1a!.hatoba.v1.DownloadChunksResponse0\x01\x12U\n\x0e\x43reateManifest\x12 .hatoba.v1.CreateManifestRequest\x1a!.hatoba.v1.CreateManifestResponse\x12W\n\x0eUploadManifest\x12 .hatoba.v1.UploadManifestRequest\x1a!.hatoba.v1.CreateManifestResponse(\x01\x12\x41\n\x0bGetManifest\x12\x1d.hatoba.v1.GetManifestRequest\x1a\x13.hatoba.v1.Manifest\x12]\n\x10\x44ownloadManifest\x12\".hatoba.v1.DownloadManifestRequest\x1a#.hatoba.v1.DownloadManifestResponse0\x01\x12X\n\x0fGetTransferUrls\x12!.hatoba.v1.GetTransferUrlsRequest\x1a\".hatoba.v1.GetTransferUrlsResponse\x12R\n\rConfirmChunks\x12\x1f.hatoba.v1.ConfirmChunksRequest\x1a .hatoba.v1.ConfirmChunksResponse\x12U\n\x0e\x43ollectGarbage\x12 .hatoba.v1.CollectGarbageRequest\x1a!.hatoba.v1.CollectGarbageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18hatoba/v1/artifact.proto\x12\thatoba.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16hatoba/v1/common.proto\"\xa3\x02\n\rManifestEntry\x12\x1e\n\x04path\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 R\x04path\x12\x34\n\x04type\x18\x02 \x01(\x0e\x32\x14.hatoba.v1.EntryTypeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\x04type\x12\x1c\n\x04mode\x18\x03 \x01(\rB\x08\xbaH\x05*\x03\x18\xff\x03R\x04mode\x12\x1b\n\x04size\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x04size\x12(\n\x06\x63hunks\x18\x05 \x03(\x0b\x32\x10.hatoba.v1.ChunkR\x06\x63hunks\x12 \n\x06target\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 R\x06target\x12\x35\n\x08\x65xternal\x18\x07 \x01(\x0b\x32\x19.hatoba.v1.ExternalObjectR\x08\x65xternal\"N\n\x0e\x45xternalObject\x12\x1c\n\x03uri\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10R\x03uri\x12\x1e\n\x04\x65tag\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02R\x04\x65tag\"J\n\x05\x43hunk\x12\x1f\n\x06sha256\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h R\x06sha256\x12 \n\x04size\x18\x02 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\x80\x80\x04(\x01R\x04size\"J\n\x08Manifest\x12>\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.hatoba.v1.ManifestEntryB\n\xbaH\x07\x92\x01\x04\x10\xc0\x84=R\x07\x65ntries\"r\n\x18\x46indMissingChunksRequest\x12\'\n\x06sha256\x18\x01 \x03(\x0c\x42\x0f\xbaH\x0c\x92\x01\t\x10\x90N\"\x04z\x02h R\x06sha256\x12-\n\tmanifests\x18\x02 \x03(\x0c\x42\x0f\xbaH\x0c\x92\x01\t\x10\xe8\x07\"\x04z\x02h R\tmanifests\"Q\n\x19\x46indMissingChunksResponse\x12\x16\n\x06sha256\x18\x01 \x03(\x0cR\x06sha256\x12\x1c\n\tmanifests\x18\x02 \x03(\x0cR\tmanifests\"\x98\x01\n\x13UploadChunksRequest\x12\x16\n\x06sha256\x18\x01 \x01(\x0cR\x06sha256\x12\x1d\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@R\x04\x64\x61ta\x12\x12\n\x04last\x18\x03 \x01(\x08R\x04last\x12\x36\n\x05whole\x18\x04 \x03(\x0b\x32\x15.hatoba.v1.WholeChunkB\t\xbaH\x06\x92\x01\x03\x10\x80 R\x05whole\"N\n\nWholeChunk\x12\x1f\n\x06sha256\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h R\x06sha256\x12\x1f\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x42\x0b\xbaH\x08z\x06\x10\x01\x18\x80\x80@R\x04\x64\x61ta\"D\n\x14UploadChunksResponse\x12\x16\n\x06\x63hunks\x18\x01 \x01(\x05R\x06\x63hunks\x12\x14\n\x05\x62ytes\x18\x02 \x01(\x03R\x05\x62ytes\"y\n\x15\x44ownloadChunksRequest\x12)\n\x06sha256\x18\x01 \x03(\x0c\x42\x11\xbaH\x0e\x92\x01\x0b\x08\x01\x10\x90N\"\x04z\x02h R\x06sha256\x12\x14\n\x05whole\x18\x02 \x01(\x08R\x05whole\x12\x1f\n\x06offset\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00R\x06offset\"r\n\x16\x44ownloadChunksResponse\x12\x1a\n\x08position\x18\x01 \x01(\x05R\x08position\x12\x12\n\x04\x64\x61ta\x18\x02 \x01(\x0cR\x04\x64\x61ta\x12\x12\n\x04last\x18\x03 \x01(\x08R\x04last\x12\x14\n\x05whole\x18\x04 \x03(\x0cR\x05whole\"P\n\x15\x43reateManifestRequest\x12\x37\n\x08manifest\x18\x01 \x01(\x0b\x32\x13.hatoba.v1.ManifestB\x06\xbaH\x03\xc8\x01\x01R\x08manifest\"B\n\x16\x43reateManifestResponse\x12(\n\x03ref\x18\x01 \x01(\x0b\x32\x16.hatoba.v1.ManifestRefR\x03ref\"J\n\x12GetManifestRequest\x12\x34\n\x06\x64igest\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$R\x06\x64igest\"6\n\x15UploadManifestRequest\x12\x1d\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x42\t\xbaH\x06z\x04\x18\x80\x80@R\x04\x64\x61ta\".\n\x18\x44ownloadManifestResponse\x12\x12\n\x04\x64\x61ta\x18\x01 \x01(\x0cR\x04\x64\x61ta\"\x88\x02\n\x16GetTransferUrlsRequest\x12\x46\n\tdirection\x18\x01 \x01(\x0e\x32\x1c.hatoba.v1.TransferDirectionB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00R\tdirection\x12\'\n\x06sha256\x18\x02 \x03(\x0c\x42\x0f\xbaH\x0c\x92\x01\t\x10\xe8\x07\"\x04z\x02h R\x06sha256\x12@\n\x08\x65xternal\x18\x03 \x03(\x0b\x32\x19.hatoba.v1.ExternalObjectB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07R\x08\x65xternal\x12;\n\x08manifest\x18\x04 \x01(\tB\x1f\xbaH\x1cr\x17\x32\x15^sha256:[0-9a-f]{64}$\xd8\x01\x01R\x08manifest\"]\n\x17GetTransferUrlsResponse\x12\x16\n\x06\x64irect\x18\x01 \x01(\x08R\x06\x64irect\x12*\n\x04urls\x18\x02 \x03(\x0b\x32\x16.hatoba.v1.TransferUrlR\x04urls\"\\\n\x0bTransferUrl\x12\x10\n\x03url\x18\x01 \x01(\tR\x03url\x12;\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampR\nexpireTime\"M\n\x14\x43onfirmChunksRequest\x12\x35\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x10.hatoba.v1.ChunkB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xe8\x07R\x06\x63hunks\"1\n\x15\x43onfirmChunksResponse\x12\x18\n\x07missing\x18\x01 \x03(\x0cR\x07missing\"<\n\x15\x43ollectGarbageRequest\x12#\n\rvalidate_only\x18\x01 \x01(\x08R\x0cvalidateOnly\"\x9b\x01\n\x16\x43ollectGarbageResponse\x12\x16\n\x06stored\x18\x01 \x01(\x03R\x06stored\x12\x12\n\x04live\x18\x02 \x01(\x03R\x04live\x12\x16\n\x06marked\x18\x03 \x01(\x03R\x06marked\x12\x18\n\x07\x64\x65leted\x18\x04 \x01(\x03R\x07\x64\x65leted\x12#\n\rdeleted_bytes\x18\x05 \x01(\x03R\x0c\x64\x65letedBytes\"O\n\x17\x44ownloadManifestRequest\x12\x34\n\x06\x64igest\x18\x01 \x01(\tB\x1c\xbaH\x19r\x17\x32\x15^sha256:[0-9a-f]{64}$R\x06\x64igest*n\n\tEntryType\x12\x1a\n\x16\x45NTRY_TYPE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45NTRY_TYPE_FILE\x10\x01\x12\x18\n\x14\x45NTRY_TYPE_DIRECTORY\x10\x02\x12\x16\n\x12\x45NTRY_TYPE_SYMLINK\x10\x03*w\n\x11TransferDirection\x12\"\n\x1eTRANSFER_DIRECTION_UNSPECIFIED\x10\x00\x12\x1d\n\x19TRANSFER_DIRECTION_UPLOAD\x10\x01\x12\x1f\n\x1bTRANSFER_DIRECTION_DOWNLOAD\x10\x02\x32\xf4\x06\n\x0f\x41rtifactService\x12^\n\x11\x46indMissingChunks\x12#.hatoba.v1.FindMissingChunksRequest\x1a$.hatoba.v1.FindMissingChunksResponse\x12Q\n\x0cUploadChunks\x12\x1e.hatoba.v1.UploadChunksRequest\x1a\x1f.hatoba.v1.UploadChunksResponse(\x01\x12W\n\x0e\x44ownloadChunks\x12 .hatoba.v1.DownloadChunksRequest\x1a!.hatoba.v1.DownloadChunksResponse0\x01\x12U\n\x0e\x43reateManifest\x12 .hatoba.v1.CreateManifestRequest\x1a!.hatoba.v1.CreateManifestResponse\x12W\n\x0eUploadManifest\x12 .hatoba.v1.UploadManifestRequest\x1a!.hatoba.v1.CreateManifestResponse(\x01\x12\x41\n\x0bGetManifest\x12\x1d.hatoba.v1.GetManifestRequest\x1a\x13.hatoba.v1.Manifest\x12]\n\x10\x44ownloadManifest\x12\".hatoba.v1.DownloadManifestRequest\x1a#.hatoba.v1.DownloadManifestResponse0\x01\x12X\n\x0fGetTransferUrls\x12!.hatoba.v1.GetTransferUrlsRequest\x1a\".hatoba.v1.GetTransferUrlsResponse\x12R\n\rConfirmChunks\x12\x1f.hatoba.v1.ConfirmChunksRequest\x1a .hatoba.v1.ConfirmChunksResponse\x12U\n\x0e\x43ollectGarbage\x12 .hatoba.v1.CollectGarbageRequest\x1a!.hatoba.v1.CollectGarbageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -68,6 +68,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WHOLECHUNK'].fields_by_name['data']._serialized_options = b'\272H\010z\006\020\001\030\200\200@'
   _globals['_DOWNLOADCHUNKSREQUEST'].fields_by_name['sha256']._loaded_options = None
   _globals['_DOWNLOADCHUNKSREQUEST'].fields_by_name['sha256']._serialized_options = b'\272H\016\222\001\013\010\001\020\220N\"\004z\002h '
+  _globals['_DOWNLOADCHUNKSREQUEST'].fields_by_name['offset']._loaded_options = None
+  _globals['_DOWNLOADCHUNKSREQUEST'].fields_by_name['offset']._serialized_options = b'\272H\004\"\002(\000'
   _globals['_CREATEMANIFESTREQUEST'].fields_by_name['manifest']._loaded_options = None
   _globals['_CREATEMANIFESTREQUEST'].fields_by_name['manifest']._serialized_options = b'\272H\003\310\001\001'
   _globals['_GETMANIFESTREQUEST'].fields_by_name['digest']._loaded_options = None
@@ -86,10 +88,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONFIRMCHUNKSREQUEST'].fields_by_name['chunks']._serialized_options = b'\272H\010\222\001\005\010\001\020\350\007'
   _globals['_DOWNLOADMANIFESTREQUEST'].fields_by_name['digest']._loaded_options = None
   _globals['_DOWNLOADMANIFESTREQUEST'].fields_by_name['digest']._serialized_options = b'\272H\031r\0272\025^sha256:[0-9a-f]{64}$'
-  _globals['_ENTRYTYPE']._serialized_start=2578
-  _globals['_ENTRYTYPE']._serialized_end=2688
-  _globals['_TRANSFERDIRECTION']._serialized_start=2690
-  _globals['_TRANSFERDIRECTION']._serialized_end=2809
+  _globals['_ENTRYTYPE']._serialized_start=2611
+  _globals['_ENTRYTYPE']._serialized_end=2721
+  _globals['_TRANSFERDIRECTION']._serialized_start=2723
+  _globals['_TRANSFERDIRECTION']._serialized_end=2842
   _globals['_MANIFESTENTRY']._serialized_start=126
   _globals['_MANIFESTENTRY']._serialized_end=417
   _globals['_EXTERNALOBJECT']._serialized_start=419
@@ -109,35 +111,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADCHUNKSRESPONSE']._serialized_start=1085
   _globals['_UPLOADCHUNKSRESPONSE']._serialized_end=1153
   _globals['_DOWNLOADCHUNKSREQUEST']._serialized_start=1155
-  _globals['_DOWNLOADCHUNKSREQUEST']._serialized_end=1243
-  _globals['_DOWNLOADCHUNKSRESPONSE']._serialized_start=1245
-  _globals['_DOWNLOADCHUNKSRESPONSE']._serialized_end=1359
-  _globals['_CREATEMANIFESTREQUEST']._serialized_start=1361
-  _globals['_CREATEMANIFESTREQUEST']._serialized_end=1441
-  _globals['_CREATEMANIFESTRESPONSE']._serialized_start=1443
-  _globals['_CREATEMANIFESTRESPONSE']._serialized_end=1509
-  _globals['_GETMANIFESTREQUEST']._serialized_start=1511
-  _globals['_GETMANIFESTREQUEST']._serialized_end=1585
-  _globals['_UPLOADMANIFESTREQUEST']._serialized_start=1587
-  _globals['_UPLOADMANIFESTREQUEST']._serialized_end=1641
-  _globals['_DOWNLOADMANIFESTRESPONSE']._serialized_start=1643
-  _globals['_DOWNLOADMANIFESTRESPONSE']._serialized_end=1689
-  _globals['_GETTRANSFERURLSREQUEST']._serialized_start=1692
-  _globals['_GETTRANSFERURLSREQUEST']._serialized_end=1956
-  _globals['_GETTRANSFERURLSRESPONSE']._serialized_start=1958
-  _globals['_GETTRANSFERURLSRESPONSE']._serialized_end=2051
-  _globals['_TRANSFERURL']._serialized_start=2053
-  _globals['_TRANSFERURL']._serialized_end=2145
-  _globals['_CONFIRMCHUNKSREQUEST']._serialized_start=2147
-  _globals['_CONFIRMCHUNKSREQUEST']._serialized_end=2224
-  _globals['_CONFIRMCHUNKSRESPONSE']._serialized_start=2226
-  _globals['_CONFIRMCHUNKSRESPONSE']._serialized_end=2275
-  _globals['_COLLECTGARBAGEREQUEST']._serialized_start=2277
-  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=2337
-  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=2340
-  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=2495
-  _globals['_DOWNLOADMANIFESTREQUEST']._serialized_start=2497
-  _globals['_DOWNLOADMANIFESTREQUEST']._serialized_end=2576
-  _globals['_ARTIFACTSERVICE']._serialized_start=2812
-  _globals['_ARTIFACTSERVICE']._serialized_end=3696
+  _globals['_DOWNLOADCHUNKSREQUEST']._serialized_end=1276
+  _globals['_DOWNLOADCHUNKSRESPONSE']._serialized_start=1278
+  _globals['_DOWNLOADCHUNKSRESPONSE']._serialized_end=1392
+  _globals['_CREATEMANIFESTREQUEST']._serialized_start=1394
+  _globals['_CREATEMANIFESTREQUEST']._serialized_end=1474
+  _globals['_CREATEMANIFESTRESPONSE']._serialized_start=1476
+  _globals['_CREATEMANIFESTRESPONSE']._serialized_end=1542
+  _globals['_GETMANIFESTREQUEST']._serialized_start=1544
+  _globals['_GETMANIFESTREQUEST']._serialized_end=1618
+  _globals['_UPLOADMANIFESTREQUEST']._serialized_start=1620
+  _globals['_UPLOADMANIFESTREQUEST']._serialized_end=1674
+  _globals['_DOWNLOADMANIFESTRESPONSE']._serialized_start=1676
+  _globals['_DOWNLOADMANIFESTRESPONSE']._serialized_end=1722
+  _globals['_GETTRANSFERURLSREQUEST']._serialized_start=1725
+  _globals['_GETTRANSFERURLSREQUEST']._serialized_end=1989
+  _globals['_GETTRANSFERURLSRESPONSE']._serialized_start=1991
+  _globals['_GETTRANSFERURLSRESPONSE']._serialized_end=2084
+  _globals['_TRANSFERURL']._serialized_start=2086
+  _globals['_TRANSFERURL']._serialized_end=2178
+  _globals['_CONFIRMCHUNKSREQUEST']._serialized_start=2180
+  _globals['_CONFIRMCHUNKSREQUEST']._serialized_end=2257
+  _globals['_CONFIRMCHUNKSRESPONSE']._serialized_start=2259
+  _globals['_CONFIRMCHUNKSRESPONSE']._serialized_end=2308
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_start=2310
+  _globals['_COLLECTGARBAGEREQUEST']._serialized_end=2370
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_start=2373
+  _globals['_COLLECTGARBAGERESPONSE']._serialized_end=2528
+  _globals['_DOWNLOADMANIFESTREQUEST']._serialized_start=2530
+  _globals['_DOWNLOADMANIFESTREQUEST']._serialized_end=2609
+  _globals['_ARTIFACTSERVICE']._serialized_start=2845
+  _globals['_ARTIFACTSERVICE']._serialized_end=3729
 # @@protoc_insertion_point(module_scope)

@@ -357,8 +357,11 @@ class DownloadChunksRequest(_message.Message):
 
     SHA256_FIELD_NUMBER: _builtins.int
     WHOLE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     whole: _builtins.bool
     """The caller takes `whole`."""
+    offset: _builtins.int
+    """Of a single chunk: begin at this byte, for who has what is before it. INVALID_ARGUMENT with several."""
     @_builtins.property
     def sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Which, in order; at most 10,000."""
@@ -368,10 +371,11 @@ class DownloadChunksRequest(_message.Message):
         *,
         sha256: _abc.Iterable[_builtins.bytes] | None = ...,
         whole: _builtins.bool = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sha256", b"sha256", "whole", b"whole"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "sha256", b"sha256", "whole", b"whole"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

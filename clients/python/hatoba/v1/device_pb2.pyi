@@ -496,7 +496,7 @@ class DeviceItem(_message.Message):
 
     @_builtins.property
     def alive(self) -> Global___DeviceAlive:
-        """It lives; sent as often as the welcome says, when nothing else was."""
+        """It lives; see DeviceWelcome."""
 
     def __init__(
         self,
@@ -932,7 +932,9 @@ class DeviceWelcome(_message.Message):
 
     @_builtins.property
     def alive_every(self) -> _duration_pb2.Duration:
-        """So long may nothing come from the device before the server takes it for away."""
+        """The device says that it lives when nothing else was to be said for about half of this; the server takes
+        it for away when nothing came for three times as long.
+        """
 
     def __init__(
         self,
