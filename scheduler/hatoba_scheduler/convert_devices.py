@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from hatoba.v1 import deployment_pb2, device_pb2, worker_pb2
 from hatoba_scheduler.convert import cause_to_proto, micros, requirements_of, set_time
 from hatoba_scheduler.convert_deployments import cause_of
+from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.device_rollouts import Group, Policy, Row, Stage, Word
 from hatoba_scheduler.domain.devices import Capacity, Device, Needs, Platform, Want
 from hatoba_scheduler.domain.records import LabelRequirement, Micros
-from hatoba_scheduler.domain.states import CauseCode
+from hatoba_scheduler.domain.states import CauseCode, Origin
 from hatoba_scheduler.store.devices import DeviceEvent, DeviceRecord, RecordKind
 
 NEWEST_GENERATION = 1 << 53
@@ -100,6 +101,9 @@ def words_of(device: str, report: device_pb2.DeviceReport) -> dict[str, Word]:
         if stage is None:
             continue
         cause = cause_of(slot.cause if slot.HasField("cause") else None)
+        if cause is not None and cause.origin is Origin.USER:
+            # A model that fails is the same model the next time.
+            cause = changed(cause, retryable=False)
         if stage is Stage.FAILED and cause is not None and cause.code in _CANNOT_BE:
             stage = Stage.REJECTED
         words[slot.deployment] = Word(device, slot.revision, stage, slot.tries, cause)
@@ -223,11 +227,11 @@ def event_to_proto(event: DeviceEvent) -> device_pb2.DeviceEvent:
 
 
 def desired_to_proto(
-    device: Device, made_of: Callable[[Want], device_pb2.DeviceWant | None]
+    generation: int, wants: Iterable[device_pb2.DeviceWant | None]
 ) -> device_pb2.DeviceDesired:
     """The document of what is wanted of a device; what nobody knows any more is left out."""
-    wants = [made for want in device.wants if (made := made_of(want)) is not None]
-    return device_pb2.DeviceDesired(generation=device.generation, wants=wants)
+    known = [one for one in wants if one is not None]
+    return device_pb2.DeviceDesired(generation=generation, wants=known)
 
 
 def want_to_proto(

@@ -7,8 +7,8 @@ newest alone; and so does whoever watches, of what each device says.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 
 import structlog
 
@@ -20,56 +20,70 @@ from hatoba_scheduler.errors import Aborted, HatobaError, PermissionDenied, Unav
 log = structlog.get_logger(__name__)
 
 Order = device_pb2.DeviceOrder
+Response = device_pb2.DeviceServiceConnectResponse
 TRANSPORT = "grpc"
 MISSED = 3
 """So many signs of life may be missed."""
 
 
+def _nobody() -> None:
+    """Who serves a stream does not listen yet."""
+
+
 @dataclass(eq=False, slots=True)
 class DeviceSession:
-    """One stream. What is to be sent waits here: of each kind the newest."""
+    """One stream. What is to be sent waits here: of each kind the newest. There are as many of them
+    as there are devices, so that nothing is kept in a larger form than it has to be.
+    """
 
     device: str
     hello: device_pb2.DeviceHello
     peer: str
     heard: float
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
-    report: device_pb2.DeviceReport | None = None
+    generation: int = 0
+    """That of `report`."""
+    report: bytes = b""
+    """What it said last, serialised; empty: nothing yet."""
     ended: HatobaError | None = None
     farewell: bool = False
     """The end is the server's own: told before it, so that not all come again at once."""
     clone_of: DeviceSession | None = None
     """Another machine that showed the same certificate a moment ago."""
-    _desired: device_pb2.DeviceDesired | None = None
+    _desired: Response | None = None
     _stored: int = 0
+    _wake: Callable[[], None] = _nobody
 
-    def want(self, desired: device_pb2.DeviceDesired) -> None:
-        """Send this, in place of what waits."""
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called whenever there is something to be sent, or the stream is to end."""
+        self._wake = wake
+        if self._desired is not None or self._stored or self.ended is not None:
+            wake()
+
+    def want(self, desired: Response) -> None:
+        """Send this, which tells what is wanted, in place of what waits."""
         self._desired = desired
-        self.wake.set()
+        self._wake()
 
     def stored(self, position: int) -> None:
         """Records up to here are durable."""
         self._stored = position
-        self.wake.set()
+        self._wake()
 
     def end(self, error: HatobaError) -> None:
         """End the stream with this."""
         self.ended = self.ended or error
-        self.wake.set()
+        self._wake()
 
-    def take(self) -> list[Order]:
-        """What is to be sent now."""
-        self.wake.clear()
-        items = []
+    def take(self) -> Response | None:
+        """What is to be sent next, if anything."""
         if self._desired is not None:
-            items.append(Order(desired=self._desired))
-            self._desired = None
-        if self._stored:
-            stored = device_pb2.DeviceRecordsStored(position=self._stored)
-            items.append(Order(stored=stored))
-            self._stored = 0
-        return items
+            desired, self._desired = self._desired, None
+            return desired
+        if not self._stored:
+            return None
+        stored = device_pb2.DeviceRecordsStored(position=self._stored)
+        self._stored = 0
+        return Response(items=[Order(stored=stored)])
 
 
 class DeviceHub:
@@ -81,6 +95,9 @@ class DeviceHub:
         self._sessions: dict[str, DeviceSession] = {}
         self._watchers: set[_Watcher] = set()
         self._closed = False
+        self._sent = device_pb2.DeviceDesired()
+        self._message = Response()
+        """The message of what was sent last."""
 
     # -- streams --------------------------------------------------------------------------------
 
@@ -108,10 +125,9 @@ class DeviceHub:
 
     def told(self, session: DeviceSession, report: device_pb2.DeviceReport) -> None:
         """A device says how it is; of an older stream, or generation, it is history."""
-        known = session.report
-        late = known is not None and report.generation < known.generation
+        late = report.generation < session.generation
         if self._sessions.get(session.device) is session and not late:
-            session.report = report
+            session.generation, session.report = report.generation, report.SerializeToString()
             self._tell(DeviceTold(session.device, report))
 
     def left(self, session: DeviceSession) -> None:
@@ -152,7 +168,10 @@ class DeviceHub:
         session = self._sessions.get(device)
         if session is None or session.ended is not None:
             return False
-        session.want(desired)
+        if desired is not self._sent:
+            # Thousands are told the same: they share one message.
+            self._sent, self._message = desired, Response(items=[Order(desired=desired)])
+        session.want(self._message)
         return True
 
     def end(self, device: str, reason: str) -> None:
@@ -168,8 +187,9 @@ class DeviceHub:
         try:
             for session in list(self._sessions.values()):
                 yield DeviceCame(session.device, session.hello, TRANSPORT)
-                if session.report is not None:
-                    yield DeviceTold(session.device, session.report)
+                if session.report:
+                    report = device_pb2.DeviceReport.FromString(session.report)
+                    yield DeviceTold(session.device, report)
             yield Synced()
             while True:
                 yield await watcher.next()

@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import structlog
@@ -541,32 +541,37 @@ class FleetLoop:
     async def _wish(self) -> None:
         """Have devices told. Who is away is told when it comes."""
         names, self._wishes = self._wishes, set()
-        devices = [one for name in sorted(names) if (one := self._devices.get(name)) is not None]
+        known = (self._devices.get(name) for name in names)
+        devices = sorted((one for one in known if one is not None), key=_alike)
         by_name = {fleet.name: fleet for fleet in self._fleets.values()}
 
         @cache
         def made_of(want: Want, architecture: str) -> device_pb2.DeviceWant | None:
             return _made(by_name.get(want.deployment), want, architecture)
 
-        def wish(device: Device) -> DeviceWish:
-            own = device.platform.architecture
-            return DeviceWish(
-                device.name, desired_to_proto(device, lambda want: made_of(want, own))
-            )
+        @lru_cache(maxsize=1)
+        def document(
+            generation: int, wants: Sequence[Want], architecture: str
+        ) -> device_pb2.DeviceDesired:
+            return desired_to_proto(generation, (made_of(one, architecture) for one in wants))
 
-        for some in batches(devices):
-            await self._desire([wish(one) for one in some])
-            # Ten thousand documents take a while; others have their turn in between.
-            await asyncio.sleep(0)
+        def wish(device: Device) -> DeviceWish:
+            what = document(device.generation, device.wants, device.platform.architecture)
+            return DeviceWish(device.name, what)
+
+        left = {one.name for one in devices}
+        try:
+            for some in batches(devices):
+                await self._desire([wish(one) for one in some])
+                left.difference_update(one.name for one in some)
+                # Ten thousand take a while; others have their turn in between.
+                await asyncio.sleep(0)
+        finally:
+            self._wishes |= left
 
     async def _desire(self, wishes: Sequence[DeviceWish]) -> None:
-        """What is refused, or whose call failed, is wished again after a while."""
-        try:
-            outcomes = await self._backend.desire(wishes)
-        except BaseException:
-            self._wishes.update(one.device for one in wishes)
-            raise
-        for outcome in outcomes:
+        """What is refused is wished again after a while."""
+        for outcome in await self._backend.desire(wishes):
             if isinstance(outcome, RefusedWish | Superseded):
                 log.warning("device.wish", device=outcome.device, outcome=repr(outcome))
             if isinstance(outcome, RefusedWish):
@@ -601,6 +606,11 @@ def _slots(device: Device, deployment: str) -> Iterable[device_pb2.DeviceSlot]:
     """What a device said last of a deployment."""
     report = device_pb2.DeviceReport.FromString(device.report)
     return (slot for slot in report.slots if slot.deployment == deployment)
+
+
+def _alike(device: Device) -> tuple[int, tuple[Want, ...], str, str]:
+    """Sorts those together that are told the same: they share one document."""
+    return device.generation, device.wants, device.platform.architecture, device.name
 
 
 def _made(fleet: Fleet | None, want: Want, architecture: str) -> device_pb2.DeviceWant | None:

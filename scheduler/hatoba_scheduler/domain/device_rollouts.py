@@ -267,11 +267,21 @@ def said(fleet: FleetView, words: Iterable[Word], now: Now) -> tuple[Row, ...]:
     moved: dict[str, Row] = {}
     for word in words:
         row = moved.get(word.device) or fleet.rows.get(word.device)
-        if row is not None and word.revision == rollout.to_revision:
+        if row is None or _is_history(row, rollout, fleet.policy):
+            continue
+        if word.revision == rollout.to_revision:
             after = _heard(row, word, fleet.policy, now.time)
             if after is not None:
                 moved[word.device] = after
     return tuple(moved.values())
+
+
+def _is_history(row: Row, rollout: Rollout, policy: Policy) -> bool:
+    """Whether it does not matter any more how a device fares: the revision was given up, and it is
+    not in the middle of it."""
+    back = rollout.state in (RolloutState.ROLLING_BACK, RolloutState.ROLLED_BACK)
+    given_up = back or (rollout.state is RolloutState.FAILED and policy.rollback)
+    return given_up and row.stage not in (Stage.APPLYING, Stage.BAKING)
 
 
 def _heard(row: Row, word: Word, policy: Policy, time: Micros) -> Row | None:
@@ -461,6 +471,7 @@ def _given_up(fleet: FleetView, rollout: Rollout, cause: Cause, now: Now) -> Fle
     """No further device begins, from this change on."""
     draft = Draft(fleet.view, now)
     draft.give_up(rollout.to_revision, cause)
+    gone = {Stage.WAITING, Stage.OFFERED}
     if fleet.view.deployment.current == rollout.to_revision:
         draft.set(current=rollout.from_revision)
     if fleet.policy.rollback and rollout.from_revision:
@@ -473,7 +484,8 @@ def _given_up(fleet: FleetView, rollout: Rollout, cause: Cause, now: Now) -> Fle
         draft.end(RolloutState.FAILED, cause)
         if fleet.policy.rollback:
             draft.renew()
-    waits = [row for row in fleet.rows.values() if row.stage in (Stage.WAITING, Stage.OFFERED)]
+            gone |= {Stage.APPLYING, Stage.BAKING}
+    waits = [row for row in fleet.rows.values() if row.stage in gone]
     return FleetChange(draft.change(), superseded(waits, now))
 
 
@@ -491,7 +503,7 @@ def _going_back(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | N
     text = f"All is on revision {rollout.from_revision}{short}."
     draft.tell("rolled back", text, rollout.from_revision)
     draft.end(RolloutState.ROLLED_BACK, rollout.cause)
-    return FleetChange(draft.change())
+    return FleetChange(draft.change(), superseded(fleet.rows.values(), now))
 
 
 def _took_up(row: Row | None) -> bool:

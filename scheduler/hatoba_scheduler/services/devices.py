@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -287,29 +287,43 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
 
     # -- the stream -----------------------------------------------------------------------------
 
-    async def Connect(
+    async def Connect(  # type: ignore[override]  # it writes instead of yielding
         self,
         request_iterator: AsyncIterator[device_pb2.DeviceServiceConnectRequest],
         context: Context,
-    ) -> AsyncIterator[Response]:
-        """A device's stream."""
-        first = await anext(request_iterator, None)
+    ) -> None:
+        """A device's stream. While nothing is said it is this task alone, which reads."""
+        session, rest = self._opened(await anext(request_iterator, None), context.peer())
+        sender = _Sender(session, context, self._parts.tasks)
+        try:
+            async with sender.scope:
+                await self._begin(session, context)
+                session.listen(sender.wake)
+                await self._take_all(session, rest)
+                await self._read(session, request_iterator)
+        except TimeoutError:
+            if session.ended is None:
+                raise
+        finally:
+            sender.close()
+            self._hub.left(session)
+        raise session.ended or Unavailable("the device ended its stream")
+
+    def _opened(
+        self, first: device_pb2.DeviceServiceConnectRequest | None, peer: str
+    ) -> tuple[DeviceSession, Sequence[device_pb2.DeviceItem]]:
+        """A new session, and what came with its hello."""
         hello, rest = self._hello(first)
+        return self._hub.open(hello, peer), rest
+
+    async def _begin(self, session: DeviceSession, context: Context) -> None:
+        """Look who it is, and welcome it."""
         token = current_call().token
         since = token.create_time if token is not None else 0
-        session = self._hub.open(hello, context.peer())
-        reader = self._parts.tasks.create_task(
-            self._read(session, rest, request_iterator), name=f"device:{hello.device}"
-        )
-        try:
-            await self._note_clone(session)
-            await self._book.change(session.device, lambda one: showed(one, since))
-            yield Response(items=[Order(welcome=await self._welcome(hello.device))])
-            async for response in _sent(session):
-                yield response
-        finally:
-            reader.cancel()
-            self._hub.left(session)
+        await self._note_clone(session)
+        await self._book.change(session.device, lambda one: showed(one, since))
+        welcome = await self._welcome(session.device)
+        await context.write(Response(items=[Order(welcome=welcome)]))
 
     async def _note_clone(self, session: DeviceSession) -> None:
         former = session.clone_of
@@ -358,20 +372,34 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
     async def _read(
         self,
         session: DeviceSession,
-        items: Iterable[device_pb2.DeviceItem],
         requests: AsyncIterator[device_pb2.DeviceServiceConnectRequest],
     ) -> None:
+        """Take what comes, until the device ends its stream."""
         try:
-            for item in items:
-                await self._take(session, item)
-            async for request in requests:
-                self._hub.heard(session)
-                for item in request.items:
-                    await self._take(session, item)
-            session.end(Unavailable("the device ended its stream"))
-        except Exception as error:  # noqa: BLE001 - a broken stream is an ordinary end of a session
+            while await self._take_next(session, requests):
+                pass
+        except Exception as error:
             log.info("device.stream.ended", device=session.device, error=repr(error))
-            session.end(Unavailable("the device's stream broke"))
+            raise Unavailable("the device's stream broke") from error
+
+    async def _take_next(
+        self,
+        session: DeviceSession,
+        requests: AsyncIterator[device_pb2.DeviceServiceConnectRequest],
+    ) -> bool:
+        """Take one message, which is not kept; whether there was one."""
+        request = await anext(requests, None)
+        if request is None:
+            return False
+        self._hub.heard(session)
+        await self._take_all(session, request.items)
+        return True
+
+    async def _take_all(
+        self, session: DeviceSession, items: Iterable[device_pb2.DeviceItem]
+    ) -> None:
+        for item in items:
+            await self._take(session, item)
 
     async def _take(self, session: DeviceSession, item: device_pb2.DeviceItem) -> None:
         kind = item.WhichOneof("item")
@@ -387,17 +415,44 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
         session.stored(stored)
 
 
-async def _sent(session: DeviceSession) -> AsyncIterator[Response]:
-    """What is to be sent, until the session ends."""
-    while True:
-        await session.wake.wait()
-        if session.farewell:
-            yield Response(items=[Order(going_away=_farewell())])
+class _Sender:
+    """Sends what waits in a session. It has a task only while there is something to be sent; once
+    the session ends it has `scope` time out.
+    """
+
+    __slots__ = ("_context", "_session", "_task", "_tasks", "scope")
+
+    def __init__(self, session: DeviceSession, context: Context, tasks: asyncio.TaskGroup) -> None:
+        self.scope = asyncio.timeout(None)
+        self._session = session
+        self._context = context
+        self._tasks = tasks
+        self._task: asyncio.Task[None] | None = None
+
+    def wake(self) -> None:
+        """There is something to be sent, or the stream is to end."""
+        if self._task is None:
+            name = f"device:{self._session.device}"
+            self._task = self._tasks.create_task(self._send(), name=name)
+
+    async def _send(self) -> None:
+        session = self._session
+        try:
+            while session.ended is None and (response := session.take()) is not None:
+                await self._context.write(response)
+            if session.farewell:
+                await self._context.write(Response(items=[Order(going_away=_farewell())]))
+        except Exception as error:  # noqa: BLE001 - a broken stream is an ordinary end of a session
+            log.info("device.stream.ended", device=session.device, error=repr(error))
+            session.ended = session.ended or Unavailable("the device's stream broke")
+        self._task = None
         if session.ended is not None:
-            raise session.ended
-        items = session.take()
-        if items:
-            yield Response(items=items)
+            self.scope.reschedule(asyncio.get_running_loop().time())
+
+    def close(self) -> None:
+        """Send no more."""
+        if self._task is not None:
+            self._task.cancel()
 
 
 def _farewell() -> worker_pb2.ServerGoingAway:

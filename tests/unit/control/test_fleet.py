@@ -115,10 +115,28 @@ async def test_an_error_that_passes_is_tried_again() -> None:
         await house.update(live, 2)
         await house.say(["a"], BAD, running=1, cause=PASSES)
         assert house.runs("a") == [(1, 0)]
+        assert house.shown(live).state == deployment_pb2.DEPLOYMENT_STATE_PROGRESSING
         await house.turn(301)
         assert house.runs("a") == [(2, 1)]
         await house.work("a")
         assert house.shown(live).state == READY
+
+
+async def test_a_model_that_fails_is_not_tried_again_whatever_the_device_says() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("a", "b")
+        live = await house.deploy()
+        await house.work("a", "b")
+        await house.update(live, 2)
+        await house.say(["b"], BAKING)
+        cause = common_pb2.Cause()
+        cause.CopyFrom(CRASHES)
+        cause.retryable = True
+        await house.say(["a"], BAD, running=1, cause=cause)
+        assert house.shown(live).rollout.state == deployment_pb2.ROLLOUT_STATE_ROLLING_BACK
+        await house.say(["a", "b"], GOOD)
+        told = house.shown(live).devices
+        assert (told.failed, told.superseded, told.under_way) == (1, 1, 0)
 
 
 async def test_groups_wait_for_each_other() -> None:

@@ -399,6 +399,12 @@ class Releases(RuleBasedStateMachine):
             assert row.stage.over or row.stage is S.WAITING or row.due > self.site.now
 
     @invariant()
+    def what_is_over_has_nobody_under_way_to_what_was_given_up(self) -> None:
+        if hasattr(self, "site") and self.site.policy.rollback:
+            over = self.site.state() in (RolloutState.ROLLED_BACK, RolloutState.FAILED)
+            assert not over or not self.site.tally.under_way
+
+    @invariant()
     def nobody_runs_what_was_given_up(self) -> None:
         if not hasattr(self, "site") or not self.site.policy.rollback:
             return
