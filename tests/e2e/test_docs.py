@@ -71,7 +71,7 @@ class Newcomer:
         found = [lock.parent for lock in self.home.glob("work/*/agent.lock")]
         for data in found:
             kill9(int((data / "agent.lock").read_text()))
-            command = ["hatoba", "worker", "stop", "--data", data, "--all", "--grace", "0"]
+            command = ["hatoba", "worker", "stop", "--data", str(data), "--all", "--grace", "0"]
             subprocess.run(command, env=self.env, check=False, capture_output=True)
         return found
 

@@ -126,9 +126,14 @@ def test_status_shows_what_the_agent_wrote(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert "the agent does not run" in result.output
     assert "not connected: no way" in result.output
-    assert "projects/p/deployments/d  BAD  2  1  -" in result.output
+    assert "projects/p/deployments/d  BAD  2 is wanted, 1 runs  -" in result.output
     whole = typed("status", "--data", str(tmp_path), "--json")
     assert json.loads(whole.output)["link"]["problem"] == "no way"
+
+
+def test_a_link_that_was_there_is_not_said_to_be(tmp_path: Path) -> None:
+    wrote(tmp_path)
+    assert "\nwas connected\n" in typed("status", "--data", str(tmp_path)).output
 
 
 def test_a_damaged_status_is_none(tmp_path: Path) -> None:

@@ -175,6 +175,14 @@ def test_why_there_is_no_link_comes_with_a_way_out(bench: Bench, problem: str, r
     assert carried.text == "5 B up, 2 KiB down in 3 connections since the agent began"
 
 
+def test_without_an_agent_there_is_no_link_whatever_was_written(bench: Bench) -> None:
+    bench.wrote(link={"connected": True, "connections": 1})
+    found, carried = bench.found("link")
+    assert (found.level, found.remedy) == (Level.BAD, "")
+    assert found.text == "not connected, never heard: no agent runs"
+    assert "in 1 connection since" in carried.text
+
+
 def test_a_link_that_is_there_is_said_with_what_it_may_carry(bench: Bench) -> None:
     bench.run_agent()
     bench.wrote(link={"connected": True, "last_contact": 1_795_000_000.0, "up_left": 1024})
@@ -186,7 +194,7 @@ def test_a_link_that_is_there_is_said_with_what_it_may_carry(bench: Bench) -> No
 def test_a_journal_is_read_and_left_as_it_is(bench: Bench) -> None:
     assert bench.one("journal").level is Level.ODD
     bench.journal(wanted_entry(4, {}))
-    assert bench.one("journal").text == "1 entries, generation 4"
+    assert bench.one("journal").text == "1 entry, generation 4"
     path = bench.data / "journal"
     with path.open("ab") as file:
         file.write(b"0000 torn")
@@ -203,6 +211,9 @@ def test_models_are_said_one_by_one(bench: Bench) -> None:
     assert "is being fetched; nothing runs" in bench.one("models").text
     bench.journal(switched_entry(Slot(SLOT), ONE, "boot"))
     assert "is tried, for the first time; it does not answer now" in bench.one("models").text
+    again = Slot(SLOT, trial=ONE, starts=1, boot="boot")
+    bench.journal(switched_entry(again, ONE, "another"))
+    assert "for the second start of the machine" in bench.one("models").text
     bench.journal(good_entry(SLOT, ONE))
     assert bench.one("models").level is Level.BAD
     bench.wrote(report={"slots": [{"deployment": ADDER, "address": "127.0.0.1:9"}]})

@@ -448,6 +448,18 @@ def test_the_list_says_on_how_many_devices_it_runs(fake: FakeServer, cli: Cli) -
     assert "812/1,000 devices" in text
 
 
+def test_what_was_taken_back_leaves_what_ran_before_on_its_devices(
+    fake: FakeServer, cli: Cli
+) -> None:
+    taken_back = fleet("READY", "ROLLED_BACK", failed=3, superseded=997)
+    taken_back.current_revision = 1
+    taken_back.revisions.add(revision=1, wanted=1000, ready=998)
+    fake.replies["ListDeploymentsRequest"] = deployment_pb2.ListDeploymentsResponse(
+        deployments=[taken_back]
+    )
+    assert "998/1,000 devices" in cli("deployments", "list").stdout
+
+
 def test_a_rollout_to_devices_is_told_in_lines_where_nobody_watches(
     fake: FakeServer, served: Deployments, cli: Cli
 ) -> None:

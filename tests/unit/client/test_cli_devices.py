@@ -296,6 +296,13 @@ def found(made: Device, what: str, now: float | None = None) -> Finding:
     return one
 
 
+def test_a_device_that_never_said_its_version_never_came() -> None:
+    made = device(away=60.0)
+    made.agent = ""
+    assert found(made, "link")[1:3] == ("BAD", "it was enrolled and never came")
+    assert found(device(), "shelf").message == "revision 3 runs at 127.0.0.1:8080 of the device"
+
+
 def test_what_may_be_wrong_with_a_device_has_words() -> None:
     made = device()
     end = made.certificate_expire_time.seconds

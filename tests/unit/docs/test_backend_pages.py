@@ -17,9 +17,14 @@ from docs_pages import ROOT, links
 from hatoba_plugins.values import BackendOptions, Exit, ExitKind
 from hatoba_scheduler.control.observe import ending_of
 from hatoba_scheduler.domain.causes import judge
+from hatoba_scheduler.domain.device_rollouts import Stage
+from hatoba_scheduler.domain.states import CauseCode
 
 PAGES = ROOT / "docs" / "backends"
 CORPUS = ROOT / "tests" / "corpus"
+SOURCES = ROOT / "workers" / "hatoba_worker"
+DEVICES = "iot-edge-arm"
+"""No payloads are recorded of it: what devices tell is our own agent's work."""
 RECORDED = {
     "hosts": "docker",
     "k8s-gpu": "k8s_gpu",
@@ -66,6 +71,10 @@ def test_a_row_is_what_the_code_says() -> None:
     ]
 
 
+def test_a_type_without_options_has_a_sentence() -> None:
+    assert tool.options_table(BackendOptions) == tool.NONE
+
+
 def test_an_option_that_nobody_documented_is_a_fault() -> None:
     with pytest.raises(ValueError, match=r"nothing says what Untold\.size means"):
         tool.options_table(Untold)
@@ -74,10 +83,10 @@ def test_an_option_that_nobody_documented_is_a_fault() -> None:
 def test_the_index_leads_to_every_page() -> None:
     found = set(links((PAGES / "README.md").read_text()))
     assert {path.name for path in PAGES.glob("*.md")} - {"README.md"} <= found
-    assert set(tool.TYPES) == set(RECORDED)
+    assert set(tool.TYPES) == {*RECORDED, DEVICES}
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", tool.TYPES)
 def test_every_page_says_what_it_has_to(name: str) -> None:
     headings = set(re.findall(r"^## (.+)$", text_of(name), re.MULTILINE))
     assert set() == SECTIONS - headings
@@ -108,14 +117,37 @@ def causes(names: set[str]) -> set[str]:
     return {cause.code.name for cause in told if cause is not None}
 
 
+def words(name: str) -> set[str]:
+    """What stands in capitals on a page."""
+    return set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", text_of(name)))
+
+
 @pytest.mark.parametrize(("name", "folder"), RECORDED.items())
 def test_causes_on_the_page_are_those_that_payloads_are_told_as(name: str, folder: str) -> None:
     recorded = [json.loads(path.read_text()) for path in (CORPUS / folder).glob("*.json")]
     told = {kind for one in recorded for kind in kinds(one["expect"])}
     known = causes(told & set(ExitKind.__members__))
-    written = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", text_of(name)))
+    written = words(name)
     assert known
     assert known - written == set()
     # The page of hosts has causes of processes too, of which no engine tells.
     if name != "hosts":
         assert (causes(set(ExitKind.__members__)) & written) - known == set()
+
+
+def told_by_agents() -> set[str]:
+    """Causes that the sources of agent and replicas name, and the one that is the server's own."""
+    paths = (*(SOURCES / "agent").glob("*.py"), SOURCES / "replicas" / "causes.py")
+    texts = [path.read_text() for path in paths]
+    names = {
+        name for text in texts for name in re.findall(r"(?:\bCAUSE_CODE_|\")([A-Z_]+)\b", text)
+    }
+    return names & set(CauseCode.__members__) | {"DEADLINE"}
+
+
+def test_causes_and_stages_of_devices_are_those_that_there_are() -> None:
+    known, written = told_by_agents(), words(DEVICES)
+    assert len(known) > 10
+    assert written & set(CauseCode.__members__) == known
+    stages = {stage.name for stage in Stage if Stage.APPLYING <= stage <= Stage.NOT_REACHED}
+    assert stages - written == set()

@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import device_stages
 import pytest
 import states as tool
 
+from hatoba_scheduler.domain.device_rollouts import Stage
 from hatoba_scheduler.domain.transitions import TRANSITIONS
 
 SCRIPT = Path(tool.__file__)
@@ -43,3 +45,11 @@ def test_every_arrow_of_the_table_is_drawn_with_a_reason_and_no_other() -> None:
 def test_an_arrow_that_nothing_goes_along_is_a_fault() -> None:
     with pytest.raises(ValueError, match="nothing leads from QUEUED to"):
         tool.check_table({("HELD", "QUEUED"): {"release"}})
+
+
+def test_every_stage_of_a_device_is_come_to_and_only_who_came_late_goes_on() -> None:
+    found = device_stages.arrows()
+    assert {after for _, after in found} == {stage.name for stage in Stage}
+    over = {stage.name for stage in Stage if stage.over}
+    assert {before for before, _ in found} & over == {"TIMED_OUT", "NOT_REACHED"}
+    assert all(found.values())

@@ -235,9 +235,9 @@ def show(found: Sequence[deployment_pb2.Deployment]) -> None:
 
 def _how_many(one: deployment_pb2.Deployment) -> str:
     if on_devices(one):
-        from hatoba.cli.fleet import reach
+        from hatoba.cli.fleet import runs_on
 
-        return reach(one)
+        return runs_on(one)
     return f"{sum(status.ready for status in one.revisions)} of {one.spec.replicas}"
 
 

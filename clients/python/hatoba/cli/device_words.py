@@ -34,7 +34,12 @@ def link(device: device_pb2.Device) -> str:
     """Whether it is connected: `connected`, `away 3d02h`, `never came`."""
     if device.connected:
         return "connected"
-    return f"away {age(device.last_seen)}" if device.last_seen.seconds else "never came"
+    return f"away {age(device.last_seen)}" if came(device) else "never came"
+
+
+def came(device: device_pb2.Device) -> bool:
+    """Whether it ever connected since it was enrolled: an agent says its version first of all."""
+    return bool(device.agent and device.last_seen.seconds)
 
 
 def platform(device: device_pb2.Device) -> str:
@@ -115,8 +120,11 @@ def phase(slot: device_pb2.DeviceSlot) -> str:
 
 def slot_line(slot: device_pb2.DeviceSlot) -> str:
     """What runs: `shelf revision 3 at 127.0.0.1:8080`."""
-    where = f" at {slot.address} of the device" if slot.address else ""
-    return f"{short_name(slot.deployment)} revision {slot.running}{where}"
+    return f"{short_name(slot.deployment)} revision {slot.running}{_where(slot)}"
+
+
+def _where(slot: device_pb2.DeviceSlot) -> str:
+    return f" at {slot.address} of the device" if slot.address else ""
 
 
 def stuck_line(slot: device_pb2.DeviceSlot) -> str:
@@ -219,7 +227,7 @@ def _link(device: device_pb2.Device) -> Finding:
     if device.connected:
         agent = _agent(device)
         return Finding("link", "ok", "connected" + (f", agent {agent}" if agent else ""))
-    if not device.last_seen.seconds:
+    if not came(device):
         return Finding("link", "BAD", "it was enrolled and never came", AWAY_HELP)
     return Finding("link", "BAD", f"{link(device)}, since {moment(device.last_seen)}", AWAY_HELP)
 
@@ -263,7 +271,7 @@ def _slot(device: device_pb2.Device, slot: device_pb2.DeviceSlot) -> Finding:
     name = short_name(slot.deployment)
     if not (stuck := stuck_line(slot).removeprefix(f"{name} ")):
         gone = slot.phase == device_pb2.SLOT_PHASE_REMOVED
-        told = "removed" if gone else slot_line(slot).removeprefix(f"{name} ") + " runs"
+        told = "removed" if gone else f"revision {slot.running} runs{_where(slot)}"
         return Finding(name, "ok", told)
     if not slot.inconsistent:
         stuck += f" Revision {slot.running} runs." if slot.running else " None runs."

@@ -38,6 +38,16 @@ def reach(one: deployment_pb2.Deployment) -> str:
     return f"{said_number(tally.succeeded)}/{said_number(tally.total - tally.left)} devices"
 
 
+def runs_on(one: deployment_pb2.Deployment) -> str:
+    """How far what runs is: its newest revision or, once that was taken back, the one before."""
+    if one.rollout.state != deployment_pb2.ROLLOUT_STATE_ROLLED_BACK:
+        return reach(one)
+    for status in one.revisions:
+        if status.revision == one.current_revision:
+            return f"{said_number(status.ready)}/{said_number(status.wanted)} devices"
+    return reach(one)
+
+
 def columns(tally: deployment_pb2.DeviceTally) -> list[tuple[str, int]]:
     """Each column of a tally with its name."""
     return [(name.replace("_", " "), getattr(tally, name)) for name in COLUMNS]
@@ -119,7 +129,7 @@ def target_rows(one: deployment_pb2.Deployment) -> Rows:
     targets = one.spec.devices
     return [
         ("devices", selector(targets.selector)),
-        ("runs on", reach(one)),
+        ("runs on", runs_on(one)),
         ("groups", "\n".join(group_lines(one))),
         ("pace", pace(targets)),
         ("given up", _limits(targets)),
