@@ -74,8 +74,10 @@ class Backends:
         info = admin_pb2.BackendInfo(
             name=name,
             type=opened.registered.type.name,
-            health="unhealthy",
-            message="it has no job role",
+            health="healthy" if opened.backend.devices is not None else "unhealthy",
+            message="it runs deployments to devices"
+            if opened.backend.devices is not None
+            else "it has no job role",
             capabilities=_shown(opened.backend.capabilities()),
             capacity=room_of(pool for pool in planner.pools(name) if pool.accepting),
             distribution=f"{opened.registered.distribution} {opened.registered.version}",

@@ -31,6 +31,7 @@ class HandDevice:
     key: ec.EllipticCurvePrivateKey = field(default_factory=keys.new_key)
     identity: device_pb2.DeviceIdentity = field(default_factory=device_pb2.DeviceIdentity)
     installation: str = "installation-1"
+    boot: str = "boot-1"
     memory: int = 1 << 30
     generation: int = 0
 
@@ -107,7 +108,7 @@ class HandStream:
         """Say who it is, and be welcome."""
         hello = device_pb2.DeviceHello(
             device=self._device.name,
-            boot_id="boot-1",
+            boot_id=self._device.boot,
             incarnation="incarnation",
             installation=self._device.installation,
             protocol=1,

@@ -37,7 +37,10 @@ class DeviceSession:
     """
 
     device: str
-    hello: device_pb2.DeviceHello
+    installation: str
+    boot_id: str
+    hello: bytes
+    """What it said of itself, serialised."""
     peer: str
     heard: float
     generation: int = 0
@@ -95,6 +98,8 @@ class DeviceHub:
         self._sessions: dict[str, DeviceSession] = {}
         self._watchers: set[_Watcher] = set()
         self._closed = False
+        self._cut: dict[str, str] = {}
+        """The boot of the machine whose stream another one of the same device ended last."""
         self._sent = device_pb2.DeviceDesired()
         self._message = Response()
         """The message of what was sent last."""
@@ -105,7 +110,14 @@ class DeviceHub:
         """A device came; a stream that it had before ends. Raises Unavailable when stopping."""
         if self._closed:
             raise going_away()
-        session = DeviceSession(hello.device, hello, peer, self._clock.monotonic())
+        session = DeviceSession(
+            hello.device,
+            hello.installation,
+            hello.boot_id,
+            hello.SerializeToString(),
+            peer,
+            self._clock.monotonic(),
+        )
         former = self._sessions.get(hello.device)
         self._sessions[hello.device] = session
         if former is not None:
@@ -116,8 +128,12 @@ class DeviceHub:
     def _fence(self, former: DeviceSession, session: DeviceSession) -> None:
         another = f"device {session.device!r} has opened another stream, from {session.peer}"
         former.end(Aborted(another))
-        if former.hello.installation != session.hello.installation:
+        before, now = former, session
+        # A machine that was cut and comes again as it was did not boot anew: there are two.
+        returns = now.boot_id != before.boot_id and now.boot_id == self._cut.get(session.device)
+        if before.installation != now.installation or returns:
             session.clone_of = former
+        self._cut[session.device] = before.boot_id
 
     def heard(self, session: DeviceSession) -> None:
         """A sign of life."""
@@ -186,7 +202,8 @@ class DeviceHub:
         self._watchers.add(watcher)
         try:
             for session in list(self._sessions.values()):
-                yield DeviceCame(session.device, session.hello, TRANSPORT)
+                hello = device_pb2.DeviceHello.FromString(session.hello)
+                yield DeviceCame(session.device, hello, TRANSPORT)
                 if session.report:
                     report = device_pb2.DeviceReport.FromString(session.report)
                     yield DeviceTold(session.device, report)

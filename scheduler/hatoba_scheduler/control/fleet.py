@@ -152,7 +152,10 @@ class Fleet:
                 wanted[want.revision] += 1
             running.update(slot.running for slot in _slots(device, self.name) if slot.running)
         connected = len(self.connected & self.meant.keys())
-        return FleetShown(tally(self.rows.values()), connected, wanted, running)
+        rollout = self.live.deployment.rollout
+        # Of one that has just begun there are none yet.
+        rows = self.rows if rollout is None or rollout.number == self.number else {}
+        return FleetShown(tally(rows.values()), connected, wanted, running)
 
     def lost_by(self, selector: Sequence[LabelRequirement]) -> list[str]:
         """See `FleetSeen`."""

@@ -347,11 +347,28 @@ def step(fleet: FleetView, now: Now) -> FleetChange | None:
             return _given_up(fleet, rollout, cause, now)
     if rollout.state is RolloutState.PAUSED:
         return None
+    if _needs_leave(fleet, rollout):
+        return _asks_leave(fleet, rollout, now)
     if rows := _joined(fleet, rollout, now):
         return FleetChange(None, rows)
     if rows := _offers(fleet, rollout, now):
         return FleetChange(None, rows)
     return None if rollout.state.over else _onward(fleet, rollout, now)
+
+
+def _needs_leave(fleet: FleetView, rollout: Rollout) -> bool:
+    """Whether it has just begun, and somebody has to let its first group begin."""
+    groups = fleet.policy.groups
+    first = bool(groups) and groups[0].approve and not rollout.back
+    return first and not rollout.state.over and rollout.since == rollout.start_time
+
+
+def _asks_leave(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange:
+    draft = Draft(fleet.view, now)
+    draft.move(RolloutState.PAUSED, pause=Pause.APPROVAL)
+    # By its time it is known that it was asked for: what goes on from here has another.
+    draft.tell("step", "Group 1 waits for somebody to resume the roll-out.", rollout.to_revision)
+    return FleetChange(draft.change())
 
 
 def next_look(fleet: FleetView, now: Micros) -> Micros:

@@ -27,6 +27,7 @@ from hatoba_scheduler.convert_datasets import version_to_proto as dataset_to_pro
 from hatoba_scheduler.convert_deployments import (
     etag_of,
     event_to_proto,
+    is_for_devices,
     prediction_to_proto,
     revision_to_proto,
     settings_of,
@@ -183,12 +184,19 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
                 value=spec.backend,
                 remedy="make another deployment there, then delete this one",
             )
-        if spec.HasField("devices") != spec_of(one.settings).HasField("devices"):
+        if spec.HasField("devices") != is_for_devices(one):
             raise InvalidArgument.field(
                 "spec.devices",
                 "cannot be added or taken away",
                 value=one.name,
                 remedy="make another deployment, then delete this one",
+            )
+        if is_for_devices(one) and "replicas" in request.update_mask.paths:
+            raise InvalidArgument.field(
+                "spec.replicas",
+                "does not apply to devices: each that matches has one",
+                value=request.spec.replicas,
+                remedy="change the selector, or devices' labels",
             )
         if not request.allow_removal:
             self._require_none_lost(live, spec)
@@ -444,6 +452,12 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     ) -> AsyncIterator[deployment_pb2.TailReplicaLogsResponse]:
         """What a replica wrote."""
         live = self._book.named(request.deployment, request.project, "deployment")
+        if is_for_devices(live.deployment):
+            raise FailedPrecondition(
+                f"deployment {live.deployment.name!r} runs on devices, which send their logs: "
+                "`hatoba devices logs DEVICE`",
+                resource=Resource("deployment", live.deployment.resource),
+            )
         name = self._replica(live, request.replica)
         stream, read = request.stream or _STREAM, 0
         lines = request.tail_lines or 100

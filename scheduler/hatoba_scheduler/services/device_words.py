@@ -83,6 +83,8 @@ def _progress(device: Device) -> str:
 
 def _slot(slot: device_pb2.DeviceSlot) -> str:
     name = slot.deployment.rpartition("/")[2]
+    if slot.phase == device_pb2.SLOT_PHASE_REMOVED:
+        return f"{name}: is ended"
     why = f" ({slot.cause.message})" if slot.HasField("cause") and slot.cause.message else ""
     running = f", revision {slot.running} runs" if slot.running not in (0, slot.revision) else ""
     return f"{name}: revision {slot.revision} {_PHASES.get(slot.phase, 'is unknown')}{why}{running}"

@@ -41,6 +41,7 @@ from hatoba_scheduler.errors import (
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.device_words import explained
 from hatoba_scheduler.services.enrolling import Enrolling
+from hatoba_scheduler.services.labels import reserved_labels
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.store.devices import DeviceStore, RecordKind
 
@@ -187,6 +188,8 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
     ) -> device_pb2.Device:
         """Other labels."""
         labels = tuple(sorted(request.labels.items()))
+        if found := reserved_labels(request.labels, "labels"):
+            raise InvalidArgument.of(found)
 
         def decide(device: Device) -> Device | None:
             if request.etag and request.etag != device_etag(device):
@@ -330,9 +333,9 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
         if former is None:
             return
         text = (
-            f"Two machines show its certificate: one at {former.peer} (boot {former.hello.boot_id},"
-            f" installation {former.hello.installation}), which was cut, and one at {session.peer} "
-            f"(boot {session.hello.boot_id}, installation {session.hello.installation}). Revoke the"
+            f"Two machines show its certificate: one at {former.peer} (boot {former.boot_id},"
+            f" installation {former.installation}), which was cut, and one at {session.peer} "
+            f"(boot {session.boot_id}, installation {session.installation}). Revoke the"
             " device and enroll both anew."
         )
         log.warning("device.cloned", device=session.device, former=former.peer, now=session.peer)
@@ -376,24 +379,13 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
     ) -> None:
         """Take what comes, until the device ends its stream."""
         try:
-            while await self._take_next(session, requests):
-                pass
+            async for request in requests:
+                self._hub.heard(session)
+                await self._take_all(session, request.items)
+                del request  # nothing is kept while nothing comes
         except Exception as error:
             log.info("device.stream.ended", device=session.device, error=repr(error))
             raise Unavailable("the device's stream broke") from error
-
-    async def _take_next(
-        self,
-        session: DeviceSession,
-        requests: AsyncIterator[device_pb2.DeviceServiceConnectRequest],
-    ) -> bool:
-        """Take one message, which is not kept; whether there was one."""
-        request = await anext(requests, None)
-        if request is None:
-            return False
-        self._hub.heard(session)
-        await self._take_all(session, request.items)
-        return True
 
     async def _take_all(
         self, session: DeviceSession, items: Iterable[device_pb2.DeviceItem]

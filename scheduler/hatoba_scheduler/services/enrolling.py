@@ -155,7 +155,8 @@ class Enrolling:
             replaced = former.identity if former is not None else ""
             what = "made anew" if former is not None else "enrolled"
             text = f"It was {what} with tokens/{enrolment.token.id}."
-            event = DeviceEvent(device.name, device.last_seen, "enrolled", text, enrolment.actor)
+            now = self._parts.clock()
+            event = DeviceEvent(device.name, now, "enrolled", text, enrolment.actor)
             return Enrolment(Write(device, former.version if former is not None else 0), event)
 
         key = key_digest(enrolment.csr)
@@ -186,7 +187,6 @@ class Enrolling:
             version=1,
             transport=TRANSPORT,
             create_time=now,
-            last_seen=now,
             identity=who.identity,
             certificate_end=_end_of(certificate),
         )

@@ -93,6 +93,16 @@ async def test_a_copy_of_a_device_cuts_the_older_one_and_both_are_named(yard: De
         assert (await yard.events("reader-1"))[0] == "cloned"
 
 
+async def test_a_copied_disk_shows_when_both_come_by_turns(yard: DeviceYard) -> None:
+    device = await yard.device("reader-1")
+    copy = HandDevice(device.key, device.identity, boot="boot-2")
+    async with device.connected(), copy.connected():
+        # It may have been started anew.
+        assert "cloned" not in await yard.events("reader-1")
+        async with device.connected():
+            assert (await yard.events("reader-1"))[0] == "cloned"
+
+
 async def test_a_revoked_device_is_cut_and_does_not_come_back(yard: DeviceYard) -> None:
     device = await yard.device("reader-1")
     async with device.connected() as stream:

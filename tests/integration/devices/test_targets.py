@@ -134,6 +134,16 @@ async def test_one_that_fails_everywhere_leaves_nothing(yard: DeviceYard) -> Non
         assert not shown.urls
 
 
+async def test_what_is_for_replicas_says_what_devices_have_instead(yard: DeviceYard) -> None:
+    await yard.deploy(await yard.model())
+    request = deployment_pb2.UpdateDeploymentRequest(name="reader")
+    request.update_mask.paths.append("replicas")
+    request.spec.replicas = 3
+    code, message = await refusal(yard.wire.once(request, deployment_pb2.Deployment))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "each that matches has one" in message
+
+
 @pytest.mark.parametrize(
     ("field", "words"),
     [

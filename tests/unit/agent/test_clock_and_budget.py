@@ -53,6 +53,14 @@ def test_a_clock_that_may_be_right_is_believed(machine: Machine) -> None:
     assert machine.booted(BUILT + FUTURE).now() == BUILT + FUTURE
 
 
+def test_what_it_is_not_earlier_than_is_no_matter_of_the_machines_clock(machine: Machine) -> None:
+    machine.wait(10.0)
+    assert machine.clock.least == BUILT + 10.0
+    machine.clock.learn(BUILT + YEAR)
+    machine.wait(5.0)
+    assert machine.clock.least == machine.clock.now() == BUILT + YEAR + 5.0
+
+
 def test_the_servers_word_counts_whatever_the_machine_says(machine: Machine) -> None:
     clock = machine.booted(0.0)
     assert clock.learn(BUILT + YEAR)

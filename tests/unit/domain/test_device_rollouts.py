@@ -91,6 +91,17 @@ def test_a_group_that_needs_approval_waits_for_it() -> None:
     assert site.tally.offered == 3
 
 
+def test_the_first_group_may_need_approval_too() -> None:
+    site = Site(Policy(groups=(Group(devices=1, approve=True),)))
+    assert (site.state(), site.rollout.pause) == (RolloutState.PAUSED, Pause.APPROVAL)
+    assert not site.rows
+    site.pass_time(MINUTE)
+    change = resumed(View(site.deployment, site.revisions), site.at())
+    assert change is not None
+    site.take(FleetChange(change))
+    assert site.tally.offered == 1
+
+
 def test_groups_by_labels_and_shares_are_the_same_each_time() -> None:
     every = [replace(device(f"d{n}"), labels=(("ring", str(n % 2)),)) for n in range(10)]
     canary = Group(percent=50, require=(LabelRequirement("ring", Operator.IN, ("0",)),))

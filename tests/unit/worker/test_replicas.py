@@ -268,7 +268,7 @@ async def test_ends_in_a_row_are_a_crash_loop_and_a_good_minute_forgives_them(
             assert stage.now.state == UNHEALTHY
         assert stage.now.cause.code == common_pb2.CAUSE_CODE_CRASH_LOOP
         assert stage.now.cause.exit_code == 3
-        assert "4th time" in stage.now.cause.message
+        assert "4 times in a row" in stage.now.cause.message
         await stage.until(READY)
         assert stage.waits() == [0.5, 1.0, 2.0, 4.0]
         await stage.clock.advance(61.0)

@@ -7,12 +7,12 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from hatoba_worker.agent.diagnosing import Finding
 
@@ -189,16 +189,23 @@ def status(data: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(told, indent=1))
         return
-    if not lock.is_held(data):
+    runs = lock.is_held(data)
+    if not runs:
         click.echo("the agent does not run; this is how it was", err=True)
     link = told.get("link", {})
     problem = link.get("problem", "")
-    click.echo("connected" if link.get("connected") else f"not connected: {problem}")
+    linked = "connected" if runs else "was connected"
+    click.echo(linked if link.get("connected") else f"not connected: {problem}")
     for one in told.get("report", {}).get("slots", ()):
-        phase = one.get("phase", "").removeprefix("SLOT_PHASE_")
-        runs = one.get("running", 0) or "-"
-        where = one.get("address", "") or "-"
-        click.echo(f"{one['deployment']}  {phase}  {one.get('revision', 0)}  {runs}  {where}")
+        click.echo(_slot_line(one))
+
+
+def _slot_line(slot: Mapping[str, Any]) -> str:
+    """Deployment, phase, the revisions that are wanted and that run, and where it answers."""
+    phase = slot.get("phase", "").removeprefix("SLOT_PHASE_")
+    wanted, runs = slot.get("revision", 0) or "none", slot.get("running", 0) or "none"
+    where = slot.get("address", "") or "-"
+    return f"{slot['deployment']}  {phase}  {wanted} is wanted, {runs} runs  {where}"
 
 
 @agent.command()

@@ -59,6 +59,13 @@ class FloorClock:
         own = self._system()
         return own if least <= own <= least + FUTURE else least
 
+    @property
+    def least(self) -> float:
+        """What it is not earlier than, for sure."""
+        if self._told is not None:
+            return self.now()
+        return self._floor + self._monotonic() - self._since
+
     def learn(self, date: float) -> bool:
         """The server says what time it is; True: the floor is to be put on the disk with `keep`.
 

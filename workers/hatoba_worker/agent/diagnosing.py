@@ -125,15 +125,17 @@ def _link(place: Place) -> Iterator[Finding]:
     link = place.told.get("link", {})
     last = float(link.get("last_contact", 0.0))
     when = f"heard last on {_date(last)}" if last else "never heard"
-    connected = bool(link.get("connected")) and lock.is_held(place.data)
-    if connected:
+    if not lock.is_held(place.data):
+        yield Finding("link", Level.BAD, f"not connected, {when}: no agent runs")
+    elif link.get("connected"):
         yield Finding("link", Level.GOOD, f"connected; {when}")
     else:
         problem = str(link.get("problem", "")) or "nothing was written of it yet"
         yield Finding("link", Level.BAD, f"not connected, {when}: {problem}", _way_out(problem))
     if link:
         carried = f"{say_bytes(link['up'])} up, {say_bytes(link['down'])} down"
-        text = f"{carried} in {link['connections']} connections since the agent began"
+        many = _many(link["connections"], "connection", "connections")
+        text = f"{carried} in {many} since the agent began"
         yield Finding("link", Level.GOOD, f"{text}{_left(link)}")
 
 
@@ -175,7 +177,8 @@ def _journal(place: Place) -> Iterator[Finding]:
     except (OSError, ValueError) as error:
         yield Finding("journal", Level.BAD, f"it cannot be read: {error}", "look at the disk")
         return
-    text = f"{len(read.entries)} entries, generation {slots.generation}"
+    many = _many(len(read.entries), "entry", "entries")
+    text = f"{many}, generation {slots.generation}"
     if read.lost:
         text = f"{text}; its last {read.lost:,} bytes are damaged, and count for nothing"
         yield Finding("journal", Level.BAD, text, "the server tells again what it wants")
@@ -198,7 +201,7 @@ def _slots(place: Place) -> Iterator[Finding]:
 
 
 def _nothing(slots: Slots) -> str:
-    return "none is wanted" if slots.generation else "the server has not said yet what it wants"
+    return "none is wanted" if slots.generation else "nothing was wanted of this device yet"
 
 
 def _slot(deployment: str, slot: Slot, wanted: Wanted | None, address: str) -> Finding:
@@ -223,7 +226,9 @@ def _slot(deployment: str, slot: Slot, wanted: Wanted | None, address: str) -> F
 
 
 def _times(slot: Slot) -> str:
-    return f"{slot.starts}th start of the machine" if slot.starts > 1 else "first time"
+    if slot.starts <= 1:
+        return "first time"
+    return f"{'second' if slot.starts == 2 else 'third'} start of the machine"
 
 
 def _disk(place: Place) -> Iterator[Finding]:
@@ -260,6 +265,10 @@ def _memory(place: Place) -> Iterator[Finding]:
             "on a Raspberry Pi add `cgroup_enable=memory` to /boot/firmware/cmdline.txt; under "
             "systemd the unit needs `Delegate=yes`",
         )
+
+
+def _many(count: int, one: str, more: str) -> str:
+    return f"{count:,} {one if count == 1 else more}"
 
 
 def _date(seconds: float) -> str:

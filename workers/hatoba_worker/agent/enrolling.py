@@ -34,7 +34,7 @@ _REMEDIES = {
     grpc.StatusCode.UNAUTHENTICATED: "`hatoba devices add` on the server makes another token",
     grpc.StatusCode.PERMISSION_DENIED: "it takes a token of `hatoba devices add`",
     grpc.StatusCode.ALREADY_EXISTS: "give --name with another one, or have a token made for this "
-    "device: `hatoba devices add --device NAME`",
+    "device: `hatoba devices add --name NAME`",
     grpc.StatusCode.UNIMPLEMENTED: "the server is of a version without devices, or has none",
 }
 

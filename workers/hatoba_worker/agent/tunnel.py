@@ -25,8 +25,8 @@ log = structlog.get_logger(__name__)
 
 PIECE = 64 << 10
 CONNECT_SECONDS = 30.0
-_NO_CHECK_TIME = 0x200000
-"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL, for which Python has no name."""
+NO_CHECK_TIME = 0x200000
+"""X509_V_FLAGNO_CHECK_TIME of OpenSSL, for which Python has no name."""
 
 
 class Distrusted(Exception):
@@ -192,7 +192,7 @@ def context_of(peer: Peer) -> ssl.SSLContext:
     """TLS 1.3 with the authority's names and signatures checked, and no dates; blocks."""
     context = ssl.create_default_context(cafile=str(peer.authority))
     context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_flags |= ssl.VerifyFlags(_NO_CHECK_TIME)
+    context.verify_flags |= ssl.VerifyFlags(NO_CHECK_TIME)
     context.set_alpn_protocols(["h2"])
     if peer.own is not None:
         context.load_cert_chain(peer.own)
@@ -200,10 +200,11 @@ def context_of(peer: Peer) -> ssl.SSLContext:
 
 
 def require_current(certificate: x509.Certificate, clock: FloorClock) -> None:
-    """Raise Distrusted for a certificate that is over, or, where the date is known for sure, that
-    is for later. Who only knows that it is not earlier than some day cannot say "not yet".
+    """Raise Distrusted for a certificate that is over for sure or, where the date is known, that is
+    for later. Who only knows that it is not earlier than some day cannot say "not yet", and what
+    the machine's own clock says proves nothing.
     """
-    now = dt.datetime.fromtimestamp(clock.now(), dt.UTC)
+    now = dt.datetime.fromtimestamp(clock.least, dt.UTC)
     if now > certificate.not_valid_after_utc:
         until = certificate.not_valid_after_utc.isoformat(timespec="seconds")
         raise Distrusted(f"the server's certificate was good until {until}")

@@ -44,7 +44,7 @@ def of_exit(
     """It ended by itself, the `ends`-th time in a row; None: nobody saw how."""
     cause = _of_one(found, spec, lines)
     if ends >= LOOP and cause.origin == _USER:
-        cause.message = f"{cause.message.rstrip('.')}, for the {ends}th time in a row."
+        cause.message = f"{cause.message.rstrip('.')}, {ends} times in a row by now."
         cause.evidence["ends_in_a_row"] = str(ends)
         if cause.code != common_pb2.CAUSE_CODE_OUT_OF_MEMORY:
             cause.code = common_pb2.CAUSE_CODE_CRASH_LOOP

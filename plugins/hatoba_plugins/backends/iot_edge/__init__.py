@@ -34,7 +34,7 @@ class EdgeType:
         del instance, options
         if ctx.devices is None:
             raise Fatal(
-                'devices have no port to dial: add [devices] with `listen = "0.0.0.0:7443"` to '
+                'devices have no port to dial: add [devices] with `listen = "0.0.0.0:7430"` to '
                 "hatoba.toml"
             )
         yield EdgeBackend(StreamDevices(ctx.devices))
