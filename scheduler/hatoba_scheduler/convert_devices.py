@@ -77,7 +77,8 @@ def needs_of(template: worker_pb2.ReplicaSpec, targets: Targets) -> Needs:
     memory = template.resources.memory_bytes
     platforms = tuple(Platform(one.architecture) for one in template.images)
     enforced = bool(memory) and not targets.unenforced
-    return Needs(memory, template.model.total_bytes, platforms, enforced)
+    image = bool(platforms or template.serving.environment.image)
+    return Needs(memory, template.model.total_bytes, platforms, enforced, image)
 
 
 # -- what devices say ------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ def platform_of(told: device_pb2.DevicePlatform) -> Platform:
 
 def capacity_of(told: device_pb2.DeviceCapacity) -> Capacity:
     """The record of what a device has."""
-    return Capacity(told.cpus, told.memory_bytes, told.disk_bytes, told.limits_memory)
+    return Capacity(told.cpus, told.memory_bytes, told.disk_bytes, told.limits_memory, told.images)
 
 
 def words_of(device: str, report: device_pb2.DeviceReport) -> dict[str, Word]:
@@ -187,6 +188,7 @@ def device_to_proto(shown: ShownDevice) -> device_pb2.Device:
     has = one.capacity
     out.capacity.cpus, out.capacity.memory_bytes = has.cpus, has.memory
     out.capacity.disk_bytes, out.capacity.limits_memory = has.disk, has.limits_memory
+    out.capacity.images = has.images
     out.desired.generation = one.generation
     for want in one.wants:
         out.desired.wants.add(deployment=want.deployment, revision=want.revision, tries=want.tries)

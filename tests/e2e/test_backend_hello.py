@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HELLO = ROOT / "examples" / "backend-hello"
 UV = Path(sys.executable).parent / "uv"
-OURS = dict.fromkeys(["batch-spot", "ecs", "hosts", "k8s-gpu", "mock", "null"], "hatoba")
+OURS = dict.fromkeys(
+    ["batch-spot", "ecs", "hosts", "iot-edge-arm", "k8s-gpu", "mock", "null"], "hatoba"
+)
 
 LIST_BACKENDS = """
 import dataclasses, json

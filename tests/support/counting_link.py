@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from socket import SO_SNDBUF, SOL_SOCKET
 
 PIECE = 16 * 1024
 
@@ -34,6 +35,8 @@ class CountingLink:
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
+            # What waits here is not on its way yet: it would be lost unseen when all breaks.
+            writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_SNDBUF, PIECE)
             far_reader, far_writer = await asyncio.open_connection(*self._there)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._send(reader, far_writer))
@@ -76,10 +79,12 @@ class CountingLink:
 
 
 @contextlib.asynccontextmanager
-async def counting_link(host: str, port: int) -> AsyncIterator[CountingLink]:
+async def counting_link(
+    host: str, port: int, listen: str = "127.0.0.1"
+) -> AsyncIterator[CountingLink]:
     """A link to an address."""
     link = CountingLink(host, port)
-    server = await asyncio.start_server(link.carry, "127.0.0.1", 0)
+    server = await asyncio.start_server(link.carry, listen, 0)
     link.port = server.sockets[0].getsockname()[1]
     try:
         yield link

@@ -27,6 +27,10 @@ class _Line:
             await self.flows.wait()
         writer.close()
 
+    def end_there(self) -> None:
+        """End it for the far end alone."""
+        self._writers[0].transport.abort()
+
     def abort(self) -> None:
         """End it, for both ends to see; what waits is lost."""
         for writer in self._writers:
@@ -37,8 +41,9 @@ class _Line:
 class HeldLink:
     """Where one device dials. `there` is where it leads, for connections that begin from now on."""
 
-    def __init__(self, there: int) -> None:
+    def __init__(self, there: int, host: str = "127.0.0.1") -> None:
         self.there = there
+        self.host = host
         self.port = 0
         self._lines: list[_Line] = []
         self._server: asyncio.Server | None = None
@@ -52,7 +57,7 @@ class HeldLink:
         line = _Line()
         self._lines.append(line)
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.there)
+            far_reader, far_writer = await asyncio.open_connection(self.host, self.there)
         except OSError:
             writer.transport.abort()
             return
@@ -75,6 +80,11 @@ class HeldLink:
         """End the connections that there are."""
         for line in self._lines:
             line.abort()
+
+    def end_there(self) -> None:
+        """End the connections that there are for the far end; the near one is not told."""
+        for line in self._lines:
+            line.end_there()
 
     async def close(self) -> None:
         """Carry nothing any more."""

@@ -61,9 +61,14 @@ class Pusher:
         self._base = f"http://{host}/v2/{name}"
 
     async def image(
-        self, files: Mapping[str, bytes], architecture: str, *, command: str = "/main"
+        self,
+        files: Mapping[str, bytes],
+        architecture: str,
+        *,
+        command: str = "/main",
+        unpacked: str = "",
     ) -> Pushed:
-        """An image of one layer."""
+        """An image of one layer; `unpacked` is what it is said to be unpacked, if that is a lie."""
         packed = layer(files)
         plain = gzip.decompress(packed)
         config = json.dumps(
@@ -71,7 +76,7 @@ class Pusher:
                 "architecture": architecture,
                 "os": "linux",
                 "config": {"Entrypoint": [command]},
-                "rootfs": {"type": "layers", "diff_ids": [digest_of(plain)]},
+                "rootfs": {"type": "layers", "diff_ids": [unpacked or digest_of(plain)]},
             }
         ).encode()
         manifest = {

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench_house import ROOT, workplace  # isort: skip - finds the modules of the tests
+from bench_agent import agent
 from bench_backends import bulkhead
 from bench_blobs import big_file, small_files
 from bench_calls import submit_job, submit_jobs
@@ -57,6 +58,7 @@ MEASURES: dict[str, Measure] = {
     "small_files": small_files,
     "help": help_time,
     "devices": devices,
+    "agent": agent,
     "router": router,
     "replica_start": replica_start,
     "kubernetes": kubernetes,

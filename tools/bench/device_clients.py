@@ -5,7 +5,8 @@ once what is wanted of it, and says that it is good. They dial once the input ha
 further line asks, and is answered by one: the seconds of the system's monotonic clock at which each
 device had come that far, once all have.
 
-    back SINCE          its newest stream was opened after SINCE, and it was told what is wanted
+    back SINCE          its newest stream was opened after SINCE, and it was told what is wanted;
+                        from then on this counts as a link that was good, which takes agents 30 s
     reached REVISION    it was told to run this revision
 """
 
@@ -31,6 +32,7 @@ CONNECT = "/hatoba.v1.DeviceService/Connect"
 NAME_SHOWN = "grpc.ssl_target_name_override"
 DIALS_AT_ONCE = 50
 """At first; what comes back later keeps to the agent's back-off alone."""
+LOOK_SECONDS = 0.05
 LOOKS = 8
 """Looks at who has been silent, in the time for which one may be."""
 
@@ -72,6 +74,8 @@ class Device:
     generation: int = 0
     report: bytes = b""
     spoke: float = 0.0
+    pause: float = 0.0
+    """Seconds that the server asked to be left alone for."""
     dials: int = 0
     opened: float = 0.0
     told: float = 0.0
@@ -119,14 +123,22 @@ class Device:
             return
 
 
+def _back(since: float) -> Callable[[Device], float]:
+    return lambda one: one.told if one.opened > since else 0.0
+
+
+def _reached(revision: int) -> Callable[[Device], float]:
+    return lambda one: one.reached.get(revision, 0.0)
+
+
 class Yard:
     """All devices of this process."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._first = asyncio.Semaphore(DIALS_AT_ONCE)
-        rng = random.Random()
-        self.devices = [Device(name, Backoff(rng)) for name in settings.names]
+        self._rng = random.Random()
+        self.devices = [Device(name, Backoff(self._rng)) for name in settings.names]
 
     async def run(self) -> None:
         """Answer until the input ends."""
@@ -140,15 +152,14 @@ class Yard:
                 task.cancel()
 
     async def _answer(self, what: str, value: str) -> dict[str, object]:
-        came: Callable[[Device], float] = (
-            (lambda one: one.told if one.opened > float(value) else 0.0)
-            if what == "back"
-            else (lambda one: one.reached.get(int(value), 0.0))
-        )
-        while not all(came(one) for one in self.devices):
-            await asyncio.sleep(0.05)
-        dials = sum(one.dials for one in self.devices)
-        return {"times": [came(one) for one in self.devices], "dials": dials}
+        came = _back(float(value)) if what == "back" else _reached(int(value))
+        while True:
+            times = [came(one) for one in self.devices]
+            if all(times):
+                for one in self.devices:
+                    one.backoff.reset()
+                return {"times": times, "dials": sum(one.dials for one in self.devices)}
+            await asyncio.sleep(LOOK_SECONDS)
 
     # -- one device -----------------------------------------------------------------------------
 
@@ -158,7 +169,8 @@ class Yard:
             await self._open(device)
         while True:
             await self._listen(device)
-            await asyncio.sleep(device.backoff.next())
+            pause, device.pause = device.pause, 0.0
+            await asyncio.sleep(pause + device.backoff.next())
             await self._open(device)
 
     async def _open(self, device: Device) -> None:
@@ -195,6 +207,9 @@ class Yard:
             if order.HasField("desired"):
                 news = order.desired.generation > device.generation
                 device.take(order.desired, now)
+            elif order.HasField("going_away"):
+                after = order.going_away.after.ToTimedelta().total_seconds()
+                device.pause = after * self._rng.uniform(1.0, 1.5)
         return news
 
     async def _live(self) -> None:

@@ -1,4 +1,4 @@
-"""`hatoba` with a port of devices in plain text: `device_rig.py ARGUMENTS`, for the benchmark alone.
+"""The benchmark's `hatoba`, whose port of devices is in plain text: `device_rig.py ARGUMENTS`.
 
 Nothing else opens such a port or believes a name without a proof, and the product cannot be told
 to: here its two functions are replaced, in this process only. All the rest is what it always is.

@@ -1,15 +1,15 @@
 """The floor of devices: a bare grpc server that plays DeviceService.Connect with constant bytes.
 
-`stream_floor.py PORT READY_FILE` in plain text. A line of its input is a revision, which it tells
-everybody at once; it answers with a line: the monotonic seconds when it began.
+`stream_floor.py SETTINGS`, a JSON file, see `Settings`. A line of its input is a revision, which it
+tells everybody at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import json
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,39 @@ from hatoba.v1 import device_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 SERVICE = "hatoba.v1.DeviceService"
+Order = device_pb2.DeviceOrder
 Response = device_pb2.DeviceServiceConnectResponse
 
 
-def desired(generation: int) -> device_pb2.DeviceDesired:
-    """About as long as what a server wants of a device with one model."""
-    out = device_pb2.DeviceDesired(generation=generation)
-    want = out.wants.add(deployment="projects/default/deployments/reader", revision=generation)
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where to listen, and what to write when that is so; with `authority`, all three in PEM, by
+    TLS on both sides."""
+
+    address: str
+    ready: str
+    authority: str = ""
+    key: str = ""
+    certificate: str = ""
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """How the port is protected."""
+        if not self.authority:
+            plain: grpc.ServerCredentials = grpc.insecure_server_credentials()
+            return plain
+        shown = [(self.key.encode(), self.certificate.encode())]
+        return grpc.ssl_server_credentials(shown, self.authority.encode(), require_client_auth=True)
+
+
+def desired(revision: int) -> device_pb2.DeviceDesired:
+    """About as long as what a server wants of a device with one model; 0: nothing."""
+    out = device_pb2.DeviceDesired(generation=revision)
+    if not revision:
+        return out
+    want = out.wants.add(deployment="projects/default/deployments/reader", revision=revision)
     want.bake.seconds = 60
     spec = want.spec
-    spec.deployment, spec.revision = want.deployment, generation
+    spec.deployment, spec.revision = want.deployment, revision
     spec.model_version = "projects/default/models/digits/versions/1"
     spec.serving.handler = "serve:Model"
     for manifest in (spec.model, spec.serving.code):
@@ -42,14 +65,13 @@ class Streams:
 
     def __init__(self) -> None:
         self._open: set[Context] = set()
-        self._newest = 1
+        self._newest = 0
 
     async def connect(self, _: Any, context: Context) -> None:
         """One of them."""
         await context.read()
-        welcome = device_pb2.DeviceOrder(welcome=device_pb2.DeviceWelcome(version="floor"))
-        wanted = device_pb2.DeviceOrder(desired=desired(self._newest))
-        await context.write(Response(items=[welcome, wanted]).SerializeToString())
+        welcome = Order(welcome=device_pb2.DeviceWelcome(version="floor"))
+        await context.write(_message(welcome, Order(desired=desired(self._newest))))
         self._open.add(context)
         try:
             while await context.read() is not grpc.aio.EOF:
@@ -60,25 +82,29 @@ class Streams:
     async def tell(self, revision: int) -> None:
         """Everybody is to have this."""
         self._newest = revision
-        order = device_pb2.DeviceOrder(desired=desired(revision))
-        message = Response(items=[order]).SerializeToString()
+        message = _message(Order(desired=desired(revision)))
         for context in list(self._open):
             await context.write(message)
 
 
-async def serve(port: int, ready: Path) -> None:
+def _message(*items: device_pb2.DeviceOrder) -> bytes:
+    return Response(items=items).SerializeToString()
+
+
+async def serve(settings: Settings) -> None:
     """Serve until the input ends."""
     server, streams = grpc.aio.server(options=[("grpc.so_reuseport", 0)]), Streams()
-    handlers = {"Connect": grpc.stream_stream_rpc_method_handler(streams.connect)}
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Connect": grpc.stream_stream_rpc_method_handler(streams.connect)
+    }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-    server.add_insecure_port(f"127.0.0.1:{port}")
+    server.add_secure_port(settings.address, settings.credentials())
     await server.start()
-    await asyncio.to_thread(ready.write_text, str(os.getpid()))
+    await asyncio.to_thread(Path(settings.ready).touch)
     while line := await asyncio.to_thread(sys.stdin.readline):
-        print(time.monotonic(), flush=True)
         await streams.tell(int(line))
     await server.stop(None)
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(int(sys.argv[1]), Path(sys.argv[2])))
+    asyncio.run(serve(Settings(**json.loads(Path(sys.argv[1]).read_text()))))

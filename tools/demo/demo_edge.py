@@ -8,7 +8,7 @@ Needs root. Both kinds of machines that it has are this machine's own architectu
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import signal
 import subprocess
 import sys
@@ -93,8 +93,7 @@ class EdgeDemo(Demo):
         def holds() -> bool:
             slots = [self.slot(name) for name in names]
             return all(
-                slot.get("running") == revision and slot.get("phase") == "GOOD"
-                for slot in slots
+                slot.get("running") == revision and slot.get("phase") == "GOOD" for slot in slots
             )
 
         self.until(f"{version} on {', '.join(names)}", holds)
@@ -161,7 +160,9 @@ def begin(demo: EdgeDemo) -> None:
     (demo.data / "hatoba.toml").write_text(text)
     subprocess.run([sys.executable, HERE / "edge_models.py", demo.models], check=True)
     demo.run("status")
-    demo.say(f"a server runs at {address}; the machines are behind a router, {demo.network.outside}")
+    demo.say(
+        f"a server runs at {address}; the machines are behind a router, {demo.network.outside}"
+    )
     for name in ("weak", "strong", "leaky", "best"):
         demo.run(
             *("models", "register", "digits", str(demo.models / name)),
@@ -244,7 +245,9 @@ def promote(demo: EdgeDemo) -> None:
     demo.until_runs("2", "shop-1", "shop-2")
     moved = max(demo.down(name) - before[name] for name in ("shop-1", "shop-2"))
     size = _size(demo)
-    demo.show(f"digits:2 runs on two: {moved:,} bytes came to each, of {size:,} ({moved / size:.1%})")
+    demo.show(
+        f"digits:2 runs on two: {moved:,} bytes came to each, of {size:,} ({moved / size:.1%})"
+    )
     if moved > SMALL * size:
         raise DemoFailed(f"{moved:,} bytes are more than {SMALL:.0%} of the model")
     share = demo.accuracy("shop-2")
@@ -355,20 +358,13 @@ STEPS: tuple[Step, ...] = (
 
 @contextmanager
 def place() -> Iterator[Path]:
-    """A directory of our own; nothing is mounted below it afterwards, and it is gone."""
-    prefix = f"{bed_edge.PREFIX}{'{}'}-"
+    """A directory of our own, gone at the end; so is what one that was killed has left."""
     _clear_away(Path(tempfile.gettempdir()))
-    work = Path(tempfile.mkdtemp(prefix=prefix.format(_own_pid())))
+    work = Path(tempfile.mkdtemp(prefix=f"{bed_edge.PREFIX}{os.getpid()}-"))
     try:
         yield work
     finally:
         bed_device.sweep(work)
-
-
-def _own_pid() -> int:
-    import os
-
-    return os.getpid()
 
 
 def _clear_away(folder: Path) -> None:

@@ -35,9 +35,11 @@ _SHUTDOWN, _WITHOUT_FLUSH = 0x8004587D, struct.pack("I", 2)
 # Nothing is committed to the disk but by who asks for it.
 _OPTIONS = "loop,noatime,commit=600"
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
+# Mounted where nobody else sees it: whoever copied the mount would keep the disk in use.
 _INIT = f"""
 mount --bind "$1" {_BOOT_ID} || exit 1
-shift
+[ -z "$2" ] || mount -o {_OPTIONS} "$2" "$3" || exit 1
+shift 3
 for each in "$@"; do mount -t tmpfs none "$each"; done
 echo up
 while :; do sleep 3600 & wait $!; done
@@ -65,23 +67,29 @@ class FarMachine:
 
     def __post_init__(self) -> None:
         """An empty disk."""
-        self.data.parent.mkdir(parents=True)
+        self._disk.mkdir(parents=True)
         self._group = f"/hatoba-edge/{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.mounts = self._format()
-        if self.mounts:
-            self._mount()
-        self.data.mkdir()
 
     # -- its disk -------------------------------------------------------------------------------
 
     @property
     def data(self) -> Path:
-        """The agent's directory."""
-        return self.root / "disk" / "agent"
+        """The agent's directory, as the machine itself knows it."""
+        return self._disk / "agent"
+
+    @property
+    def _disk(self) -> Path:
+        return self.root / "disk"
 
     @property
     def _image(self) -> Path:
         return self.root / "disk.img"
+
+    @property
+    def seen(self) -> Path:
+        """The agent's directory, as it is seen from outside while there is power."""
+        return Path(f"/proc/{self._first()}/root{self.data}") if self.mounts else self.data
 
     def _format(self) -> bool:
         """Make its disk; whether it is one."""
@@ -89,22 +97,28 @@ class FarMachine:
             file.truncate(self.disk_mib << 20)
         try:
             run("mkfs.ext4", "-q", "-m", "0", self._image)
-            run("mount", "-o", _OPTIONS, self._image, self.data.parent)
+            run("unshare", "--mount", "mount", "-o", _OPTIONS, self._image, self._disk)
         except (Broken, FileNotFoundError):
             return False
-        run("umount", self.data.parent)
+        self._released()
         return True
 
-    def _mount(self) -> None:
-        run("mount", "-o", _OPTIONS, self._image, self.data.parent)
+    def _released(self) -> None:
+        """Wait until the kernel has let go of the disk."""
+        until(lambda: not run("losetup", "-j", self._image).strip(), STARTS_WITHIN, "a disk")
 
-    def _lose_what_was_not_synced(self) -> None:
-        handle = os.open(self.data.parent, os.O_RDONLY)
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[Path]:
+        """Its agent's directory, while it has no power."""
+        assert self._init is None, "it has power"
+        if self.mounts:
+            run("mount", "-o", _OPTIONS, self._image, self._disk)
         try:
-            fcntl.ioctl(handle, _SHUTDOWN, _WITHOUT_FLUSH)
+            yield self.data
         finally:
-            os.close(handle)
-        run("umount", self.data.parent)
+            if self.mounts:
+                run("umount", self._disk)
+                self._released()
 
     # -- power ----------------------------------------------------------------------------------
 
@@ -115,16 +129,15 @@ class FarMachine:
 
     def power_on(self) -> None:
         """Boot it, without its agent."""
-        if self.mounts and not os.path.ismount(self.data.parent):
-            self._mount()
         self.boots += 1
         boot = self.root / f"boot-{self.boots}"
         boot.write_text(f"{uuid.uuid4()}\n")
         network = self.link.entered if self.link is not None else []
+        image = str(self._image) if self.mounts else ""
         hidden = [str(one) for one in self.hidden] + self._without_limits()
         self._init = subprocess.Popen(
             [*bed_groups.entering(self._group), *network, *_UNSHARE]
-            + ["sh", "-c", _INIT, "sh", str(boot), *hidden],
+            + ["sh", "-c", _INIT, "sh", str(boot), image, str(self._disk), *hidden],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -139,9 +152,17 @@ class FarMachine:
 
     def power_cut(self) -> None:
         """kill -9 of everything on it, and what its disk had not taken yet is gone."""
-        self._kill()
-        if self.mounts:
-            self._lose_what_was_not_synced()
+        if not self.mounts:
+            self._kill()
+            return
+        # As long as this is open the disk is in use, and nothing is written to it at an end.
+        handle = os.open(self.seen.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self._kill()
+            fcntl.ioctl(handle, _SHUTDOWN, _WITHOUT_FLUSH)
+        finally:
+            os.close(handle)
+        self._released()
 
     def _kill(self) -> None:
         if self._init is None:
@@ -156,8 +177,8 @@ class FarMachine:
     def close(self) -> None:
         """Nothing of it is left but its directory's files."""
         self._kill()
-        if os.path.ismount(self.data.parent):
-            run("umount", self.data.parent)
+        if self.mounts:
+            self._released()
         bed_groups.empty(self._group)
         self._image.unlink(missing_ok=True)
 
@@ -165,13 +186,13 @@ class FarMachine:
 
     def command(self, *words: str | Path) -> list[str]:
         """What runs these words on it."""
-        assert self._init is not None, "it has no power"
         inside = ["nsenter", f"--target={self._first()}", "--pid", "--mount", "--net"]
         return [*bed_groups.entering(self._group), *inside, *map(str, words)]
 
     def _first(self) -> int:
         """The process that is its first."""
-        assert self._init is not None
+        if self._init is None:
+            raise FileNotFoundError("it has no power")
         told = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text()
         return int(told.split()[0])
 
@@ -188,7 +209,7 @@ class FarMachine:
 
     def _environ(self) -> dict[str, str]:
         own = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        return {**own, **self.environ}
+        return {**own, "HATOBA_DEBUG": "1", **self.environ}
 
     def start_agent(self) -> None:
         """Start its agent; it is not waited for."""
@@ -254,15 +275,16 @@ class FarMachine:
     def status(self) -> dict[str, Any]:
         """What its agent wrote last; empty: nothing yet."""
         try:
-            found: dict[str, Any] = json.loads((self.data / "status.json").read_text())
+            found: dict[str, Any] = json.loads((self.seen / "status.json").read_text())
             return found
         except (OSError, ValueError):
+            # It has no power, or nothing was written yet.
             return {}
 
-    def slot(self, deployment: str) -> dict[str, Any]:
-        """What its agent wrote last of a deployment; empty: nothing."""
+    def slot(self, deployment: str = "") -> dict[str, Any]:
+        """What its agent wrote last of a deployment, or of the first one; empty: nothing."""
         for one in self.status().get("report", {}).get("slots", ()):
-            if one["deployment"].rpartition("/")[2] == deployment:
+            if deployment in ("", one["deployment"].rpartition("/")[2]):
                 return dict(one)
         return {}
 

@@ -71,6 +71,7 @@ class EdgeNetwork:
     tag: str
     subnet: ipaddress.IPv4Network
     devices: list[EdgeLink] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
     _turn: int = 0
 
     @property
@@ -124,8 +125,9 @@ class EdgeNetwork:
 
     def add(self, name: str) -> EdgeLink:
         """One more device's link."""
-        number = len(self.devices) + 1
+        number = next(self._numbers)
         link = EdgeLink(self.router, f"{PREFIX}{self.tag}-{name}", f"port{number}")
+        self.devices.append(link)
         inside = ["ip", "-n", link.space]
         run("ip", "netns", "add", link.space)
         run(
@@ -137,7 +139,6 @@ class EdgeNetwork:
         run(*inside, "address", "add", f"{INSIDE}.{number + 1}/24", "dev", "eth0")
         run(*inside, "link", "set", "eth0", "up")
         run(*inside, "route", "add", "default", "via", f"{INSIDE}.1")
-        self.devices.append(link)
         return link
 
     def _down(self) -> None:

@@ -19,6 +19,8 @@ READS = 4
 """How often a question is asked before it is given up."""
 PAUSE = 0.25
 """Seconds before a question is asked again, at first; doubled each time, with jitter."""
+MAY_BE_EMPTY = frozenset({"ReceiveMessage"})
+"""Operations whose answer has nothing in it where there is nothing to tell."""
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 20.0
 
@@ -152,6 +154,8 @@ class _Sdk:
         is no error, a portal's for example.
         """
         shape = client.meta.service_model.operation_model(name).output_shape
+        if name in MAY_BE_EMPTY:
+            return False
         return bool(shape is not None and shape.members and not reply.keys() & shape.members.keys())
 
 

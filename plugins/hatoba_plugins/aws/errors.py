@@ -56,6 +56,8 @@ _LIMITED = frozenset({"LimitExceededException", "ServiceQuotaExceededException"}
 _SERVERS_FAULT = frozenset(
     {"InternalFailure", "InternalServerError", "ServerException", "ServiceUnavailable"}
 )
+_SERVICES = {"elbv2": "elasticloadbalancing", "iot-data": "iot"}
+"""Whose rights are named otherwise than their clients."""
 _EXISTS = frozenset({"ResourceAlreadyExistsException", "ResourceInUseException"})
 
 
@@ -98,7 +100,7 @@ def meaning(answer: AwsAnswer) -> BackendError | None:
     if answer.code in _EXPIRED:
         return Denied(f"{said}. Renew the credentials of the server and it goes on.")
     if answer.code in _DENIED or answer.status in (401, 403):
-        return Denied(f"{said}. Allow the server's role {answer.operation}.")
+        return Denied(f"{said}. Allow the server's role {action_of(answer.operation)}.")
     if answer.code in _SERVERS_FAULT or not 400 <= answer.status < 500:
         return None
     if answer.code in _LIMITED:
@@ -108,6 +110,12 @@ def meaning(answer: AwsAnswer) -> BackendError | None:
     if answer.status in (404, 405, 413, 415):
         return _not_there(answer, said)
     return Invalid(said)
+
+
+def action_of(operation: str) -> str:
+    """What IAM calls the right to it; there is none of its own for doing so in batches."""
+    service, _, name = operation.partition(":")
+    return f"{_SERVICES.get(service, service)}:{name.removesuffix('Batch')}"
 
 
 def _not_there(answer: AwsAnswer, said: str) -> BackendError:

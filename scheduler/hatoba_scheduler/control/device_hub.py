@@ -24,6 +24,10 @@ Response = device_pb2.DeviceServiceConnectResponse
 TRANSPORT = "grpc"
 MISSED = 3
 """So many signs of life may be missed."""
+AFTER_STOP = 2.0
+"""Seconds that devices of a server which stops wait at least before they dial again."""
+ENDED_IN_A_SECOND = 1_500
+"""It takes a while until it has ended so many streams."""
 
 
 def _nobody() -> None:
@@ -48,8 +52,9 @@ class DeviceSession:
     report: bytes = b""
     """What it said last, serialised; empty: nothing yet."""
     ended: HatobaError | None = None
-    farewell: bool = False
-    """The end is the server's own: told before it, so that not all come again at once."""
+    farewell: float = 0.0
+    """The end is the server's own: told before it, with the seconds to wait at least, so that not
+    all come again at once, and to nobody."""
     clone_of: DeviceSession | None = None
     """Another machine that showed the same certificate a moment ago."""
     _desired: Response | None = None
@@ -165,8 +170,9 @@ class DeviceHub:
     def close(self) -> None:
         """End all streams: the server stops. Devices come again by and by."""
         self._closed = True
+        after = AFTER_STOP + len(self._sessions) / ENDED_IN_A_SECOND
         for session in self._sessions.values():
-            session.farewell = True
+            session.farewell = after
             session.end(going_away())
 
     # -- what backends use ----------------------------------------------------------------------

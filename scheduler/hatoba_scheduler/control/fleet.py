@@ -75,6 +75,9 @@ log = structlog.get_logger(__name__)
 AGAIN = 1.0
 GATHER = 0.02
 """Seconds for which what devices say is gathered before it is looked at."""
+BREATH = 0.1
+"""Seconds between two batches of devices that are told: with thousands at once others wait, and
+what is on its way to them and back fills the memory."""
 LONGEST = 3_600.0
 WISHED_AGAIN = 5.0
 STEPS_AT_ONCE = 50
@@ -565,10 +568,11 @@ class FleetLoop:
         left = {one.name for one in devices}
         try:
             for some in batches(devices):
+                if len(left) < len(devices):
+                    await self._clock.sleep(BREATH)
+                    await self._take_in()
                 await self._desire([wish(one) for one in some])
                 left.difference_update(one.name for one in some)
-                # Ten thousand take a while; others have their turn in between.
-                await asyncio.sleep(0)
         finally:
             self._wishes |= left
 

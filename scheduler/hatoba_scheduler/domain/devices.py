@@ -43,12 +43,14 @@ class Capacity:
     """What a device has for our work; 0: it did not say.
 
     `limits_memory`: its kernel enforces limits, which it does not where the memory cgroup is off.
+    `images`: it has a container engine.
     """
 
     cpus: float = 0.0
     memory: int = 0
     disk: int = 0
     limits_memory: bool = True
+    images: bool = True
 
 
 class Want(NamedTuple):
@@ -137,6 +139,8 @@ class Needs:
     platforms: tuple[Platform, ...] = ()
     enforced: bool = False
     """A limit on memory that nobody enforces is none."""
+    image: bool = False
+    """It runs in an image."""
 
 
 class Misfit(NamedTuple):
@@ -151,6 +155,7 @@ def misfit(device: Device, newest: Needs, others: Iterable[Needs]) -> Misfit | N
     """Why the newest does not fit beside what the device is to go on with; None: it does."""
     return (
         _wrong_platform(device, newest)
+        or _without_engine(device, newest)
         or _unlimited(device, newest)
         or _short(device, newest, list(others))
     )
@@ -161,6 +166,15 @@ def _wrong_platform(device: Device, needs: Needs) -> Misfit | None:
         return None
     there = ", ".join(map(str, needs.platforms))
     return Misfit(f"its image is there for {there}, the device is {device.platform}")
+
+
+def _without_engine(device: Device, needs: Needs) -> Misfit | None:
+    if not needs.image or device.capacity.images:
+        return None
+    return Misfit(
+        "its model runs in an image, and the device has no container engine: install one there",
+        passing=True,
+    )
 
 
 def _unlimited(device: Device, needs: Needs) -> Misfit | None:

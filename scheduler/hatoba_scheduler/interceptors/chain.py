@@ -303,7 +303,7 @@ class Front(grpc.aio.ServerInterceptor):
             try:
                 given = CheckedStream(context) if from_client else checked(request)
                 seen: Any = CheckedContext(context) if from_client else context
-                await self._while_authorised(_send_all(behaviour, given, seen, context), call)
+                await self._while_authorised(_handled(behaviour, given, seen, context), call)
             except (Exception, asyncio.CancelledError) as failure:
                 await self._fail(failure, call, context)
                 raise
@@ -431,15 +431,18 @@ async def _clamped(longest: float, handled: Coroutine[Any, Any, Any]) -> Any:
         raise DeadlineExceeded(f"the call did not end within the server's {longest:g} s") from error
 
 
-async def _send_all(behaviour: Any, given: Any, seen: Any, context: Context) -> None:
-    """Run a handler of either style. grpc never closes an abandoned generator: we do."""
-    handled = behaviour(given, seen)
-    if not hasattr(handled, "__aiter__"):
-        await handled
-        return
-    async with aclosing(handled):
-        async for reply in handled:
+def _handled(behaviour: Any, given: Any, seen: Any, context: Context) -> Coroutine[Any, Any, Any]:
+    """A handler of either style, to be awaited."""
+    handled: Any = behaviour(given, seen)
+    return _send_all(handled, context) if hasattr(handled, "__aiter__") else handled
+
+
+async def _send_all(replies: Any, context: Context) -> None:
+    """Send what a generator yields. grpc never closes an abandoned one: we do."""
+    async with aclosing(replies):
+        async for reply in replies:
             await context.write(reply)
+            del reply  # a quiet stream keeps nothing
 
 
 def _usable(request_id: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,6 +32,8 @@ MAX_FIND = 10_000
 MAX_DOWNLOAD = 10_000
 MAX_DIRECT = 1_000
 MAX_WHOLE = 4_096
+SMALL_PIECE = 64 << 10
+"""Bytes of a message for devices: of one on whose way the link broke all is lost."""
 
 
 class ArtifactLimits(NamedTuple):
@@ -97,7 +99,7 @@ class ArtifactServicer(artifact_pb2_grpc.ArtifactServiceServicer):
         """Send chunks in the order asked for."""
         _check_digests(request.sha256, MAX_DOWNLOAD)
         _check_offset(request)
-        packed = _packed if request.whole and not request.offset else _single
+        packed = _packing(request)
         skip = request.offset
         async with (
             self._downloads.passing(),
@@ -256,6 +258,27 @@ def _single(pieces: Sequence[Read], begun: bool) -> Iterator[artifact_pb2.Downlo
         yield artifact_pb2.DownloadChunksResponse(
             position=piece.position, data=piece.data, last=piece.last
         )
+
+
+def _small(pieces: Sequence[Read], begun: bool) -> Iterator[artifact_pb2.DownloadChunksResponse]:
+    """Many messages for each piece."""
+    for one in _single(pieces, begun):
+        for start in range(0, max(1, len(one.data)), SMALL_PIECE):
+            end = start + SMALL_PIECE
+            yield artifact_pb2.DownloadChunksResponse(
+                position=one.position,
+                data=one.data[start:end],
+                last=one.last and end >= len(one.data),
+            )
+
+
+def _packing(
+    request: artifact_pb2.DownloadChunksRequest,
+) -> Callable[[Sequence[Read], bool], Iterator[artifact_pb2.DownloadChunksResponse]]:
+    """How chunks become messages for who asks."""
+    if request.whole and not request.offset:
+        return _packed
+    return _small if current_call().role is Role.DEVICE else _single
 
 
 def _packed(pieces: Sequence[Read], begun: bool) -> Iterator[artifact_pb2.DownloadChunksResponse]:

@@ -27,6 +27,7 @@ def explained(device: Device, connected: bool, fleets: Sequence[Fleet], now: Mic
     parts = [_link(device, connected, now), *_on_the_way(device, connected, fleets)]
     parts.extend(_cannot_have(device, fleets))
     report = device_pb2.DeviceReport.FromString(device.report)
+    parts.extend(_broken(slot) for slot in report.slots if slot.inconsistent)
     parts.extend(report.problems)
     return "; ".join(part for part in parts if part)
 
@@ -88,6 +89,11 @@ def _slot(slot: device_pb2.DeviceSlot) -> str:
     why = f" ({slot.cause.message})" if slot.HasField("cause") and slot.cause.message else ""
     running = f", revision {slot.running} runs" if slot.running not in (0, slot.revision) else ""
     return f"{name}: revision {slot.revision} {_PHASES.get(slot.phase, 'is unknown')}{why}{running}"
+
+
+def _broken(slot: device_pb2.DeviceSlot) -> str:
+    name = slot.deployment.rpartition("/")[2]
+    return f"{name}: nothing runs, what was good before does not come up either"
 
 
 def _cannot_have(device: Device, fleets: Sequence[Fleet]) -> Iterable[str]:

@@ -51,8 +51,6 @@ Response = device_pb2.DeviceServiceConnectResponse
 log = structlog.get_logger(__name__)
 
 PROTOCOL = 1
-AFTER_STOP = 2.0
-"""Seconds that devices of a server which stops wait at least before they dial again."""
 NAMED = 100
 """Names of devices that a plan tells."""
 
@@ -433,7 +431,7 @@ class _Sender:
             while session.ended is None and (response := session.take()) is not None:
                 await self._context.write(response)
             if session.farewell:
-                await self._context.write(Response(items=[Order(going_away=_farewell())]))
+                await self._context.write(_farewell(session.farewell))
         except Exception as error:  # noqa: BLE001 - a broken stream is an ordinary end of a session
             log.info("device.stream.ended", device=session.device, error=repr(error))
             session.ended = session.ended or Unavailable("the device's stream broke")
@@ -447,10 +445,10 @@ class _Sender:
             self._task.cancel()
 
 
-def _farewell() -> worker_pb2.ServerGoingAway:
+def _farewell(seconds: float) -> Response:
     away = worker_pb2.ServerGoingAway()
-    away.after.FromMilliseconds(round(1e3 * AFTER_STOP))
-    return away
+    away.after.FromMilliseconds(round(1e3 * seconds))
+    return Response(items=[Order(going_away=away)])
 
 
 def _fits(device: Device, selector: tuple[LabelRequirement, ...]) -> bool:

@@ -48,7 +48,7 @@ def whole_device(name: str = "edge-1", version: int = 1) -> Device:
         state=DeviceState.LEAVING,
         labels=(("site", "tokyo"), ("größe", "ß")),
         platform=Platform("arm", "v7"),
-        capacity=Capacity(0.1, 1 << 40, 2**53 + 1, False),
+        capacity=Capacity(0.1, 1 << 40, 2**53 + 1, False, False),
         version=version,
         generation=12,
         wants=(Want("projects/default/deployments/a", 3, 1), Want("projects/p/deployments/b", 1)),

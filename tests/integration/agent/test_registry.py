@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from counting_link import counting_link
 from cut_network import CutNetwork
 from locked_registry import locked_registry
-from pushed_images import Pushed, Pusher
+from pushed_images import Pushed, Pusher, digest_of
 from testbed_fixtures import fresh_name
 
 from hatoba_worker.agent.blobs import BlobStore, Cut, Gone, Unusable
@@ -166,3 +169,60 @@ async def test_a_registry_that_wants_to_know_who_one_is(shop: Shop) -> None:
 def test_only_a_digest_names_an_image(text: str) -> None:
     with pytest.raises(Unusable, match="names no image by digest"):
         Reference.parse(text)
+
+
+GOOD = {"digest": f"sha256:{'1' * 64}", "size": 1}
+HUGE = {"digest": f"sha256:{'1' * 64}", "size": 1 << 40}
+LESS = {"digest": f"sha256:{'1' * 64}", "size": -1}
+PATH = {"digest": "sha256:../../x", "size": 1}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        [],
+        5,
+        {},
+        {"manifests": 5},
+        {"manifests": [5]},
+        {"manifests": [{}]},
+        {"manifests": [{"platform": {"architecture": "amd64"}}]},
+        {"manifests": [{"platform": 5, "digest": "x"}]},
+        {"layers": 5, "config": PATH},
+        {"layers": [], "config": PATH},
+        {"layers": [], "config": LESS},
+        {"layers": [], "config": HUGE},
+        {"layers": [PATH], "config": GOOD},
+        {"layers": [5], "config": GOOD},
+    ],
+)
+async def test_nonsense_is_no_image(told: object) -> None:
+    data = json.dumps(told).encode()
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=data)
+
+    app = web.Application()
+    app.router.add_get("/v2/edge/manifests/{digest}", answer)
+    async with TestServer(app) as server, opened() as session:
+        reference = Reference(f"127.0.0.1:{server.port}", "edge", digest_of(data))
+        with pytest.raises(Unusable):
+            await Registry(session, reference, plain=True).manifest(AMD)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"5",
+        b"{}",
+        b'{"architecture": "amd64", "config": 5}',
+        b'{"architecture": "amd64", "rootfs": []}x',
+        b'{"architecture": "amd64", "rootfs": [1]}',
+    ],
+)
+def test_nonsense_is_no_configuration(config: bytes) -> None:
+    with pytest.raises(Unusable):
+        require_platform(config, AMD)

@@ -43,8 +43,10 @@ async def test_an_attempt_is_claimed_run_and_committed_and_its_code_is_the_runne
 
 
 async def test_a_command_finds_its_container_and_its_job_and_nothing_of_ours(
-    house: RunnerHouse,
+    house: RunnerHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Other tests in this process may have imported what sets it.
+    monkeypatch.delenv("GRPC_ENABLE_FORK_SUPPORT", raising=False)
     launch = house.desk.expect("a-1", "/bin/sh", "-c", "pwd; env", env={"GREETING": "hello"})
     launch.secrets.add(name="db-password")
     launch.environment.image = "anything:1"

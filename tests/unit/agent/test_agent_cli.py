@@ -17,7 +17,7 @@ from hatoba_worker.agent import enrolling, main
 from hatoba_worker.agent.cli import agent
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.enrolling import NotMade, Wish
-from hatoba_worker.agent.settings import Settings
+from hatoba_worker.agent.settings import RegistryAccess, Settings
 
 TOKEN = "hb_0123456789ab_secret"
 CLOUDS = {"kubernetes_asyncio", "boto3", "botocore", "aioboto3", "aiobotocore", "obstore"}
@@ -50,6 +50,7 @@ def test_flags_say_what_device_it_becomes(tmp_path: Path, wishes: list[tuple[Pat
     authority.write_text("PEM")
     flags = ["--server", "h:7070", "--token", TOKEN, "--data", str(data), "--name", "cam-1"]
     flags += ["--label", "site=tokyo", "--label", "ring=a", "--ca-file", str(authority)]
+    flags += ["--engine", "none"]
     result = typed("enroll", *flags, "--up-per-day", "20MB", "--down-per-day", "1Gi")
     assert result.exit_code == 0, result.output
     assert "devices/cam-1; its server is control.example:7443" in result.output
@@ -58,6 +59,21 @@ def test_flags_say_what_device_it_becomes(tmp_path: Path, wishes: list[tuple[Pat
     assert (wish.server, wish.token.token, wish.name) == ("h:7070", TOKEN, "cam-1")
     assert (wish.labels, wish.authority) == ({"site": "tokyo", "ring": "a"}, "PEM")
     assert (wish.up_per_day, wish.down_per_day) == (20_000_000, 1 << 30)
+    assert wish.engine == "none"
+
+
+def test_how_a_registry_is_reached_is_said_and_taken_back(tmp_path: Path) -> None:
+    where = ("--data", str(tmp_path))
+    assert "hatoba agent enroll" in typed("registry", "r.example", *where).output
+    made = Settings("cam-1", "control.example:7443", "control.example")
+    made.save(tmp_path)
+    login = tmp_path / "login"
+    flags = ("--at", "10.0.0.5:5000", "--plain", "--login-file", str(login))
+    assert typed("registry", "r.example", *flags, *where).exit_code == 0
+    access = RegistryAccess("10.0.0.5:5000", "", str(login), plain=True)
+    assert Settings.load(tmp_path) == made.reaching("r.example", access)
+    assert typed("registry", "r.example", "--forget", *where).exit_code == 0
+    assert Settings.load(tmp_path) == made
 
 
 def test_a_token_may_be_in_a_file(tmp_path: Path, wishes: list[tuple[Path, Wish]]) -> None:

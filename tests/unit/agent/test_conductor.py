@@ -13,7 +13,7 @@ import pytest
 from waiting import turns
 
 from hatoba_plugins.clock import FakeClock
-from hatoba_worker.agent.blobs import Cut, Full, Gone, Unusable, Wrong
+from hatoba_worker.agent.blobs import Cut, Full, Gone, NoEngine, NotTaken, Unusable, Wrong
 from hatoba_worker.agent.conductor import Conductor, Phase
 from hatoba_worker.agent.journal import Journal
 from hatoba_worker.agent.slots import NOTHING_RUNS, Health, Json, Release, Wanted
@@ -33,6 +33,7 @@ class Disk:
     here: set[Release] = field(default_factory=set)
     rotten: set[Release] = field(default_factory=set)
     fetched: list[Release] = field(default_factory=list)
+    checked: list[Release] = field(default_factory=list)
     cancelled: int = 0
 
     async def fetch(self, name: str, release: Release) -> None:
@@ -49,6 +50,7 @@ class Disk:
         self.rotten.discard(release)
 
     async def check(self, name: str, release: Release) -> bool:
+        self.checked.append(release)
         if release in self.rotten:
             self.here.discard(release)
         return release in self.here
@@ -181,6 +183,8 @@ async def test_a_link_that_is_away_is_waited_for_and_what_runs_runs_on(device: D
         (Gone("no such manifest"), "IMAGE_MISSING", False),
         (Wrong("other bytes"), "STAGING_FAILED", False),
         (Unusable("the image is for amd64"), "IMAGE_ARCHITECTURE", False),
+        (NoEngine("this device has no container engine"), "NO_CAPACITY", False),
+        (NotTaken("the container engine does not take the image"), "STAGING_FAILED", False),
         (Full(410_000_000, 220_000_000), "NO_CAPACITY", True),
     ],
 )
@@ -280,6 +284,51 @@ async def test_a_power_cut_in_a_trial_tries_it_again_if_it_is_whole(device: Devi
         del device.disk.trouble[TWO]
         await boot.until(lambda: boot.phase() is Phase.GOOD)
         assert boot.runs() == TWO
+
+
+async def test_a_good_one_that_does_not_come_up_is_looked_at_and_brought_anew(
+    device: Device,
+) -> None:
+    async with device.boot() as boot:
+        await boot.until_good(ONE)
+        device.disk.rotten.add(ONE)
+        device.disk.trouble[ONE] = Gone("no such manifest")
+        device.bad.add(ONE)
+        await boot.until(lambda: boot.runs() is None)
+        await boot.clock.advance(1_000.0)
+        # Nothing takes its place: it is asked for again, not in haste.
+        assert 2 <= device.disk.fetched.count(ONE) <= 5
+        assert boot.conductor.slots.slot(NAME).good == ONE
+        del device.disk.trouble[ONE]
+        device.bad.remove(ONE)
+        await boot.until(lambda: boot.runs() == ONE)
+
+
+async def test_a_good_one_that_is_whole_is_looked_at_once_each_time(device: Device) -> None:
+    async with device.boot() as boot:
+        await boot.until_good(ONE)
+        for times in (1, 2):
+            device.bad.add(ONE)
+            await boot.until(lambda times=times: device.disk.checked.count(ONE) == times)  # type: ignore[misc]
+            await boot.clock.advance(60.0)
+            assert device.disk.checked.count(ONE) == times
+            device.bad.remove(ONE)
+            await boot.until(lambda: boot.servers.health(NAME).well > 0)
+            await boot.clock.advance(5.0)
+        assert boot.servers.history == [ONE]
+
+
+async def test_a_damaged_trial_does_not_run_on(device: Device) -> None:
+    async with device.boot() as boot:
+        await boot.want(ONE)
+        await boot.until(lambda: boot.runs() == ONE)
+    device.disk.rotten.add(ONE)
+    device.disk.trouble[ONE] = Cut("away")
+    async with device.boot() as boot:
+        boot.servers.runs[NAME] = ONE, 0.0
+        await boot.until(lambda: boot.runs() is None)
+        del device.disk.trouble[ONE]
+        await boot.until(lambda: boot.phase() is Phase.GOOD)
 
 
 async def test_a_trial_that_takes_the_power_down_is_given_up(device: Device) -> None:

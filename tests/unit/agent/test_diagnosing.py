@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -250,3 +251,18 @@ def test_limits_that_nobody_enforces_are_said(
 ) -> None:
     monkeypatch.setattr(cgroups, "may_limit", lambda: enforced)
     assert bench.one("memory").level is level
+
+
+def test_an_engine_that_does_not_answer_is_said(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "docker.sock"
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{path}")
+    assert bench.one("engine").level is Level.GOOD
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        found = bench.one("engine")
+        assert found.level is Level.BAD
+        assert "usermod" in found.remedy
+        listening.listen()
+        assert "answers; it was given 0 images" in bench.one("engine").text

@@ -43,11 +43,12 @@ def test_the_mark_of_a_directory_is_made_once_and_again_when_it_was_damaged(tmp_
 
 
 def test_a_machine_says_what_it_has(tmp_path: Path) -> None:
-    found = facts.capacity(tmp_path)
+    found = facts.capacity(tmp_path, images=True)
     assert found.cpus == os.cpu_count()
     assert found.memory_bytes > 1 << 20
     assert found.disk_bytes == pytest.approx(facts.free_bytes(tmp_path), rel=0.5)
     assert found.limits_memory is cgroups.may_limit()
+    assert found.images
 
 
 def seat(root: Path, cgroup: str, mounts: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hatoba_worker.agent.lock import AlreadyRuns, hold, is_held
-from hatoba_worker.agent.settings import BadSettings, Settings
+from hatoba_worker.agent.settings import BadSettings, RegistryAccess, Settings
 
 MADE = Settings("cam-1", "[::1]:7443", "control.example", "0123456789ab", "h:7420", 5, 7)
 
@@ -19,6 +19,14 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     MADE.save(data)
     assert Settings.load(data) == MADE
     assert (MADE.host, MADE.port) == ("::1", 7443)
+
+
+def test_how_registries_are_reached_is_kept(tmp_path: Path) -> None:
+    mirror = RegistryAccess("10.0.0.5:5000", "/etc/ca.pem", "/etc/login", plain=True)
+    made = MADE.reaching("r.example", mirror).reaching("*", RegistryAccess(plain=True))
+    made.save(tmp_path)
+    assert Settings.load(tmp_path) == made
+    assert made.reaching("*", None).registries == {"r.example": mirror}
 
 
 def test_without_a_file_nothing_is_known(tmp_path: Path) -> None:
@@ -41,6 +49,10 @@ def test_a_newer_agents_settings_are_read_by_an_older_one(tmp_path: Path) -> Non
         '{"device": "d", "address": "h:x", "server_name": "n"}',
         '{"device": 5, "address": "h:1", "server_name": "n"}',
         '{"device": "d", "address": "h:1", "server_name": "n", "up_per_day": "5"}',
+        '{"device": "d", "address": "h:1", "server_name": "n", "registries": "r"}',
+        '{"device": "d", "address": "h:1", "server_name": "n", "registries": {"r": "at"}}',
+        '{"device": "d", "address": "h:1", "server_name": "n", "registries": {"r": {"plain": 1}}}',
+        '{"device": "d", "address": "h:1", "server_name": "n", "registries": {"r": {"at": true}}}',
     ],
 )
 def test_what_cannot_be_used_is_said(tmp_path: Path, text: str) -> None:

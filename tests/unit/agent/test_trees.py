@@ -163,7 +163,7 @@ async def test_what_rots_in_an_old_tree_is_brought_again(disk: Disk) -> None:
     assert await asyncio.to_thread(same, path, disk.root / "two")
 
 
-@pytest.mark.parametrize("harm", ["bytes", "size", "link", "gone", "manifest"])
+@pytest.mark.parametrize("harm", ["bytes", "size", "link", "gone", "manifest", "nonsense"])
 async def test_a_tree_that_is_not_what_it_is_called_is_removed(disk: Disk, harm: str) -> None:
     digest, manifest = await asyncio.to_thread(disk.model, "one")
     path = await disk.trees.bring(digest, manifest, disk.shop)
@@ -182,7 +182,8 @@ async def test_a_tree_that_is_not_what_it_is_called_is_removed(disk: Disk, harm:
             (path / "latest").unlink()
             (path / "latest").symlink_to("w001")
         else:
-            path.with_name(f"{path.name}.manifest").write_bytes(b"")
+            nonsense = b"\xff damaged" if harm == "nonsense" else b""
+            path.with_name(f"{path.name}.manifest").write_bytes(nonsense)
 
     await asyncio.to_thread(damage)
     assert not await asyncio.to_thread(disk.trees.check, digest)

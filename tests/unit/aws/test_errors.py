@@ -64,6 +64,21 @@ def test_when_to_come_again_is_passed_on() -> None:
     assert told.after == 7.0
 
 
+@pytest.mark.parametrize(
+    ("operation", "right"),
+    [
+        ("batch:SubmitJob", "batch:SubmitJob"),
+        ("iot-data:UpdateThingShadow", "iot:UpdateThingShadow"),
+        ("elbv2:CreateRule", "elasticloadbalancing:CreateRule"),
+        ("sqs:DeleteMessageBatch", "sqs:DeleteMessage"),
+    ],
+)
+def test_what_is_denied_names_the_right_that_is_missing(operation: str, right: str) -> None:
+    told = meaning(AwsAnswer(operation, "AccessDeniedException", "no", 403))
+    assert isinstance(told, Denied)
+    assert told.message.endswith(f"Allow the server's role {right}.")
+
+
 def test_expired_credentials_say_what_to_do() -> None:
     told = meaning(AwsAnswer("batch:ListJobs", "ExpiredTokenException", "expired", 403))
     assert isinstance(told, Denied)

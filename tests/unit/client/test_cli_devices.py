@@ -333,6 +333,12 @@ def test_slots_that_do_not_run_are_told_by_how_bad_they_are() -> None:
     both = found(made, "shelf")
     assert both.word == "BAD"
     assert both.message.endswith("what was good before does not come up either.")
+    slot.phase = device_pb2.SLOT_PHASE_GOOD
+    assert found(made, "shelf")[1:3] == (
+        "BAD",
+        "revision 3 was good and fails now: It waits."
+        " Nothing runs: what was good before does not come up either.",
+    )
     made.desired.wants.add(deployment="projects/default/deployments/door", revision=1)
     assert "says nothing of it yet" in found(made, "door").message
 

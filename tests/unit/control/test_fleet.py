@@ -187,6 +187,20 @@ async def test_each_device_gets_the_image_for_it_and_who_has_none_is_refused() -
         assert row.cause.message == "its image is there for arm64, amd64, the device is arm/v7"
 
 
+async def test_an_image_is_not_offered_to_a_device_without_an_engine() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("with")
+        await house.add("without", capacity=Capacity(images=False))
+        live = await house.deploy(abort_share=1.0)
+        await house.work("with", "without")
+        await house.update(live, 2, images={"arm64": "sha256:a"})
+        assert (house.runs("with"), house.runs("without")) == ([(2, 0)], [(1, 0)])
+        row = house.deployments.rows[live.uid, 2, "without"]
+        assert row.stage is Stage.REJECTED
+        assert row.cause is not None
+        assert "no container engine" in row.cause.message
+
+
 async def test_other_labels_take_it_away_and_bring_it() -> None:
     async with FleetHouse().running() as house:
         await house.add(*THREE)

@@ -95,6 +95,17 @@ def test_a_wrong_image_is_refused_with_both_named() -> None:
     assert not found.passing
 
 
+def test_an_image_is_refused_where_nothing_runs_containers() -> None:
+    bare = device("a", capacity=Capacity(images=False))
+    needs = Needs(platforms=(ARM64,), image=True)
+    found = misfit(bare, needs, [])
+    assert found is not None
+    assert "no container engine" in found.message
+    assert found.passing
+    assert misfit(bare, Needs(), []) is None
+    assert misfit(device("a"), needs, []) is None
+
+
 def test_a_limit_that_nobody_enforces_is_refused_where_one_has_to_be() -> None:
     bare = device("a", capacity=Capacity(1.0, 630 * MIB, 900 * MIB, limits_memory=False))
     assert misfit(bare, Needs(memory=MIB), []) is None

@@ -25,6 +25,7 @@ from hatoba_worker.keeper.messages import (
     Usage,
 )
 from hatoba_worker.logs import FILES
+from hatoba_worker.replicas import causes
 from hatoba_worker.replicas.fleet import Fleet, last_bytes
 from hatoba_worker.replicas.life import DRAINING, GONE, READY, STARTING, UNHEALTHY, Replica, Tools
 from hatoba_worker.replicas.probe import Seen, ask
@@ -104,7 +105,9 @@ class FakeStaging:
         if self.problem is not None:
             raise self.problem
         address = json.dumps({"host": "127.0.0.1", "port": place.run})
-        await asyncio.to_thread(Path(place.ready_file).write_text, address)
+        ready = Path(place.ready_file)
+        await asyncio.to_thread(ready.parent.mkdir, exist_ok=True)
+        await asyncio.to_thread(ready.write_text, address)
         return Spawn(place.process, ["server"], {}, place.home, "", "")
 
     async def pin(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
@@ -132,11 +135,12 @@ class Stage:
     def replica(self) -> Replica:
         """One more worker's view of it."""
         tools = Tools(
-            self.keeper, self.staging, self._probe, self.clock.sleep, self.clock.time, self._told
+            self.keeper, self.staging, self.probe, self.clock.sleep, self.clock.time, self._told
         )
         return Replica(spec(), str(self.home), tools)
 
-    async def _probe(self, address: str, path: str, over_tls: bool) -> Seen:
+    async def probe(self, address: str, path: str, over_tls: bool) -> Seen:
+        """What it answers."""
         assert not over_tls
         return self.answers[path]
 
@@ -554,3 +558,96 @@ async def test_a_server_that_begins_hears_of_orders_that_are_not_acted_by_yet(
     for number in (4, 5, 3):
         fleet.ordered(worker_pb2.ReplicaOrder(order=number))
     assert [item.replicas.order for item in fleet.report()] == [5]
+
+
+def container_status(run: int = 1) -> AttemptStatus:
+    """A container that runs."""
+    return AttemptStatus(
+        attempt=f"{NAME}.{run}",
+        pid=7,
+        start_ticks=0,
+        started_at=1.0,
+        limit_by="none",
+        ending=None,
+        exit=None,
+        failed=None,
+        gone=False,
+        lost=False,
+    )
+
+
+def contained_spec() -> worker_pb2.ReplicaSpec:
+    """A replica in an image."""
+    made = spec()
+    made.serving.environment.image = "r.example/m@sha256:1"
+    return made
+
+
+@asynccontextmanager
+async def fleet_of(stage: Stage, root: Path) -> AsyncIterator[tuple[Fleet, list[int]]]:
+    """A fleet whose keeper has nothing; and which states of containers it told."""
+    told: list[int] = []
+
+    def hear(item: worker_pb2.WorkerItem) -> None:
+        told.extend(one.state for one in item.replicas.replicas)
+
+    fleet = Fleet(root, "here", hear)
+    tools = Tools(stage.keeper, stage.staging, stage.probe, stage.clock.sleep, stage.clock.time)
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            fleet.begin(tools, tasks)
+            await asyncio.to_thread(fleet.load)
+            fleet.take_up({})
+            await fleet.run()
+
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(work(), name="fleet")
+        await stage.turn()
+        yield fleet, told
+        working.cancel()
+
+
+async def test_a_container_that_was_ordered_before_its_engine_was_heard_is_started_once(
+    stage: Stage, tmp_path: Path
+) -> None:
+    async with fleet_of(stage, tmp_path) as (fleet, _):
+        fleet.ordered(worker_pb2.ReplicaOrder(order=1, replicas=[contained_spec()]))
+        while not stage.keeper.spawned:
+            await stage.turn()
+        assert fleet.take_up({f"{NAME}.1": container_status()}, contained=True) == {f"{NAME}.1"}
+        await stage.turn()
+        lives = [one for one in asyncio.all_tasks() if one.get_name() == f"replica {NAME}"]
+        assert len(lives) == 1
+        assert stage.keeper.spawned == [f"{NAME}.1"]
+
+
+async def test_a_container_that_goes_on_is_told_once_its_engine_was_heard(
+    stage: Stage, tmp_path: Path
+) -> None:
+    home = tmp_path / "replicas" / NAME
+    home.mkdir(parents=True)
+    Standing(run=1, staged=True, address="127.0.0.1:1", ready_since=1.0).save(str(home))
+    order = Ordered(1, {NAME: contained_spec()})
+    await asyncio.to_thread(order.save, tmp_path / "replicas.json")
+    async with fleet_of(stage, tmp_path) as (fleet, told):
+        assert fleet.has_containers
+        assert told == []
+        fleet.take_up({f"{NAME}.1": container_status()}, contained=True)
+        await stage.turn()
+        assert told == [READY]
+        assert stage.keeper.spawned == []
+
+
+def test_why_a_container_did_not_serve_is_told_apart() -> None:
+    usage = Usage(0, 0, 0)
+    not_there = Exit(127, None, False, "exited", 2.0, usage, SpawnFailed(NAME, 0, "not_found", "x"))
+    other = Exit(126, None, False, "exited", 2.0, usage, SpawnFailed(NAME, 0, "wrong_arch", "x"))
+    found = [causes.of_exit(one, contained_spec(), (), 1) for one in (not_there, other, None)]
+    assert [one.code for one in found] == [
+        common_pb2.CAUSE_CODE_COMMAND_NOT_FOUND,
+        common_pb2.CAUSE_CODE_IMAGE_ARCHITECTURE,
+        common_pb2.CAUSE_CODE_LOST,
+    ]
+    assert "container engine" in found[2].message
+    assert "keeper" in causes.of_exit(None, spec(), (), 1).message

@@ -1,10 +1,15 @@
-"""An image that is here whole, as the archive that an engine loads; and what it would run."""
+"""An image that is here whole, as the archive that an engine loads; and what it would run.
+
+An engine gives an image back as such an archive, too, which is how it is looked at again.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import posixpath
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -17,11 +22,14 @@ PIECE = 256 << 10
 LINKS_MOST = 8
 _BLOCK = 512
 _PATHS = ("/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin")
+_UNREADABLE = (tarfile.TarError, EOFError, OSError, ValueError, TypeError, zlib.error)
 Json = Mapping[str, Any]
 
 
 def archive(manifest: Manifest, blobs: Mapping[str, Path], tag: str) -> Iterator[bytes]:
-    """The archive piece by piece; `blobs` are the parts by digest. Blocks. Raises OSError."""
+    """The archive piece by piece; `blobs` are the parts by digest. A layer that is not among them
+    is one that the engine has: it is named, and left out. Blocks. Raises OSError.
+    """
     names = {part.digest: f"{_hex(part.digest)}.tar" for part in manifest.layers}
     config = f"{_hex(manifest.config.digest)}.json"
     told = [
@@ -35,9 +43,8 @@ def archive(manifest: Manifest, blobs: Mapping[str, Path], tag: str) -> Iterator
     yield _header("manifest.json", len(index))
     yield _padded(index)
     yield from _file(config, manifest.config, blobs)
-    for digest in names:
-        part = next(one for one in manifest.layers if one.digest == digest)
-        yield from _file(names[digest], part, blobs)
+    for part in {one.digest: one for one in manifest.layers if one.digest in blobs}.values():
+        yield from _file(names[part.digest], part, blobs)
     yield bytes(2 * _BLOCK)
 
 
@@ -60,25 +67,36 @@ def _file(name: str, part: Blob, blobs: Mapping[str, Path]) -> Iterator[bytes]:
     with blobs[part.digest].open("rb", buffering=0) as file:
         while piece := file.read(PIECE):
             yield piece
-    yield bytes(-part.size % _BLOCK)
+    if rest := -part.size % _BLOCK:
+        yield bytes(rest)
 
 
 # -- what it runs ---------------------------------------------------------------------------------
 
 
 def require_program(
-    config: Json, manifest: Manifest, blobs: Mapping[str, Path], architecture: str
+    config: Json,
+    manifest: Manifest,
+    blobs: Mapping[str, Path],
+    architecture: str,
+    *others: str,
 ) -> None:
-    """Raise Unusable where the program that the image begins with is made for another machine,
-    whatever index, manifest and configuration say. Blocks.
+    """Raise Unusable where the program that the image begins with, or one of `others` in it, is
+    made for another machine, whatever index, manifest and configuration say. Blocks.
     """
-    program = _program(config.get("config") or {})
-    if not program:
+    told = config.get("config") or {}
+    layers = [blobs[part.digest] for part in manifest.layers if part.digest in blobs]
+    try:
+        files, links = _indexed(layers)
+        for program in filter(None, (_program(told), *others)):
+            found = _machine(layers, _candidates(program, told), files, links)
+            if found not in ("", architecture):
+                raise Unusable(
+                    f"{program} in the image is made for {found}, this device is {architecture}"
+                )
+    except _UNREADABLE:
+        # Packed in another way than we know, or damaged: what becomes of it the engine decides.
         return
-    layers = [blobs[part.digest] for part in manifest.layers]
-    found = _machine(layers, _candidates(program, config.get("config") or {}))
-    if found not in ("", architecture):
-        raise Unusable(f"{program} in the image is made for {found}, this device is {architecture}")
 
 
 def _program(config: Json) -> str:
@@ -96,9 +114,13 @@ def _candidates(program: str, config: Json) -> list[str]:
     return [posixpath.join(directory, program) for directory in path]
 
 
-def _machine(layers: Sequence[Path], wanted: Sequence[str]) -> str:
+def _machine(
+    layers: Sequence[Path],
+    wanted: Sequence[str],
+    files: Mapping[str, int],
+    links: Mapping[str, str],
+) -> str:
     """What the first of these paths is made for; links are followed. Empty: nobody can tell."""
-    files, links = _indexed(layers)
     for path in wanted:
         found = _followed(path, files, links)
         if found is not None:
@@ -164,3 +186,50 @@ def _head(layer: Path, path: str) -> bytes:
                 file: IO[bytes] | None = packed.extractfile(member)
                 return file.read(64) if file is not None else b""
     return b""
+
+
+# -- what an engine gives back --------------------------------------------------------------------
+
+
+class Digests:
+    """Of the files of an archive that comes in pieces."""
+
+    def __init__(self) -> None:
+        self.found: set[str] = set()
+        self._header = bytearray()
+        self._left = self._rest = 0
+        """Bytes that are missing of a file, and of what fills its last block."""
+        self._hash = hashlib.sha256()
+
+    def take(self, data: bytes) -> None:
+        """The next piece. Raises tarfile.TarError for what is no archive."""
+        view = memoryview(data)
+        while view:
+            if self._left:
+                view = view[self._content(view[: self._left]) :]
+            elif self._rest:
+                skipped = min(self._rest, len(view))
+                self._rest -= skipped
+                view = view[skipped:]
+            else:
+                missing = _BLOCK - len(self._header)
+                self._header += view[:missing]
+                view = view[missing:]
+                self._begin()
+
+    def _content(self, data: memoryview) -> int:
+        self._hash.update(data)
+        self._left -= len(data)
+        if not self._left:
+            self.found.add(f"sha256:{self._hash.hexdigest()}")
+        return len(data)
+
+    def _begin(self) -> None:
+        """Go on with the file that a whole header begins; one of zeros begins none."""
+        if len(self._header) < _BLOCK:
+            return
+        header, self._header = bytes(self._header), bytearray()
+        if any(header):
+            size = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape").size
+            self._left, self._rest = size, -size % _BLOCK
+            self._hash = hashlib.sha256()

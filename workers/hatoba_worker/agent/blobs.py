@@ -51,6 +51,14 @@ class Unusable(Exception):
     """It is not what can be run here; says what it is and what was looked for."""
 
 
+class NoEngine(Unusable):
+    """It is an image, and nothing here runs containers."""
+
+
+class NotTaken(Unusable):
+    """The container engine does not take it; says what the engine says."""
+
+
 class Full(Exception):
     """The disk has no room for it; says how much is needed and how much there is."""
 

@@ -113,6 +113,13 @@ def data_option(command: Callable[..., None]) -> Callable[..., None]:
     metavar="SIZE",
     help="What its link may carry down in a day, e.g. 200MB; 0: as much as there is.",
 )
+@click.option(
+    "--engine",
+    default="",
+    metavar="SOCKET",
+    help="Docker engine that runs models with an image, or `none`; DOCKER_HOST or the standard one "
+    "when nothing is said.",
+)
 @data_option
 def enroll(
     server: str,
@@ -123,6 +130,7 @@ def enroll(
     labels: dict[str, str],
     up_per_day: int,
     down_per_day: int,
+    engine: str,
     data: Path,
 ) -> None:
     """Make this machine a device, with a key that never leaves it; again with the same token does
@@ -145,6 +153,7 @@ def enroll(
             labels=labels,
             up_per_day=up_per_day,
             down_per_day=down_per_day,
+            engine=engine,
         )
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         clock = clock_of(data)
@@ -154,6 +163,46 @@ def enroll(
         raise click.ClickException(str(error)) from None
     click.echo(f"this machine is devices/{found.device}; its server is {found.address}")
     click.echo(f"`hatoba agent run --data {data}` is its agent", err=True)
+
+
+@agent.command()
+@click.argument("registry", metavar="HOST[:PORT]")
+@click.option(
+    "--at", default="", metavar="HOST[:PORT]", help="Where it is reached: a mirror of it."
+)
+@click.option("--ca-file", default="", metavar="FILE", help="Authority (PEM) to believe for it.")
+@click.option(
+    "--login-file",
+    default="",
+    metavar="FILE",
+    help="File with USER:PASSWORD, which only the agent's user may read.",
+)
+@click.option(
+    "--plain", is_flag=True, help="Speak to it without TLS, as to one on this machine itself."
+)
+@click.option("--forget", is_flag=True, help="Reach it as everybody does from now on.")
+@data_option
+def registry(
+    registry: str, at: str, ca_file: str, login_file: str, plain: bool, forget: bool, data: Path
+) -> None:
+    """Say how this device reaches a registry of images; `*` stands for all others.
+
+    Holds from the next image on, also for an agent that runs. Credentials stay in their file.
+    """
+    from hatoba_worker.agent.settings import BadSettings, RegistryAccess, Settings
+
+    try:
+        settings = Settings.load(data)
+        if settings is None:
+            raise click.ClickException(f"{data} is no device yet: `hatoba agent enroll`")
+        access = RegistryAccess(at, _absolute(ca_file), _absolute(login_file), plain)
+        settings.reaching(registry, None if forget else access).save(data)
+    except (BadSettings, OSError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _absolute(file: str) -> str:
+    return str(Path(file).expanduser().resolve()) if file else ""
 
 
 @agent.command()

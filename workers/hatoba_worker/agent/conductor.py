@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from hatoba_worker.agent.blobs import Cut, Full, Gone, Unusable, Wrong
+from hatoba_worker.agent.blobs import Cut, Full, Gone, NoEngine, Unusable, Wrong
 from hatoba_worker.agent.journal import Journal
 from hatoba_worker.agent.slots import (
     STARTS_MOST,
@@ -45,6 +45,8 @@ FIRST_WAIT, LONGEST_WAIT = 2.0, 300.0
 """Seconds between two tries to fetch; a link may be away for weeks."""
 LOOK_EVERY = 1.0
 DISK_AGAIN = 30.0
+_DOUBTFUL = ("CRASH_LOOP", "STAGING_FAILED")
+"""Causes that damage on the disk may have."""
 _PASSING = "passing"
 
 
@@ -116,6 +118,8 @@ class _Work:
 
     task: asyncio.Task[None] | None = None
     fetching: bool = False
+    doubted: bool = False
+    """The good one was looked at again since it ran last."""
     waits_for: Json | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -197,7 +201,8 @@ class Conductor:
         if wanted is None or release is None:
             return Status(name, Phase.REMOVED, None, running)
         known = slot or Slot(name)
-        cause = known.cause if release == known.refused else self._waits_for(name)
+        given = known.inconsistent or release == known.refused
+        cause = known.cause if given else self._waits_for(name)
         phase = self._phase(name, known, release)
         return Status(name, phase, release, running, cause, known.inconsistent)
 
@@ -261,8 +266,24 @@ class Conductor:
         if health.release != release:
             await self._runtime.run(name, release)
             return
+        if release == slot.good and await self._was_spoiled(name, release, health):
+            return
         await self._note_consistency(slot, health)
         await self._pause(self._work[name], LOOK_EVERY)
+
+    async def _was_spoiled(self, name: str, release: Release, health: Health) -> bool:
+        """Look again, once, at what was good and does not come up any more; what is damaged is
+        fetched anew."""
+        work = self._work[name]
+        work.doubted &= health.well == 0
+        if work.doubted or health.failed is None or health.failed["code"] not in _DOUBTFUL:
+            return False
+        work.doubted = True
+        if await self._content.check(name, release):
+            return False
+        await self._runtime.stop(name)
+        await self._write(spoiled_entry(name, release))
+        return True
 
     async def _note_consistency(self, slot: Slot, health: Health) -> None:
         """Say it where the good one does not come up again after a trial that failed."""
@@ -341,10 +362,21 @@ class Conductor:
 
     async def _refuse(self, name: str, release: Release, error: Exception) -> None:
         """It cannot be here: told at once, and nothing that runs is touched."""
-        codes = {Gone: "IMAGE_MISSING", Unusable: "IMAGE_ARCHITECTURE", Full: "NO_CAPACITY"}
+        codes = {
+            Gone: "IMAGE_MISSING",
+            Unusable: "IMAGE_ARCHITECTURE",
+            NoEngine: "NO_CAPACITY",
+            Full: "NO_CAPACITY",
+        }
         code = codes.get(type(error), "STAGING_FAILED")
         log.warning("agent.refused", slot=name, revision=release.revision, error=str(error))
         cause = _cause(code, str(error), passing=isinstance(error, Full))
+        if release == self.slots.slot(name).good:
+            # It was good before it was damaged: nothing else could take its place.
+            self._work[name].waits_for = cause
+            self._told(name)
+            await self._pause(self._work[name], LONGEST_WAIT)
+            return
         await self._write(bad_entry(name, release, cause))
 
     async def _verify(self, name: str, release: Release) -> None:
@@ -353,6 +385,7 @@ class Conductor:
             return
         await self._write(spoiled_entry(name, release))
         if self.slots.slot(name).trial == release:
+            await self._runtime.stop(name)
             # It is fetched anew, if it is still wanted; meanwhile what was good runs.
             await self._write(bad_entry(name, release, None))
 

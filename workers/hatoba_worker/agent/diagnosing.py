@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from hatoba.units import say_bytes
 from hatoba_worker.agent import facts, journal, lock, status
 from hatoba_worker.agent.blobs import SPARE
 from hatoba_worker.agent.clock import FloorClock
+from hatoba_worker.agent.engines import DeviceEngine
 from hatoba_worker.agent.identity import Identity, NotEnrolled
 from hatoba_worker.agent.names import resource_name
 from hatoba_worker.agent.settings import BadSettings, Settings
@@ -25,6 +27,7 @@ from hatoba_worker.keeper import cgroups
 ENROLL = "`hatoba agent enroll` with the line that `hatoba devices add` prints on the server"
 CLOCK_OFF = 300.0
 """Seconds by which the machine's clock may differ without a word."""
+ENGINE_SECONDS = 3.0
 
 
 class Level(Enum):
@@ -60,7 +63,7 @@ class Place:
 
 def findings(place: Place) -> list[Finding]:
     """All that can be said, in the order in which it is best read."""
-    parts = (_agent, _identity, _clock, _link, _journal, _slots, _disk, _memory)
+    parts = (_agent, _identity, _clock, _link, _journal, _slots, _engine, _disk, _memory)
     return [found for part in parts for found in part(place)]
 
 
@@ -231,9 +234,31 @@ def _times(slot: Slot) -> str:
     return f"{'second' if slot.starts == 2 else 'third'} start of the machine"
 
 
+def _engine(place: Place) -> Iterator[Finding]:
+    settings: Settings | None = None
+    with contextlib.suppress(BadSettings):
+        settings = Settings.load(place.data)
+    told = settings.engine if settings is not None else ""
+    engine = DeviceEngine.of(place.data, told, os.environ)
+    if lacks := engine.lacks():
+        yield Finding("engine", Level.GOOD, f"models run as processes: {lacks}")
+        return
+    many = _many(len(engine.book.all()), "image", "images")
+    try:
+        with socket.socket(socket.AF_UNIX) as asked:
+            asked.settimeout(ENGINE_SECONDS)
+            asked.connect(engine.socket)
+    except OSError as error:
+        remedy = "does it run, and is the agent's user in its group? `usermod -aG docker USER`"
+        text = f"{engine.socket} does not answer: {error}; it was given {many}"
+        yield Finding("engine", Level.BAD, text, remedy)
+    else:
+        yield Finding("engine", Level.GOOD, f"{engine.socket} answers; it was given {many}")
+
+
 def _disk(place: Place) -> Iterator[Finding]:
     free = facts.free_bytes(place.data)
-    names = ("trees", "blobs", "ring", "venvs")
+    names = ("trees", "blobs", "layers", "ring", "venvs")
     parts = ", ".join(f"{say_bytes(_size(place.data / name))} {name}" for name in names)
     text = f"{say_bytes(free)} free; of ours {parts}"
     if free < SPARE:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +21,11 @@ from hatoba.v1 import device_pb2, device_pb2_grpc
 from hatoba_worker import keys
 from hatoba_worker.agent import facts
 from hatoba_worker.agent.clock import FloorClock
+from hatoba_worker.agent.engines import DeviceEngine
 from hatoba_worker.agent.identity import Identity, NotEnrolled
 from hatoba_worker.agent.ordinary import Place, reached
 from hatoba_worker.agent.renewing import SERVER, TLS
-from hatoba_worker.agent.settings import BadSettings, Settings
+from hatoba_worker.agent.settings import BadSettings, RegistryAccess, Settings
 
 log = structlog.get_logger(__name__)
 
@@ -77,7 +79,7 @@ def _authority(text: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Wish:
     """How a machine becomes a device. `authority` (PEM) is believed in place of the token's; an
-    empty `name` leaves it to the server. Bytes a day are as in Settings.
+    empty `name` leaves it to the server. Bytes a day and the engine are as in Settings.
     """
 
     server: str
@@ -87,6 +89,7 @@ class Wish:
     labels: Mapping[str, str] = field(default_factory=dict)
     up_per_day: int = 0
     down_per_day: int = 0
+    engine: str = ""
 
     @property
     def place(self) -> Place:
@@ -108,13 +111,18 @@ async def enroll(data: Path, wish: Wish, clock: FloorClock) -> Settings:
         csr=await asyncio.to_thread(keys.request_for, key),
         labels=wish.labels,
         platform=(await asyncio.to_thread(facts.Facts.read, data)).platform,
-        capacity=await asyncio.to_thread(facts.capacity, data),
+        capacity=await asyncio.to_thread(_capacity, data, wish),
     )
     given = await _asked(data, wish, clock, request)
     if given.HasField("time"):
         clock.learn(given.time.ToMicroseconds() / 1e6)
         await asyncio.to_thread(clock.keep)
     return await asyncio.to_thread(_kept, data, wish, given)
+
+
+def _capacity(data: Path, wish: Wish) -> device_pb2.DeviceCapacity:
+    engine = DeviceEngine.of(data, wish.engine, os.environ)
+    return facts.capacity(data, images=not engine.lacks())
 
 
 def _known(data: Path) -> Settings | None:
@@ -136,6 +144,8 @@ def _kept(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
         server=wish.server,
         up_per_day=wish.up_per_day,
         down_per_day=wish.down_per_day,
+        engine=wish.engine,
+        registries=_registries(data),
     )
     try:
         certificate = x509.load_pem_x509_certificate(given.certificate.encode())
@@ -152,6 +162,15 @@ def _kept(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
     # This one last: who has it is enrolled.
     identity.enrolled(given.certificate, given.authority)
     return found
+
+
+def _registries(data: Path) -> Mapping[str, RegistryAccess]:
+    """What the machine's owner said of registries stays, as whose device ever it is enrolled."""
+    try:
+        known = Settings.load(data)
+    except BadSettings:
+        known = None
+    return known.registries if known is not None else {}
 
 
 # -- the call -------------------------------------------------------------------------------------

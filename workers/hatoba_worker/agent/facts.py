@@ -52,13 +52,14 @@ def platform_of(machine: str, bits: int = BITS) -> device_pb2.DevicePlatform:
     return device_pb2.DevicePlatform(architecture=architecture, variant=variant)
 
 
-def capacity(data: Path) -> device_pb2.DeviceCapacity:
-    """What there is for our work now."""
+def capacity(data: Path, *, images: bool) -> device_pb2.DeviceCapacity:
+    """What there is for our work now; `images`: containers can run here."""
     return device_pb2.DeviceCapacity(
         cpus=host.core_count(),
         memory_bytes=host.memory_bytes(),
         disk_bytes=free_bytes(data),
         limits_memory=cgroups.may_limit(),
+        images=images,
     )
 
 

@@ -9,6 +9,7 @@ from typing import TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from hatoba.artifacts.manifest import digest_of
 from hatoba.streams import Cancellable, open_stream
@@ -112,5 +113,5 @@ def _parsed(digest: str, data: bytes) -> artifact_pb2.Manifest:
         raise Wrong(f"what comes as manifest {digest} is something else")
     try:
         return artifact_pb2.Manifest.FromString(data)
-    except ValueError as error:
+    except DecodeError as error:
         raise Wrong(f"manifest {digest} cannot be read: {error}") from error

@@ -19,14 +19,18 @@ from hatoba_worker.agent.blobs import BlobStore
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.conductor import Conductor
 from hatoba_worker.agent.content import ModelContent
-from hatoba_worker.agent.facts import Facts
+from hatoba_worker.agent.engines import DeviceEngine
+from hatoba_worker.agent.facts import Facts, platform_of
+from hatoba_worker.agent.images import DeviceImages
 from hatoba_worker.agent.journal import Journal
 from hatoba_worker.agent.library import ServerLibrary, Way
 from hatoba_worker.agent.lock import AlreadyRuns, hold
 from hatoba_worker.agent.ordinary import socket_directory
 from hatoba_worker.agent.outside import Budgets, Inside, Outside
+from hatoba_worker.agent.registries import Registries
+from hatoba_worker.agent.registry import Platform
 from hatoba_worker.agent.servers import Servers
-from hatoba_worker.agent.settings import FILE, BadSettings, Settings
+from hatoba_worker.agent.settings import FILE, BadSettings, RegistryAccess, Settings
 from hatoba_worker.agent.trees import DeviceTrees
 from hatoba_worker.agent.watchdog import Watchdog, notify
 from hatoba_worker.process_log import configure_log
@@ -63,15 +67,31 @@ class Agent:
         blobs = BlobStore(data / "blobs", self._budgets.content.pay)
         trees = DeviceTrees(data / "trees", blobs)
         library = ServerLibrary(self._way)
-        self._content = ModelContent(data / "specs", trees, blobs, library)
+        engine = DeviceEngine.of(data, settings.engine if settings is not None else "", environ)
+        images = self._images(engine)
+        self._content = ModelContent(data / "specs", trees, blobs, library, images)
         name = settings.device if settings is not None else "device"
-        self._servers = Servers(data, environ, trees, self._content.spec_of, name=name)
+        self._servers = Servers(
+            data, environ, trees, self._content.spec_of, name=name, engine=engine
+        )
         journal = Journal(data / JOURNAL)
         boot = host.boot_id()
         self._conductor = Conductor(
             journal, self._content, self._servers, boot, told=self._changed, sleep=sleep
         )
         self._outside: Outside | None = None
+
+    def _images(self, engine: DeviceEngine) -> DeviceImages:
+        def accesses() -> Mapping[str, RegistryAccess]:
+            # As they are now: who mends them need not start the agent again.
+            known = Settings.load(self._data)
+            return known.registries if known is not None else {}
+
+        layers = BlobStore(self._data / "layers", self._budgets.pay_for_image)
+        told = platform_of(os.uname().machine)
+        platform = Platform(told.architecture, told.variant)
+        registries = Registries(accesses, self._clock)
+        return DeviceImages(self._data, layers, engine, registries, platform)
 
     def _way(self) -> Way | None:
         return self._outside.way() if self._outside is not None else None

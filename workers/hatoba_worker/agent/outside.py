@@ -81,6 +81,11 @@ class Budgets:
         """Each of them."""
         return (self.up, self.down, self.records, self.content)
 
+    async def pay_for_image(self, size: int) -> None:
+        """Wait until so many bytes of an image may come, which do not go over the link's tunnel."""
+        await self.content.pay(size)
+        await self.down.pay(size)
+
     async def pay_for_connection(self, size: int) -> None:
         """Wait until a connection may be made that costs so many bytes."""
         await self.up.pay(size // 2)
@@ -226,9 +231,12 @@ class Outside:
             protocol=PROTOCOL,
             version=_version(),
             platform=self._facts.platform,
-            capacity=await asyncio.to_thread(facts.capacity, self._inside.data),
+            capacity=await asyncio.to_thread(self._capacity),
             generation=self._inside.conductor.slots.generation,
         )
+
+    def _capacity(self) -> device_pb2.DeviceCapacity:
+        return facts.capacity(self._inside.data, images=self._inside.servers.may_contain())
 
     def linked(self, *, up: bool) -> None:
         """The server has welcomed us, or the link is gone."""

@@ -1,23 +1,28 @@
 """Images from an OCI registry by digest, for one platform, as blobs that survive a broken link.
 
 `docker pull` throws away what came when the link breaks, so the engine is not asked to: manifest,
-configuration and layers are brought in here, checked, and given to the engine as a whole.
+configuration and layers are brought in here, checked, and given to the engine as a whole. `aiohttp`
+is imported when a session is made: a device that has no images has no memory for it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
+import importlib
 import json
 import re
-from collections.abc import AsyncIterator, Mapping
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import aiohttp
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hatoba_worker.agent.blobs import PIECE, READ_SECONDS, Cut, Gone, Unusable
+
+if TYPE_CHECKING:
+    import aiohttp
 
 INDEXES = (
     "application/vnd.oci.image.index.v1+json",
@@ -34,6 +39,7 @@ BUFFER = 16 << 10
 _REFERENCE = re.compile(
     r"(?P<host>[^/]+)/(?P<name>[a-z0-9][a-z0-9._/-]*)(?::[\w.-]+)?@(?P<digest>sha256:[0-9a-f]{64})"
 )
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 _REFUSED = frozenset({401, 403})
 Json = Mapping[str, Any]
@@ -56,10 +62,11 @@ class Reference(NamedTuple):
 
 
 class Blob(NamedTuple):
-    """A part of an image."""
+    """A part of an image; a layer that is not packed says so by its type."""
 
     digest: str
     size: int
+    media_type: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,29 +115,52 @@ class Login:
     password: str = ""
 
 
-def opened() -> aiohttp.ClientSession:
-    """A session whose calls may take as long as they bring something. To be closed."""
+@contextlib.asynccontextmanager
+async def opened(tls: ssl.SSLContext | None = None) -> AsyncIterator[aiohttp.ClientSession]:
+    """A session whose calls may take as long as they bring something."""
+    await asyncio.to_thread(importlib.import_module, "aiohttp")
+    import aiohttp
+
     patience = aiohttp.ClientTimeout(
         total=None, sock_connect=CONNECT_SECONDS, sock_read=READ_SECONDS
     )
-    return aiohttp.ClientSession(timeout=patience, read_bufsize=BUFFER)
+    connector = aiohttp.TCPConnector(ssl=tls or True)
+    async with aiohttp.ClientSession(
+        timeout=patience, read_bufsize=BUFFER, connector=connector
+    ) as session:
+        yield session
+
+
+@contextlib.contextmanager
+def _links(who: str) -> Iterator[None]:
+    """Raise Cut for a link that breaks."""
+    import aiohttp
+
+    try:
+        yield
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise Cut(f"{who}: {str(error) or type(error).__name__}") from error
 
 
 class Registry:
-    """One registry's images of one name: a source of their blobs."""
+    """One registry's images of one name: a source of their blobs. `at` is the `HOST:PORT` where it
+    is reached instead of where its name says.
+    """
 
     def __init__(
         self,
         session: aiohttp.ClientSession,
         reference: Reference,
         *,
+        at: str = "",
         plain: bool = False,
         login: Login | None = None,
     ) -> None:
         self._session = session
         self._reference = reference
         self._login = login
-        self._base = f"{'http' if plain else 'https'}://{reference.host}/v2/{reference.name}"
+        self._host = at or reference.host
+        self._base = f"{'http' if plain else 'https'}://{self._host}/v2/{reference.name}"
         self._authorization = ""
 
     async def manifest(self, platform: Platform) -> Manifest:
@@ -138,22 +168,25 @@ class Registry:
         told = await self._document(self._reference.digest)
         digest = self._reference.digest
         if "manifests" in told:
-            digest = _chosen(told, platform)
+            try:
+                digest = _chosen(told, platform)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise Unusable(f"{digest} is no index of images: {error!r}") from error
             told = await self._document(digest)
         try:
             layers = tuple(_blob(one) for one in told["layers"])
-            return Manifest(digest, _blob(told["config"]), layers)
+            config = _blob(told["config"])
+            if config.size > LARGEST_MANIFEST:
+                raise ValueError(f"its configuration has {config.size:,} bytes")
         except (KeyError, TypeError, ValueError) as error:
             raise Unusable(f"{digest} is no manifest of an image: {error!r}") from error
+        return Manifest(digest, config, layers)
 
     async def _document(self, digest: str) -> Json:
         """A manifest or an index, which is what its digest says. Raises Gone, Cut, Unusable."""
         headers = {"Accept": ", ".join((*INDEXES, *MANIFESTS))}
         async with self._asked(f"{self._base}/manifests/{digest}", headers) as response:
-            try:
-                data = await response.content.read(LARGEST_MANIFEST)
-            except (aiohttp.ClientError, TimeoutError) as error:
-                raise Cut(str(error)) from error
+            data = await self._whole(response)
         if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
             raise Unusable(f"what the registry gives as {digest} is something else")
         try:
@@ -164,17 +197,25 @@ class Registry:
             raise Unusable(f"{digest} is no manifest")
         return told
 
-    async def read(self, digest: str, offset: int) -> AsyncIterator[bytes]:
+    async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
+        """A document, which is cut off where it is longer than any that is one."""
+        data = bytearray()
+        with _links(self._host):
+            while len(data) < LARGEST_MANIFEST and (
+                piece := await response.content.read(LARGEST_MANIFEST - len(data))
+            ):
+                data += piece
+        return bytes(data)
+
+    async def read(self, digest: str, offset: int) -> AsyncGenerator[bytes, None]:
         """The bytes of a blob from an offset on. Raises Gone, Cut."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         async with self._asked(f"{self._base}/blobs/{digest}", headers) as response:
             if offset and response.status != 206:
                 raise Cut("the registry begins every blob at its beginning")
-            try:
+            with _links(self._host):
                 async for piece in response.content.iter_chunked(PIECE):
                     yield piece
-            except (aiohttp.ClientError, TimeoutError) as error:
-                raise Cut(str(error)) from error
 
     @contextlib.asynccontextmanager
     async def _asked(
@@ -187,21 +228,19 @@ class Registry:
             response = await self._get(url, headers)
         try:
             if response.status in _REFUSED:
-                raise Gone(f"{self._reference.host} refuses {self._reference.name}: log in to it")
+                raise Gone(f"{self._host} refuses {self._reference.name}: log in to it")
             if response.status in (404, 410):
-                raise Gone(f"{self._reference.host} has no {url.rpartition('/')[2]}")
+                raise Gone(f"{self._host} has no {url.rpartition('/')[2]}")
             if response.status >= 400:
-                raise Cut(f"{self._reference.host} answers {response.status}")
+                raise Cut(f"{self._host} answers {response.status}")
             yield response
         finally:
             response.close()
 
     async def _get(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         own = {"Authorization": self._authorization} if self._authorization else {}
-        try:
+        with _links(self._host):
             return await self._session.get(url, headers={**headers, **own})
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Cut(f"{self._reference.host}: {error}") from error
 
     async def _log_in(self, response: aiohttp.ClientResponse) -> bool:
         """Do what the registry asks for; False when there is nothing to show."""
@@ -215,14 +254,17 @@ class Registry:
             return False
         asked = {key: told[key] for key in ("service", "scope") if key in told}
         own = {"Authorization": basic} if basic else {}
-        try:
+        with _links(told["realm"]):
             async with self._session.get(told["realm"], params=asked, headers=own) as answer:
                 if answer.status != 200:
                     return False
-                found = await answer.json()
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise Cut(f"{told['realm']}: {error}") from error
-        self._authorization = f"Bearer {found.get('token') or found.get('access_token')}"
+                body = await answer.read()
+        try:
+            found = json.loads(body)
+            token = found.get("token") or found["access_token"]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise Cut(f"{told['realm']} gives no token: {error!r}") from error
+        self._authorization = f"Bearer {token}"
         return True
 
 
@@ -231,7 +273,10 @@ def _basic(login: Login) -> str:
 
 
 def _blob(told: Json) -> Blob:
-    return Blob(str(told["digest"]), int(told["size"]))
+    digest, size = str(told["digest"]), int(told["size"])
+    if not _DIGEST.fullmatch(digest) or size < 0:
+        raise ValueError(f"{digest!r} of {size} bytes is no part of an image")
+    return Blob(digest, size, str(told.get("mediaType") or ""))
 
 
 def _chosen(index: Json, wanted: Platform) -> str:
@@ -256,6 +301,8 @@ def require_platform(config: bytes, wanted: Platform) -> Json:
     try:
         told = json.loads(config)
         has = str(told["architecture"])
+        if not all(isinstance(told.get(part) or {}, dict) for part in ("config", "rootfs")):
+            raise TypeError("its parts are no objects")
     except (ValueError, KeyError, TypeError) as error:
         raise Unusable(f"the image's configuration cannot be read: {error!r}") from error
     if has != wanted.architecture:

@@ -1,4 +1,5 @@
-"""Runs releases as model servers: processes of the device's keeper, which outlive the agent.
+"""Runs releases as model servers: processes of the device's keeper, or containers of its engine for
+those with an image. Both outlive the agent.
 
 It is the fleet of a host's worker that keeps them running; its orders come from the conductor
 instead of a server. A device has little memory: what ran before is gone before something else
@@ -20,11 +21,14 @@ from pathlib import Path
 import structlog
 
 from hatoba.v1 import common_pb2, deployment_pb2, worker_pb2
+from hatoba_worker.agent.containers import DeviceContainers
+from hatoba_worker.agent.engines import DeviceEngine
 from hatoba_worker.agent.names import resource_name, slot_name
 from hatoba_worker.agent.server_logs import Home
 from hatoba_worker.agent.slots import NOTHING_RUNS, Health, Json, Release
 from hatoba_worker.agent.trees import DeviceTrees
 from hatoba_worker.environments import Environments
+from hatoba_worker.executors.both import Executors
 from hatoba_worker.executors.process import ProcessExecutor
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
@@ -83,6 +87,7 @@ class Servers:
         spec_of: SpecOf,
         *,
         name: str,
+        engine: DeviceEngine | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,6 +100,9 @@ class Servers:
         self._monotonic = monotonic
         self._fleet = Fleet(data, name, self._hear)
         self._processes = ProcessExecutor(data, self, sleep)
+        self._engine = engine or DeviceEngine.of(data, "", environ)
+        self._containers = DeviceContainers(self._engine, self._fleet, sleep)
+        self._executor = Executors(self._processes, self._containers.executor)
         self._orphans: set[str] = set()
         self._order = 0
         self._kept: dict[str, worker_pb2.ReplicaSpec] = {}
@@ -118,10 +126,14 @@ class Servers:
             serve_address=ADDRESS,
             serving_tls=lambda: None,
             host_has_gpus=False,
+            contained=self._containers.contained,
         )
         ask = probe.prober(lambda: None)
-        self._fleet.begin(Tools(self._processes, stager, ask, self._sleep, time.time), tasks)
+        self._fleet.begin(Tools(self._executor, stager, ask, self._sleep, time.time), tasks)
         await asyncio.to_thread(self._fleet.load)
+        self._tasks = tasks
+        if await asyncio.to_thread(self._containers.are_there):
+            self._containers.begin(tasks)
         self._kept = {slot_name(spec.deployment): spec for spec in self._fleet.kept.values()}
         self._order = self._fleet.newest
         tasks.create_task(self._processes.run(), name="keeper")
@@ -133,6 +145,7 @@ class Servers:
         for directory in (library, self._data / "venvs"):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         link_library(library)
+        self._containers.contained.prepare()
 
     # -- the runtime ----------------------------------------------------------------------------
 
@@ -143,6 +156,8 @@ class Servers:
         spec.name, spec.deployment = own_name(name, release, before), resource_name(name)
         if before and before != spec.name:
             await self.stop(name)
+        if spec.serving.environment.image:
+            self._containers.begin(self._tasks)
         self._places[name] = _Place(release, spec, self._monotonic())
         self._kept[name] = spec
         self._tell_fleet()
@@ -188,6 +203,10 @@ class Servers:
         place = self._places.get(name)
         seen = self._seen.get(place.spec.name) if place is not None else None
         return seen.address if seen is not None and seen.state == READY else ""
+
+    def may_contain(self) -> bool:
+        """Whether releases with an image can run here; blocks."""
+        return not self._engine.lacks()
 
     def homes(self) -> list[Home]:
         """Where what runs writes its logs."""

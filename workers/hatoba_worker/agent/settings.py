@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,36 @@ class BadSettings(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class RegistryAccess:
+    """How a registry of images is reached: at another `HOST:PORT` (a mirror), believed by this
+    authority (a PEM file), with `USER:PASSWORD` from a file that only its owner reads; empty: as it
+    is named, by those whom the machine believes, without. `plain`: without TLS, as one is reached
+    on the machine itself that has no authority.
+    """
+
+    at: str = ""
+    ca_file: str = ""
+    login_file: str = ""
+    plain: bool = False
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> RegistryAccess:
+        """Raises ValueError."""
+        known = {each.name: told[each.name] for each in fields(cls) if each.name in told}
+        for name, value in known.items():
+            if not isinstance(value, bool if name == "plain" else str):
+                raise ValueError(f"{name} of a registry is {value!r}")
+        return cls(**known)
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """One device's. Bytes a day that its link may carry; 0: as many as there are.
 
     `address` is the `HOST:PORT` that it dials, `server_name` what the server's certificate there
-    says; `token` is the id of the token by which it was enrolled at the port `server`.
+    says; `token` is the id of the token by which it was enrolled at the port `server`. `engine` is
+    the socket of its container engine, `none` where there is to be none, empty: the standard one if
+    it is there. `registries` are by `HOST:PORT` as images name them, `*` stands for all others.
     """
 
     device: str
@@ -32,6 +57,8 @@ class Settings:
     server: str = ""
     up_per_day: int = 0
     down_per_day: int = 0
+    engine: str = ""
+    registries: Mapping[str, RegistryAccess] = field(default_factory=dict)
 
     @classmethod
     def load(cls, data: Path) -> Settings | None:
@@ -41,13 +68,19 @@ class Settings:
             return cls(**_checked(json.loads(path.read_text(encoding="utf-8"))))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadSettings(f"{path} cannot be used: {error!r}") from error
 
     def save(self, data: Path) -> None:
         """Keep it, on the disk itself. Raises OSError."""
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         disk.replace(data / FILE, f"{json.dumps(asdict(self), indent=1)}\n".encode())
+
+    def reaching(self, registry: str, access: RegistryAccess | None) -> Settings:
+        """The same with another way to a registry; None: as it is named."""
+        others = {host: one for host, one in self.registries.items() if host != registry}
+        more = {registry: access} if access is not None else {}
+        return replace(self, registries={**others, **more})
 
     @property
     def host(self) -> str:
@@ -63,8 +96,10 @@ class Settings:
 def _checked(told: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says, without what another version of the agent knows more. Raises ValueError."""
     known = {each.name: told[each.name] for each in fields(Settings) if each.name in told}
+    registries = known.pop("registries", {})
     for name, value in known.items():
         if not isinstance(value, int if name.endswith("_per_day") else str):
             raise ValueError(f"{name} is {value!r}")
     int(str(known["address"]).rpartition(":")[2])
-    return known
+    accesses = {host: RegistryAccess.of(one) for host, one in registries.items()}
+    return {**known, "registries": accesses}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import structlog
+from google.protobuf.message import DecodeError
 
 from hatoba.artifacts.errors import BadManifest, DigestMismatch, UnpackFailed
 from hatoba.artifacts.manifest import (
@@ -186,7 +187,7 @@ class DeviceTrees:
         removed. Blocks.
         """
         good = False
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, DecodeError):
             data = self._manifest_path(digest).read_bytes()
             manifest = artifact_pb2.Manifest.FromString(data)
             good = digest_of(data) == digest and _is_tree(self.path(digest), manifest)

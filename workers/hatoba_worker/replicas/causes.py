@@ -23,6 +23,7 @@ _FAILURES = {
 _SPAWNS = {
     "not_found": common_pb2.CAUSE_CODE_COMMAND_NOT_FOUND,
     "not_executable": common_pb2.CAUSE_CODE_COMMAND_NOT_EXECUTABLE,
+    "wrong_arch": common_pb2.CAUSE_CODE_IMAGE_ARCHITECTURE,
 }
 
 
@@ -33,7 +34,7 @@ def of_failure(failure: AttemptFailed) -> common_pb2.Cause:
 
 
 def of_spawn(failed: SpawnFailed) -> common_pb2.Cause:
-    """Its process could not be started."""
+    """Its process or container could not be started."""
     code = _SPAWNS.get(failed.kind, common_pb2.CAUSE_CODE_STAGING_FAILED)
     return _cause(code, _INFRA, f"Its process could not be started: {failed.message}.")
 
@@ -55,8 +56,11 @@ def _of_one(
     found: Exit | None, spec: worker_pb2.ReplicaSpec, lines: Sequence[str]
 ) -> common_pb2.Cause:
     if found is None:
-        text = "The keeper of its host ended, and the replica with it."
+        by = "container engine" if spec.serving.environment.image else "keeper"
+        text = f"The {by} of its host ended, and the replica with it."
         return _cause(common_pb2.CAUSE_CODE_LOST, _INFRA, text, lines)
+    if found.failed is not None:
+        return of_spawn(found.failed)
     if found.oom:
         limit = spec.resources.memory_bytes
         text = f"It used {say_bytes(found.usage.maxrss)}, {say_bytes(limit)} are allowed."

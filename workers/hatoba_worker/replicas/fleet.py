@@ -57,9 +57,9 @@ class Fleet:
         """Number of the newest order that came, acted by or not."""
         self._news = asyncio.Event()
         self._inventoried = asyncio.Event()
-        self._taken_up: set[bool] = set()
         self._changing = asyncio.Lock()
         self._replicas: dict[str, Replica] = {}
+        self._started: set[str] = set()
         self._changed: dict[str, Replica] = {}
 
     def begin(self, tools: Tools, tasks: asyncio.TaskGroup) -> None:
@@ -83,6 +83,11 @@ class Fleet:
     def kept(self) -> Mapping[str, worker_pb2.ReplicaSpec]:
         """What the order that is acted by keeps, by name."""
         return self._ordered.kept
+
+    @property
+    def has_containers(self) -> bool:
+        """Whether any of its replicas is a container."""
+        return any(one.contained for one in self._replicas.values())
 
     @property
     def newest(self) -> int:
@@ -131,6 +136,7 @@ class Fleet:
         return Replica(spec, str(self._root / spec.name), self._tools)
 
     def _start(self, one: Replica) -> None:
+        self._started.add(one.name)
         self._tasks.create_task(self._live(one), name=f"replica {one.name}")
 
     async def _live(self, one: Replica) -> None:
@@ -146,6 +152,7 @@ class Fleet:
             await self._tools.sleep(wait)
             wait = min(2 * wait, LONGEST_BACKOFF)
         del self._replicas[one.name]
+        self._started.discard(one.name)
         await self._change(lambda now: now.without(one.name))
         self._news.set()
 
@@ -154,12 +161,15 @@ class Fleet:
     def take_up(self, held: Mapping[str, AttemptStatus], *, contained: bool = False) -> set[str]:
         """Go on from what the keeper, or the engine, has; returns the names of processes, or
         containers, that are ours."""
-        first = contained not in self._taken_up
-        self._taken_up.add(contained)
         mine = [one for one in self._replicas.values() if one.contained is contained]
         for one in mine:
+            # One that was ordered before the engine was first heard of goes its way already.
+            first = one.name not in self._started
             if first:
                 one.adopt(held.get(f"{one.name}.{one.standing.run}"))
+                if contained:
+                    # The engine may come later than whoever was told how all are.
+                    self._tell(one)
             elif one.run is not None and one.run.begun:
                 _renew(one.run, held.get(one.run.place.process))
             if one.name in self._ordered.leaving:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from hatoba_worker import tinyfiles
 from hatoba_worker.environments import Environments, Interpreter, Tenant
 from hatoba_worker.executors.containers.contained import Contained, Wish
 from hatoba_worker.executors.containers.rights import RUN
-from hatoba_worker.executors.containers.spec import HOME, PORT
+from hatoba_worker.executors.containers.spec import HOME, PORT, Mount
 from hatoba_worker.failures import AttemptFailed, no_engine, staging_failed
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import Limits, Spawn
@@ -157,6 +157,7 @@ class ReplicaStager:
                 gpus=tuple(spec.gpus),
                 publish=self._serve_address,
                 labels={"hatoba.dev/replica": spec.name, "hatoba.dev/deployment": spec.deployment},
+                mounts=tuple(_read_only(place.home)),
                 needs_library=True,
             )
         )
@@ -216,6 +217,12 @@ def _ours(spec: worker_pb2.ReplicaSpec, home: str) -> dict[str, str]:
         "HATOBA_MODEL_VERSION": spec.model_version,
         "HATOBA_DIR": home,
     }
+
+
+def _read_only(home: str) -> Iterator[Mount]:
+    """Model and code may be the very files of the host's cache, and its container the same user."""
+    for name in (MODEL, CODE):
+        yield Mount(f"{home}/{name}", f"{HOME}/{name}")
 
 
 def _brought_in(tls: Mapping[str, object], home: str) -> dict[str, object]:

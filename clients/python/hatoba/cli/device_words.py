@@ -129,9 +129,11 @@ def _where(slot: device_pb2.DeviceSlot) -> str:
 
 def stuck_line(slot: device_pb2.DeviceSlot) -> str:
     """What is wanted and does not run, with its cause; empty when all is well."""
-    if slot.phase in (device_pb2.SLOT_PHASE_GOOD, device_pb2.SLOT_PHASE_REMOVED):
+    well = slot.phase in (device_pb2.SLOT_PHASE_GOOD, device_pb2.SLOT_PHASE_REMOVED)
+    if well and not slot.inconsistent:
         return ""
-    line = f"{short_name(slot.deployment)} revision {slot.revision} is {phase(slot)}"
+    how = "was good and fails now" if well else f"is {phase(slot)}"
+    line = f"{short_name(slot.deployment)} revision {slot.revision} {how}"
     line += f": {slot.cause.message}" if slot.cause.message else ""
     if slot.inconsistent:
         line += " Nothing runs: what was good before does not come up either."

@@ -294,6 +294,7 @@ class DeviceCapacity(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     DISK_BYTES_FIELD_NUMBER: _builtins.int
     LIMITS_MEMORY_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
     cpus: _builtins.float
     """Cores."""
     memory_bytes: _builtins.int
@@ -302,6 +303,8 @@ class DeviceCapacity(_message.Message):
     """Bytes that are free, or are taken by what we may remove."""
     limits_memory: _builtins.bool
     """Its kernel enforces limits on memory."""
+    images: _builtins.bool
+    """It has a container engine, and so runs images."""
     def __init__(
         self,
         *,
@@ -309,10 +312,11 @@ class DeviceCapacity(_message.Message):
         memory_bytes: _builtins.int = ...,
         disk_bytes: _builtins.int = ...,
         limits_memory: _builtins.bool = ...,
+        images: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "disk_bytes", b"disk_bytes", "limits_memory", b"limits_memory", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "disk_bytes", b"disk_bytes", "images", b"images", "limits_memory", b"limits_memory", "memory_bytes", b"memory_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,22 +1,23 @@
-"""`iot-edge-arm`: devices that dial out, are often away, and converge to what is wanted of them."""
+"""`iot-edge-arm`: devices that dial out, are often away, and converge to what is wanted of them.
+
+What talks to AWS is imported when an instance is opened whose devices dial AWS IoT.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from typing import Any
 
 from hatoba_plugins.backend import API_VERSION, Backend, BackendContext, BackendType
 from hatoba_plugins.backends.iot_edge.backend import EdgeBackend
+from hatoba_plugins.backends.iot_edge.options import EdgeOptions
 from hatoba_plugins.backends.iot_edge.streams import StreamDevices
 from hatoba_plugins.errors import Fatal
 from hatoba_plugins.spec import hookimpl
 from hatoba_plugins.values import BackendOptions
-
-
-@dataclass(frozen=True, slots=True)
-class EdgeOptions(BackendOptions):
-    """Devices bring their own settings; where they dial in is the server's `[devices]`."""
 
 
 class EdgeType:
@@ -30,11 +31,21 @@ class EdgeType:
     async def open(
         self, instance: str, options: BackendOptions, ctx: BackendContext
     ) -> AsyncIterator[Backend]:
-        """Open on the core's hub. Raises Fatal where devices have no port."""
-        del instance, options
+        """Open on the core's hub, or on AWS IoT. Raises Fatal where devices have no port, Denied
+        and Invalid for what AWS cannot be reached with."""
+        if not isinstance(options, EdgeOptions):
+            raise TypeError(
+                f"iot-edge-arm is opened with EdgeOptions, not {type(options).__name__}"
+            )
+        if options.transport == "aws-iot":
+            where = "hatoba_plugins.backends.iot_edge.opening"
+            opening: Any = await asyncio.to_thread(importlib.import_module, where)
+            async with opening.opened(instance, options, ctx) as backend:
+                yield backend
+            return
         if ctx.devices is None:
             raise Fatal(
-                'devices have no port to dial: add [devices] with `listen = "0.0.0.0:7430"` to '
+                'devices have no port to dial: add [devices] with `listen = "0.0.0.0:7443"` to '
                 "hatoba.toml"
             )
         yield EdgeBackend(StreamDevices(ctx.devices))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from hatoba.v1 import job_pb2
-from hatoba_plugins.backends.iot_edge.streams import StreamDevices
+from hatoba_plugins.backend import DeviceBackend
 from hatoba_plugins.errors import Unsupported
 from hatoba_plugins.values import (
     Absent,
@@ -16,28 +17,43 @@ from hatoba_plugins.values import (
     LogChunk,
     Owned,
     Problem,
+    Rate,
     Ref,
 )
 
-CAPABILITIES = Capabilities(requirements=True, caller_interpreter=True, secrets=True)
+CAPABILITIES = Capabilities(
+    images=True, requirements=True, caller_interpreter=True, secrets=True, memory_limit=True
+)
+
+
+async def healthy() -> Health:
+    """Healthy while the scheduler is; that a device is away is its nature."""
+    return Health(HealthStatus.HEALTHY)
 
 
 class EdgeBackend:
-    """Deployments to devices."""
+    """Deployments to devices, which are reached by one transport."""
 
     jobs = None
     deployments = None
 
-    def __init__(self, devices: StreamDevices) -> None:
+    def __init__(
+        self,
+        devices: DeviceBackend,
+        health: Callable[[], Awaitable[Health]] = healthy,
+        limits: tuple[tuple[str, Rate], ...] = (),
+    ) -> None:
         self.devices = devices
+        self._health = health
+        self._limits = limits
 
     def capabilities(self) -> Capabilities:
         """What devices can."""
-        return CAPABILITIES
+        return replace(CAPABILITIES, limits=self._limits)
 
     async def health(self) -> Health:
-        """Healthy while the scheduler is; that a device is away is its nature."""
-        return Health(HealthStatus.HEALTHY)
+        """That of the transport."""
+        return await self._health()
 
     async def validate(self, spec: job_pb2.JobSpec) -> list[Problem]:
         """It runs no jobs."""

@@ -300,6 +300,7 @@ def _device_row(one: Device) -> Row:
         one.installation,
         one.report,
         one.certificate_since,
+        int(one.capacity.images),
     )
 
 
@@ -331,7 +332,7 @@ def _device(row: Row) -> Device:
         state=DeviceState(row[1]),
         labels=_labels(row[2]),
         platform=Platform(row[3], row[4]),
-        capacity=Capacity(row[5], row[6], row[7], bool(row[8])),
+        capacity=Capacity(row[5], row[6], row[7], bool(row[8]), bool(row[24])),
         version=row[9],
         generation=row[10],
         wants=_wants(row[11]),

@@ -7,10 +7,17 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from hatoba_worker.executors.containers import rights, states
-from hatoba_worker.executors.containers.images import Image, Images
-from hatoba_worker.executors.containers.spec import HOME, LIBRARY, ContainerSpawn, Mount
+from hatoba_worker.executors.containers.images import Image
+from hatoba_worker.executors.containers.spec import (
+    HOME,
+    KEPT_LOG,
+    LIBRARY,
+    ContainerSpawn,
+    Mount,
+)
 from hatoba_worker.failures import staging_failed
 from hatoba_worker.keeper.messages import Limits
 from hatoba_worker.logs import FILES
@@ -35,16 +42,35 @@ class Wish:
     host_network: bool = False
     publish: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    mounts: tuple[Mount, ...] = ()
+    """What it alone sees of this machine, beside its home."""
     needs_library: bool = False
     """Our packages are needed in any case, in the version of this worker."""
 
 
-class Contained:
-    """Makes containers of this host; `mounts` are directories that all of them see."""
+class ImageSource(Protocol):
+    """Where images come from."""
 
-    def __init__(self, images: Images, mounts: Sequence[Mount]) -> None:
+    def prepare(self) -> None:
+        """Make what is needed; blocks."""
+        ...
+
+    async def resolve(self, reference: str, build_log: str) -> Image:
+        """The image, once it is here. Raises AttemptFailed."""
+        ...
+
+
+class Contained:
+    """Makes containers of this host; `mounts` are directories that all of them see, `kept_log` is
+    how much of their output the engine keeps at least.
+    """
+
+    def __init__(
+        self, images: ImageSource, mounts: Sequence[Mount], kept_log: str = KEPT_LOG
+    ) -> None:
         self._images = images
         self._mounts = tuple(mounts)
+        self._kept_log = kept_log
         self._library: tuple[Mount, ...] = ()
 
     def prepare(self) -> None:
@@ -77,12 +103,13 @@ class Contained:
             image=wish.image.id,
             home=wish.home,
             user=user,
-            mounts=(*self._library, *self._mounts),
+            mounts=(*self._library, *self._mounts, *wish.mounts),
             labels={**wish.labels, states.IMAGE: wish.image.name},
             cpus=wish.cpus,
             gpus=wish.gpus,
             host_network=wish.host_network,
             publish=wish.publish,
+            kept_log=self._kept_log,
         )
 
     def _environment(self, wish: Wish) -> dict[str, str]:

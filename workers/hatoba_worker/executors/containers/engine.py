@@ -24,6 +24,7 @@ ANSWERS_WITHIN = 60.0
 _LOAD_FAILED = 500
 """What stands for an error that comes with status 200."""
 _AWAY = 900
+_PIECE = 256 << 10
 _NEVER_DETACHED = "ctrl-^,ctrl-],ctrl-^,ctrl-]"
 """Keys that nobody types: by default Ctrl-P would be held back."""
 _HEADER = struct.Struct(">BxxxL")
@@ -50,10 +51,12 @@ class EngineMissing(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What an engine is: its version, and the architecture of its machine."""
+    """What an engine is: its version, the architecture of its machine, and the directory where it
+    keeps everything."""
 
     version: str
     arch: str
+    root: str = ""
 
 
 class Frame(NamedTuple):
@@ -82,7 +85,8 @@ class Engine:
         async with _called():
             told = await self._docker.system.info()
         arch = str(told["Architecture"])
-        return Facts(str(told["ServerVersion"]), _NAMES.get(arch, arch))
+        root = str(told.get("DockerRootDir") or "")
+        return Facts(str(told["ServerVersion"]), _NAMES.get(arch, arch), root)
 
     async def events(self, label: str, since: str) -> AsyncGenerator[Json, None]:
         """Events of containers with a label, those it remembers since then first; for ever.
@@ -99,9 +103,10 @@ class Engine:
 
     # -- containers -----------------------------------------------------------------------------
 
-    async def list(self, label: str) -> Sequence[Json]:
-        """All containers with a label, running or not, each in short."""
-        filters = json.dumps({"label": [label]})
+    async def list(self, label: str, image: str = "") -> Sequence[Json]:
+        """All containers with a label, running or not, each in short; with `image` those of it or
+        of one that was made from it."""
+        filters = json.dumps({"label": [label], **({"ancestor": [image]} if image else {})})
         async with _called():
             found = await self._docker.containers.list(all=True, filters=filters)
         return [{key: one[key] for key in ("Id", "Labels", "State")} for one in found]
@@ -211,6 +216,25 @@ class Engine:
             for told in await self._docker.images.import_image(archive):
                 if error := told.get("error"):
                     raise EngineRefused(_LOAD_FAILED, str(error))
+
+    async def save(self, name: str) -> AsyncGenerator[bytes, None]:
+        """An image as an archive, read again from the engine's disk, which has to have room for it
+        once more. Raises EngineRefused.
+        """
+        async with self._stream(f"images/{name}/get", {}) as response:
+            async for piece in response.content.iter_chunked(_PIECE):
+                yield piece
+
+    async def remove_image(self, name: str, *, force: bool = False) -> None:
+        """Take a name from an image, and with its last one the image itself; one that is not there
+        is removed already. Raises EngineRefused: 409 for one that a container is made of.
+        """
+        try:
+            async with _called():
+                await self._docker.images.delete(name, force=force)
+        except EngineRefused as error:
+            if error.status != 404:
+                raise
 
     # -- streams --------------------------------------------------------------------------------
 

@@ -71,16 +71,25 @@ class Held:
 
 
 class ContainerExecutor:
-    """The one connection to the engine, made again whenever it breaks."""
+    """The one connection to the engine, made again whenever it breaks. `expected`: there is one for
+    sure, though it may not be up yet.
+    """
 
     def __init__(
-        self, socket: str, host: str, observer: ContainerObserver, sleep: Sleep = asyncio.sleep
+        self,
+        socket: str,
+        host: str,
+        observer: ContainerObserver,
+        sleep: Sleep = asyncio.sleep,
+        *,
+        expected: bool = False,
     ) -> None:
         self._socket = socket
         self._host = host
         self._label = f"{manifest.HOST}={host}"
         self._observer = observer
         self._sleep = sleep
+        self._expected = expected
         self._open: tuple[Engine, Facts] | None = None
         self._back = asyncio.Event()
         self._held: dict[str, Held] = {}
@@ -208,7 +217,7 @@ class ContainerExecutor:
                 wait, self._away = _FIRST_WAIT, (time.time(), 0.0)
             self._open, self._tasks = None, None
             self._told()
-            known = self._away[0] or tinyfiles.exists(self._socket)
+            known = self._expected or self._away[0] or tinyfiles.exists(self._socket)
             await self._sleep(wait if known else _ABSENT_WAIT)
             wait = min(2 * wait, _LONGEST_WAIT)
 

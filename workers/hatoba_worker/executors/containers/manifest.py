@@ -17,8 +17,6 @@ PIDS = 4096
 """Processes and threads of one container."""
 SHARED_MEMORY = 1 << 30
 """Bytes of /dev/shm where no memory limit says otherwise; data loaders need more than 64 MiB."""
-KEPT_LOG = "1g"
-"""So much of its output the engine keeps at least; what it keeps is read at once, and for ever."""
 _TMP = "rw,exec,nosuid,nodev,mode=1777"
 
 Json = dict[str, Any]
@@ -77,7 +75,7 @@ def _host_config(spawn: ContainerSpawn, *, init: bool) -> Json:
         "IpcMode": "private",
         "RestartPolicy": {"Name": "no"},
         "AutoRemove": False,
-        "LogConfig": {"Type": "json-file", "Config": {"max-size": KEPT_LOG, "max-file": "2"}},
+        "LogConfig": {"Type": "json-file", "Config": {"max-size": spawn.kept_log, "max-file": "2"}},
         "NetworkMode": "host" if spawn.host_network else "bridge",
         "Mounts": [_mount(spawn.home, HOME, read_only=False)]
         + [_mount(one.source, one.target, read_only=one.read_only) for one in spawn.mounts],

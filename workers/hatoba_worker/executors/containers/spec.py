@@ -11,6 +11,8 @@ HOME = "/hatoba/attempt"
 """Where a container finds its attempt's or replica's directory."""
 LIBRARY = "/hatoba/lib"
 """Where it finds our packages, if its image has none of its own."""
+KEPT_LOG = "1g"
+"""As the engine takes it; it keeps this twice at most."""
 PORT = 8080
 """Where a replica listens in its container."""
 
@@ -30,7 +32,8 @@ class ContainerSpawn(Spawn):
 
     `image` is the engine's id of it, `home` the directory that is mounted at HOME. `user` is empty
     where the image names one. `publish` is the address of this host at which PORT of the container
-    shall be reached; with `host_network` it shares the host's.
+    shall be reached; with `host_network` it shares the host's. Of its output the engine keeps at
+    least `kept_log`: that is read at once, and for ever.
     """
 
     image: str
@@ -42,3 +45,4 @@ class ContainerSpawn(Spawn):
     gpus: tuple[str, ...] = ()
     host_network: bool = False
     publish: str = ""
+    kept_log: str = KEPT_LOG

@@ -25,6 +25,7 @@ CREATE TABLE devices (
     installation TEXT NOT NULL,
     report BLOB NOT NULL,
     certificate_since INTEGER NOT NULL,
+    images INTEGER NOT NULL,
     newest_record INTEGER NOT NULL DEFAULT 0,
     kept_records INTEGER NOT NULL DEFAULT 0
 ) STRICT;

@@ -3,7 +3,7 @@
 -- name: devices
 SELECT name, state, labels, architecture, variant, cpus, memory, disk, limits_memory, version,
     generation, wants, acked, reported, boot_id, agent, transport, create_time, last_seen, identity,
-    certificate_end, installation, report, certificate_since
+    certificate_end, installation, report, certificate_since, images
 FROM devices;
 
 -- name: versions
@@ -16,8 +16,8 @@ CROSS JOIN devices AS d ON d.name = v.column1;
 INSERT INTO devices (
     name, state, labels, architecture, variant, cpus, memory, disk, limits_memory, version,
     generation, wants, acked, reported, boot_id, agent, transport, create_time, last_seen, identity,
-    certificate_end, installation, report, certificate_since
-) VALUES /*rows 24*/
+    certificate_end, installation, report, certificate_since, images
+) VALUES /*rows 25*/
 ON CONFLICT (name) DO UPDATE SET
     state = excluded.state, labels = excluded.labels, architecture = excluded.architecture,
     variant = excluded.variant, cpus = excluded.cpus, memory = excluded.memory,
@@ -27,7 +27,8 @@ ON CONFLICT (name) DO UPDATE SET
     transport = excluded.transport, create_time = excluded.create_time,
     last_seen = excluded.last_seen, identity = excluded.identity,
     certificate_end = excluded.certificate_end, installation = excluded.installation,
-    report = excluded.report, certificate_since = excluded.certificate_since;
+    report = excluded.report, certificate_since = excluded.certificate_since,
+    images = excluded.images;
 
 -- name: touch
 UPDATE devices SET last_seen = v.column2

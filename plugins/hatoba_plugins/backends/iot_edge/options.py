@@ -1,0 +1,93 @@
+"""What is configured of one instance: how its devices are reached."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from hatoba_plugins.aws import AwsOptions
+from hatoba_plugins.checks import out_of_range
+from hatoba_plugins.values import Problem
+
+TRANSPORTS = ("grpc", "aws-iot")
+_PATTERNS = {
+    "thing_prefix": (re.compile(r"[A-Za-z0-9_-]{1,64}"), "1 to 64 letters, digits, `_` and `-`"),
+    "shadow": (re.compile(r"[A-Za-z0-9_-]{1,48}"), "1 to 48 letters, digits, `_` and `-`"),
+    "policy": (re.compile(r"[\w+=,.@-]{1,128}", re.ASCII), "a policy's name, not its ARN"),
+    "data_endpoint": (re.compile(r"https?://[^\s/?#]+/?"), "https://HOST"),
+    "queue": (re.compile(r"https?://[^\s?#]+/[^\s/?#]+"), "the URL of an SQS queue"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeOptions(AwsOptions):
+    """Devices bring their own settings. Without AWS, where they dial in is the server's
+    `[devices]`; all but `transport` is for AWS alone."""
+
+    transport: str = "grpc"
+    """`grpc`: devices dial this server. `aws-iot`: they dial AWS IoT Core, by MQTT, and so does the
+    server, by HTTPS."""
+    thing_prefix: str = "hatoba-"
+    """What goes before a device's name in the name of its thing."""
+    shadow: str = "hatoba"
+    """Named shadow that tells a device what is wanted of it. What the device says is in another
+    one, of this name with `-said`."""
+    policy: str = "hatoba-device"
+    """Name of the IoT policy that devices' certificates get."""
+    data_endpoint: str = ""
+    """`https://HOST` of this account, as `aws iot describe-endpoint --endpoint-type iot:Data-ATS`
+    tells the host; without one the region's."""
+    queue: str = ""
+    """URL of the SQS queue that rules of AWS IoT put what devices say into. Without one their
+    shadows are read every `poll_every`, and who is cut off is noticed late."""
+    jobs: bool = False
+    """Ring with an IoT Job, too, for devices that listen to these alone. AWS charges for each."""
+    alive_every: float = 1200.0
+    """Seconds: devices say that they live when they said nothing else for so long. Three times as
+    long without a word, and one is taken for away."""
+    away_after: float = 10.0
+    """Seconds after which a device whose connection ended is taken for away, unless it came
+    again."""
+    poll_every: float = 60.0
+    """Seconds between two looks at all shadows, without a queue."""
+    sweep_every: float = 3600.0
+    """Seconds in which every shadow is read once, with a queue: what was lost on its way is found
+    so."""
+
+    @classmethod
+    def check(cls, options: dict[str, object]) -> list[Problem]:
+        """Problems of these options."""
+        # `super()` without arguments would look in the class that `slots` has replaced.
+        known = super(EdgeOptions, cls).check(options)
+        return known or [
+            *_transport(options),
+            *_unlike(options),
+            *out_of_range(options, "alive_every", 1.0, 86_400.0),
+            *out_of_range(options, "away_after", 0.1, 3_600.0),
+            *out_of_range(options, "poll_every", 0.2, 86_400.0),
+            *out_of_range(options, "sweep_every", 1.0, 604_800.0),
+        ]
+
+    @property
+    def said(self) -> str:
+        """The shadow in which devices say how they are."""
+        return f"{self.shadow}-said"
+
+
+def _transport(options: dict[str, object]) -> list[Problem]:
+    transport = options.get("transport", "grpc")
+    if transport not in TRANSPORTS:
+        known = ", ".join(map(repr, TRANSPORTS))
+        return [Problem("transport", f"{transport!r} is none of {known}")]
+    if transport == "aws-iot":
+        return []
+    remedy = 'is for `transport = "aws-iot"`; leave it out, or choose that'
+    return [Problem(name, remedy) for name in options if name != "transport"]
+
+
+def _unlike(options: dict[str, object]) -> list[Problem]:
+    return [
+        Problem(name, f"{options[name]!r} is not {what}")
+        for name, (pattern, what) in _PATTERNS.items()
+        if options.get(name) and not pattern.fullmatch(str(options[name]))
+    ]

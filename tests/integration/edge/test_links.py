@@ -1,0 +1,73 @@
+"""Links that break, move and are slow; devices reach out, and nobody reaches in."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from bed_device import FarMachine
+from edge_world import QUICK_LINKS, World
+from waiting import until
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+SIZE = 64 << 20
+BITS = 200_000_000
+LISTENS = "0A"
+
+
+async def test_of_a_download_that_is_cut_at_every_tenth_nothing_much_comes_twice(
+    relayed_world: World,
+) -> None:
+    world, relay = relayed_world, relayed_world.relay
+    shop = await world.device("shop", environ=QUICK_LINKS)
+    assert relay is not None
+    assert shop.link is not None
+    await asyncio.to_thread(shop.link.slow, BITS)
+    weights = os.urandom(SIZE)
+    version = await world.model("one", weights)
+    before = relay.carried
+    relay.cut_at = [before + SIZE * tenth // 10 for tenth in range(1, 10)]
+    await world.deploy(version)
+    await world.until_runs(shop, 1)
+    share = (relay.carried - before) / SIZE
+    print(f"{share:.3f} times its size came")
+    assert relay.cut_at == []
+    assert 1.0 <= share <= 1.05
+    assert (await world.answer(shop))["weights"] == hashlib.sha256(weights).hexdigest()
+
+
+async def test_nobody_reaches_a_device_and_it_lives_through_a_router_that_forgets_it(
+    world: World,
+) -> None:
+    shop = await world.device("shop", environ=QUICK_LINKS)
+    await world.deploy(await world.model("one"))
+    await world.until_runs(shop, 1)
+    answer = await world.answer(shop)
+    assert await asyncio.to_thread(listeners, shop) == {"0100007F"}
+    with socket.socket() as knock:
+        knock.settimeout(1.0)
+        assert await asyncio.to_thread(knock.connect_ex, (world.network.outside, 22)) != 0
+    dialled = await asyncio.to_thread(connections, shop)
+    await asyncio.to_thread(world.network.rebind)
+    await until(lambda: connections(shop) > dialled)
+    await world.until_connected("shop")
+    assert await world.answer(shop) == answer
+    await world.update(await world.model("two"))
+    await world.until_runs(shop, 2)
+
+
+def listeners(machine: FarMachine) -> set[str]:
+    """Addresses on which anything listens in a machine's network, as the kernel writes them."""
+    rows = Path(f"/proc/{machine.agent_pid()}/net/tcp").read_text().splitlines()[1:]
+    rows += Path(f"/proc/{machine.agent_pid()}/net/tcp6").read_text().splitlines()[1:]
+    fields = [row.split() for row in rows]
+    return {one[1].partition(":")[0] for one in fields if one[3] == LISTENS}
+
+
+def connections(machine: FarMachine) -> int:
+    """How often its agent has dialled with success."""
+    return int(machine.status().get("link", {}).get("connections", 0))

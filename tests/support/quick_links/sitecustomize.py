@@ -1,0 +1,7 @@
+"""For tests that cut links often: an agent with this on its path dials again within a second."""
+
+from __future__ import annotations
+
+from hatoba_worker.agent import link
+
+link.SPREAD = link.LONGEST_WAIT = 1.0
