@@ -12,7 +12,7 @@ BACKEND ?= both
 N ?= 200
 SEED ?=
 
-.PHONY: help install venv venv-gen venv-emulators testbed demo test real check bench faults long proto proto-check landed lock format clean
+.PHONY: help install venv venv-gen venv-emulators testbed demo demo-edge test real check bench faults long proto proto-check landed lock format clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ venv-gen:
 
 demo: venv ## the whole loop, from images to an explained prediction; the server is killed twice
 	@$(BIN)/python tools/demo/demo.py
+
+demo-edge: venv ## devices behind a router, whose links and power fail; needs root
+	@$(BIN)/python tools/demo/demo_edge.py
 
 test: venv venv-gen venv-emulators ## stubs, lint, types, all suites, also on real components, one short round of faults and long
 	@$(BIN)/python tools/build/suite.py test

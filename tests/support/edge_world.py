@@ -301,8 +301,8 @@ class World:
 async def edge_world(
     root: Path, *, relayed: bool = False, alive_every: int = 1, more: str = ""
 ) -> AsyncIterator[World]:
-    """A world. `relayed`: devices reach their port through a link that counts and breaks; the others
-    are said of that port.
+    """A world. `relayed`: devices reach their port through a link that counts and breaks; what else
+    is given is said of that port.
     """
     async with AsyncExitStack() as stack:
         beside = ExitStack()

@@ -1,4 +1,4 @@
-"""Programs whose clock is wrong: the date is another one, and what counts seconds is not touched."""
+"""Programs whose clock is wrong: the date is another one, what counts seconds is not touched."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def why_not() -> str:
 def built(directory: Path) -> Path:
     """The library that programs load before all else; blocks."""
     library = directory / "wrong_clock.so"
-    command = ["cc", "-shared", "-fPIC", "-O1", "-o", library, SOURCE, "-ldl"]
+    command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(SOURCE), "-ldl"]
     subprocess.run(command, check=True, timeout=60)
     return library
 

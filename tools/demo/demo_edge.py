@@ -2,7 +2,8 @@
 
 Each machine is in namespaces of its own, with a disk that loses what was not synced. Prints each
 step with its time and a table of the devices, and fails when a step does not show what it should.
-Needs root. Both kinds of machines that it has are this machine's own architecture.
+Needs root. All machines are of this one's architecture, and models run as processes: arm64 under
+qemu, and images from a registry, are not shown here.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ STEP_SECONDS = 90.0
 ACCURACY = 0.9
 SMALL = 0.1
 """Of a model's size: what a version may move that differs in its head alone."""
+WHOLE = 1.2
+"""Of a model's size, with all headers: what may come over a link that is cut twice."""
 SLOW = 25_000_000
 CONFIG = """
 [server]
@@ -225,7 +228,7 @@ def deploy(demo: EdgeDemo) -> None:
     shop.link.slow(0)
     came = demo.down("shop-2") - before
     demo.show(f"digits:1 runs on all; shop-2 fetched {came:,} bytes for {size:,}")
-    if came > 1.9 * size:
+    if came > WHOLE * size:
         raise DemoFailed(f"{came:,} bytes came for {size:,}")
     share = demo.accuracy("shop-1")
     demo.say(f"asked on shop-1 itself, it recognises {share:.0%} of unseen images")
@@ -250,9 +253,9 @@ def promote(demo: EdgeDemo) -> None:
     )
     if moved > SMALL * size:
         raise DemoFailed(f"{moved:,} bytes are more than {SMALL:.0%} of the model")
-    share = demo.accuracy("shop-2")
-    demo.say(f"asked on shop-2 itself, it recognises {share:.0%}")
-    if share < ACCURACY:
+    right = demo.accuracy("shop-2")
+    demo.say(f"asked on shop-2 itself, it recognises {right:.0%}")
+    if right < ACCURACY:
         raise DemoFailed(f"that should be {ACCURACY:.0%} at least")
 
 

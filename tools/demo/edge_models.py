@@ -62,7 +62,7 @@ def _seen(pixels: Table, frozen: dict[str, Table]) -> Table:
 
 def _write(root: Path, frozen: dict[str, Table], head: RidgeClassifier) -> None:
     root.mkdir()
-    np.savez(root / "frozen.npz", **frozen)
+    np.savez(root / "frozen.npz", first=frozen["first"], second=frozen["second"])
     weights = head.coef_.T.astype(np.float32)
     np.savez(root / "head.npz", weights=weights, bias=head.intercept_.astype(np.float32))
 

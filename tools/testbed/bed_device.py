@@ -135,9 +135,9 @@ class FarMachine:
         network = self.link.entered if self.link is not None else []
         image = str(self._image) if self.mounts else ""
         hidden = [str(one) for one in self.hidden] + self._without_limits()
+        first = ["sh", "-c", _INIT, "sh", str(boot), image, str(self._disk), *hidden]
         self._init = subprocess.Popen(
-            [*bed_groups.entering(self._group), *network, *_UNSHARE]
-            + ["sh", "-c", _INIT, "sh", str(boot), image, str(self._disk), *hidden],
+            [*bed_groups.entering(self._group), *network, *_UNSHARE, *first],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -126,7 +126,9 @@ async def ended(
 ) -> grpc.StatusCode:
     """How a call with these messages ends; OK: it was answered."""
     while True:
-        call = channel.stream_stream(path)(metadata=list(claim), timeout=PATIENCE)
+        call: grpc.aio.StreamStreamCall[bytes, bytes] = channel.stream_stream(path)(
+            metadata=list(claim), timeout=PATIENCE
+        )
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             for message in messages:
                 await call.write(message)

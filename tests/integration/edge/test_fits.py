@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from typing import Any
 
 import pytest
 from edge_world import World
@@ -17,7 +18,7 @@ MIB = 1 << 20
 BIG = 48 * MIB
 LITTLE = MIB // 2
 """Bytes of a link that keep a device connected, while nothing is fetched."""
-MACHINES = {
+MACHINES: dict[str, dict[str, Any]] = {
     "other": {},
     "unlimited": {"limits_memory": False},
     "small": {"disk_mib": 64},

@@ -1,5 +1,5 @@
-"""The power fails at any moment of an update, and what was not synced is gone: without a network the
-device comes back with what was good before, or what is new, and never with half of either.
+"""The power fails at any moment of an update, and what was not synced is gone: without a network
+the device comes back with what was good before, or what is new, and never with half of either.
 """
 
 from __future__ import annotations
