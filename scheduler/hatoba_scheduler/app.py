@@ -314,7 +314,7 @@ async def serve(options: ServeOptions) -> None:
             running = _start_loops(core, backends, tasks)
             server = await _serve_grpc(core, backends, tasks, bound)
             # After a failure that ends everything; what was drained is stopped already.
-            stack.push_async_callback(server.server.stop, None)
+            stack.push_async_callback(_stop, server.server, None)
             watch = _disk_watch(core, server)
             running.append(tasks.create_task(watch.run(), name="disk-watch"))
             http = await stack.enter_async_context(_http(core, transport))
@@ -1193,5 +1193,16 @@ async def _drain(core: Core, server: GrpcServer) -> None:
             await core.admission.drain()
     except TimeoutError:
         log.warning("drain.unfinished", in_flight=core.admission.in_flight)
-    await server.server.stop(STOP_SECONDS)
+    await _stop(server.server, STOP_SECONDS)
     log.info("stopped")
+
+
+async def _stop(server: grpc.aio.Server, grace: float | None) -> None:
+    """End what is still answered. Connections whose other end went without a word would hold it up
+    for as long as the kernel tries to reach them: they end with the process.
+    """
+    try:
+        async with asyncio.timeout(2 * STOP_SECONDS):
+            await server.stop(grace)
+    except TimeoutError:
+        log.warning("stop.unfinished")

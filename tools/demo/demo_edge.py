@@ -9,6 +9,7 @@ qemu, and images from a registry, are not shown here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -70,6 +71,14 @@ class EdgeDemo(Demo):
         }
         self.line: tuple[str, str] = "", ""
         """What makes a machine a device: the server's address and a token."""
+
+    def stop(self) -> None:
+        """End everything on the directory, also what would not be asked."""
+        super().stop()
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if str(self.data).encode() in path.read_bytes().split(b"\0"):
+                    os.kill(int(path.parent.name), signal.SIGKILL)
 
     # -- waiting --------------------------------------------------------------------------------
 
@@ -373,7 +382,7 @@ def place() -> Iterator[Path]:
 def _clear_away(folder: Path) -> None:
     """What a demo that was killed has left."""
     for path in folder.glob(f"{bed_edge.PREFIX}*"):
-        if (maker := bed_edge.maker_of(path.name)) and not Path(f"/proc/{maker}").exists():
+        if bed_edge.is_left(path.name):
             bed_device.sweep(path)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import bed_groups
-from bed_edge import EdgeLink
+from bed_edge import PREFIX, EdgeLink
 from bed_place import Broken
 from bed_processes import run
 
@@ -68,7 +68,8 @@ class FarMachine:
     def __post_init__(self) -> None:
         """An empty disk."""
         self._disk.mkdir(parents=True)
-        self._group = f"/hatoba-edge/{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        # Below no common one, which might go while another is made in it.
+        self._group = f"/{PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.mounts = self._format()
 
     # -- its disk -------------------------------------------------------------------------------

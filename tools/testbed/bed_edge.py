@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import bed_groups
 from bed_debian import install
 from bed_place import Unavailable
 from bed_processes import run
@@ -47,21 +48,26 @@ def prepare() -> None:
     """
     if os.geteuid() != 0:
         raise Unavailable("network namespaces need root")
+    bed_groups.tracked()
     install("iproute2", "iptables")
     sweep()
 
 
 def sweep() -> None:
-    """Remove the namespaces of processes that are no more."""
+    """Remove the namespaces and control groups of processes that are no more."""
     for space in json.loads(run("ip", "-json", "netns") or "[]"):
-        if (maker := maker_of(space["name"])) and not Path(f"/proc/{maker}").exists():
+        if is_left(space["name"]):
             run("ip", "netns", "delete", space["name"], check=False)
+    for group in {folder.name for folder in bed_groups.TOP.glob(f"*/{PREFIX}*")}:
+        if is_left(group):
+            bed_groups.empty(f"/{group}")
 
 
-def maker_of(name: str) -> int:
-    """The process that made a namespace or directory of this name; 0: it is none of ours."""
+def is_left(name: str) -> bool:
+    """Whether what has this name was made by a process that is no more."""
     own = name.removeprefix(PREFIX).partition("-")[0]
-    return int(own) if name.startswith(PREFIX) and own.isdecimal() else 0
+    ours = name.startswith(PREFIX) and own.isdecimal()
+    return ours and not Path(f"/proc/{own}").exists()
 
 
 @dataclass

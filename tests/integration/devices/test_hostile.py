@@ -519,7 +519,7 @@ async def test_who_only_opens_connections_keeps_nobody_out(yard: DeviceYard) -> 
             silent = stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
             if number % 3 == 0:
                 silent.sendall(os.urandom(512))
-        late = await yard.device("late")
+        late = await yard.device("late", "elsewhere")
         async with late.connected() as stream:
             assert stream.welcome.time.seconds
         assert await well(scene)

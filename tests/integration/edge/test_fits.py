@@ -37,6 +37,8 @@ async def test_what_does_not_fit_is_refused_before_it_is_fetched(world: World) -
     async with asyncio.TaskGroup() as tasks:
         for name, fields in MACHINES.items():
             tasks.create_task(world.device(name, site=name, **fields))
+    if not world.machines["small"].mounts:
+        pytest.skip("this machine mounts no files, so that all disks are as large as its own")
     before = {name: await down(world, name) for name in MACHINES}
     big, for_arm = await world.model("one", os.urandom(BIG)), await world.model("two")
     await only_for_arm64(world, for_arm)

@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 SIZE = 64 << 20
 BITS = 200_000_000
 LISTENS = "0A"
+STOPS_WITHIN = 15.0
+"""Seconds: for so long `hatoba server stop` waits."""
 
 
 async def test_of_a_download_that_is_cut_at_every_tenth_nothing_much_comes_twice(
@@ -71,3 +73,16 @@ def listeners(machine: FarMachine) -> set[str]:
 def connections(machine: FarMachine) -> int:
     """How often its agent has dialled with success."""
     return int(machine.status().get("link", {}).get("connections", 0))
+
+
+async def test_a_link_that_broke_in_a_download_does_not_keep_a_server_from_stopping(
+    world: World,
+) -> None:
+    shop = await world.device("shop")
+    assert shop.link is not None
+    await asyncio.to_thread(shop.link.slow, BITS // 10)
+    await world.deploy(await world.model("one", os.urandom(SIZE)))
+    arrived = (await asyncio.to_thread(shop.link.carried)).down + SIZE // 10
+    await until(lambda: shop.link is not None and shop.link.carried().down > arrived)
+    await asyncio.to_thread(shop.link.cut)
+    assert await world.server.terminate() < STOPS_WITHIN
