@@ -39,8 +39,8 @@ STEP_SECONDS = 90.0
 ACCURACY = 0.9
 SMALL = 0.1
 """Of a model's size: what a version may move that differs in its head alone."""
-WHOLE = 1.2
-"""Of a model's size, with all headers: what may come over a link that is cut twice."""
+WHOLE = 1.4
+"""Of a model's size: what may come with all headers, and what was on its way at two cuts."""
 SLOW = 25_000_000
 CONFIG = """
 [server]

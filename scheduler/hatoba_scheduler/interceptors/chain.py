@@ -122,6 +122,7 @@ class Front(grpc.aio.ServerInterceptor):
         self._max_bytes, self._max_seconds, principals = limits or CallLimits()
         self._principals = Principals(principals)
         self._methods: dict[str, _Method] = {}
+        self._proving_first: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
@@ -140,7 +141,7 @@ class Front(grpc.aio.ServerInterceptor):
         call.trailers.append((REQUEST_ID, call.request_id))
         enter_call(call)
         if isinstance(call.token, DeviceClaim):
-            return self._proving(call.token, method)
+            return self._for_claims(method)
         return method.handler
 
     # -- before the handler ---------------------------------------------------------------------
@@ -189,7 +190,14 @@ class Front(grpc.aio.ServerInterceptor):
             token.check_method(method.name)
         self._principals.admit(token, changes=method.changes, stream=method.streams)
 
-    def _proving(self, claim: DeviceClaim, method: _Method) -> Handler:
+    def _for_claims(self, method: _Method) -> Handler:
+        """What answers those who only claim to be a device."""
+        handler = self._proving_first.get(method.name)
+        if handler is None:
+            handler = self._proving_first[method.name] = self._proving(method)
+        return handler
+
+    def _proving(self, method: _Method) -> Handler:
         """The method's handler behind a look at who calls; of a refused call it reads nothing."""
         handler = method.handler
         ways = (handler.unary_unary, handler.unary_stream, handler.stream_unary)
@@ -198,7 +206,7 @@ class Front(grpc.aio.ServerInterceptor):
         async def prove(requests: Any, context: Context) -> None:
             call = current_call()
             try:
-                self._prove(call, claim, method, context)
+                self._prove(call, method, context)
             except HatobaError as error:
                 self._metrics.refused(call.method, error.code.name)
                 await failures.abort(error, call, context)
@@ -210,10 +218,10 @@ class Front(grpc.aio.ServerInterceptor):
         read, serialize = handler.request_deserializer, handler.response_serializer
         return grpc.stream_stream_rpc_method_handler(prove, read, serialize)
 
-    def _prove(
-        self, call: CallContext, claim: DeviceClaim, method: _Method, context: Context
-    ) -> None:
+    def _prove(self, call: CallContext, method: _Method, context: Context) -> None:
         """Have the device that it is make the call, in place of the claim."""
+        claim = call.token
+        assert isinstance(claim, DeviceClaim), "who claims nothing proves nothing"
         try:
             call.token = claim.prove(context.auth_context())
             self._allow(call.token, method)
