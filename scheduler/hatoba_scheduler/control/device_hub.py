@@ -26,7 +26,7 @@ MISSED = 3
 """So many signs of life may be missed."""
 AFTER_STOP = 2.0
 """Seconds that devices of a server which stops wait at least before they dial again."""
-ENDED_IN_A_SECOND = 1_500
+ENDED_IN_A_SECOND = 2_000
 """It takes a while until it has ended so many streams."""
 
 
