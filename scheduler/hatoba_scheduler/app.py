@@ -423,13 +423,19 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
             store, chunks, options.data, lambda: round(clock.time() * 1e6), __version__
         ),
     )
-    gate = RunnerGate(credentials, lambda name, fence: core.desk.current(name, fence) is not None)
-    authenticator.accept(RUNNER_PREFIX, gate.authenticate)
+    _accept_runners(core)
     _accept_devices(core)
     if not store.identity.restored:
         core.adopted.set()
     await _recover(core)
     return core
+
+
+def _accept_runners(core: Core) -> None:
+    """Runners are known by what was derived for their attempts."""
+    desk = core.desk
+    gate = RunnerGate(core.credentials, lambda name, fence: desk.current(name, fence) is not None)
+    core.authenticator.accept(RUNNER_PREFIX, gate.authenticate)
 
 
 def _accept_devices(core: Core) -> None:

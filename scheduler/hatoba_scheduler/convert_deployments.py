@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -296,7 +297,12 @@ NOBODY_YET = FleetShown(tally(()), 0, {}, {})
 
 def is_for_devices(deployment: Deployment) -> bool:
     """Whether a deployment runs on devices, instead of as replicas behind routers."""
-    return spec_of(deployment.settings).HasField("devices")
+    return _is_for_devices(deployment.settings.spec)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_for_devices(spec: bytes) -> bool:
+    return deployment_pb2.DeploymentSpec.FromString(spec).HasField("devices")
 
 
 def etag_of(deployment: Deployment) -> str:

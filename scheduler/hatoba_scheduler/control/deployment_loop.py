@@ -17,6 +17,7 @@ from hatoba_plugins.backend import Clock, DeploymentBackend
 from hatoba_plugins.errors import BackendError, Denied, Invalid, NoCapacity, Stale, Throttled
 from hatoba_plugins.values import DeploymentItem, Handle, Released, ReplicaSet, Synced
 from hatoba_scheduler.control.deployments import DeploymentBook, Live, outrun
+from hatoba_scheduler.control.forever import AGAIN, forever
 from hatoba_scheduler.control.routes import RouteFeed
 from hatoba_scheduler.convert_deployments import (
     ReplicaCredential,
@@ -37,7 +38,6 @@ log = structlog.get_logger(__name__)
 CALL_DEADLINE = 30.0
 TICK = 0.25
 """Seconds between looks at what only time moves."""
-AGAIN = 1.0
 LONGEST_AGAIN = 30.0
 RETIRE_AGAIN = 10.0
 UNHEARD = 30.0
@@ -129,16 +129,8 @@ class DeploymentLoop:
             tend = self._forever(lambda: self._tend_loop(group))
             group.create_task(tend, name=f"{self.name}:_tend_loop")
 
-    async def _forever(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """No failure of a backend or of the store ends its loops: they begin again."""
-        while True:
-            try:
-                await loop()
-            except HatobaError as error:
-                log.warning("deployments.not_stored", backend=self.name, error=error.message)
-            except Exception:
-                log.exception("deployments.loop.failed", backend=self.name)
-            await self._clock.sleep(AGAIN)
+    def _forever(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> Coroutine[Any, Any, None]:
+        return forever(loop, self._clock, "deployments", self.name)
 
     async def _watch_loop(self) -> None:
         """Follow the backend; when the watch ends it is begun anew, and tells everything again."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
-from typing import Any
 
 import structlog
 
@@ -28,9 +27,11 @@ from hatoba_plugins.values import (
     Superseded,
     Synced,
 )
+from hatoba_scheduler.control.alarm import LONGEST, Alarm
 from hatoba_scheduler.control.built_images import choose_image
 from hatoba_scheduler.control.deployments import DeploymentBook, Live
 from hatoba_scheduler.control.devices import DeviceBook, Happening
+from hatoba_scheduler.control.forever import forever
 from hatoba_scheduler.convert_deployments import FleetShown, spec_of
 from hatoba_scheduler.convert_devices import (
     NEWEST_GENERATION,
@@ -72,13 +73,11 @@ from hatoba_scheduler.store.devices import DeviceStore, batches
 
 log = structlog.get_logger(__name__)
 
-AGAIN = 1.0
 GATHER = 0.02
 """Seconds for which what devices say is gathered before it is looked at."""
 BREATH = 0.1
 """Seconds between two batches of devices that are told: with thousands at once others wait, and
 what is on its way to them and back fills the memory."""
-LONGEST = 3_600.0
 WISHED_AGAIN = 5.0
 STEPS_AT_ONCE = 50
 KEPT_ROLLOUTS = 5
@@ -114,6 +113,12 @@ class Fleet:
             return False
         self.targets, self.read_from = targets_of(spec_of(settings)), settings.spec
         return True
+
+    def select(self, devices: Iterable[Device]) -> None:
+        """Look for whom it is, of all devices."""
+        self.meant.clear()
+        for device in devices:
+            self.note(device)
 
     def note(self, device: Device) -> None:
         """A device is new or changed."""
@@ -197,7 +202,7 @@ class FleetLoop:
         """Devices whose set is to be composed anew."""
         self._wishes: set[str] = set()
         """Devices to be told what is wanted of them."""
-        self._wake = asyncio.Event()
+        self._alarm = Alarm(clock)
         deployments.listen(self._deployment_changed)
         devices.listen(self._device_changed)
 
@@ -214,22 +219,23 @@ class FleetLoop:
         spec = spec_of(deployment.settings)
         fleet = Fleet(live, targets_of(spec), deployment.settings.spec, self._connected)
         if deployment.rollout is not None:
-            fleet.number = deployment.rollout.number
-            rows = await self._store.rows(live.uid, fleet.number)
-            fleet.rows = {row.device: row for row in rows}
-        for device in self._devices.all():
-            fleet.note(device)
+            await self._load_rows(fleet, deployment.rollout.number)
+        fleet.select(self._devices.all())
         live.fleet = fleet
         self._fleets[live.uid] = fleet
         self._todo.add(live.uid)
         return fleet
+
+    async def _load_rows(self, fleet: Fleet, number: int) -> None:
+        rows = await self._store.rows(fleet.live.uid, number)
+        fleet.number, fleet.rows = number, {row.device: row for row in rows}
 
     # -- news -----------------------------------------------------------------------------------
 
     def _deployment_changed(self, live: Live) -> None:
         if live.deployment.backend == self.name:
             self._todo.add(live.uid)
-            self._wake.set()
+            self._alarm.ring()
 
     def _device_changed(self, device: Device) -> None:
         for fleet in self._fleets.values():
@@ -242,7 +248,7 @@ class FleetLoop:
             self._stale.add(device.name)
         if self._devices.get(device.name) is None:
             self._gone.add(device.name)
-        self._wake.set()
+        self._alarm.ring()
 
     def _heard(self, news: DeviceNews) -> None:
         if isinstance(news, DeviceCame):
@@ -261,7 +267,7 @@ class FleetLoop:
             if isinstance(news, Synced):
                 self._connected.intersection_update(self._arrived)
             self._wishes |= self._connected
-        self._wake.set()
+        self._alarm.ring()
 
     def connected(self, device: str) -> bool:
         """Whether a device can be reached now."""
@@ -273,19 +279,8 @@ class FleetLoop:
         """All loops of this backend; ends by cancellation."""
         async with asyncio.TaskGroup() as group:
             for loop in (self._watch, self._work):
-                group.create_task(self._forever(loop), name=f"{self.name}:{loop.__name__}")
-
-    async def _forever(self, loop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """No failure of a backend or of the store ends its loops: they begin again."""
-        while True:
-            try:
-                await loop()
-            except HatobaError as error:
-                log.warning("fleet.not_stored", backend=self.name, error=error.message)
-            except Exception:
-                log.exception("fleet.loop.failed", backend=self.name)
-            await self._clock.sleep(AGAIN)
-            self._wake.set()
+                again = forever(loop, self._clock, "fleet", self.name)
+                group.create_task(again, name=f"{self.name}:{loop.__name__}")
 
     async def _watch(self) -> None:
         self._arrived.clear()
@@ -294,35 +289,21 @@ class FleetLoop:
 
     async def _work(self) -> None:
         while True:
-            self._wake.clear()
             await self._turn()
-            await self._pause()
+            await self._alarm.sleep_until(self._due())
+            # What comes is gathered for a moment.
+            await self._clock.sleep(GATHER)
 
-    async def _pause(self) -> None:
-        """Until there is news, or time alone moves something; news are gathered for a moment."""
-        async with asyncio.TaskGroup() as group:
-            waits = (
-                group.create_task(self._wake_up(), name=f"{self.name}:news"),
-                group.create_task(self._clock.sleep(self._rest()), name=f"{self.name}:time"),
-            )
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for one in waits:
-                one.cancel()
-        await self._clock.sleep(GATHER)
-
-    async def _wake_up(self) -> None:
-        await self._wake.wait()
-
-    def _rest(self) -> float:
-        """Seconds until time alone moves something; what is due then is looked at."""
+    def _due(self) -> float:
+        """When time alone moves something (seconds since 1970); what is due then is looked at."""
         now = self._deployments.now().time
-        rest = WISHED_AGAIN if self._wishes else LONGEST
+        moment = now / 1e6 + (WISHED_AGAIN if self._wishes else LONGEST)
         for uid, fleet in self._fleets.items():
             due = next_look(self._view(fleet), now)
             if due:
-                rest = min(rest, (due - now) / 1e6)
+                moment = min(moment, due / 1e6)
                 self._todo.add(uid)
-        return rest
+        return moment
 
     async def _turn(self) -> None:
         """Everything that follows from what is known now."""
@@ -360,13 +341,14 @@ class FleetLoop:
         except HatobaError:
             self._hellos, self._reports = hellos | self._hellos, reports | self._reports
             raise
+        if reports:
+            self._todo.update(self._going_back())
         for name, report in reports.items():
             self._hear_words(name, report)
         await self._outrun(names)
 
     def _hear_words(self, name: str, report: device_pb2.DeviceReport) -> None:
         """What is said of an older set than the newest comes again of that one."""
-        self._todo.update(self._going_back())
         device, words = self._devices.get(name), words_of(name, report)
         if device is None or report.generation != device.generation:
             return
@@ -412,7 +394,8 @@ class FleetLoop:
 
     def _view(self, fleet: Fleet) -> FleetView:
         view = self._deployments.view(fleet.live)
-        refuse = partial(self._refuse, fleet)
+        # Read once, and not for each of thousands of devices.
+        refuse = partial(self._refuse, fleet, cache(Fleet.needs))
         return FleetView(view, fleet.targets.policy, fleet.rows, fleet.meant, refuse)
 
     async def _tend(self, uid: str) -> None:
@@ -440,9 +423,7 @@ class FleetLoop:
 
     def _reselect(self, fleet: Fleet) -> None:
         self._stale |= fleet.meant.keys()
-        fleet.meant.clear()
-        for device in self._devices.all():
-            fleet.note(device)
+        fleet.select(self._devices.all())
         self._stale |= fleet.meant.keys()
 
     async def _remove(self, fleet: Fleet) -> None:
@@ -460,12 +441,9 @@ class FleetLoop:
             return
         rows = superseded(fleet.rows.values(), self._deployments.now())
         await self._put_rows(fleet, rows)
-        uid, number = fleet.live.uid, rollout.number
-        await self._store.drop_rows(uid, number - KEPT_ROLLOUTS)
-        known = await self._store.rows(uid, number)
-        fleet.rows = {row.device: row for row in known}
+        await self._store.drop_rows(fleet.live.uid, rollout.number - KEPT_ROLLOUTS)
+        await self._load_rows(fleet, rollout.number)
         fleet.words.clear()
-        fleet.number = number
         self._stale |= fleet.meant.keys()
 
     async def _hear(self, fleet: Fleet) -> None:
@@ -506,17 +484,19 @@ class FleetLoop:
             fleet.rows[row.device] = row
             self._stale.add(row.device)
 
-    def _refuse(self, fleet: Fleet, device: Device) -> Cause | None:
+    def _refuse(
+        self, fleet: Fleet, needs: Callable[[Fleet, int], Needs], device: Device
+    ) -> Cause | None:
         """Why the newest revision cannot be on a device beside what it goes on with."""
         rollout = fleet.live.deployment.rollout
         if rollout is None:
             return None
         others = [
-            one.needs(want.revision)
+            needs(one, want.revision)
             for one in self._fleets.values()
             if one is not fleet and (want := device.want(one.name)) is not None
         ]
-        found = misfit(device, fleet.needs(rollout.to_revision), others)
+        found = misfit(device, needs(fleet, rollout.to_revision), others)
         if found is None:
             return None
         return Cause(CauseCode.NO_CAPACITY, Origin.CAPACITY, found.message, found.passing)
@@ -592,11 +572,13 @@ class FleetLoop:
             done = device.reported >= device.generation and not device.wants
             if device.state is DeviceState.LEAVING and done:
                 await self._devices.remove(device.name)
-        gone = {name for name in self._gone if self._devices.get(name) is None}
-        self._gone.clear()
+        noted = set(self._gone)
+        gone = {name for name in noted if self._devices.get(name) is None}
         if gone:
             await self._backend.forget(sorted(gone))
             self._connected -= gone
+        # Not before: a call that fails is made again.
+        self._gone -= noted
 
     # -- looking --------------------------------------------------------------------------------
 

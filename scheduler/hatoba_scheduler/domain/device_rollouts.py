@@ -33,7 +33,7 @@ from hatoba_scheduler.domain.deployments import (
 )
 from hatoba_scheduler.domain.devices import Device, matches
 from hatoba_scheduler.domain.records import Cause, LabelRequirement, Micros
-from hatoba_scheduler.domain.rollouts import PAUSED, Draft, Now, Refused, View, active_rollout
+from hatoba_scheduler.domain.rollouts import PAUSED, Draft, Now, View, promotion, unsettled
 from hatoba_scheduler.domain.states import CauseCode, Origin
 
 MINUTE = 60_000_000
@@ -240,14 +240,7 @@ _KEEPS_THE_FORMER = (Stage.WAITING, Stage.REJECTED, Stage.SUPERSEDED, Stage.LEFT
 
 def promoted(view: View, policy: Policy, now: Now) -> Change | None:
     """No group waits for another any more. Raises Refused without a roll-out."""
-    rollout = active_rollout(view)
-    if rollout.state is RolloutState.ROLLING_BACK:
-        raise Refused(
-            f"revision {rollout.to_revision} failed and is rolled back; deploy another one"
-        )
-    following = bool(view.deployment.settings.alias) and not rollout.back
-    draft = Draft(view, now)
-    draft.set(following=following or view.deployment.following)
+    rollout, draft = promotion(view, now)
     if rollout.state is RolloutState.PAUSED or rollout.step < len(policy.groups):
         draft.tell("promote", "All devices get the new revision.", rollout.to_revision)
         draft.move(RolloutState.RUNNING, step=len(policy.groups))
@@ -418,14 +411,8 @@ def _expired(row: Row, policy: Policy, time: Micros) -> Row:
 
 def fleet_state(deployment: Deployment, told: Tally) -> DeploymentState:
     """How a deployment to devices is. One that some devices could not have is DEGRADED."""
-    rollout = deployment.active
-    if deployment.deleting:
-        return DeploymentState.DELETING
-    if rollout is not None:
-        halted = rollout.state is RolloutState.PAUSED
-        return DeploymentState.PAUSED if halted else DeploymentState.PROGRESSING
-    if not deployment.current:
-        return DeploymentState.FAILED
+    if (state := unsettled(deployment)) is not None:
+        return state
     last = deployment.rollout
     went = last is not None and last.state is RolloutState.SUCCEEDED
     return DeploymentState.DEGRADED if told.bad and went else DeploymentState.READY

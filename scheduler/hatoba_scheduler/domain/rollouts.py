@@ -169,7 +169,7 @@ def traffic_set(view: View, weights: Mapping[int, int], now: Now) -> Change | No
 
 def paused(view: View, now: Now) -> Change | None:
     """No further step and no roll-back by itself. Raises Refused without a roll-out."""
-    rollout = active_rollout(view)
+    rollout = _active(view)
     if rollout.state is RolloutState.PAUSED:
         return None
     if rollout.state is RolloutState.ROLLING_BACK:
@@ -182,7 +182,7 @@ def paused(view: View, now: Now) -> Change | None:
 
 def resumed(view: View, now: Now) -> Change | None:
     """Go on from where it was paused. Raises Refused without a roll-out."""
-    rollout = active_rollout(view)
+    rollout = _active(view)
     if rollout.state is not RolloutState.PAUSED:
         return None
     if rollout.pause is Pause.TRAFFIC:
@@ -198,7 +198,20 @@ def resumed(view: View, now: Now) -> Change | None:
 
 def promoted(view: View, now: Now) -> Change | None:
     """Skip what steps remain. Raises Refused without a roll-out."""
-    rollout = active_rollout(view)
+    rollout, draft = promotion(view, now)
+    if rollout.state is RolloutState.PAUSED or rollout.in_steps:
+        draft.tell("promote", "All traffic to the new revision.", rollout.to_revision)
+        draft.move(RolloutState.RUNNING, step=len(rollout.steps))
+        draft.want([Share(rollout.to_revision, view.deployment.replicas, ALL)])
+    return draft.change() if draft.deployment != view.deployment else None
+
+
+def promotion(view: View, now: Now) -> tuple[Rollout, Draft]:
+    """A roll-out that somebody wants to end well, and what follows from that alone.
+
+    Raises Refused.
+    """
+    rollout = _active(view)
     if rollout.state is RolloutState.ROLLING_BACK:
         raise Refused(
             f"revision {rollout.to_revision} failed and is rolled back; deploy another one"
@@ -206,11 +219,7 @@ def promoted(view: View, now: Now) -> Change | None:
     following = bool(view.deployment.settings.alias) and not rollout.back
     draft = Draft(view, now)
     draft.set(following=following or view.deployment.following)
-    if rollout.state is RolloutState.PAUSED or rollout.in_steps:
-        draft.tell("promote", "All traffic to the new revision.", rollout.to_revision)
-        draft.move(RolloutState.RUNNING, step=len(rollout.steps))
-        draft.want([Share(rollout.to_revision, view.deployment.replicas, ALL)])
-    return draft.change() if draft.deployment != view.deployment else None
+    return rollout, draft
 
 
 def back_to(view: View, asked: int, known: Iterable[Revision]) -> int:
@@ -410,20 +419,25 @@ def _going_back(view: View, rollout: Rollout, now: Now) -> Change | None:
 
 def state_of(deployment: Deployment, seen: SeenSet | None) -> DeploymentState:
     """How a deployment is, from what is wanted and what is seen."""
-    rollout = deployment.active
-    if deployment.deleting:
-        return DeploymentState.DELETING
-    if rollout is not None:
-        halted = rollout.state is RolloutState.PAUSED
-        return DeploymentState.PAUSED if halted else DeploymentState.PROGRESSING
-    if not deployment.current:
-        return DeploymentState.FAILED
+    if (state := unsettled(deployment)) is not None:
+        return state
     if seen is None or seen.generation < deployment.generation:
         return DeploymentState.PROGRESSING
     if all(seen.ready(one.revision) >= one.replicas for one in deployment.wanted):
         going = _going(deployment, seen)
         return DeploymentState.PROGRESSING if going else DeploymentState.READY
     return DeploymentState.PROGRESSING if _coming(deployment, seen) else DeploymentState.DEGRADED
+
+
+def unsettled(deployment: Deployment) -> DeploymentState | None:
+    """How it is as long as that does not depend on what is seen of it; None: it does."""
+    rollout = deployment.active
+    if deployment.deleting:
+        return DeploymentState.DELETING
+    if rollout is not None:
+        halted = rollout.state is RolloutState.PAUSED
+        return DeploymentState.PAUSED if halted else DeploymentState.PROGRESSING
+    return None if deployment.current else DeploymentState.FAILED
 
 
 def settled(deployment: Deployment, seen: SeenSet | None) -> bool:
@@ -650,8 +664,7 @@ def _follows(before: Deployment, settings: Settings, revision: Revision | None) 
     return before.following if same else True
 
 
-def active_rollout(view: View) -> Rollout:
-    """The roll-out under way. Raises Refused."""
+def _active(view: View) -> Rollout:
     _not_deleting(view.deployment)
     rollout = view.deployment.active
     if rollout is None:

@@ -24,9 +24,9 @@ _SPANS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 def explained(device: Device, connected: bool, fleets: Sequence[Fleet], now: Micros) -> str:
     """`away for 3 d; gets generation 12 (reader: digits:7) when it comes`."""
-    parts = [_link(device, connected, now), *_on_the_way(device, connected, fleets)]
-    parts.extend(_cannot_have(device, fleets))
     report = device_pb2.DeviceReport.FromString(device.report)
+    way = _on_the_way(device, report.slots, connected, fleets)
+    parts = [_link(device, connected, now), *way, *_cannot_have(device, fleets)]
     parts.extend(_broken(slot) for slot in report.slots if slot.inconsistent)
     parts.extend(report.problems)
     return "; ".join(part for part in parts if part)
@@ -51,7 +51,12 @@ def _span(seconds: float) -> str:
     return "less than a second"
 
 
-def _on_the_way(device: Device, connected: bool, fleets: Sequence[Fleet]) -> Iterable[str]:
+def _on_the_way(
+    device: Device,
+    slots: Iterable[device_pb2.DeviceSlot],
+    connected: bool,
+    fleets: Sequence[Fleet],
+) -> Iterable[str]:
     if device.state is DeviceState.REVOKED or not device.generation:
         return
     number = f"generation {device.generation}"
@@ -61,7 +66,7 @@ def _on_the_way(device: Device, connected: bool, fleets: Sequence[Fleet]) -> Ite
         when = "now" if connected else "when it comes"
         yield f"gets {number} ({_listed(device.wants, fleets)}) {when}"
     else:
-        yield f"works on {number}: {_progress(device)}"
+        yield f"works on {number}: {_progress(slots)}"
 
 
 def _listed(wants: Sequence[Want], fleets: Sequence[Fleet]) -> str:
@@ -77,9 +82,8 @@ def _named(want: Want, fleets: Sequence[Fleet]) -> str:
     return f"{name}: {short(revision.model_version)}"
 
 
-def _progress(device: Device) -> str:
-    report = device_pb2.DeviceReport.FromString(device.report)
-    return ", ".join(_slot(slot) for slot in report.slots) or "it has not said how"
+def _progress(slots: Iterable[device_pb2.DeviceSlot]) -> str:
+    return ", ".join(_slot(slot) for slot in slots) or "it has not said how"
 
 
 def _slot(slot: device_pb2.DeviceSlot) -> str:
