@@ -21,7 +21,7 @@ from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.identity import Identity
 from hatoba_worker.agent.link import Link, Parts
 from hatoba_worker.agent.records import Records
-from hatoba_worker.agent.renewing import SERVER, TLS, Shown
+from hatoba_worker.agent.renewing import SERVER, Shown
 from hatoba_worker.agent.ring import Ring
 from hatoba_worker.agent.settings import Settings
 from hatoba_worker.agent.tunnel import Tunnel
@@ -87,7 +87,7 @@ class LinkedDevice:
         csr = keys.request_for(self.identity.pending_key())
         given = self.site.identity(csr)
         Settings(DEVICE, given.address, HOST, server=self.site.api).save(self.data)
-        keys.write_secret(self.data / TLS / SERVER, given.authority)
+        keys.write_secret(keys.directory(self.data) / SERVER, given.authority)
         self.identity.enrolled(given.certificate, given.authority)
 
     # -- the listener ---------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +10,11 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import structlog
-from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from hatoba.settings import parse_address
 from hatoba.v1 import worker_pb2, worker_pb2_grpc
-from hatoba_worker import keys
+from hatoba_worker import keys, token_text
 from hatoba_worker.dial import Connection, Target, connection
 
 log = structlog.get_logger(__name__)
@@ -27,7 +23,6 @@ JOIN_SECONDS = 30.0
 LOOK_EVERY = 3600.0
 LOOK_SOON = 60.0
 """Seconds until the next try to renew, after one that failed."""
-_ID = 12
 
 
 class NotJoined(ValueError):
@@ -45,22 +40,10 @@ class JoinText:
     @classmethod
     def parse(cls, text: str) -> JoinText:
         """Raises NotJoined."""
-        token, _, pinned = text.strip().partition(".")
-        parts = token.split("_")
-        if len(parts) < 3 or parts[0] != "hb" or len(parts[1]) != _ID:
-            raise NotJoined("this is no join token; `hatoba hosts add` prints the whole line")
-        return cls(token, parts[1], _authority(pinned) if pinned else "")
-
-
-def _authority(text: str) -> str:
-    try:
-        der = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-        return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode()
-    except (binascii.Error, ValueError):
-        raise NotJoined(
-            "the join token is not whole: after its point the server's authority follows; paste "
-            "the line that `hatoba hosts add` printed"
-        ) from None
+        try:
+            return cls(*token_text.parsed(text, "join", "hatoba hosts add"))
+        except ValueError as error:
+            raise NotJoined(str(error)) from None
 
 
 async def join(data: Path, server: str, text: JoinText, ca: bytes | None, name: str) -> str:

@@ -114,6 +114,15 @@ def is_due(certificate: x509.Certificate, now: float) -> bool:
     return dt.datetime.fromtimestamp(now, dt.UTC) >= began + (ends - began) * 2 / 3
 
 
+def signed(own: Own, prefix: str, meaning: bytes, told: str) -> str:
+    """What proves that the owner of a certificate says `told`: the certificate, that, and a
+    signature over a meaning and both.
+    """
+    der = own.certificate.public_bytes(serialization.Encoding.DER)
+    signature = own.key.sign(meaning + der + told.encode(), ec.ECDSA(hashes.SHA256()))
+    return f"{prefix}{_text(der)}.{told}.{_text(signature)}"
+
+
 class HostKeys:
     """What a host that joined is known by, read from its data directory."""
 
@@ -150,10 +159,7 @@ class HostKeys:
         return self._text
 
     def _sign(self, now: int) -> str:
-        der = self.certificate.public_bytes(serialization.Encoding.DER)
-        meant = MEANING + der + str(now).encode()
-        signature = self._key.sign(meant, ec.ECDSA(hashes.SHA256()))
-        return f"{PREFIX}{_text(der)}.{now}.{_text(signature)}"
+        return signed(Own(self._key, self.certificate), PREFIX, MEANING, str(now))
 
     def due(self) -> bool:
         """Whether it is time for new ones."""

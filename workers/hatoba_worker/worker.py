@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,6 +35,7 @@ from hatoba_worker.executors.process import ProcessExecutor
 from hatoba_worker.gang_ports import GangPorts
 from hatoba_worker.homes import Homes
 from hatoba_worker.host_secrets import Secrets
+from hatoba_worker.keeper.ensure import release
 from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
 from hatoba_worker.logs import FILES, LogShipper
 from hatoba_worker.replicas import probe
@@ -402,7 +402,7 @@ class Worker:
             keeper=self._keeper,
             protocol=PROTOCOL,
             cluster_id=self._identity.cluster_id,
-            version=_version(),
+            version=release(),
             cpus=cpus,
             memory_bytes=memory,
             gpus=self._gpus.ids,
@@ -655,10 +655,3 @@ def _held(attempt: Attempt) -> worker_pb2.HeldAttempt:
         nonce=attempt.nonce,
         gpus=attempt.launch.gpus,
     )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("hatoba")
-    except metadata.PackageNotFoundError:
-        return "0"

@@ -16,7 +16,7 @@ from device_site import DeviceSite
 from linked_device import LinkedDevice
 
 from hatoba_worker import keys
-from hatoba_worker.agent import facts, lock
+from hatoba_worker.agent import disk, lock
 from hatoba_worker.agent.diagnosing import Finding, Level, Place, findings
 from hatoba_worker.agent.journal import Journal
 from hatoba_worker.agent.main import clock_of
@@ -239,7 +239,7 @@ def test_a_disk_that_is_full_is_said(bench: Bench, monkeypatch: pytest.MonkeyPat
     (bench.data / "trees").mkdir()
     (bench.data / "trees" / "model").write_bytes(b"x" * 100_000)
     assert "100 KiB trees" in bench.one("disk").text
-    monkeypatch.setattr(facts, "free_bytes", lambda _: 1_000)
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 1_000)
     found = bench.one("disk")
     assert found.level is Level.BAD
     assert "nothing new can be brought in" in found.remedy

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hatoba_worker.agent import facts
+from hatoba_worker.agent import disk, facts
 from hatoba_worker.agent.names import resource_name, slot_name
 from hatoba_worker.keeper import cgroups
 
@@ -46,7 +46,7 @@ def test_a_machine_says_what_it_has(tmp_path: Path) -> None:
     found = facts.capacity(tmp_path, images=True)
     assert found.cpus == os.cpu_count()
     assert found.memory_bytes > 1 << 20
-    assert found.disk_bytes == pytest.approx(facts.free_bytes(tmp_path), rel=0.5)
+    assert found.disk_bytes == pytest.approx(disk.free_bytes(tmp_path), rel=0.5)
     assert found.limits_memory is cgroups.may_limit()
     assert found.images
 

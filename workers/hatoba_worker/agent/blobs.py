@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 
 from hatoba_worker.agent.budget import Pay, unlimited
-from hatoba_worker.agent.disk import sync_directory, write_all
+from hatoba_worker.agent.disk import free_bytes, sync_directory, write_all
 
 log = structlog.get_logger(__name__)
 
@@ -128,11 +128,9 @@ class BlobStore:
         return path
 
     def _require_room(self, digest: str, size: int) -> None:
-        status = os.statvfs(self._root)
-        room = status.f_bavail * status.f_frsize - SPARE
         needed = size - self.size(digest)
-        if needed > room:
-            raise Full(needed, room)
+        if needed > (free := room(self._root)):
+            raise Full(needed, free)
 
     async def _bring(self, digest: str, size: int, source: Source) -> None:
         path = self.path(digest)
@@ -215,6 +213,11 @@ class BlobStore:
                     freed += path.stat().st_size
                     path.unlink()
         return freed
+
+
+def room(path: Path) -> int:
+    """Bytes of the disk of a directory that may be taken; blocks."""
+    return free_bytes(path) - SPARE
 
 
 def _partial(path: Path) -> Path:

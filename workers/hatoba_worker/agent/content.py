@@ -160,10 +160,7 @@ class ModelContent:
         try:
             manifests = await self._missing(spec)
             if image:
-                plans = [
-                    await asyncio.to_thread(self._trees.plan, one) for one in manifests.values()
-                ]
-                await self._images.fetch(image, sum(sum(plan) for plan in plans))
+                await self._images.fetch(image, await self._cost(manifests.values()))
             for digest, manifest in manifests.items():
                 await self._trees.bring(digest, manifest, self._library)
         finally:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hatoba.units import say_bytes
-from hatoba_worker.agent import facts, journal, lock, status
+from hatoba_worker import keys
+from hatoba_worker.agent import disk, journal, lock, status
 from hatoba_worker.agent.blobs import SPARE
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.engines import DeviceEngine
@@ -85,7 +86,7 @@ def _agent(place: Place) -> Iterator[Finding]:
 def _identity(place: Place) -> Iterator[Finding]:
     try:
         settings = Settings.load(place.data)
-        identity = Identity(place.data / "tls")
+        identity = Identity(keys.directory(place.data))
         current, candidate = identity.current(), identity.candidate()
     except (NotEnrolled, BadSettings) as error:
         yield Finding("identity", Level.BAD, str(error), ENROLL)
@@ -257,7 +258,7 @@ def _engine(place: Place) -> Iterator[Finding]:
 
 
 def _disk(place: Place) -> Iterator[Finding]:
-    free = facts.free_bytes(place.data)
+    free = disk.free_bytes(place.data)
     names = ("trees", "blobs", "layers", "ring", "venvs")
     parts = ", ".join(f"{say_bytes(_size(place.data / name))} {name}" for name in names)
     text = f"{say_bytes(free)} free; of ours {parts}"

@@ -1,10 +1,16 @@
-"""Writes that a power cut leaves whole or undone. All calls block."""
+"""Writes that a power cut leaves whole or undone, and what room there is. All calls block."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 from pathlib import Path
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk of a directory. Raises OSError."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
 
 
 def write_all(handle: int, data: bytes) -> None:

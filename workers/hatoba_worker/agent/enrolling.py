@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,23 +12,21 @@ import grpc
 import grpc.aio
 import structlog
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from hatoba.errors import InvalidSpec
 from hatoba.v1 import device_pb2, device_pb2_grpc
-from hatoba_worker import keys
+from hatoba_worker import keys, token_text
 from hatoba_worker.agent import facts
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.engines import DeviceEngine
 from hatoba_worker.agent.identity import Identity, NotEnrolled
 from hatoba_worker.agent.ordinary import Place, reached
-from hatoba_worker.agent.renewing import SERVER, TLS
+from hatoba_worker.agent.renewing import SERVER
 from hatoba_worker.agent.settings import BadSettings, RegistryAccess, Settings
 
 log = structlog.get_logger(__name__)
 
 CALL_SECONDS = 60.0
-_ID = 12
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _REMEDIES = {
     grpc.StatusCode.UNAUTHENTICATED: "`hatoba devices add` on the server makes another token",
@@ -58,22 +54,10 @@ class TokenText:
     @classmethod
     def parse(cls, text: str) -> TokenText:
         """Raises NotMade."""
-        token, _, pinned = text.strip().partition(".")
-        parts = token.split("_")
-        if len(parts) < 3 or parts[0] != "hb" or len(parts[1]) != _ID:
-            raise NotMade("this is no device token; `hatoba devices add` prints the whole line")
-        return cls(token, parts[1], _authority(pinned) if pinned else "")
-
-
-def _authority(text: str) -> str:
-    try:
-        der = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-        return x509.load_der_x509_certificate(der).public_bytes(Encoding.PEM).decode()
-    except (binascii.Error, ValueError):
-        raise NotMade(
-            "the device token is not whole: after its point the server's authority follows; paste "
-            "the line that `hatoba devices add` printed"
-        ) from None
+        try:
+            return cls(*token_text.parsed(text, "device", "hatoba devices add"))
+        except ValueError as error:
+            raise NotMade(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +88,7 @@ async def enroll(data: Path, wish: Wish, clock: FloorClock) -> Settings:
     known = await asyncio.to_thread(_known, data)
     if known is not None and known.token == wish.token.identity:
         return known
-    identity = Identity(data / TLS)
+    identity = Identity(keys.directory(data))
     key = await asyncio.to_thread(identity.pending_key)
     request = device_pb2.EnrollDeviceRequest(
         device=wish.name,
@@ -128,14 +112,14 @@ def _capacity(data: Path, wish: Wish) -> device_pb2.DeviceCapacity:
 def _known(data: Path) -> Settings | None:
     """What this directory is known as; None: it is no device's, or lost what it had."""
     try:
-        Identity(data / TLS).current()
+        Identity(keys.directory(data)).current()
         return Settings.load(data)
     except (NotEnrolled, BadSettings):
         return None
 
 
 def _kept(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
-    identity = Identity(data / TLS)
+    identity = Identity(keys.directory(data))
     found = Settings(
         device=given.device,
         address=given.address,
@@ -155,9 +139,9 @@ def _kept(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
     if not sound:
         raise NotMade("what the server answers makes no device: its certificate or its address")
     if wish.place.authority:
-        keys.write_secret(data / TLS / SERVER, wish.place.authority)
+        keys.write_secret(keys.directory(data) / SERVER, wish.place.authority)
     else:
-        (data / TLS / SERVER).unlink(missing_ok=True)
+        (keys.directory(data) / SERVER).unlink(missing_ok=True)
     found.save(data)
     # This one last: who has it is enrolled.
     identity.enrolled(given.certificate, given.authority)

@@ -57,16 +57,10 @@ def capacity(data: Path, *, images: bool) -> device_pb2.DeviceCapacity:
     return device_pb2.DeviceCapacity(
         cpus=host.core_count(),
         memory_bytes=host.memory_bytes(),
-        disk_bytes=free_bytes(data),
+        disk_bytes=disk.free_bytes(data),
         limits_memory=cgroups.may_limit(),
         images=images,
     )
-
-
-def free_bytes(data: Path) -> int:
-    """What is free on the disk of a directory."""
-    status = os.statvfs(data)
-    return status.f_bavail * status.f_frsize
 
 
 def installation(data: Path) -> str:

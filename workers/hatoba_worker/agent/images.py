@@ -23,7 +23,6 @@ import structlog
 from hatoba_worker.agent import disk
 from hatoba_worker.agent.archive import Digests, archive, require_program
 from hatoba_worker.agent.blobs import (
-    SPARE,
     BlobStore,
     Cut,
     Full,
@@ -31,6 +30,7 @@ from hatoba_worker.agent.blobs import (
     NotTaken,
     Unusable,
     Wrong,
+    room,
 )
 from hatoba_worker.agent.engines import DeviceEngine, Known, Layer
 from hatoba_worker.agent.registries import Registries
@@ -214,7 +214,7 @@ class DeviceImages:
             raise Cut(f"the container engine took longer than {LOADS_WITHIN:g} s") from error
         except EngineRefused as error:
             if _NO_ROOM.search(str(error)):
-                raise Full(makes, await asyncio.to_thread(_room, self._root)) from error
+                raise Full(makes, await asyncio.to_thread(room, self._root)) from error
             raise NotTaken(f"the container engine does not take the image: {error}") from error
         if not _is_same(seen, wanted):
             await engine.remove_image(tag, force=True)
@@ -283,7 +283,7 @@ class DeviceImages:
 
     async def _is_whole(self, engine: Engine, known: Known) -> bool:
         seen = await _seen(engine, known.id)
-        if seen is None or list(_layers(seen)) != [one.unpacked for one in known.layers]:
+        if seen is None or _layers(seen) != [one.unpacked for one in known.layers]:
             return False
         for _ in range(2):
             try:
@@ -343,7 +343,7 @@ async def _seen(engine: Engine, name: str) -> Json | None:
         return None
 
 
-def _layers(seen: Json) -> Iterable[str]:
+def _layers(seen: Json) -> list[str]:
     return [str(one) for one in (seen.get("RootFS") or {}).get("Layers") or ()]
 
 
@@ -368,7 +368,7 @@ def _is_same(seen: Json, wanted: _Wanted) -> bool:
     by something of their own: then its layers tell.
     """
     layers = [one.unpacked for one in wanted.layers]
-    return seen["Id"] == wanted.manifest.config.digest or list(_layers(seen)) == layers
+    return seen["Id"] == wanted.manifest.config.digest or _layers(seen) == layers
 
 
 async def _pieces(made: Iterator[bytes]) -> AsyncIterator[bytes]:
@@ -414,11 +414,5 @@ def _require(own: Path, engine: str, bring: int, makes: int) -> None:
         apart = False
     needs = [(own, bring), (Path(engine), makes)] if apart else [(own, bring + makes)]
     for path, needed in needs:
-        if needed > (room := _room(path)):
-            raise Full(needed, room)
-
-
-def _room(path: Path) -> int:
-    """Bytes of a disk that may be taken; blocks."""
-    status = os.statvfs(path)
-    return status.f_bavail * status.f_frsize - SPARE
+        if needed > (free := room(path)):
+            raise Full(needed, free)

@@ -61,18 +61,18 @@ class Agent:
         self._runtime = Path(environ.get("RUNTIME_DIRECTORY", "").partition(":")[0] or data)
         self._watchdog = watchdog
         self._sleep = sleep
-        limits = (settings.up_per_day, settings.down_per_day) if settings is not None else (0, 0)
-        self._budgets = Budgets.of(data, *limits)
+        # What runs on the device runs without any, too.
+        known = settings or Settings(device="device", address="", server_name="")
+        self._budgets = Budgets.of(data, known.up_per_day, known.down_per_day)
         self._clock = clock_of(data)
         blobs = BlobStore(data / "blobs", self._budgets.content.pay)
         trees = DeviceTrees(data / "trees", blobs)
         library = ServerLibrary(self._way)
-        engine = DeviceEngine.of(data, settings.engine if settings is not None else "", environ)
+        engine = DeviceEngine.of(data, known.engine, environ)
         images = self._images(engine)
         self._content = ModelContent(data / "specs", trees, blobs, library, images)
-        name = settings.device if settings is not None else "device"
         self._servers = Servers(
-            data, environ, trees, self._content.spec_of, name=name, engine=engine
+            data, environ, trees, self._content.spec_of, name=known.device, engine=engine
         )
         journal = Journal(data / JOURNAL)
         boot = host.boot_id()

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import structlog
@@ -35,6 +34,7 @@ from hatoba_worker.agent.tunnel import Tunnel
 from hatoba_worker.agent.wanting import Wanting
 from hatoba_worker.agent.watchdog import Watchdog
 from hatoba_worker.keeper import procfs
+from hatoba_worker.keeper.ensure import release
 
 log = structlog.get_logger(__name__)
 
@@ -229,7 +229,7 @@ class Outside:
             incarnation=self._incarnation,
             installation=self._facts.installation,
             protocol=PROTOCOL,
-            version=_version(),
+            version=release(),
             platform=self._facts.platform,
             capacity=await asyncio.to_thread(self._capacity),
             generation=self._inside.conductor.slots.generation,
@@ -255,7 +255,7 @@ class Outside:
     # -- how it is ------------------------------------------------------------------------------
 
     def _free(self) -> int:
-        return facts.free_bytes(self._inside.data)
+        return disk.free_bytes(self._inside.data)
 
     def _problems(self) -> list[str]:
         found = [self._wanting.problem]
@@ -273,7 +273,7 @@ class Outside:
         budgets = self._budgets
         return {
             "pid": os.getpid(),
-            "version": _version(),
+            "version": release(),
             "boot": self._facts.boot,
             "time": clock.now(),
             "certain": clock.certain,
@@ -303,10 +303,3 @@ def _text(path: Path) -> str:
     with contextlib.suppress(OSError, UnicodeDecodeError):
         return path.read_text(encoding="ascii").strip()
     return ""
-
-
-def _version() -> str:
-    try:
-        return metadata.version("hatoba")
-    except metadata.PackageNotFoundError:
-        return "0"

@@ -7,7 +7,6 @@ welcomes the old one instead, again and again: no single cut decides.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -17,9 +16,6 @@ from pathlib import Path
 import grpc.aio
 import structlog
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from hatoba.errors import InvalidSpec
 from hatoba.v1 import device_pb2, device_pb2_grpc
@@ -34,9 +30,9 @@ from hatoba_worker.agent.tunnel import Peer
 
 log = structlog.get_logger(__name__)
 
-TLS, SERVER = "tls", "server.pem"
-"""A device's keys, and among them who is believed at the server's ordinary port, if it is not who
-this machine believes."""
+SERVER = "server.pem"
+"""Among a device's keys: who is believed at the server's ordinary port, if it is not who this
+machine believes."""
 CLAIM, PROOF = "dc_", "dr_"
 MEANING = b"hatoba device renewal\0"
 CALL_SECONDS = 60.0
@@ -64,7 +60,7 @@ class Shown:
     def __init__(self, data: Path, clock: FloorClock) -> None:
         self._data = data
         self._clock = clock
-        self._identity = Identity(data / TLS)
+        self._identity = Identity(keys.directory(data))
         self._choice: _Choice | None = None
         self._failures = 0
         """Tries since the last welcome."""
@@ -174,7 +170,7 @@ class Shown:
         return keys.request_for(self._identity.pending_key())
 
     def _place(self) -> Place:
-        path = self._data / TLS / SERVER
+        path = keys.directory(self._data) / SERVER
         authority = path.read_text(encoding="ascii") if path.exists() else ""
         return Place(self._now.settings.server, authority)
 
@@ -233,14 +229,7 @@ def proof_of(credential: Credential, csr: str) -> str:
     own = keys.read_own(credential.path)
     if own is None:
         raise OSError(f"{credential.path} is gone")
-    der = own.certificate.public_bytes(Encoding.DER)
-    digest = hashlib.sha256(csr.encode()).hexdigest()
-    signature = own.key.sign(MEANING + der + digest.encode(), ec.ECDSA(hashes.SHA256()))
-    return f"{PROOF}{_text(der)}.{digest}.{_text(signature)}"
-
-
-def _text(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+    return keys.signed(own, PROOF, MEANING, hashlib.sha256(csr.encode()).hexdigest())
 
 
 def _end(credential: Credential) -> float:

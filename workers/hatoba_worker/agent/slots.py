@@ -279,8 +279,9 @@ def _want(slots: Slots, entry: Json) -> Slots:
 def _known(slot: Slot, release: Release) -> Release:
     """What is good is not tried again, by whichever try it became that."""
     good = slot.good
-    same = good is not None and good._replace(tries=release.tries) == release
-    return good if same and good is not None else release
+    if good is not None and good._replace(tries=release.tries) == release:
+        return good
+    return release
 
 
 def _stage(slot: Slot, entry: Json) -> Slot:

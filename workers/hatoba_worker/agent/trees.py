@@ -29,7 +29,7 @@ from hatoba.artifacts.manifest import (
 )
 from hatoba.artifacts.unpack import Piece, Unpacking
 from hatoba.v1 import artifact_pb2
-from hatoba_worker.agent.blobs import SPARE, BlobStore, Full, Source, Wrong
+from hatoba_worker.agent.blobs import BlobStore, Full, Source, Wrong, room
 from hatoba_worker.agent.disk import replace, sync_file_system
 
 log = structlog.get_logger(__name__)
@@ -107,10 +107,8 @@ class DeviceTrees:
         if any(entry.HasField("external") for entry in manifest.entries):
             raise Wrong(f"{digest} has files that stay in a bucket, which a device cannot reach")
         needed = sum(self.plan(manifest))
-        status = os.statvfs(self._root)
-        room = status.f_bavail * status.f_frsize - SPARE
-        if needed > room:
-            raise Full(needed, room)
+        if needed > (free := room(self._root)):
+            raise Full(needed, free)
 
     async def _bring_chunks(self, manifest: artifact_pb2.Manifest, source: Source) -> None:
         here = await asyncio.to_thread(self._index)

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 PIECE = 64 << 10
 CONNECT_SECONDS = 30.0
 NO_CHECK_TIME = 0x200000
-"""X509_V_FLAGNO_CHECK_TIME of OpenSSL, for which Python has no name."""
+"""X509_V_FLAG_NO_CHECK_TIME of OpenSSL, for which Python has no name."""
 
 
 class Distrusted(Exception):

@@ -55,7 +55,7 @@ def _start(data: Path, python: str, timeout: float, options: Sequence[str]) -> s
     command = [python, "-I", "-S", str(main), "--data", str(data), "--detach"]
     try:
         done = subprocess.run(
-            [*command, "--release", _release(), *options],
+            [*command, "--release", release(), *options],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -68,7 +68,8 @@ def _start(data: Path, python: str, timeout: float, options: Sequence[str]) -> s
     return "" if done.returncode in (0, HELD) else done.stderr.strip()
 
 
-def _release() -> str:
+def release() -> str:
+    """The version of what is installed here; `0`: nobody can tell."""
     try:
         return metadata.version("hatoba")
     except metadata.PackageNotFoundError:
