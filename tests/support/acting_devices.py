@@ -7,22 +7,12 @@ from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 
 import grpc.aio
-from hand_device import BAD, GOOD, HandDevice, HandStream
+from device_reports import BAD
+from hand_device import HandDevice, HandStream
 
 from hatoba.v1 import common_pb2, device_pb2
 
 FETCHING = device_pb2.SLOT_PHASE_FETCHING
-CRASHES = common_pb2.Cause(
-    code=common_pb2.CAUSE_CODE_CRASH_LOOP,
-    origin=common_pb2.ORIGIN_USER,
-    message="It ended with exit code 1.",
-)
-PASSES = common_pb2.Cause(
-    code=common_pb2.CAUSE_CODE_STAGING_FAILED,
-    origin=common_pb2.ORIGIN_INFRASTRUCTURE,
-    message="The disk is full.",
-    retryable=True,
-)
 
 
 class Actor:
@@ -56,33 +46,15 @@ class Actor:
             revision = want.revision
             self.told.append((want.revision, want.tries))
         if revision not in (0, self._good):
-            await self._say(stream, desired, FETCHING)
+            await stream.report(desired, FETCHING, running=self._good)
         if revision in self._silent:
             return
         if revision in self._bad:
-            await self._say(stream, desired, BAD, self._bad[revision])
+            cause = self._bad[revision]
+            await stream.report(desired, BAD, running=self._good, cause=cause)
             return
         self._good = revision
-        await self._say(stream, desired, GOOD)
-
-    async def _say(
-        self,
-        stream: HandStream,
-        desired: device_pb2.DeviceDesired,
-        phase: device_pb2.SlotPhase.ValueType,
-        cause: common_pb2.Cause | None = None,
-    ) -> None:
-        report = device_pb2.DeviceReport(generation=desired.generation, settled=phase != FETCHING)
-        for want in desired.wants:
-            report.slots.add(
-                deployment=want.deployment,
-                revision=want.revision,
-                tries=want.tries,
-                phase=phase,
-                running=self._good,
-                cause=cause,
-            )
-        await stream.say(device_pb2.DeviceItem(report=report))
+        await stream.report(desired)
 
 
 @asynccontextmanager

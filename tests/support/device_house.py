@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import cast
 
+from device_reports import GOOD, Phase, report_on
 from device_rows import device
 from memory_deployments import MemoryDeployments, Tokens
 from rollout_rows import bare, revision, version
@@ -43,10 +44,7 @@ from hatoba_scheduler.domain.rollouts import created, updated
 from hatoba_scheduler.store.devices import DeviceEvent, DeviceStore, NotEnrolled, Write
 
 NAME = "projects/default/deployments/reader"
-WAITING = device_pb2.SLOT_PHASE_WAITING
 BAKING = device_pb2.SLOT_PHASE_BAKING
-GOOD = device_pb2.SLOT_PHASE_GOOD
-BAD = device_pb2.SLOT_PHASE_BAD
 
 
 @dataclass
@@ -228,27 +226,14 @@ class FleetHouse:
     async def say(
         self,
         names: Sequence[str],
-        phase: device_pb2.SlotPhase.ValueType,
+        phase: Phase,
         *,
         running: int = 0,
         cause: common_pb2.Cause | None = None,
     ) -> None:
         """Devices say how the newest that they were told fares."""
         for name in names:
-            desired = self.wanted(name)
-            report = device_pb2.DeviceReport(
-                generation=desired.generation, settled=phase in (GOOD, BAD)
-            )
-            for want in desired.wants:
-                slot = report.slots.add(
-                    deployment=want.deployment,
-                    revision=want.revision,
-                    tries=want.tries,
-                    phase=phase,
-                    running=running or (want.revision if phase == GOOD else 0),
-                )
-                if cause is not None:
-                    slot.cause.CopyFrom(cause)
+            report = report_on(self.wanted(name), phase, running=running, cause=cause)
             self.streams.tell.put_nowait(DeviceTold(name, report))
         await self.turn()
 

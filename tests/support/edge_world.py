@@ -20,6 +20,7 @@ from bed_processes import free_port
 from command_line import CommandLine
 from counting_link import CountingLink, counting_link
 from server_process import HatobaServer, configured, running_server
+from serving_house import ready
 from trees import put_tree
 from waiting import eventually, until
 from wire import Wire
@@ -198,15 +199,7 @@ class World:
         request.serving.environment.caller_interpreter = sys.executable
         request.serving.example.data = b"{}"
         request.serving.example.media_type = "application/json"
-        made = await self.wire.once(request, model_pb2.ModelVersion)
-        get = model_pb2.GetModelVersionRequest(name=made.name)
-
-        async def ready() -> bool:
-            found = await self.wire.once(get, model_pb2.ModelVersion)
-            return found.state == model_pb2.MODEL_STATE_READY
-
-        await eventually(ready)
-        return f"toy:{made.name.rpartition('/')[2]}"
+        return await ready(self.wire, request)
 
     async def deploy(
         self,

@@ -11,17 +11,16 @@ from typing import TypeAlias
 import grpc
 import grpc.aio
 from cryptography.hazmat.primitives.asymmetric import ec
+from device_reports import GOOD, Phase, report_on
 
 from hatoba.v1 import common_pb2, device_pb2, device_pb2_grpc
 from hatoba_worker import keys
 
 PATIENCE = 60.0
 NAME_SHOWN = "grpc.ssl_target_name_override"
-Phase: TypeAlias = device_pb2.SlotPhase.ValueType
 Call: TypeAlias = grpc.aio.StreamStreamCall[
     device_pb2.DeviceServiceConnectRequest, device_pb2.DeviceServiceConnectResponse
 ]
-GOOD, BAD = device_pb2.SLOT_PHASE_GOOD, device_pb2.SLOT_PHASE_BAD
 
 
 @dataclass
@@ -158,24 +157,10 @@ class HandStream:
         phase: Phase = GOOD,
         *,
         running: int = 0,
-        why: str = "",
+        cause: common_pb2.Cause | None = None,
     ) -> None:
         """Say how all of it fares."""
-        report = device_pb2.DeviceReport(
-            generation=desired.generation, settled=phase in (GOOD, BAD)
-        )
-        for want in desired.wants:
-            slot = report.slots.add(
-                deployment=want.deployment,
-                revision=want.revision,
-                tries=want.tries,
-                phase=phase,
-                running=running or (want.revision if phase == GOOD else 0),
-            )
-            if why:
-                slot.cause.code = common_pb2.CAUSE_CODE_CRASH_LOOP
-                slot.cause.origin = common_pb2.ORIGIN_USER
-                slot.cause.message = why
+        report = report_on(desired, phase, running=running, cause=cause)
         await self.say(device_pb2.DeviceItem(report=report))
 
     async def ended(self) -> tuple[grpc.StatusCode, str]:

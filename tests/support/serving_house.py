@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 from server_process import HatobaServer
+from trees import put_tree
 from waiting import News, eventually
 from wire import Wire
 
@@ -97,6 +98,26 @@ async def checked(wire: Wire, name: str) -> model_pb2.ModelVersion:
         return None if found.state == model_pb2.MODEL_STATE_REGISTERING else found
 
     return await eventually(over, PATIENCE)
+
+
+async def ready(wire: Wire, request: model_pb2.RegisterModelRequest) -> str:
+    """Register a version of a model; once it is READY, what it is deployed by: `digits:3`."""
+    made = await wire.once(request, model_pb2.ModelVersion)
+    found = await checked(wire, made.name)
+    assert found.state == model_pb2.MODEL_STATE_READY, found
+    return f"{request.model}:{found.name.rpartition('/')[2]}"
+
+
+async def unloaded(wire: Wire, name: str = "digits") -> str:
+    """Another version of a model that nothing ever loads, as `digits:3`."""
+    tree = await put_tree(wire, {"weights.bin": b"w"})
+    code = await put_tree(wire, {"serve.py": b"class Model: ..."})
+    request = model_pb2.RegisterModelRequest(model=name, manifest=tree)
+    request.serving.handler = "serve:Model"
+    request.serving.code.digest = code.digest
+    request.serving.example.data = b"[1]"
+    request.serving.example.media_type = "application/json"
+    return await ready(wire, request)
 
 
 async def settled(wire: Wire, name: str, patience: float = PATIENCE) -> deployment_pb2.Deployment:

@@ -21,11 +21,11 @@ from bench_house import HERE, LOAD_CORE, SERVER_CORE, STARTED_WITHIN
 from bench_statistics import percentile
 from device_clients import Settings
 from server_process import HatobaServer, clean_environment
-from trees import put_tree
-from waiting import eventually, until
+from serving_house import unloaded
+from waiting import until
 from wire import Wire
 
-from hatoba.v1 import deployment_pb2, job_pb2, model_pb2
+from hatoba.v1 import deployment_pb2, job_pb2
 from hatoba_scheduler.auth.authority import DEVICES_NAME, Authority, DeviceIdentity, read_request
 from hatoba_scheduler.certificates import pem
 from hatoba_scheduler.domain.devices import Capacity, Device, DeviceState, Platform
@@ -263,28 +263,9 @@ class Product:
 
     async def deploy(self, revision: int) -> float:
         """See Served."""
-        model = await self._model()
+        model = await unloaded(self._wire)
         await (self._create(model) if revision == 1 else self._update(model))
         return time.monotonic()
-
-    async def _model(self) -> str:
-        """Another version of a model, ready, as `digits:3`."""
-        wire = self._wire
-        tree = await put_tree(wire, {"weights.bin": b"w"})
-        code = await put_tree(wire, {"serve.py": b"class Model: ..."})
-        request = model_pb2.RegisterModelRequest(model="digits", manifest=tree)
-        serving = request.serving
-        serving.handler, serving.code.digest = "serve:Model", code.digest
-        serving.example.data, serving.example.media_type = b"[1]", "application/json"
-        made = await wire.once(request, model_pb2.ModelVersion)
-        get = model_pb2.GetModelVersionRequest(name=made.name)
-
-        async def ready() -> bool:
-            found = await wire.once(get, model_pb2.ModelVersion)
-            return found.state == model_pb2.MODEL_STATE_READY
-
-        await eventually(ready)
-        return f"digits:{made.name.rpartition('/')[2]}"
 
     async def _create(self, model: str) -> None:
         request = deployment_pb2.CreateDeploymentRequest(deployment=NAME)

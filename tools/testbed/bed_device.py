@@ -240,11 +240,6 @@ class FarMachine:
             self._agent = None
 
     @property
-    def agent_ended(self) -> int | None:
-        """The agent's exit code; None: it runs, or none was started."""
-        return self._agent.poll() if self._agent is not None else None
-
-    @property
     def log(self) -> Path:
         """What its agents wrote; it outlives the power."""
         return self.root / "agent.log"

@@ -10,11 +10,11 @@ import pytest
 from bed_processes import free_port
 from hand_device import HandDevice
 from server_process import HatobaServer, configured, running_server
-from trees import put_tree
+from serving_house import unloaded
 from waiting import eventually
 from wire import Wire
 
-from hatoba.v1 import deployment_pb2, device_pb2, job_pb2, model_pb2
+from hatoba.v1 import deployment_pb2, device_pb2, job_pb2
 
 HOST = "127.0.0.1"
 CONFIG = """
@@ -53,22 +53,7 @@ class DeviceYard:
 
     async def model(self, name: str = "digits") -> str:
         """Another version of a model, as `digits:3`."""
-        tree = await put_tree(self.wire, {"weights.bin": b"w"})
-        code = await put_tree(self.wire, {"serve.py": b"class Model: ..."})
-        request = model_pb2.RegisterModelRequest(model=name, manifest=tree)
-        request.serving.handler = "serve:Model"
-        request.serving.code.digest = code.digest
-        request.serving.example.data = b"[1]"
-        request.serving.example.media_type = "application/json"
-        made = await self.wire.once(request, model_pb2.ModelVersion)
-        get = model_pb2.GetModelVersionRequest(name=made.name)
-
-        async def ready() -> bool:
-            found = await self.wire.once(get, model_pb2.ModelVersion)
-            return found.state == model_pb2.MODEL_STATE_READY
-
-        await eventually(ready)
-        return f"{name}:{made.name.rpartition('/')[2]}"
+        return await unloaded(self.wire, name)
 
     async def deploy(
         self, model: str, name: str = "reader", *, site: str = "tokyo", **targets: object

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 import pytest
-from hand_device import BAD, HandDevice
+from device_reports import BAD, CRASHES
+from hand_device import HandDevice
 from waiting import eventually
 
 from hatoba.v1 import deployment_pb2, device_pb2
@@ -33,7 +34,7 @@ async def test_a_model_goes_to_a_device_and_a_bad_one_is_taken_back(yard: Device
         assert (shown.devices.total, shown.devices.succeeded, shown.devices.connected) == (1, 1, 1)
         await yard.update(await yard.model())
         desired = await stream.wanted(2)
-        await stream.report(desired, BAD, running=1, why="It ended with exit code 1.")
+        await stream.report(desired, BAD, running=1, cause=CRASHES)
         await stream.report(await stream.wanted(1))
         shown = await yard.until_state(READY)
         assert shown.rollout.state == deployment_pb2.ROLLOUT_STATE_ROLLED_BACK

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from acting_devices import CRASHES, PASSES, Actor, acting
+from acting_devices import Actor, acting
 from command_line import CommandLine
+from device_reports import CRASHES, PASSES
 from waiting import eventually
 
 from hatoba.v1 import common_pb2, deployment_pb2, device_pb2

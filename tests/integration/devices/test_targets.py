@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import grpc
 import grpc.aio
 import pytest
-from hand_device import BAD, HandStream
+from device_reports import BAD, CRASHES
+from hand_device import HandStream
 from waiting import eventually
 
 from hatoba.v1 import deployment_pb2, job_pb2, model_pb2
@@ -127,7 +128,7 @@ async def test_one_that_fails_everywhere_leaves_nothing(yard: DeviceYard) -> Non
     device = await yard.device("reader-1")
     await yard.deploy(await yard.model(), retries=0)
     async with device.connected() as stream:
-        await stream.report(await stream.wanted(1), BAD, why="It ended with exit code 1.")
+        await stream.report(await stream.wanted(1), BAD, cause=CRASHES)
         await stream.wanted(0)
         shown = await yard.until_state(deployment_pb2.DEPLOYMENT_STATE_FAILED)
         assert "exit code 1" in shown.cause.message

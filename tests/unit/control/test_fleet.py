@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from device_house import BAD, BAKING, GOOD, NAME, FleetHouse
+from device_house import BAKING, NAME, FleetHouse
+from device_reports import BAD, CRASHES, GOOD, PASSES
 from rollout_rows import version
 
 from hatoba.v1 import common_pb2, deployment_pb2
@@ -16,17 +17,6 @@ from hatoba_scheduler.domain.devices import Capacity, DeviceState, Platform
 from hatoba_scheduler.domain.rollouts import deleted
 
 READY = deployment_pb2.DEPLOYMENT_STATE_READY
-CRASHES = common_pb2.Cause(
-    code=common_pb2.CAUSE_CODE_CRASH_LOOP,
-    origin=common_pb2.ORIGIN_USER,
-    message="It ended with exit code 1.",
-)
-PASSES = common_pb2.Cause(
-    code=common_pb2.CAUSE_CODE_STAGING_FAILED,
-    origin=common_pb2.ORIGIN_INFRASTRUCTURE,
-    message="The disk is full.",
-    retryable=True,
-)
 THREE = ("a", "b", "c")
 
 
