@@ -15,8 +15,14 @@ from iot_yard import IotHarness, IotYard, aws, iot_credentials, iot_yard
 
 from hatoba.v1 import device_pb2
 from hatoba_plugins.conformance import DeviceConformance
-from hatoba_plugins.conformance.sites import document, on_site, report
-from hatoba_plugins.values import Accepted, DeviceCame, DeviceWent, DeviceWish, Superseded
+from hatoba_plugins.conformance.sites import Site, document, on_site, report
+from hatoba_plugins.values import (
+    Accepted,
+    DeviceCame,
+    DeviceWent,
+    DeviceWish,
+    Superseded,
+)
 from hatoba_worker import keys
 
 __all__ = ["iot_credentials", "iot_yard"]
@@ -36,9 +42,15 @@ async def test_who_is_taken_for_away_by_mistake_says_hello_again(iot_yard: IotYa
         }
         await asyncio.to_thread(iot_yard.send, json.dumps(event))
         await site.until(lambda: harness.far[device.name].links == 2, "it is told of the verdict")
-        await site.until(lambda: device.name in site.there, "it is there again")
-        kinds = [type(one) for one in site.news if isinstance(one, DeviceCame | DeviceWent)]
-        assert kinds == [DeviceCame, DeviceWent, DeviceCame]
+        await site.until(lambda: len(_links(site)) >= 2, "it is there again")
+        # Who reads slowly is told the newest alone.
+        assert _links(site) in ([DeviceCame, DeviceWent, DeviceCame], [DeviceCame, DeviceCame])
+
+
+def _links(site: Site) -> list[type]:
+    """What was told of links, once the device came a last time; empty: it did not."""
+    kinds: list[type] = [type(one) for one in site.news if isinstance(one, DeviceCame | DeviceWent)]
+    return kinds if kinds[-1:] == [DeviceCame] else []
 
 
 def long_report(generation: int) -> device_pb2.DeviceReport:

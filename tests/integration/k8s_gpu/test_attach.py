@@ -94,8 +94,10 @@ async def _look(jobs: AttachBackend) -> None:
     script = "cat; echo no >&2; exit 9"
     out, error, code = await ran(jobs, "sh", "-c", script, stdin=b"said\n" * 20_000)
     assert (out, error, code) == (b"said\n" * 20_000, b"no\n", 9)
-    # An interactive shell would throw away what was typed before it was ready.
-    script = "read typed; echo $typed; stty size; tty; exit 4"
+    # An interactive shell would throw away what was typed before it was ready; and a kubelet tells
+    # the terminal's size once the command runs.
+    sized = 'until [ "$(stty size 2>/dev/null)" = "31 97" ]; do sleep 0.1; done'
+    script = f"read typed; echo $typed; {sized}; stty size; tty; exit 4"
     out, _, code = await ran(jobs, "sh", "-c", script, stdin=b"keys\n", terminal=True)
     assert (b"keys\r\n31 97\r\n/dev/pts/" in out, code) == (True, 4), out
     _, error, code = await ran(jobs, "no-such-program")
