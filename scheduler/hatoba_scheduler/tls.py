@@ -129,12 +129,13 @@ def _names(server: ServerConfig) -> list[str]:
 def _still_good(
     certificate: Path, key: Path, issuer: x509.Certificate, names: Sequence[str], now: dt.datetime
 ) -> bool:
-    """Whether a stored certificate has a third of its life left, all names, and today's issuer."""
+    """Whether a stored certificate has begun and a third of its life left, all names, and today's
+    issuer."""
     if not (certificate.exists() and key.exists()):
         return False
     leaf = x509.load_pem_x509_certificate(certificate.read_bytes())
     life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
-    if leaf.not_valid_after_utc - now < life / 3:
+    if now < leaf.not_valid_before_utc or leaf.not_valid_after_utc - now < life / 3:
         return False
     with contextlib.suppress(ValueError, TypeError, InvalidSignature):
         leaf.verify_directly_issued_by(issuer)

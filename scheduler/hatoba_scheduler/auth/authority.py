@@ -141,9 +141,10 @@ class Authority:
         return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
 
     def is_due(self, certificate: x509.Certificate) -> bool:
-        """Whether two thirds of a certificate's life are over."""
+        """Whether two thirds of a certificate's life are over; or it has not begun, for this
+        machine's clock was ahead when it was made."""
         began, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        return self._now() >= began + (ends - began) * 2 / 3
+        return not began <= self._now() < began + (ends - began) * 2 / 3
 
     def host_of(self, certificate: x509.Certificate) -> HostIdentity | None:
         """Whom a certificate of ours names, if it is a host's and good now."""

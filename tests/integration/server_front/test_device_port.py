@@ -283,14 +283,16 @@ async def test_revoking_ends_the_stream_and_keeps_it_out(site: Harness, lamp: Ma
         assert "revoked" in failure.message
 
 
+@pytest.mark.parametrize("lives", [-1.1, 0.5], ids=["long ago", "while the clock was ahead"])
 async def test_what_the_port_shows_is_renewed_while_it_is_served(
-    tmp_path: Path, desk: DeviceDesk, book: Book, lamp: Machine
+    tmp_path: Path, desk: DeviceDesk, book: Book, lamp: Machine, lives: float
 ) -> None:
-    clock = FakeClock(desk.clock.time() - LIFE.total_seconds() * 1.1)
-    long_ago = await asyncio.to_thread(DeviceDesk, tmp_path, clock, MemoryTokens(), Book())
-    shown = DevicePort(long_ago.authority)
+    off = LIFE.total_seconds() * lives
+    clock = FakeClock(desk.clock.time() + off)
+    then = await asyncio.to_thread(DeviceDesk, tmp_path, clock, MemoryTokens(), Book())
+    shown = DevicePort(then.authority)
     assert await asyncio.to_thread(shown.newer) is None
-    clock.set_by(LIFE.total_seconds() * 1.1)
+    clock.set_by(-off)
     async with serving(desk, book, shown) as site, site.dialled(lamp) as channel:
         await site.told(channel, "lamp")
     # gRPC's thread may still be at it.

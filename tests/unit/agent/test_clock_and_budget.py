@@ -9,7 +9,7 @@ import pytest
 
 from hatoba_plugins.clock import FakeClock
 from hatoba_worker.agent.budget import DAY, Budget
-from hatoba_worker.agent.clock import FUTURE, FloorClock
+from hatoba_worker.agent.clock import DOUBT, FUTURE, FloorClock
 
 BUILT = 1_795_000_000.0
 YEAR = 365 * 86_400.0
@@ -56,9 +56,33 @@ def test_a_clock_that_may_be_right_is_believed(machine: Machine) -> None:
 def test_what_it_is_not_earlier_than_is_no_matter_of_the_machines_clock(machine: Machine) -> None:
     machine.wait(10.0)
     assert machine.clock.least == BUILT + 10.0
-    machine.clock.learn(BUILT + YEAR)
+    machine.clock.learn(machine.date + 60.0)
     machine.wait(5.0)
-    assert machine.clock.least == machine.clock.now() == BUILT + YEAR + 5.0
+    assert machine.clock.least == machine.clock.now() == machine.date + 60.0
+
+
+def test_a_server_far_ahead_of_a_clock_that_may_be_right_is_not_for_sure(machine: Machine) -> None:
+    right = machine.date
+    assert not machine.clock.learn(right + YEAR)
+    assert machine.clock.now() == right + YEAR, "it is what we go by"
+    assert machine.clock.least == BUILT
+    assert not machine.clock.certain
+    assert machine.clock.learn(right), "it is mended"
+    assert machine.clock.certain
+    assert machine.clock.least == machine.clock.now() == right
+
+
+def test_what_a_server_goes_on_saying_is_for_sure(machine: Machine) -> None:
+    """A machine that wakes up with the date at which it went to sleep, as many do."""
+    asleep = 60 * 86_400.0
+    assert not machine.clock.learn(machine.date + asleep)
+    machine.wait(DOUBT - 1)
+    assert not machine.clock.learn(machine.date + asleep)
+    machine.wait(2)
+    for _ in range(2):
+        assert machine.clock.learn(machine.date + asleep)
+        assert machine.clock.certain
+        assert machine.clock.least == machine.date + asleep
 
 
 def test_the_servers_word_counts_whatever_the_machine_says(machine: Machine) -> None:
@@ -72,6 +96,7 @@ def test_the_servers_word_counts_whatever_the_machine_says(machine: Machine) -> 
 
 
 def test_what_a_server_said_is_known_after_the_next_boot(machine: Machine) -> None:
+    machine.booted(0.0)
     machine.clock.learn(BUILT + YEAR)
     machine.clock.keep()
     assert machine.booted(0.0).now() == BUILT + YEAR
@@ -80,6 +105,7 @@ def test_what_a_server_said_is_known_after_the_next_boot(machine: Machine) -> No
 
 
 def test_it_is_put_on_the_disk_now_and_then(machine: Machine) -> None:
+    machine.booted(0.0)
     assert machine.clock.learn(BUILT + YEAR)
     machine.clock.keep()
     assert not machine.clock.learn(BUILT + YEAR + 60)

@@ -206,7 +206,8 @@ async def test_a_clock_in_1970_does_not_matter_and_is_learned(
 async def test_a_server_whose_certificate_is_over_is_told_as_the_problem(
     site: DeviceSite, device: LinkedDevice
 ) -> None:
-    device.clock.learn(site.today.timestamp() + 100 * 86_400.0)
+    device.date = site.today.timestamp() + 100 * 86_400.0
+    device.clock.learn(device.date)
     async with device.running():
         await device.tried()
         assert "was good until" in device.link.problem

@@ -103,6 +103,7 @@ async def test_one_that_has_ended_asks_for_another_before_anything_else(
     device = await enrolled(site, tmp_path, 1)
     site.life = 60 * DAY
     site.time = (site.today + 40 * DAY).timestamp()
+    device.date = site.time
     device.clock.learn(site.time)
     async with device.running():
         await device.connected()

@@ -89,6 +89,13 @@ def test_a_certificate_is_kept_until_a_third_of_its_life_is_left(tmp_path: Path)
     assert (tmp_path / "tls" / "ca.pem").read_bytes() == ca_before
 
 
+def test_a_certificate_made_while_the_clock_was_ahead_is_replaced(tmp_path: Path) -> None:
+    tls.prepare(EXPOSED, tmp_path, NOW)
+    ahead = _leaf(tls.prepare(EXPOSED, tmp_path, NOW + tls.SERVER_LIFE * 0.9))
+    assert ahead.not_valid_before_utc > NOW
+    assert _leaf(tls.prepare(EXPOSED, tmp_path, NOW)).not_valid_before_utc < NOW
+
+
 def test_a_new_name_makes_a_new_certificate(tmp_path: Path) -> None:
     first = _leaf(tls.prepare(EXPOSED, tmp_path, NOW))
     other = replace(EXPOSED, advertise=Address("10.1.2.3", 1))
