@@ -32,6 +32,11 @@ _CANNOT_BE = frozenset(
 )
 """Why a device refuses a revision before it runs anything of it."""
 _KINDS = {"log": RecordKind.LOG, "figure": RecordKind.FIGURE, "happening": RecordKind.HAPPENING}
+_ASKED = {
+    device_pb2.DEVICE_RECORD_KIND_LOG: RecordKind.LOG,
+    device_pb2.DEVICE_RECORD_KIND_FIGURE: RecordKind.FIGURE,
+    device_pb2.DEVICE_RECORD_KIND_HAPPENING: RecordKind.HAPPENING,
+}
 
 
 class Targets(NamedTuple):
@@ -143,6 +148,20 @@ def log_to_proto(record: DeviceRecord) -> device_pb2.DeviceLog:
         position=record.position, deployment=line.deployment, text=line.text, lost=record.lost
     )
     set_time(out.time, record.time)
+    return out
+
+
+def kind_of(asked: device_pb2.DeviceRecordKind.ValueType) -> RecordKind:
+    """Which records are asked for. KeyError for no kind."""
+    return _ASKED[asked]
+
+
+def record_to_proto(record: DeviceRecord) -> device_pb2.StoredDeviceRecord:
+    """The message of a record that a device sent."""
+    out = device_pb2.StoredDeviceRecord(position=record.position, lost=record.lost)
+    set_time(out.record.time, record.time)
+    field = next(name for name, kind in _KINDS.items() if kind is record.kind)
+    getattr(out.record, field).ParseFromString(record.body)
     return out
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Collection, Generator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    Awaitable,
+    Callable,
+    Collection,
+    Generator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
 from datetime import timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hatoba.errors import Exhausted, InvalidSpec, Unavailable
 from hatoba.following import Patience
@@ -24,6 +33,9 @@ Label = str | job_pb2.LabelRequirement
 """What a label must be: `site=tokyo`, `site!=tokyo`, `site in (tokyo,osaka)`, `ssd` or `!ssd`."""
 Group = str | deployment_pb2.DeviceGroup
 """Devices that come first: an amount, then labels: `5%`, `10,ring=canary`, `ring=b,approve`."""
+_Placed = TypeVar("_Placed", device_pb2.DeviceLog, device_pb2.StoredDeviceRecord)
+_Page = Callable[[int, int], Awaitable[Sequence[_Placed]]]
+"""What comes after a position, at most so many; after 0 the last ones."""
 _PAGE = 500
 LOOK_SECONDS = 2.0
 """Between two questions of a follower; what a device writes comes when its link allows it."""
@@ -160,26 +172,78 @@ class AsyncDevices:
         `deployment`: of that one alone. With `follow` also those that come later, for ever;
         servers and connections may go and come back meanwhile.
         """
+
+        async def page(after: int, limit: int) -> Sequence[device_pb2.DeviceLog]:
+            request = device_pb2.ListDeviceLogsRequest(
+                name=name, deployment=self._resource(deployment), after=after, limit=limit
+            )
+            return (await self._client.call(request, device_pb2.ListDeviceLogsResponse)).lines
+
+        async with aclosing(self._pages(page, tail, follow)) as lines:
+            async for line in lines:
+                yield line
+
+    async def figures(
+        self, name: str, *, deployment: str = "", tail: int = 0, follow: bool = False
+    ) -> AsyncGenerator[device_pb2.StoredDeviceRecord, None]:
+        """The last `tail` figures (default: 100) that a device told, as in `logs`."""
+        kind = device_pb2.DEVICE_RECORD_KIND_FIGURE
+        source = self._records(name, kind, deployment, tail, follow)
+        async with aclosing(source) as records:
+            async for record in records:
+                yield record
+
+    async def happenings(
+        self, name: str, limit: int = 100
+    ) -> Sequence[device_pb2.StoredDeviceRecord]:
+        """What a device told of what happened there, the last `limit`, oldest first."""
+        kind = device_pb2.DEVICE_RECORD_KIND_HAPPENING
+        async with aclosing(self._records(name, kind, "", limit, follow=False)) as records:
+            return [record async for record in records]
+
+    def _records(
+        self,
+        name: str,
+        kind: device_pb2.DeviceRecordKind.ValueType,
+        deployment: str,
+        tail: int,
+        follow: bool,
+    ) -> AsyncGenerator[device_pb2.StoredDeviceRecord, None]:
+        async def page(after: int, limit: int) -> Sequence[device_pb2.StoredDeviceRecord]:
+            request = device_pb2.ListDeviceRecordsRequest(
+                name=name,
+                kind=kind,
+                deployment=self._resource(deployment),
+                after=after,
+                limit=limit,
+            )
+            answer = await self._client.call(request, device_pb2.ListDeviceRecordsResponse)
+            return answer.records
+
+        return self._pages(page, tail, follow)
+
+    async def _pages(
+        self, page: _Page[_Placed], tail: int, follow: bool
+    ) -> AsyncGenerator[_Placed, None]:
+        """The last `tail`; with `follow` also what comes later, over servers and connections."""
         patience = Patience(self._client.transport, self._client.notify)
-        request = device_pb2.ListDeviceLogsRequest(
-            name=name, deployment=self._resource(deployment), limit=tail
-        )
+        after, limit = 0, tail
         while True:
             try:
-                page = await self._client.call(request, device_pb2.ListDeviceLogsResponse)
+                found = await page(after, limit)
             except (Unavailable, Exhausted) as error:
                 if not follow:
                     raise
                 await patience.after(error)
                 continue
             patience.good()
-            for line in page.lines:
-                request.after = max(request.after, line.position)
-                yield line
+            for one in found:
+                after = max(after, one.position)
+                yield one
             if not follow:
                 return
-            request.limit = _PAGE
-            if not page.lines:
+            limit = _PAGE
+            if not found:
                 await self._client.transport.pause(LOOK_SECONDS)
 
     def _resource(self, deployment: str) -> str:
@@ -249,6 +313,17 @@ class Devices:
     def events(self, name: str, limit: int = 100) -> Sequence[device_pb2.DeviceEvent]:
         """What happened to a device, newest first."""
         return self._loop.run(self._devices.events(name, limit))
+
+    def figures(
+        self, name: str, *, deployment: str = "", tail: int = 0, follow: bool = False
+    ) -> Generator[device_pb2.StoredDeviceRecord, None, None]:
+        """See AsyncDevices.figures."""
+        found = self._devices.figures(name, deployment=deployment, tail=tail, follow=follow)
+        return self._loop.iterate(found)
+
+    def happenings(self, name: str, limit: int = 100) -> Sequence[device_pb2.StoredDeviceRecord]:
+        """See AsyncDevices.happenings."""
+        return self._loop.run(self._devices.happenings(name, limit))
 
     def logs(
         self, name: str, *, deployment: str = "", tail: int = 0, follow: bool = False

@@ -163,6 +163,7 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "ListRolloutDevices": READ,
         "PlanDevices": READ,
         "ListDeviceLogs": READ,
+        "ListDeviceRecords": READ,
         "ListDeviceEvents": READ,
     },
     "hatoba.v1.AdminService": {

@@ -23,7 +23,9 @@ from hatoba_scheduler.convert_devices import (
     device_etag,
     device_to_proto,
     event_to_proto,
+    kind_of,
     log_to_proto,
+    record_to_proto,
     records_of,
     row_to_proto,
 )
@@ -269,6 +271,20 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
             page_size(request.limit),
         )
         return device_pb2.ListDeviceLogsResponse(lines=[log_to_proto(one) for one in found])
+
+    async def ListDeviceRecords(
+        self, request: device_pb2.ListDeviceRecordsRequest, context: Context
+    ) -> device_pb2.ListDeviceRecordsResponse:
+        """Records of one kind that a device sent."""
+        device = self._book.named(request.name)
+        found = await self._parts.store.records(
+            device.name,
+            kind_of(request.kind),
+            request.deployment,
+            request.after,
+            page_size(request.limit),
+        )
+        return device_pb2.ListDeviceRecordsResponse(records=map(record_to_proto, found))
 
     async def ListDeviceEvents(
         self, request: device_pb2.ListDeviceEventsRequest, context: Context

@@ -192,6 +192,38 @@ async def test_what_a_device_kept_is_stored_once_and_gaps_are_told(yard: DeviceY
     assert lines == [(1, "one", 0), (2, "two", 0), (3, "three", 0), (9, "nine", 5)]
 
 
+async def test_figures_and_happenings_are_told_by_kind(yard: DeviceYard) -> None:
+    device = await yard.device("reader-1")
+    async with device.connected() as stream:
+        records = device_pb2.DeviceRecords(first=1)
+        records.records.add().happening.kind = "boot"
+        for value in (7.5, 8.5):
+            one = records.records.add()
+            one.time.FromSeconds(1_790_000_000)
+            one.figure.name, one.figure.value = "free_disk_bytes", value
+        records.records.add().log.text = "a line"
+        await stream.say(device_pb2.DeviceItem(records=records))
+        await stream.next(lambda one: one.stored.position == 4)
+    figures = await told(yard, device_pb2.DEVICE_RECORD_KIND_FIGURE)
+    assert [(one.position, one.record.figure.value) for one in figures] == [(2, 7.5), (3, 8.5)]
+    assert figures[0].record.time.seconds == 1_790_000_000
+    (last,) = await told(yard, device_pb2.DEVICE_RECORD_KIND_FIGURE, after=2)
+    assert last.position == 3
+    (booted,) = await told(yard, device_pb2.DEVICE_RECORD_KIND_HAPPENING)
+    assert booted.record.happening.kind == "boot"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await told(yard, device_pb2.DEVICE_RECORD_KIND_UNSPECIFIED)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def told(
+    yard: DeviceYard, kind: device_pb2.DeviceRecordKind.ValueType, after: int = 0
+) -> list[device_pb2.StoredDeviceRecord]:
+    """What the device sent of one kind."""
+    request = device_pb2.ListDeviceRecordsRequest(name="reader-1", kind=kind, after=after)
+    return list((await yard.wire.once(request, device_pb2.ListDeviceRecordsResponse)).records)
+
+
 async def test_without_a_selector_or_a_port_it_says_what_to_do(yard: DeviceYard) -> None:
     request = deployment_pb2.CreateDeploymentRequest(deployment="reader")
     request.spec.model = await yard.model()

@@ -257,6 +257,63 @@ def test_events_are_told_oldest_first(fake: FakeServer, cli: Cli) -> None:
     assert fake.requests("ListDeviceEventsRequest")[0].page_size == 7
 
 
+def happening(seconds: int, kind: str, message: str) -> device_pb2.StoredDeviceRecord:
+    """Something that a device told of."""
+    made = device_pb2.StoredDeviceRecord(position=seconds)
+    made.record.time.FromSeconds(1_790_000_000 + seconds)
+    made.record.happening.kind, made.record.happening.message = kind, message
+    return made
+
+
+def test_what_a_device_told_of_stands_among_its_events(fake: FakeServer, cli: Cli) -> None:
+    enrolled = device_pb2.DeviceEvent(seq=1, kind="enrolled", message="Enrolled.", actor="ann")
+    enrolled.time.FromSeconds(1_790_000_002)
+    fake.replies["ListDeviceEventsRequest"] = device_pb2.ListDeviceEventsResponse(events=[enrolled])
+    fake.replies["ListDeviceRecordsRequest"] = device_pb2.ListDeviceRecordsResponse(
+        records=[happening(1, "boot", "It boots."), happening(3, "good", "shelf 2 is good.")]
+    )
+    lines = cli("devices", "events", "shop-17").stdout.splitlines()
+    assert [row.split(maxsplit=2)[2].split()[0] for row in lines] == ["boot", "enrolled", "good"]
+    assert lines[2].endswith("shelf 2 is good. (told by the device)")
+    assert len(cli("devices", "events", "shop-17", "-n", "1").stdout.splitlines()) == 1
+    asked = fake.requests("ListDeviceRecordsRequest")[0]
+    assert asked.kind == device_pb2.DEVICE_RECORD_KIND_HAPPENING
+
+
+def figure(seconds: int, name: str, value: float, of: str = "") -> device_pb2.StoredDeviceRecord:
+    """A figure that a device told."""
+    made = device_pb2.StoredDeviceRecord(position=seconds)
+    made.record.time.FromSeconds(1_790_000_000 + seconds)
+    made.record.figure.name, made.record.figure.value = name, value
+    made.record.figure.deployment = of
+    return made
+
+
+def test_figures_are_shown_with_their_range_or_one_by_one(fake: FakeServer, cli: Cli) -> None:
+    fake.replies["ListDeviceRecordsRequest"] = device_pb2.ListDeviceRecordsResponse(
+        records=[
+            figure(1, "agent_memory_bytes", 70 << 20),
+            figure(2, "predictions", 12, SHELF),
+            figure(3, "agent_memory_bytes", 90 << 20),
+            figure(4, "agent_memory_bytes", 80 << 20),
+        ]
+    )
+    heads, *rows = cli("devices", "metrics", "shop-17").stdout.splitlines()
+    assert heads.split() == ["FIGURE", "OF", "NEWEST", "LOWEST", "HIGHEST", "TOLD"]
+    assert rows[0].split()[:2] == ["agent_memory_bytes", "agent"]
+    assert rows[0].split()[2:8] == ["80", "MiB", "70", "MiB", "90", "MiB"]
+    assert rows[1].split()[:5] == ["predictions", "shelf", "12", "12", "12"]
+    each = cli("devices", "metrics", "shop-17", "--figure", "agent_memory_bytes").stdout
+    assert [row[-7:] for row in each.splitlines()] == [" 70 MiB", " 90 MiB", " 80 MiB"]
+    asked = fake.requests("ListDeviceRecordsRequest")[0]
+    assert (asked.kind, asked.limit) == (device_pb2.DEVICE_RECORD_KIND_FIGURE, 1000)
+
+
+def test_a_device_that_told_no_figures_is_said_to_have_none(fake: FakeServer, cli: Cli) -> None:
+    fake.replies["ListDeviceRecordsRequest"] = device_pb2.ListDeviceRecordsResponse()
+    assert "It told no figures yet." in cli("devices", "metrics", "shop-17").stderr
+
+
 # -- diagnose --------------------------------------------------------------------------------------
 
 
@@ -471,6 +528,8 @@ def test_the_synchronous_client_keeps_devices(fake: FakeServer, tmp_path: Any) -
         assert client.devices.plan("shelf", [job_pb2.LabelRequirement(key="a")]).comes == 2
         assert list(client.devices.rollout("shelf", ["timed-out"])) == []
         assert list(client.devices.events("shop-17")) == []
+        assert list(client.devices.happenings("shop-17")) == []
+        assert list(client.devices.figures("shop-17")) == []
         client.devices.revoke("shop-17", "lost")
         client.devices.decommission("shop-17")
         with pytest.raises(InvalidSpec, match="'lost' is no stage"):

@@ -174,6 +174,29 @@ def _until(device: device_pb2.Device) -> str:
 Word = Literal["ok", "note", "BAD"]
 
 
+def amount(told: device_pb2.DeviceFigure) -> str:
+    """A figure's value, in its unit."""
+    return say_bytes(int(told.value)) if told.name.endswith("_bytes") else f"{told.value:,.10g}"
+
+
+def figure_rows(records: Sequence[device_pb2.DeviceRecord]) -> list[tuple[str, ...]]:
+    """Of each figure, in order of names: whose, its newest, lowest and highest value, and when."""
+    told: dict[tuple[str, str], list[device_pb2.DeviceRecord]] = {}
+    for one in records:
+        told.setdefault((one.figure.name, one.figure.deployment), []).append(one)
+    return [
+        (
+            name,
+            short_name(deployment) or "agent",
+            amount(found[-1].figure),
+            amount(min((one.figure for one in found), key=lambda figure: figure.value)),
+            amount(max((one.figure for one in found), key=lambda figure: figure.value)),
+            moment(found[-1].time),
+        )
+        for (name, deployment), found in sorted(told.items())
+    ]
+
+
 class Finding(NamedTuple):
     """One thing that was looked at: how it is, in a sentence, and what to do about it."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -17,6 +17,8 @@ from hatoba.cli.session import server_options, with_client
 from hatoba.units import parse_pair
 
 if TYPE_CHECKING:
+    from google.protobuf.timestamp_pb2 import Timestamp
+
     from hatoba.aio import AsyncClient
     from hatoba.cli.device_words import Finding, Seen
     from hatoba.v1 import device_pb2, job_pb2
@@ -228,6 +230,64 @@ def log_line(line: device_pb2.DeviceLog) -> str:
     return f"{moment(line.time)}  {short_name(line.deployment) or 'agent'}  {line.text}"
 
 
+@devices.command("metrics")
+@click.argument("name")
+@click.option(
+    "--deployment", default="", metavar="NAME", help="Of this one. [default: the whole device]"
+)
+@click.option("--figure", default="", metavar="KEY", help="Each value of this one, oldest first.")
+@click.option("-f", "--follow", is_flag=True, help="Each value, and go on as values come.")
+@output_option
+@server_options()
+@click.pass_context
+def metrics(
+    ctx: click.Context, /, name: str, deployment: str, figure: str, follow: bool, output: str
+) -> None:
+    """Show figures that a device told: memory, disk, what its link carried.
+
+    Of each the newest, the lowest and the highest of late. What it counted while it was away comes
+    when it is back.
+    """
+    each = bool(figure or follow or output in ("json", "yaml"))
+
+    async def read(client: AsyncClient) -> None:
+        source = client.devices.figures(name, deployment=deployment, tail=LINES, follow=follow)
+        found = []
+        async with aclosing(source) as figures:
+            async for one in figures:
+                if figure not in ("", one.record.figure.name):
+                    continue
+                if each:
+                    emit_line(one, output, figure_line(one))
+                else:
+                    found.append(one)
+        if not each:
+            _show_figures(found)
+
+    try:
+        with_client(read)
+    except KeyboardInterrupt:
+        ctx.exit(Exit.DETACHED)
+
+
+def _show_figures(found: Sequence[device_pb2.StoredDeviceRecord]) -> None:
+    from hatoba.cli import device_words as words
+
+    heads = ("FIGURE", "OF", "NEWEST", "LOWEST", "HIGHEST", "TOLD")
+    rows = words.figure_rows([one.record for one in found])
+    table(heads, rows, empty="It told no figures yet.")
+
+
+def figure_line(one: device_pb2.StoredDeviceRecord) -> str:
+    """A figure in a line: time, whose, name, value."""
+    from hatoba.aio import short_name
+    from hatoba.cli.device_words import amount
+
+    told = one.record.figure
+    whose = short_name(told.deployment) or "agent"
+    return f"{moment(one.record.time)}  {whose}  {told.name}  {amount(told)}"
+
+
 @devices.command("events")
 @click.argument("name")
 @click.option(
@@ -236,16 +296,40 @@ def log_line(line: device_pb2.DeviceLog) -> str:
 @output_option
 @server_options()
 def events(name: str, limit: int, output: str) -> None:
-    """Show what happened to a device, oldest first."""
-    found = with_client(lambda client: client.devices.events(name, limit))
-    for one in reversed(found):
-        emit_line(one, output, event_line(one))
+    """Show what happened to a device and, as it told, on it, oldest first.
+
+    What a device tells has the time of its clock, and comes when its link allows it.
+    """
+
+    async def look(client: AsyncClient) -> list[Event]:
+        happened = await client.devices.happenings(name, limit)
+        seen = await client.devices.events(name, limit)
+        told = [Event(one.record.time, one, happening_line(one)) for one in happened]
+        ours = [Event(one.time, one, event_line(one)) for one in reversed(seen)]
+        return sorted([*told, *ours], key=lambda one: one.time.ToNanoseconds())[-limit:]
+
+    for one in with_client(look):
+        emit_line(one.message, output, one.line)
+
+
+class Event(NamedTuple):
+    """Something that happened, in a message and in a line."""
+
+    time: Timestamp
+    message: device_pb2.DeviceEvent | device_pb2.StoredDeviceRecord
+    line: str
 
 
 def event_line(one: device_pb2.DeviceEvent) -> str:
     """One event in a line: time, kind, what happened, by whom."""
     by = "" if one.actor in ("", "system") else f" (by {one.actor})"
     return f"{moment(one.time)}  {one.kind:<12}{one.message}{by}"
+
+
+def happening_line(one: device_pb2.StoredDeviceRecord) -> str:
+    """What a device told in a line."""
+    told = one.record.happening
+    return f"{moment(one.record.time)}  {told.kind:<12}{told.message} (told by the device)"
 
 
 @devices.command("diagnose")

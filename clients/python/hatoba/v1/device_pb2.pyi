@@ -156,6 +156,34 @@ SLOT_PHASE_REMOVED: SlotPhase.ValueType  # 7
 """It is not wanted any more."""
 Global___SlotPhase: _TypeAlias = SlotPhase  # noqa: Y015
 
+class _DeviceRecordKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeviceRecordKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeviceRecordKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DEVICE_RECORD_KIND_UNSPECIFIED: _DeviceRecordKind.ValueType  # 0
+    """Not set."""
+    DEVICE_RECORD_KIND_LOG: _DeviceRecordKind.ValueType  # 1
+    """Lines of logs."""
+    DEVICE_RECORD_KIND_FIGURE: _DeviceRecordKind.ValueType  # 2
+    """Figures."""
+    DEVICE_RECORD_KIND_HAPPENING: _DeviceRecordKind.ValueType  # 3
+    """What happened there."""
+
+class DeviceRecordKind(_DeviceRecordKind, metaclass=_DeviceRecordKindEnumTypeWrapper):
+    """What a record of a device is about."""
+
+DEVICE_RECORD_KIND_UNSPECIFIED: DeviceRecordKind.ValueType  # 0
+"""Not set."""
+DEVICE_RECORD_KIND_LOG: DeviceRecordKind.ValueType  # 1
+"""Lines of logs."""
+DEVICE_RECORD_KIND_FIGURE: DeviceRecordKind.ValueType  # 2
+"""Figures."""
+DEVICE_RECORD_KIND_HAPPENING: DeviceRecordKind.ValueType  # 3
+"""What happened there."""
+Global___DeviceRecordKind: _TypeAlias = DeviceRecordKind  # noqa: Y015
+
 @_typing.final
 class CreateDeviceTokenRequest(_message.Message):
     """See DeviceService.CreateDeviceToken."""
@@ -879,6 +907,7 @@ class DeviceOrder(_message.Message):
     DESIRED_FIELD_NUMBER: _builtins.int
     STORED_FIELD_NUMBER: _builtins.int
     GOING_AWAY_FIELD_NUMBER: _builtins.int
+    WORK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___DeviceWelcome:
         """First item of a stream."""
@@ -895,6 +924,12 @@ class DeviceOrder(_message.Message):
     def going_away(self) -> _worker_pb2.ServerGoingAway:
         """The server is about to stop; reconnect after a while."""
 
+    @_builtins.property
+    def work(self) -> Global___DeviceWork:
+        """There are jobs for it: it opens WorkerService.Connect as the host of its own name, while it has any.
+        Sent on connect and now and then for as long as that stream is not open.
+        """
+
     def __init__(
         self,
         *,
@@ -902,16 +937,34 @@ class DeviceOrder(_message.Message):
         desired: Global___DeviceDesired | None = ...,
         stored: Global___DeviceRecordsStored | None = ...,
         going_away: _worker_pb2.ServerGoingAway | None = ...,
+        work: Global___DeviceWork | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "going_away", b"going_away", "item", b"item", "stored", b"stored", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "going_away", b"going_away", "item", b"item", "stored", b"stored", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "going_away", b"going_away", "item", b"item", "stored", b"stored", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["desired", b"desired", "going_away", b"going_away", "item", b"item", "stored", b"stored", "welcome", b"welcome", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "desired", "stored", "going_away"]  # noqa: Y015
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["welcome", "desired", "stored", "going_away", "work"]  # noqa: Y015
     _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
 
 Global___DeviceOrder: _TypeAlias = DeviceOrder  # noqa: Y015
+
+@_typing.final
+class DeviceWork(_message.Message):
+    """See DeviceOrder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceWork: _TypeAlias = DeviceWork  # noqa: Y015
 
 @_typing.final
 class DeviceWelcome(_message.Message):
@@ -987,8 +1040,11 @@ class DeviceDesired(_message.Message):
 
     GENERATION_FIELD_NUMBER: _builtins.int
     WANTS_FIELD_NUMBER: _builtins.int
+    LEAVING_FIELD_NUMBER: _builtins.int
     generation: _builtins.int
     """Grows with each change; an older one is ignored."""
+    leaving: _builtins.bool
+    """It is about to be forgotten: what it runs of jobs is to go, too."""
     @_builtins.property
     def wants(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceWant]:
         """By deployment. What is not here is to go."""
@@ -998,10 +1054,11 @@ class DeviceDesired(_message.Message):
         *,
         generation: _builtins.int = ...,
         wants: _abc.Iterable[Global___DeviceWant] | None = ...,
+        leaving: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "wants", b"wants"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["generation", b"generation", "leaving", b"leaving", "wants", b"wants"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1668,6 +1725,100 @@ class ListDeviceLogsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListDeviceLogsResponse: _TypeAlias = ListDeviceLogsResponse  # noqa: Y015
+
+@_typing.final
+class ListDeviceRecordsRequest(_message.Message):
+    """See DeviceService.ListDeviceRecords."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`devices/NAME` or NAME."""
+    kind: Global___DeviceRecordKind.ValueType
+    """Which."""
+    deployment: _builtins.str
+    """Of this deployment alone (resource name); empty: all."""
+    after: _builtins.int
+    """After this position; 0: the last `limit`."""
+    limit: _builtins.int
+    """1 to 1,000; 0: 100."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: Global___DeviceRecordKind.ValueType = ...,
+        deployment: _builtins.str = ...,
+        after: _builtins.int = ...,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "deployment", b"deployment", "kind", b"kind", "limit", b"limit", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeviceRecordsRequest: _TypeAlias = ListDeviceRecordsRequest  # noqa: Y015
+
+@_typing.final
+class StoredDeviceRecord(_message.Message):
+    """A record that came from a device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    position: _builtins.int
+    """Position among the device's records; a jump is a gap, unless records of other kinds lie between."""
+    lost: _builtins.int
+    """So many records before this one were dropped on the device."""
+    @_builtins.property
+    def record(self) -> Global___DeviceRecord:
+        """As it was sent."""
+
+    def __init__(
+        self,
+        *,
+        position: _builtins.int = ...,
+        record: Global___DeviceRecord | None = ...,
+        lost: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "position", b"position", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredDeviceRecord: _TypeAlias = StoredDeviceRecord  # noqa: Y015
+
+@_typing.final
+class ListDeviceRecordsResponse(_message.Message):
+    """See DeviceService.ListDeviceRecords."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredDeviceRecord]:
+        """In order."""
+
+    def __init__(
+        self,
+        *,
+        records: _abc.Iterable[Global___StoredDeviceRecord] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeviceRecordsResponse: _TypeAlias = ListDeviceRecordsResponse  # noqa: Y015
 
 @_typing.final
 class DeviceEvent(_message.Message):

@@ -95,6 +95,11 @@ class DeviceServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_device__pb2.ListDeviceLogsRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_device__pb2.ListDeviceLogsResponse.FromString,
                 _registered_method=True)
+        self.ListDeviceRecords = channel.unary_unary(
+                '/hatoba.v1.DeviceService/ListDeviceRecords',
+                request_serializer=hatoba_dot_v1_dot_device__pb2.ListDeviceRecordsRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_device__pb2.ListDeviceRecordsResponse.FromString,
+                _registered_method=True)
         self.ListDeviceEvents = channel.unary_unary(
                 '/hatoba.v1.DeviceService/ListDeviceEvents',
                 request_serializer=hatoba_dot_v1_dot_device__pb2.ListDeviceEventsRequest.SerializeToString,
@@ -199,6 +204,13 @@ class DeviceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDeviceRecords(self, request, context):
+        """What a device sent of one kind of record, oldest first; gaps are told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListDeviceEvents(self, request, context):
         """What happened to a device, newest first.
         """
@@ -268,6 +280,11 @@ def add_DeviceServiceServicer_to_server(servicer, server):
                     servicer.ListDeviceLogs,
                     request_deserializer=hatoba_dot_v1_dot_device__pb2.ListDeviceLogsRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_device__pb2.ListDeviceLogsResponse.SerializeToString,
+            ),
+            'ListDeviceRecords': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeviceRecords,
+                    request_deserializer=hatoba_dot_v1_dot_device__pb2.ListDeviceRecordsRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_device__pb2.ListDeviceRecordsResponse.SerializeToString,
             ),
             'ListDeviceEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDeviceEvents,
@@ -600,6 +617,33 @@ class DeviceService(object):
             '/hatoba.v1.DeviceService/ListDeviceLogs',
             hatoba_dot_v1_dot_device__pb2.ListDeviceLogsRequest.SerializeToString,
             hatoba_dot_v1_dot_device__pb2.ListDeviceLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDeviceRecords(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.DeviceService/ListDeviceRecords',
+            hatoba_dot_v1_dot_device__pb2.ListDeviceRecordsRequest.SerializeToString,
+            hatoba_dot_v1_dot_device__pb2.ListDeviceRecordsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,6 +73,8 @@ class DeviceServiceStub:
     """Which devices a selector would bring to a deployment, and which it would take from it. Changes nothing."""
     ListDeviceLogs: _grpc.UnaryUnaryMultiCallable[_device_pb2.ListDeviceLogsRequest, _device_pb2.ListDeviceLogsResponse]
     """What a device sent of its logs, oldest first; gaps are told."""
+    ListDeviceRecords: _grpc.UnaryUnaryMultiCallable[_device_pb2.ListDeviceRecordsRequest, _device_pb2.ListDeviceRecordsResponse]
+    """What a device sent of one kind of record, oldest first; gaps are told."""
     ListDeviceEvents: _grpc.UnaryUnaryMultiCallable[_device_pb2.ListDeviceEventsRequest, _device_pb2.ListDeviceEventsResponse]
     """What happened to a device, newest first."""
 
@@ -121,6 +123,8 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     """Which devices a selector would bring to a deployment, and which it would take from it. Changes nothing."""
     ListDeviceLogs: _aio.UnaryUnaryMultiCallable[_device_pb2.ListDeviceLogsRequest, _device_pb2.ListDeviceLogsResponse]  # type: ignore[assignment]
     """What a device sent of its logs, oldest first; gaps are told."""
+    ListDeviceRecords: _aio.UnaryUnaryMultiCallable[_device_pb2.ListDeviceRecordsRequest, _device_pb2.ListDeviceRecordsResponse]  # type: ignore[assignment]
+    """What a device sent of one kind of record, oldest first; gaps are told."""
     ListDeviceEvents: _aio.UnaryUnaryMultiCallable[_device_pb2.ListDeviceEventsRequest, _device_pb2.ListDeviceEventsResponse]  # type: ignore[assignment]
     """What happened to a device, newest first."""
 
@@ -238,6 +242,14 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.ListDeviceLogsResponse, _abc.Awaitable[_device_pb2.ListDeviceLogsResponse]]:
         """What a device sent of its logs, oldest first; gaps are told."""
+
+    @_abc_1.abstractmethod
+    def ListDeviceRecords(
+        self,
+        request: _device_pb2.ListDeviceRecordsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_pb2.ListDeviceRecordsResponse, _abc.Awaitable[_device_pb2.ListDeviceRecordsResponse]]:
+        """What a device sent of one kind of record, oldest first; gaps are told."""
 
     @_abc_1.abstractmethod
     def ListDeviceEvents(

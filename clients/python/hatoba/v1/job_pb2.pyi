@@ -246,6 +246,8 @@ class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitReason
     """Its backend may not be called more often now."""
     WAIT_REASON_NEXT: _WaitReason.ValueType  # 18
     """Its turn has come; the planner is about to place it."""
+    WAIT_REASON_DEVICE_AWAY: _WaitReason.ValueType  # 19
+    """The device on which alone it runs is away, or does not take jobs yet."""
 
 class WaitReason(_WaitReason, metaclass=_WaitReasonEnumTypeWrapper):
     """Why a job, or a task of it, does not run now: a closed set, most fundamental first."""
@@ -288,6 +290,8 @@ WAIT_REASON_THROTTLED: WaitReason.ValueType  # 17
 """Its backend may not be called more often now."""
 WAIT_REASON_NEXT: WaitReason.ValueType  # 18
 """Its turn has come; the planner is about to place it."""
+WAIT_REASON_DEVICE_AWAY: WaitReason.ValueType  # 19
+"""The device on which alone it runs is away, or does not take jobs yet."""
 Global___WaitReason: _TypeAlias = WaitReason  # noqa: Y015
 
 @_typing.final
@@ -1108,6 +1112,7 @@ class JobSpec(_message.Message):
     DISCONNECT_FIELD_NUMBER: _builtins.int
     PREEMPTION_FIELD_NUMBER: _builtins.int
     SPOT_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """NAME of NAME-N; lower case letters, digits and dashes."""
     queue: _builtins.str
@@ -1228,6 +1233,13 @@ class JobSpec(_message.Message):
     def preemption(self) -> Global___Preemption:
         """Whether others may take its place."""
 
+    @_builtins.property
+    def devices(self) -> Global___JobDevices:
+        """One task on each of these devices, in the order of their names, and never elsewhere: task 0 is that of
+        the first. HATOBA_DEVICE says where it runs. A task whose device is away waits for it; one whose device
+        was revoked or decommissioned fails. Not together with `array`, `replicas` and `placement`.
+        """
+
     def __init__(
         self,
         *,
@@ -1265,14 +1277,47 @@ class JobSpec(_message.Message):
         disconnect: Global___Disconnect | None = ...,
         preemption: Global___Preemption | None = ...,
         spot: Global___Spot.ValueType = ...,
+        devices: Global___JobDevices | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "backend_options", b"backend_options", "code", b"code", "deadline", b"deadline", "disconnect", b"disconnect", "environment", b"environment", "gang", b"gang", "max_queue_time", b"max_queue_time", "placement", b"placement", "preemption", b"preemption", "publish", b"publish", "resources", b"resources", "retries", b"retries", "start_after", b"start_after", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "backend_options", b"backend_options", "code", b"code", "deadline", b"deadline", "devices", b"devices", "disconnect", b"disconnect", "environment", b"environment", "gang", b"gang", "max_queue_time", b"max_queue_time", "placement", b"placement", "preemption", b"preemption", "publish", b"publish", "resources", b"resources", "retries", b"retries", "start_after", b"start_after", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_any", b"after_any", "after_end", b"after_end", "after_ok", b"after_ok", "array", b"array", "backend", b"backend", "backend_options", b"backend_options", "code", b"code", "code_version", b"code_version", "command", b"command", "deadline", b"deadline", "disconnect", b"disconnect", "env", b"env", "environment", b"environment", "gang", b"gang", "hold", b"hold", "inputs", b"inputs", "labels", b"labels", "max_queue_time", b"max_queue_time", "name", b"name", "params", b"params", "placement", b"placement", "preemption", b"preemption", "priority", b"priority", "publish", b"publish", "queue", b"queue", "replicas", b"replicas", "resources", b"resources", "retries", b"retries", "secrets", b"secrets", "source", b"source", "spot", b"spot", "start_after", b"start_after", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_any", b"after_any", "after_end", b"after_end", "after_ok", b"after_ok", "array", b"array", "backend", b"backend", "backend_options", b"backend_options", "code", b"code", "code_version", b"code_version", "command", b"command", "deadline", b"deadline", "devices", b"devices", "disconnect", b"disconnect", "env", b"env", "environment", b"environment", "gang", b"gang", "hold", b"hold", "inputs", b"inputs", "labels", b"labels", "max_queue_time", b"max_queue_time", "name", b"name", "params", b"params", "placement", b"placement", "preemption", b"preemption", "priority", b"priority", "publish", b"publish", "queue", b"queue", "replicas", b"replicas", "resources", b"resources", "retries", b"retries", "secrets", b"secrets", "source", b"source", "spot", b"spot", "start_after", b"start_after", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
+
+@_typing.final
+class JobDevices(_message.Message):
+    """Devices on which a job runs: by their names, or by their labels. Exactly one of both."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    SELECTOR_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their names. A selector is replaced by the names of those that were enrolled at the submit: what is
+        enrolled later gets nothing of this job.
+        """
+
+    @_builtins.property
+    def selector(self) -> _containers.RepeatedCompositeFieldContainer[Global___LabelRequirement]:
+        """All of these must hold."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        selector: _abc.Iterable[Global___LabelRequirement] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names", "selector", b"selector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobDevices: _TypeAlias = JobDevices  # noqa: Y015
 
 @_typing.final
 class Progress(_message.Message):
@@ -1465,6 +1510,7 @@ class Task(_message.Message):
     AVOIDED_HOSTS_FIELD_NUMBER: _builtins.int
     ON_DEMAND_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     job: _builtins.str
     """The job's name."""
     index: _builtins.int
@@ -1481,6 +1527,8 @@ class Task(_message.Message):
     """A retry rule keeps it away from spot capacity."""
     preemptions: _builtins.int
     """How often others took its place."""
+    device: _builtins.str
+    """The device that is its place; empty for a task of any other job."""
     @_builtins.property
     def cause(self) -> _common_pb2.Cause:
         """Why it ended."""
@@ -1527,10 +1575,11 @@ class Task(_message.Message):
         avoided_hosts: _abc.Iterable[_builtins.str] | None = ...,
         on_demand: _builtins.bool = ...,
         preemptions: _builtins.int = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "end_time", b"end_time", "not_before", b"not_before", "outputs", b"outputs", "progress", b"progress", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "avoided_hosts", b"avoided_hosts", "cause", b"cause", "end_time", b"end_time", "index", b"index", "job", b"job", "memory_bytes", b"memory_bytes", "not_before", b"not_before", "on_demand", b"on_demand", "outputs", b"outputs", "preemptions", b"preemptions", "progress", b"progress", "start_time", b"start_time", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "avoided_hosts", b"avoided_hosts", "cause", b"cause", "device", b"device", "end_time", b"end_time", "index", b"index", "job", b"job", "memory_bytes", b"memory_bytes", "not_before", b"not_before", "on_demand", b"on_demand", "outputs", b"outputs", "preemptions", b"preemptions", "progress", b"progress", "start_time", b"start_time", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
