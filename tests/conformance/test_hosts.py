@@ -21,6 +21,8 @@ class TestHosts(JobConformance):
         return HostsHarness(tmp_path)
 
 
+# Longer than the kit's own patience, which says what it waited for in vain.
+@pytest.mark.timeout(300)
 class TestHostsDeployments(DeploymentConformance):
     @pytest.fixture
     def harness(self, tmp_path: Path) -> DeploymentHarness:

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from hatoba.scopes import lapse
 from hatoba.v1 import common_pb2, job_pb2, runner_pb2, worker_pb2
 from hatoba_worker import exits, logged, tinyfiles
 from hatoba_worker.absence import Absence
@@ -183,10 +184,9 @@ class Course:
     async def _stage(self, attempt: Attempt, restore: job_pb2.Checkpoint | None) -> Spawn | None:
         """Bring in what is needed; None when a stop came meanwhile."""
         self._parts.shipper.follow(attempt, ("build",))
-        began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(None) as limit:
-                attempt.interrupt = lambda: limit.reschedule(began)
+                attempt.interrupt = lambda: lapse(limit)
                 return await self._parts.stager.bring(attempt, restore)
         except TimeoutError:
             return None

@@ -221,14 +221,22 @@ class Fleet:
         return self.seen(uid).leaving & self.replicas(uid).keys()
 
     async def remove(self, uid: str) -> None:
-        """Remove a deployment until nothing is left of it."""
-        while True:
-            outcome = await self.role.remove(uid, None)
-            assert outcome.name == uid
-            if not isinstance(outcome, NotYet):
-                return
-            assert outcome.after >= 0
-            await self.harness.sleep(outcome.after)
+        """Remove a deployment until nothing is left of it. AssertionError when something stays."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while await self._is_left(uid):
+                    pass
+        except TimeoutError:
+            raise AssertionError(f"{uid} is never released; {self.now}") from None
+
+    async def _is_left(self, uid: str) -> bool:
+        outcome = await self.role.remove(uid, None)
+        assert outcome.name == uid
+        if not isinstance(outcome, NotYet):
+            return False
+        assert outcome.after >= 0
+        await self.harness.sleep(outcome.after)
+        return True
 
     async def owned(self) -> dict[str, OwnedDeployment]:
         """Every deployment with our label."""

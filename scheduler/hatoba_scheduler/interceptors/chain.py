@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
+from hatoba.scopes import lapse
 from hatoba_scheduler.auth.authenticator import Authenticator
-from hatoba_scheduler.auth.device_credentials import DeviceClaim
-from hatoba_scheduler.auth.device_renewals import DeviceRenewal
+from hatoba_scheduler.auth.device_credentials import DeviceCaller, DeviceClaim
 from hatoba_scheduler.auth.roles import METHOD_ACCESS, OPEN, OPERATE, Access, Role, may_change
 from hatoba_scheduler.auth.runner_scopes import RunnerToken
 from hatoba_scheduler.domain.records import TokenRecord
@@ -186,7 +186,7 @@ class Front(grpc.aio.ServerInterceptor):
         """Raise unless who is known by this token may call the method now."""
         if token.role not in method.access:
             raise _role_refused(token, method)
-        if isinstance(token, RunnerToken | DeviceRenewal):
+        if isinstance(token, RunnerToken | DeviceCaller):
             token.check_method(method.name)
         self._principals.admit(token, changes=method.changes, stream=method.streams)
 
@@ -344,9 +344,8 @@ class Front(grpc.aio.ServerInterceptor):
         token = call.token
         if token is None:
             return await handled
-        loop = asyncio.get_running_loop()
         scope = asyncio.timeout(self._authenticator.seconds_left(token))
-        forget = self._authenticator.on_revoked(token.id, lambda: scope.reschedule(loop.time()))
+        forget = self._authenticator.on_revoked(token.id, lambda: lapse(scope))
         try:
             async with scope:
                 self._authenticator.verify(token)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 import pytest
+from aiohttp import web
+from aws_proxy import AwsProxy
 from ecs_harness import EcsReplicaHarness
 from ecs_yard import ecs
 
 from hatoba.v1 import common_pb2
 from hatoba_plugins.backends.ecs.names import service_name
-from hatoba_plugins.conformance.fleets import Fleet, Wish, deployed
+from hatoba_plugins.conformance.fleets import Fleet, Wish, bounded, deployed
+from hatoba_plugins.conformance.proxy import Call, Json
 from hatoba_plugins.errors import Conflict
 from hatoba_plugins.values import ReplicaPhase, ReplicaView, RevisionTarget
 
@@ -82,6 +86,68 @@ async def test_what_ends_again_and_again_is_told(harness: EcsReplicaHarness) -> 
         (one,) = _broken(fleet, wish, 1)
         assert one.cause is not None
         assert "It ended with exit code 7" in one.cause.message
+
+
+@pytest.mark.asyncio
+async def test_when_ecs_ends_another_one_the_retired_stays(harness: EcsReplicaHarness) -> None:
+    """Though the other one is gone before anybody looks, none of the rest ends unasked for it."""
+    async with deployed(harness) as fleet:
+        wish = Wish()
+        old = await fleet.settle(wish.target(1, fleet.revision(1, 3)))
+        await fleet.role.apply(target := wish.target(2, fleet.revision(2, 3)))
+        await fleet.until(lambda: bool(fleet.seen(wish.uid).leaving))
+        (retired,) = fleet.seen(wish.uid).leaving
+        begun, other = len(fleet.history), min(old - {retired})
+        harness.proxy.order("updateservice", partial(_end_instead, harness, other))
+        await fleet.role.retire(wish.uid, [retired])
+        await fleet.until(lambda: other not in fleet.replicas(wish.uid), "it is gone")
+        await fleet.until(lambda: bool(fleet.seen(wish.uid).leaving), "the next may go")
+        assert await asyncio.to_thread(_desired, harness, service_name(wish.uid, 1)) == 2
+        await fleet.exchange(target)
+        over = [told for told in fleet.history[begun:] if told.uid == wish.uid]
+        assert [told for told in over if not bounded(told, target)] == []
+        assert len(fleet.ever(wish.uid)) == 6
+
+
+async def _end_instead(
+    harness: EcsReplicaHarness, replica: str, request: web.Request, call: Call
+) -> web.StreamResponse:
+    """As ECS may where nothing is protected: of those too many it ends this one."""
+    del request
+    await asyncio.to_thread(_stop, harness, replica)
+    return await harness.proxy.forward(call)
+
+
+def _stop(harness: EcsReplicaHarness, replica: str) -> None:
+    client, first = ecs(harness.emulator), replica.rsplit("-", 1)[-1]
+    tasks = client.list_tasks(cluster=harness.cluster)["taskArns"]
+    (task,) = [arn for arn in tasks if arn.rsplit("/", 1)[-1].startswith(first)]
+    client.stop_task(cluster=harness.cluster, task=task, reason="Service scaling down")
+
+
+def _desired(harness: EcsReplicaHarness, service: str) -> int:
+    told = ecs(harness.emulator).describe_services(cluster=harness.cluster, services=[service])
+    return int(told["services"][0]["desiredCount"])
+
+
+@pytest.mark.asyncio
+async def test_what_has_crashed_and_has_no_task_is_removed(harness: EcsReplicaHarness) -> None:
+    """Nobody waits for a task that would go on for it."""
+    async with deployed(harness) as fleet:
+        harness.proxy.rewrite.append(_hide_living)
+        target = Wish().target(1, fleet.revision(1, 1))
+        target.revisions[0].template.env["KIT_LIFE"] = "ends"
+        await fleet.role.apply(target)
+        await fleet.until(lambda: any(r.cause for r in fleet.seen(target.uid).replicas))
+        await fleet.remove(target.uid)
+        await fleet.until(lambda: not fleet.seen(target.uid).replicas)
+
+
+async def _hide_living(proxy: AwsProxy, operation: str, asked: Json, reply: Json) -> None:
+    """Its next task is never seen."""
+    del proxy, asked
+    if operation == "describetasks":
+        reply["tasks"] = [one for one in reply["tasks"] if one["lastStatus"] == "STOPPED"]
 
 
 @pytest.mark.asyncio

@@ -23,6 +23,10 @@ def _ended(task: TaskView) -> TaskView:
     return replace(task, running=False, ending=True, ended=True, cause=CRASH)
 
 
+def _scaled_in(task: TaskView) -> TaskView:
+    return replace(_ended(task), scaled_in=True, cause=None)
+
+
 def _slots(*tasks: TaskView, wanted: int | None = None) -> Slots:
     made = Slots(ServiceName(UID, 1))
     made.take(tasks, len(tasks) if wanted is None else wanted, OLD, 10.0)
@@ -76,6 +80,56 @@ def test_when_ecs_stops_another_one_the_retired_stays() -> None:
     assert not slots.slots[_named(2)].retiring
 
 
+def test_the_retired_stays_also_when_the_end_of_the_other_one_was_not_seen() -> None:
+    """A busy machine, or a short drain: from one look to the next its task is gone."""
+    slots = _slots(_task(1), _task(2), _task(3))
+    slots.slots[_named(3)].retiring = True
+    slots.take([_task(1), _scaled_in(_task(2)), _task(3)], 2, OLD, 20.0)
+    assert set(slots.slots) == {_named(1), _named(3)}
+    assert len(slots.current(OLD)) == 2, "both count, so that nothing is made or ended for it"
+
+
+def test_the_retired_stays_when_another_one_ended_by_itself() -> None:
+    """ECS has no more than are wanted then, and ends none."""
+    slots = _slots(_task(1), _task(2), _task(3))
+    slots.slots[_named(3)].retiring = True
+    slots.take([_task(1), _ended(_task(2)), _task(3)], 2, OLD, 20.0)
+    assert {one.name for one in slots.current(OLD)} == {_named(1), _named(3)}
+
+
+def test_the_retired_stays_when_ecs_ends_one_that_was_never_seen() -> None:
+    """A task that was to go on for a crashed one is ended at once, for fewer are wanted now."""
+    slots = _slots(_task(1), _task(2))
+    slots.take([_ended(_task(1)), _task(2)], 2, OLD, 20.0)
+    slots.slots[_named(2)].retiring = True
+    slots.take([_ended(_task(1)), _task(2), _scaled_in(_task(3))], 1, OLD, 21.0)
+    assert [one.name for one in slots.current(OLD)] == [_named(2)]
+    assert set(slots.slots) == {_named(2)}
+
+
+def test_while_ecs_exchanges_the_retired_goes() -> None:
+    """The task of another definition does not end in its place."""
+    slots = _slots(_task(1), _task(2))
+    tasks = [_task(1), _task(2), _task(3, NEW), _task(4, NEW)]
+    slots.take(tasks, 2, NEW, 20.0)
+    slots.slots[_named(4)].retiring = True
+    slots.take([_ended(_task(1)), *tasks[1:]], 1, NEW, 21.0)
+    assert slots.slots[_named(4)].retiring
+
+
+def test_those_that_stay_are_spared_while_others_retire() -> None:
+    slots = _slots(_task(1), _task(2), _task(3))
+    assert slots.spared() == frozenset()
+    slots.slots[_named(3)].retiring = True
+    assert slots.spared() == {_task(1).arn, _task(2).arn}
+    # Another one is retired before the first has gone: it is spared no longer.
+    slots.slots[_named(2)].retiring = True
+    assert slots.spared() == {_task(1).arn}
+    ending = [replace(_scaled_in(_task(at)), ended=False) for at in (2, 3)]
+    slots.take([_task(1), *ending], 1, OLD, 20.0)
+    assert slots.spared() == frozenset()
+
+
 def test_a_task_that_ended_before_it_was_seen_is_a_replica_with_a_cause() -> None:
     slots = _slots(_ended(_task(1)), wanted=1)
     (one,) = slots.slots.values()
@@ -92,6 +146,15 @@ def test_what_is_wanted_no_more_is_not_waited_for() -> None:
     slots = _slots(_task(1), _task(2))
     slots.take([_ended(_task(1)), _task(2)], 1, OLD, 20.0)
     assert set(slots.slots) == {_named(2)}
+
+
+def test_of_what_is_removed_only_those_with_a_task_are_left() -> None:
+    slots = _slots(_task(1), _task(2))
+    slots.take([_ended(_task(1)), _task(2)], 2, OLD, 20.0)
+    slots.retire_all()
+    assert set(slots.slots) == {_named(2)}
+    slots.take([_ended(_task(2))], 0, OLD, 21.0)
+    assert not slots.slots
 
 
 def test_another_definition_takes_the_place_of_the_old_one() -> None:

@@ -393,6 +393,20 @@ def status(**fields: object) -> AttemptStatus:
     return AttemptStatus(**known)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_one_that_rests_may_be_let_go_twice(stage: Stage, turns: int) -> None:
+    """Whenever another order comes, or another replica has gone, it is told again."""
+    async with living(stage) as life:
+        await stage.until(READY)
+        await stage.end()
+        stage.made.let_go()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        stage.made.let_go()
+        await life
+        assert stage.now.state == GONE
+
+
 async def test_another_worker_takes_it_up_as_ready(stage: Stage) -> None:
     async with living(stage):
         await stage.until(READY)

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Iterator
 from typing import Protocol
 
+from hatoba.scopes import lapse
 from hatoba.v1 import job_pb2, worker_pb2
 from hatoba_worker.attaching import handles
 from hatoba_worker.attaching.doors import AttachFailed
@@ -137,7 +138,7 @@ async def _hand_over(listener: socket.socket, theirs: tuple[int, ...], ended: En
     limit = asyncio.timeout(BEGINS_WITHIN)
 
     def give_up(_: object) -> None:
-        limit.reschedule(loop.time())
+        lapse(limit)
 
     try:
         async with limit:

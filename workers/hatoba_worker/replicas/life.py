@@ -18,6 +18,7 @@ from typing import TypeAlias, TypeVar
 
 import structlog
 
+from hatoba.scopes import lapse
 from hatoba.v1 import common_pb2, deployment_pb2, worker_pb2
 from hatoba_worker import tinyfiles
 from hatoba_worker.executors import Executor
@@ -156,7 +157,7 @@ class Replica:
         self._fail(causes.of_failure(staging_failed(f"the worker failed on it: {problem}")))
 
     def let_go(self) -> None:
-        """It is not wanted any more: `live` ends once nothing of it is left."""
+        """It is not wanted any more: `live` ends once nothing of it is left. May be repeated."""
         self._leaving.set()
         if self._interrupt is not None:
             self._interrupt()
@@ -334,9 +335,8 @@ class Replica:
 
     async def _interruptible(self, awaitable: Awaitable[T]) -> T | None:
         """Wait for something; None when it is let go meanwhile."""
-        loop = asyncio.get_running_loop()
         limit = asyncio.timeout(0.0 if self._leaving.is_set() else None)
-        self._interrupt = lambda: limit.reschedule(loop.time())
+        self._interrupt = lambda: lapse(limit)
         try:
             async with limit:
                 return await awaitable

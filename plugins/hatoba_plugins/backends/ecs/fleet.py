@@ -295,15 +295,15 @@ class Fleet:
 
     async def _spare(self, revision: Revision) -> None:
         """While some retire, have ECS stop those and no others."""
-        slots = revision.slots.slots.values()
-        retiring = any(one.retiring and one.task and not one.task.ending for one in slots)
-        if retiring == revision.spared:
+        now, before = revision.slots.spared(), revision.spared
+        if now == before:
             return
-        staying = [one.task.arn for one in slots if one.task and not one.retiring]
+        freed = (before - now).intersection(revision.slots.tasks())
         # Without it another one may be stopped: its model server goes on answering while it drains.
         with suppress(BackendError):
-            await self._calls.protect(revision.cluster, staying, on=retiring)
-        revision.spared = retiring
+            await self._calls.protect(revision.cluster, sorted(freed), on=False)
+            await self._calls.protect(revision.cluster, sorted(now - before), on=True)
+            revision.spared = now
 
     async def _delete(self, known: Deployed, revision: Revision, *, force: bool) -> None:
         where = {"cluster": revision.cluster, "service": revision.name, "force": force}
@@ -347,8 +347,7 @@ class Fleet:
             where = {"cluster": revision.cluster, "service": revision.name, "force": True}
             await self._aws.read("ecs:DeleteService", **where)
             return False
-        for slot in list(revision.slots.slots.values()):
-            slot.retiring = True
+        revision.slots.retire_all()
         described = await self._calls.describe(revision.cluster, revision.slots.tasks())
         views = [task_view(task, "") for task in described.values()]
         revision.slots.take(views, 0, revision.running, self._ctx.clock.time())

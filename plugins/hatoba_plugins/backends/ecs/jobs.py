@@ -117,7 +117,11 @@ class EcsJobs:
     async def _run(self, cluster: str, request: LaunchRequest) -> LaunchOutcome:
         parameters = await self._parameters(cluster, request)
         self.attempts.settling.asked(request.name)
-        told = await self._aws.write("ecs:RunTask", **parameters)
+        try:
+            told = await self._aws.write("ecs:RunTask", **parameters)
+        finally:
+            # Look-ups lag behind what was begun just now, however long the call took.
+            self.attempts.settling.asked(request.name)
         if not (tasks := told.get("tasks")):
             error = refusal(next(iter(told.get("failures") or []), {}))
             return Refused(request.name, error)

@@ -39,7 +39,8 @@ class Revision:
     """Definitions that ECS rolled back or gave up."""
     forced: int = 0
     """The generation for which its roll-out was begun anew."""
-    spared: bool = False
+    spared: frozenset[str] = frozenset()
+    """Tasks that ECS was told not to end, while others retire."""
     progress: Progress = field(default_factory=Progress)
 
     @property

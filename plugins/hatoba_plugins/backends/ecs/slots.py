@@ -144,7 +144,14 @@ class Slots:
         # Living ones first: an hour's ends are told of too, and are nobody while all are there.
         for task in sorted(fresh, key=lambda one: (one.ending, one.created, one.arn)):
             self._adopt(task, wanted, now)
+        self._keep_what_ecs_keeps(wanted)
         self._let_go_of_orphans(wanted)
+
+    def retire_all(self) -> None:
+        """None is wanted any more: those without a task are gone, the others when theirs ends."""
+        self.slots = {one.name: one for one in self.slots.values() if one.task is not None}
+        for one in self.slots.values():
+            one.retiring = True
 
     def judge(self, ready: Callable[[TaskView], bool], now: float) -> None:
         """Say of every running task whether it answers."""
@@ -178,17 +185,9 @@ class Slots:
         if task is None or task.ended:
             del self.slots[slot.name]
             return
-        if not slot.retiring:
-            self._exchange(slot)
+        slot.retiring = True
         slot.task = task
         slot.enter(ReplicaPhase.DRAINING, now)
-
-    def _exchange(self, slot: Slot) -> None:
-        """ECS chose another one than was retired: that one stays for it."""
-        others = [o for o in self.slots.values() if o.retiring and o.task and not o.task.ending]
-        slot.retiring = True
-        if others:
-            others[-1].retiring = False
 
     def _lose(self, slot: Slot, task: TaskView | None, now: float) -> None:
         """Its task ended by itself: another one will be it."""
@@ -217,6 +216,14 @@ class Slots:
         if task.ending:
             self._lose(orphan, task, now)
 
+    def _keep_what_ecs_keeps(self, wanted: int) -> None:
+        """ECS ends as many as there are too many, and not always those that were retired: for each
+        other one that it chose, or that ended by itself, one that was retired stays."""
+        living = [one for one, _ in self._living()]
+        retiring = [one for one in living if one.retiring]
+        for one in retiring[max(0, len(living) - wanted) :]:
+            one.retiring = False
+
     def _let_go_of_orphans(self, wanted: int) -> None:
         staying = [one for one in self.slots.values() if not one.retiring]
         orphans = [one for one in staying if one.task is None]
@@ -234,6 +241,18 @@ class Slots:
     def views(self) -> list[ReplicaView]:
         """All of them, as the core is told."""
         return [one.view(self.service.revision) for one in self.slots.values()]
+
+    def spared(self) -> frozenset[str]:
+        """ARNs of the tasks that ECS may not end while others retire; none when none does."""
+        living = self._living()
+        if not any(one.retiring for one, _ in living):
+            return frozenset()
+        return frozenset(task.arn for one, task in living if not one.retiring)
+
+    def _living(self) -> list[tuple[Slot, TaskView]]:
+        """Replicas whose task is there and is not to end."""
+        tasks = [(one, one.task) for one in self.slots.values()]
+        return [(one, task) for one, task in tasks if task is not None and not task.ending]
 
     def tasks(self) -> list[str]:
         """ARNs of the tasks that are replicas now."""
