@@ -165,6 +165,8 @@ def template_of(
         secrets=spec.secrets,
         limits=spec.limits,
         drain=spec.drain,
+        # Elsewhere routers do, of whose share replicas know nothing.
+        capture_rate=spec.capture.rate if spec.HasField("devices") else 0.0,
     )
 
 

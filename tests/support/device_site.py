@@ -58,6 +58,7 @@ class DeviceSite(
     ListRolloutDevices: Any = _absent
     PlanDevices: Any = _absent
     ListDeviceLogs: Any = _absent
+    ListDeviceRecords: Any = _absent
     ListDeviceEvents: Any = _absent
     FindMissingChunks: Any = _absent
     UploadChunks: Any = _absent

@@ -130,7 +130,11 @@ def problems(
     yield from _of_env(spec.env)
     yield from _of_secrets(spec, grounds)
     yield from _of_strategy(spec.strategy)
-    if spec.capture.rate and not spec.capture.dataset:
+    yield from _of_capture(spec.capture)
+
+
+def _of_capture(capture: deployment_pb2.Capture) -> Iterator[FieldViolation]:
+    if capture.rate and not capture.dataset:
         yield FieldViolation(
             "spec.capture.dataset",
             "must name the dataset that captured inputs go to",
@@ -198,14 +202,7 @@ def _for_devices(
             f"{len(spec.strategy.steps)} steps",
             "use groups of devices",
         )
-    if spec.capture.rate or spec.capture.dataset:
-        yield FieldViolation(
-            "spec.capture",
-            "is what routers do, and none stands before devices",
-            "devices.capture",
-            shown(spec.capture.dataset),
-            "leave it out",
-        )
+    yield from _of_capture(spec.capture)
 
 
 def _of_env(env: Mapping[str, str]) -> Iterator[FieldViolation]:

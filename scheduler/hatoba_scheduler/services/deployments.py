@@ -200,7 +200,7 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
             )
         if not request.allow_removal:
             self._require_none_lost(live, spec)
-        same_content = set(request.update_mask.paths) <= _NO_CONTENT
+        same_content = set(request.update_mask.paths) <= _no_content(spec)
         wanted = await self._wanted(live, with_defaults(spec, one.backend), request.update_mask)
 
         def decide(view: View) -> Change | None:
@@ -235,7 +235,7 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
         a scaled deployment is not moved to another version, nor refused for its model."""
         one = live.deployment
         target = live.revisions.get(target_of(one))
-        if set(mask.paths) <= _NO_CONTENT and target is not None:
+        if set(mask.paths) <= _no_content(spec) and target is not None:
             grounds = self._parts.grounds()
             _check_strategy(spec, grounds)
             project, model, number = _parts_of(target.model_version)
@@ -612,8 +612,13 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
 
 
 _NO_CONTENT = frozenset({"replicas", "capture", "strategy", "labels", "devices"})
-"""Fields that make no new revision."""
 _FIELDS = tuple(deployment_pb2.DeploymentSpec.DESCRIPTOR.fields_by_name)
+
+
+def _no_content(spec: deployment_pb2.DeploymentSpec) -> frozenset[str]:
+    """Fields that make no new revision. On devices it is the model servers that capture, each by
+    what its revision says."""
+    return _NO_CONTENT - {"capture"} if spec.HasField("devices") else _NO_CONTENT
 
 
 def _masked(
@@ -667,10 +672,11 @@ def _as_of(settings: Settings, revision: Revision) -> Settings:
     """Settings with a revision's content; how many replicas and how they are exchanged stays."""
     spec = spec_of(settings)
     old = deployment_pb2.DeploymentSpec.FromString(revision.spec)
+    stays = _no_content(spec)
     for field in _FIELDS:
-        if field not in _NO_CONTENT | {"model", "backend"}:
+        if field not in stays | {"model", "backend"}:
             spec.ClearField(field)  # type: ignore[arg-type]
-    for field in (*_NO_CONTENT, "model", "backend"):
+    for field in (*stays, "model", "backend"):
         old.ClearField(field)  # type: ignore[arg-type]
     spec.MergeFrom(old)
     model = settings.model

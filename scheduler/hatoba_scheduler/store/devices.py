@@ -75,6 +75,7 @@ class RecordKind(Enum):
     LOG = 1
     FIGURE = 2
     HAPPENING = 3
+    PREDICTION = 4
 
 
 class DeviceRecord(NamedTuple):

@@ -12,7 +12,7 @@ from device_reports import BAD, CRASHES
 from hand_device import HandDevice
 from waiting import eventually
 
-from hatoba.v1 import deployment_pb2, device_pb2
+from hatoba.v1 import dataset_pb2, deployment_pb2, device_pb2, job_pb2
 
 if TYPE_CHECKING:
     from tests.integration.devices.conftest import DeviceYard
@@ -214,6 +214,30 @@ async def test_figures_and_happenings_are_told_by_kind(yard: DeviceYard) -> None
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await told(yard, device_pb2.DEVICE_RECORD_KIND_UNSPECIFIED)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_predictions_of_what_is_not_its_own_are_dropped(yard: DeviceYard) -> None:
+    request = deployment_pb2.CreateDeploymentRequest(deployment="reader")
+    request.spec.model = await yard.model()
+    request.spec.devices.selector.append(job_pb2.LabelRequirement(key="a", values=["b"]))
+    request.spec.capture.dataset, request.spec.capture.rate = "seen", 1.0
+    deployment = await yard.wire.once(request, deployment_pb2.Deployment)
+    device = await yard.device("reader-1")
+    async with device.connected() as stream:
+        records = device_pb2.DeviceRecords(first=1)
+        made = records.records.add().prediction
+        made.deployment, made.revision, made.trace_id = deployment.name, 1, "ab" * 16
+        made.captured.input = b"[1]"
+        await stream.say(device_pb2.DeviceItem(records=records))
+        await stream.next(lambda one: one.stored.position == 1)
+    explain = deployment_pb2.ExplainPredictionRequest(name="ab" * 16)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await yard.wire.once(explain, deployment_pb2.PredictionExplanation)
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+    datasets = await yard.wire.once(
+        dataset_pb2.ListDatasetsRequest(), dataset_pb2.ListDatasetsResponse
+    )
+    assert "seen" not in {one.name.rpartition("/")[2] for one in datasets.datasets}
 
 
 async def told(

@@ -149,7 +149,7 @@ async def test_what_is_for_replicas_says_what_devices_have_instead(yard: DeviceY
     ("field", "words"),
     [
         ("strategy.steps", "use groups of devices"),
-        ("capture", "none stands before devices"),
+        ("capture", "must name the dataset"),
         ("backend", "has no devices"),
     ],
 )
@@ -160,7 +160,7 @@ async def test_what_devices_have_not_is_refused(yard: DeviceYard, field: str, wo
     if field == "backend":
         request.spec.backend = "mock"
     elif field == "capture":
-        request.spec.capture.dataset, request.spec.capture.rate = "inputs", 0.5
+        request.spec.capture.rate = 0.5
     else:
         request.spec.strategy.steps.add(percent=5)
     code, message = await refusal(yard.wire.once(request, deployment_pb2.Deployment))

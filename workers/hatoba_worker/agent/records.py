@@ -20,13 +20,13 @@ from hatoba_worker.agent.ring import Record, Ring
 
 log = structlog.get_logger(__name__)
 
-LOG, FIGURE, HAPPENING = 1, 2, 3
+LOG, FIGURE, HAPPENING, PREDICTION = 1, 2, 3, 4
 """Kinds of records in the ring."""
 MOST_WAITING = 5_000
 """Records that may wait for the disk; what is oldest is dropped."""
 MOST_TEXT, MOST_MESSAGE = 8_192, 1_024
 BATCH, BATCH_BYTES = 1_000, 64 << 10
-_FIELDS = {LOG: "log", FIGURE: "figure", HAPPENING: "happening"}
+_FIELDS = {LOG: "log", FIGURE: "figure", HAPPENING: "happening", PREDICTION: "prediction"}
 
 
 class _Said(NamedTuple):
@@ -88,8 +88,17 @@ class Records:
         told = device_pb2.DeviceFigure(name=name, value=value)
         self._say(FIGURE, told.SerializeToString())
 
-    def _say(self, kind: int, data: bytes) -> None:
-        said = _Said(round(self._now() * 1e6), kind, data)
+    def predicted(self, age: float, told: device_pb2.DevicePrediction) -> None:
+        """A prediction that began so many seconds ago."""
+        self._say(PREDICTION, told.SerializeToString(), age)
+
+    @property
+    def stuck(self) -> bool:
+        """The disk does not take what was said: who can have more to say later is asked to."""
+        return self._stuck or not self._opened
+
+    def _say(self, kind: int, data: bytes, age: float = 0.0) -> None:
+        said = _Said(round((self._now() - age) * 1e6), kind, data)
         with self._saying:
             if len(self._said) >= MOST_WAITING:
                 self._said.popleft()

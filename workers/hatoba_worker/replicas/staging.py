@@ -22,6 +22,7 @@ from hatoba_worker.failures import AttemptFailed, no_engine, staging_failed
 from hatoba_worker.host_secrets import Secrets
 from hatoba_worker.keeper.messages import Limits, Spawn
 from hatoba_worker.logs import FILES
+from hatoba_worker.serving.config import KEPT
 from hatoba_worker.staging import base_environment
 from hatoba_worker.transfers import TransferFailed
 
@@ -42,11 +43,15 @@ class Place:
     contained: bool = False
 
     @property
+    def writable(self) -> str:
+        """Where the process writes what is for us."""
+        # A container may not write into its directory itself.
+        return f"{self.home}/{RUN}" if self.contained else self.home
+
+    @property
     def ready_file(self) -> str:
         """Where the process writes its address once it listens."""
-        # A container may not write into its directory itself.
-        directory = f"{self.home}/{RUN}" if self.contained else self.home
-        return f"{directory}/ready-{self.run}.json"
+        return f"{self.writable}/ready-{self.run}.json"
 
 
 class Trees(Protocol):
@@ -87,7 +92,13 @@ class ReplicaStager:
         serving_tls: Callable[[], Mapping[str, object] | None],
         host_has_gpus: bool,
         contained: Contained | None = None,
+        keeps: bool = False,
+        port_of: Callable[[str], int] = lambda _: 0,
     ) -> None:
+        """With `keeps` its servers keep predictions: nobody stands before them who does. `port_of`
+        tells where that of a deployment listens, and blocks; 0: wherever there is room.
+        """
+        self._keeps = keeps
         self._library = str(data / "lib")
         self._base = base_environment(environ)
         self._trees = trees
@@ -97,6 +108,7 @@ class ReplicaStager:
         self._serving_tls = serving_tls
         self._host_has_gpus = host_has_gpus
         self._contained = contained
+        self._port_of = port_of
 
     async def trees(self, spec: worker_pb2.ReplicaSpec, home: str) -> None:
         """Put model and code into the directory, anew; raises AttemptFailed."""
@@ -141,6 +153,7 @@ class ReplicaStager:
             image = await self._contained.image(reference, build_log)
             secrets = await asyncio.to_thread(self._secrets.resolve, list(spec.secrets))
             await asyncio.to_thread(self._write_settings, spec, place, contained=True)
+            port = await asyncio.to_thread(self._port_of, spec.deployment)
         except OSError as error:
             raise staging_failed(f"its settings could not be written: {error}") from error
         serve = ("python3", "-m", "hatoba_worker.serving", "serve", "--config")
@@ -156,6 +169,7 @@ class ReplicaStager:
                 memory_bytes=spec.resources.memory_bytes,
                 gpus=tuple(spec.gpus),
                 publish=self._serve_address,
+                publish_port=port,
                 labels={"hatoba.dev/replica": spec.name, "hatoba.dev/deployment": spec.deployment},
                 mounts=tuple(_read_only(place.home)),
                 needs_library=True,
@@ -184,8 +198,10 @@ class ReplicaStager:
             seen, listens = replace(place, home=HOME), (_ANY, PORT)
             tls = _brought_in(tls, place.home) if tls else None
         else:
-            seen, listens = place, (self._serve_address, 0)
+            seen, listens = place, (self._serve_address, self._port_of(spec.deployment))
         config = config_of(spec, seen, listens) | {"tls": tls}
+        if self._keeps:
+            config |= {"keep": _kept(spec, seen)}
         settings = json.dumps(config, indent=1)
         tinyfiles.write(f"{place.home}/{CONFIG}", settings.encode())
 
@@ -264,6 +280,14 @@ def config_of(
         },
         "batching": {"max_batch": serving.max_batch, "batch_wait_ms": serving.batch_wait_ms},
         "drain_seconds": drain_seconds(spec),
+    }
+
+
+def _kept(spec: worker_pb2.ReplicaSpec, place: Place) -> dict[str, Any]:
+    return {
+        "path": f"{place.writable}/{KEPT}",
+        "rate": spec.capture_rate,
+        "revision": spec.revision,
     }
 
 

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import math
 import os
 import uuid
 from collections.abc import Iterable, Iterator
 from random import Random
-from typing import Any
 
 from google.protobuf.message import Message
 
-from hatoba.v1 import dataset_pb2, deployment_pb2, job_pb2
+from hatoba.captured import captured_item
+from hatoba.v1 import deployment_pb2, job_pb2
 from hatoba_worker.router.bodies import WHOLE
 from hatoba_worker.router.table import Choice, Route
 from hatoba_worker.router.visits import Body, Visit
 
 MOST_PREDICTIONS = 1_000
 MOST_BYTES = 3 << 20
-_DEEPEST = 20
 _MAX_ERROR = 1_024
 _MAX_FACT = 1_024
-_MAX_MEDIA_TYPE = 128
 
 
 class Chooser:
@@ -147,48 +142,8 @@ def _item(
     visit: Visit, route: Route, choice: Choice, bodies: tuple[Body, Body]
 ) -> deployment_pb2.CapturedItem:
     asked, answered = bodies
-    media_type = asked.media_type.encode("ascii", "ignore").decode()[:_MAX_MEDIA_TYPE]
-    item = dataset_pb2.DatasetItem(id=visit.trace.trace_id, data=asked.data, media_type=media_type)
-    _set_prediction(item, answered)
-    item.attributes.update(
-        {
-            "model": choice.target.model,
-            "deployment": route.name,
-            "trace_id": visit.trace.trace_id,
-            "status": visit.status,
-        }
-    )
+    facts = {"model": choice.target.model, "deployment": route.name, "status": visit.status}
+    item = captured_item(visit.trace.trace_id, asked, answered, facts)
     return deployment_pb2.CapturedItem(
         project=route.project, dataset=route.capture_dataset, item=item
     )
-
-
-def _set_prediction(item: dataset_pb2.DatasetItem, body: Body) -> None:
-    """As an attribute: JSON as it is, text as text, bytes in base64."""
-    try:
-        text = body.data.decode()
-    except UnicodeDecodeError:
-        item.attributes["prediction"] = base64.b64encode(body.data).decode()
-        return
-    try:
-        item.attributes["prediction"] = _json(text) if "json" in body.media_type else text
-    except (ValueError, RecursionError):
-        item.attributes["prediction"] = text
-
-
-def _json(text: str) -> Any:
-    """The value; raises ValueError for one that the wire does not take."""
-    found = json.loads(text, parse_int=_number, parse_float=_number, parse_constant=str)
-    if not _shallow(found, _DEEPEST):
-        raise ValueError("nested too deeply")
-    return found
-
-
-def _number(text: str) -> float | str:
-    value = float(text)
-    return value if math.isfinite(value) else text
-
-
-def _shallow(value: Any, levels: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return levels > 0 and all(_shallow(one, levels - 1) for one in inner)

@@ -13,6 +13,10 @@ MAX_QUEUE = 64
 TIMEOUT_SECONDS = 60.0
 READ_SECONDS = 30.0
 DRAIN_SECONDS = 30.0
+KEPT = "kept.jsonl"
+"""Where predictions are kept, in the directory that a server may write to."""
+MOST_BODY = 200 << 10
+"""Bytes of input and prediction together that are captured."""
 
 
 class BadConfig(ValueError):
@@ -63,6 +67,17 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
+class Keep:
+    """Where predictions are kept, and the share of requests that are captured. `revision` is what
+    they are said to be of.
+    """
+
+    path: Path
+    rate: float
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """One server. Without a `ready_file` nobody is told where it listens."""
 
@@ -80,6 +95,7 @@ class Config:
     batching: Batching = field(default_factory=Batching)
     drain_seconds: float = DRAIN_SECONDS
     tls: Tls | None = None
+    keep: Keep | None = None
 
     @property
     def model(self) -> str:
@@ -128,7 +144,16 @@ def _config(body: Mapping[str, Any]) -> Config:
         ),
         drain_seconds=_number(body, "drain_seconds", DRAIN_SECONDS, most=86_400),
         tls=_tls(_part(body, "tls")),
+        keep=_keep(_part(body, "keep")),
     )
+
+
+def _keep(found: Mapping[str, Any]) -> Keep | None:
+    if not found:
+        return None
+    path = Path(_text(found, "path", needed=True))
+    revision = int(_number(found, "revision", 0, most=1 << 31))
+    return Keep(path, _number(found, "rate", 0.0, most=1.0), revision)
 
 
 def _tls(found: Mapping[str, Any]) -> Tls | None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from random import Random
 from typing import Literal, NamedTuple
 
 from hatoba import handlers
@@ -21,6 +22,7 @@ from hatoba_worker.serving.answering import Outcome, Question, answer, failure
 from hatoba_worker.serving.batching import Asked, Batcher, Full, Threads
 from hatoba_worker.serving.config import Config, Example
 from hatoba_worker.serving.http import Abandon, Connection, Headers, Reply, Request, Respond
+from hatoba_worker.serving.keeping import Keeping
 from hatoba_worker.serving.metrics import MEDIA_TYPE, Metrics
 from hatoba_worker.serving.tls import Gate
 
@@ -37,6 +39,8 @@ SPARE_FILES = 512
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 30.0
 _GET = ("GET", "HEAD")
+TRACE_ID = "hatoba-trace-id"
+"""Header by which a prediction that was kept can be explained."""
 _FORM = "application/x-www-form-urlencoded"
 
 Phase = Literal["loading", "checking", "ready", "ending", "failed"]
@@ -69,6 +73,7 @@ class ModelServer:
         self.read_seconds = limits.read_seconds
         self._config = config
         self._gate = _gate(config)
+        self._keeping = Keeping(config.keep, Random()) if config.keep is not None else None
         self._loop = asyncio.get_running_loop()
         self._threads = Threads(limits.concurrency)
         self._handler: Handler | None = None
@@ -339,8 +344,11 @@ class ModelServer:
 
     def _reply(self, question: Question, outcome: Outcome, began: float, respond: Respond) -> None:
         again = (("retry-after", "1"),) if outcome.status in (429, 503) else ()
-        self._count(question, outcome, self._loop.time() - began)
-        respond(Reply(outcome, (*self._model, *again)))
+        seconds = self._loop.time() - began
+        self._count(question, outcome, seconds)
+        kept = self._keeping.note(question, outcome, seconds) if self._keeping else ""
+        trace = ((TRACE_ID, kept),) if kept else ()
+        respond(Reply(outcome, (*self._model, *trace, *again)))
 
     def _count(self, question: Question, outcome: Outcome, seconds: float) -> None:
         self._metrics.answered(outcome.status, seconds)
