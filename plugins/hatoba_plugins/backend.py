@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from hatoba.v1 import common_pb2, deployment_pb2, device_pb2, job_pb2, worker_pb2
@@ -17,6 +17,7 @@ from hatoba_plugins.values import (
     BackendOptions,
     Capabilities,
     DeploymentItem,
+    DeviceKept,
     DeviceNews,
     DeviceWish,
     FindOutcome,
@@ -191,6 +192,12 @@ class BackendContext:
     """Whether `advertise` speaks TLS."""
     devices: DeviceHub | None = None
     """None where the server has no port for devices."""
+    device_jobs: WorkerHub | None = None
+    """The scheduler's side of the streams that devices open for jobs, each as the host of its own
+    name. None as above."""
+    dials: Callable[[str], bool] = field(default=lambda _: False)
+    """Whether a device of this name has a certificate of the core's, by which it dials the port for
+    devices: what somebody else says in this name is not its word."""
 
 
 class JobBackend(Protocol):
@@ -332,6 +339,21 @@ class DeviceBackend(Protocol):
 
     async def forget(self, devices: Sequence[str]) -> list[ReleaseOutcome]:
         """Nothing is wanted of these any more, and nothing is to be heard of them. Idempotent."""
+        ...
+
+
+@runtime_checkable
+class BringsRecords(Protocol):
+    """What a device role has, too, where devices send what they keep by it. Who dials the core
+    sends it there.
+    """
+
+    def records(self) -> AsyncIterator[DeviceKept]:
+        """What devices send; again and again, until it was said to be stored."""
+        ...
+
+    async def stored(self, device: str, position: int) -> None:
+        """Tell a device up to which position all of it is durable. Raises a BackendError."""
         ...
 
 

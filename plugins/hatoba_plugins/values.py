@@ -365,6 +365,13 @@ class Capabilities:
     find_settles_after: float = 0.0
     """Seconds after which a launch that cannot be found certainly did not happen."""
     limits: tuple[tuple[str, Rate], ...] = ()
+    of_jobs: Capabilities | None = None
+    """What its jobs can, where that is not what its deployments can."""
+
+    @property
+    def for_jobs(self) -> Capabilities:
+        """What its jobs can."""
+        return self.of_jobs or self
 
 
 @dataclass(frozen=True, slots=True)
@@ -569,11 +576,16 @@ class RefusedWish:
 
 @dataclass(frozen=True, slots=True)
 class DeviceCame:
-    """A device is there; what it said of itself, and how it reaches us (`grpc`, `aws-iot`)."""
+    """A device is there; what it said of itself, and how it reaches us (`grpc`, `aws-iot`).
+
+    `vouched`: somebody other than the core has made it a device of ours, as who may provision at
+    AWS IoT; the core takes it in where it does not know it.
+    """
 
     device: str
     hello: device_pb2.DeviceHello
     transport: str
+    vouched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -589,6 +601,14 @@ class DeviceTold:
 
     device: str
     report: device_pb2.DeviceReport
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceKept:
+    """Records that a device kept, in order, of which it has not heard yet that they are stored."""
+
+    device: str
+    records: device_pb2.DeviceRecords
 
 
 WishOutcome = Accepted | Superseded | Away | RefusedWish

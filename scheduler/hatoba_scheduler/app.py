@@ -50,7 +50,7 @@ from hatoba.v1 import (
     webhook_pb2_grpc,
     worker_pb2_grpc,
 )
-from hatoba_plugins.backend import Backend, BackendContext
+from hatoba_plugins.backend import Backend, BackendContext, BringsRecords
 from hatoba_plugins.budgets import Budget, Budgets
 from hatoba_plugins.clock import SystemClock
 from hatoba_scheduler import failpoints
@@ -85,6 +85,10 @@ from hatoba_scheduler.control.deployables import ServingGrounds
 from hatoba_scheduler.control.deployment_loop import DeploymentLoop
 from hatoba_scheduler.control.deployments import DeploymentBook
 from hatoba_scheduler.control.device_hub import DeviceHub
+from hatoba_scheduler.control.device_kept import KeptLoop
+from hatoba_scheduler.control.device_records import DeviceRecordDesk
+from hatoba_scheduler.control.device_targets import DeviceGrounds
+from hatoba_scheduler.control.device_work import DeviceWork, Unkept
 from hatoba_scheduler.control.devices import DeviceBook
 from hatoba_scheduler.control.disconnects import Disconnects
 from hatoba_scheduler.control.disk_watch import DiskWatch
@@ -141,6 +145,7 @@ from hatoba_scheduler.interceptors import (
     current_call,
     server_options,
 )
+from hatoba_scheduler.open_files import FileWatch, allow_most
 from hatoba_scheduler.services.admin import AdminParts, AdminServicer
 from hatoba_scheduler.services.artifacts import ArtifactParts, ArtifactServicer
 from hatoba_scheduler.services.cordons import check_drain
@@ -160,7 +165,7 @@ from hatoba_scheduler.services.runners import RunnerServicer
 from hatoba_scheduler.services.schedules import ScheduleServiceParts, ScheduleServicer
 from hatoba_scheduler.services.upkeep import Adopted, Upkeep
 from hatoba_scheduler.services.webhooks import WebhookParts, WebhookServicer
-from hatoba_scheduler.services.workers import WorkerItems, WorkerServicer
+from hatoba_scheduler.services.workers import Side, WorkerItems, WorkerServicer
 from hatoba_scheduler.store.base import Store
 from hatoba_scheduler.store.blob_index import Roots
 from hatoba_scheduler.store.blobs import ChunkStore, StoreLimits
@@ -260,6 +265,8 @@ class Core:
     deployments: DeploymentBook
     devices: DeviceBook
     device_hub: DeviceHub
+    device_jobs: Hub
+    """That of the streams that devices open for jobs."""
     backups: Backups
     webhooks: Webhooks
     adopted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -273,14 +280,20 @@ class Core:
     loops: dict[str, BackendLoop] = field(default_factory=dict)
     serving_loops: dict[str, DeploymentLoop] = field(default_factory=dict)
     fleet_loops: dict[str, FleetLoop] = field(default_factory=dict)
+    kept_loops: dict[str, KeptLoop] = field(default_factory=dict)
     drainer: Drainer = field(init=False)
     backend_book: BackendBook = field(init=False)
     disconnects: Disconnects = field(init=False)
+    device_work: DeviceWork = field(init=False)
     quarantine: Quarantine = field(init=False)
 
     def __post_init__(self) -> None:
         self.disconnects = Disconnects(self.ledger, self.clock, random.Random(), self._recall)
         self.quarantine = Quarantine(self.ledger, self.hub, self.clock, Blame())
+        self.device_work = DeviceWork(
+            self.ledger, self.clock, self.devices, self.device_hub, self.device_jobs
+        )
+        self.dispatcher.away = self.device_work.away
         self.drainer = Drainer(self.ledger, self.clock, lambda: self.activity.live)
         self.backend_book = BackendBook(self.store, self.drainer, self.loops)
 
@@ -313,6 +326,10 @@ async def serve(options: ServeOptions) -> None:
             backends = await _open_backends(core, bound, stack)
             running = _start_loops(core, backends, tasks)
             server = await _serve_grpc(core, backends, tasks, bound)
+            running += [
+                tasks.create_task(_adopted(core, loop.run), name=f"kept-{name}")
+                for name, loop in core.kept_loops.items()
+            ]
             # After a failure that ends everything; what was drained is stopped already.
             stack.push_async_callback(_stop, server.server, None)
             watch = _disk_watch(core, server)
@@ -417,6 +434,7 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
         deployments=DeploymentBook(store.deployments, feed, clock),
         devices=DeviceBook(store.devices, clock),
         device_hub=DeviceHub(clock, options.config.devices.alive_every),
+        device_jobs=Hub(Unkept(store.identity), clock, __version__, of_devices=True),
         authority=authority,
         pager=Pager(hashlib.sha256(store.identity.cluster_id.encode()).digest()),
         backups=Backups(
@@ -442,6 +460,7 @@ def _accept_devices(core: Core) -> None:
     """Devices are known by their certificates."""
     audit = Audit(core.clock.monotonic, core.devices.denied)
     gate = DeviceGate(core.authority, core.devices, audit)
+    gate.works = core.device_work.has
     core.authenticator.accept(DEVICE_PREFIX, gate.authenticate)
     renewals = DeviceRenewals(core.authority, gate, core.now)
     core.authenticator.accept(RENEWAL_PREFIX, renewals.authenticate)
@@ -504,8 +523,9 @@ async def _recover(core: Core) -> None:
     core.ledger.listen(core.desk.on_commit)
     core.ledger.listen(core.exits.on_commit)
     core.ledger.listen(core.hub.on_commit)
+    core.ledger.listen(core.device_jobs.on_commit)
     core.ledger.listen(AttemptSpans(core.tracer).on_commit)
-    await core.hub.recover([a for rows in core.ledger.all_rows() for a in rows.attempts.values()])
+    await _recover_hubs(core)
     await core.queues.recover()
     core.dispatcher.recover()
     core.followers.recover()
@@ -520,8 +540,26 @@ async def _recover(core: Core) -> None:
     await core.feed.recover()
     await core.deployments.recover()
     await core.devices.recover()
+    _watch_files(core)
+    core.device_work.recover()
     await core.ledger.recover_parked()
     log.info("recovered", active_jobs=core.ledger.active(), last_event=core.events.newest)
+
+
+def _watch_files(core: Core) -> None:
+    """Each device has a stream, which is a file."""
+    watch = FileWatch(allow_most(), lambda: len(core.devices.by_name))
+    core.devices.listen(lambda _: watch.look())
+    watch.look()
+
+
+async def _recover_hubs(core: Core) -> None:
+    """Tell both hubs of what is not over and theirs."""
+    theirs: dict[bool, list[Attempt]] = {False: [], True: []}
+    for rows in core.ledger.all_rows():
+        theirs[bool(rows.job.terms.devices)] += rows.attempts.values()
+    await core.hub.recover(theirs[False])
+    await core.device_jobs.recover(theirs[True])
 
 
 # -- backends and loops --------------------------------------------------------------------------
@@ -544,8 +582,10 @@ async def _open_backends(core: Core, bound: Bound, stack: AsyncExitStack) -> Bac
             secret=credentials.value,
             workers=core.hub,
             devices=core.device_hub if core.options.config.devices.listen else None,
+            device_jobs=core.device_jobs if core.options.config.devices.listen else None,
             ca=authority,
             tls=bound.transport.secure,
+            dials=core.devices.dials,
         )
 
     core.disconnects.recover()
@@ -656,6 +696,8 @@ def _start_loops(
         **{f"deployments-{name}": loop.run for name, loop in core.serving_loops.items()},
         **{f"fleet-{name}": loop.run for name, loop in core.fleet_loops.items()},
         "device-hub": core.device_hub.run,
+        "device-work": core.device_work.run,
+        "device-work-again": core.device_work.remind,
         "devices-seen": core.devices.run,
     }
     return [
@@ -806,7 +848,8 @@ def _add_services(core: Core, backends: Backends, tasks: asyncio.TaskGroup, boun
         secrets = frozenset(secret for host in core.hub.hosts() for secret in host.secrets)
         secrets |= core.dispatcher.planner.secrets()
         ours = (instances, backends.default, core.queues, secrets)
-        return Grounds(*ours, now=core.now(), choice=backends.choice)
+        devices = DeviceGrounds(_runs_on_devices(core), core.devices.by_name)
+        return Grounds(*ours, now=core.now(), choice=backends.choice, devices=devices)
 
     parts = _job_parts(core, backends, grounds)
     jobs = JobServicer(parts)
@@ -839,15 +882,27 @@ def _add_services(core: Core, backends: Backends, tasks: asyncio.TaskGroup, boun
     deployment_pb2_grpc.add_DeploymentServiceServicer_to_server(
         DeploymentServicer(deployments), server
     )
-    device_pb2_grpc.add_DeviceServiceServicer_to_server(
-        DeviceServicer(_device_parts(core, tasks, pinned=pinned)), server
-    )
+    devices = _device_parts(core, deployments.desk, tasks, pinned=pinned)
+    device_pb2_grpc.add_DeviceServiceServicer_to_server(DeviceServicer(devices), server)
+    for name, backend in instances.items():
+        role: object = backend.devices
+        if isinstance(role, BringsRecords):
+            core.kept_loops[name] = KeptLoop(name, role, devices.records, core.clock)
     latecomers = Latecomers(core.ledger, core.store, core.clock, lambda: _backend_of_hosts(core))
     items = WorkerItems(core.hub, core.desk, latecomers, core.metric_writer, core.traces)
     joining = Joining(
         JoinParts(core.hub, core.authenticator, core.authority, lambda: core.joined_at, pinned)
     )
-    workers = WorkerServicer(core.hub, items, core.ledger, core.drainer, core.pager, tasks, joining)
+    workers = WorkerServicer(
+        core.hub,
+        items,
+        core.ledger,
+        core.drainer,
+        core.pager,
+        tasks,
+        joining,
+        _device_side(core),
+    )
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(workers, server)
     cluster_id = core.store.identity.cluster_id
     runner = RunnerServicer(
@@ -965,9 +1020,19 @@ def _reached_at(core: Core, transport: Transport) -> str:
 
 def _backend_of_hosts(core: Core) -> str:
     """The instance whose attempts workers run; empty: none is open."""
-    loops = core.loops.items()
-    runners = (name for name, one in loops if one.backend.capabilities().runner == "host")
-    return next(runners, "")
+    loops = ((name, one.backend) for name, one in core.loops.items() if not one.backend.devices)
+    return next((name for name, one in loops if one.capabilities().runner == "host"), "")
+
+
+def _runs_on_devices(core: Core) -> str:
+    """The instance that runs jobs on devices; empty: none does."""
+    return next((name for name, one in core.loops.items() if one.backend.devices), "")
+
+
+def _device_side(core: Core) -> Side:
+    late = Latecomers(core.ledger, core.store, core.clock, lambda: _runs_on_devices(core))
+    items = WorkerItems(core.device_jobs, core.desk, late, core.metric_writer, core.traces)
+    return Side(core.device_jobs, items)
 
 
 def _webhook_parts(core: Core) -> WebhookParts:
@@ -994,6 +1059,7 @@ def _upkeep(core: Core, backends: Backends) -> Upkeep:
             await core.schedules.adopted()
             await core.store.backups.adopted()
             core.hub.adopted()
+            core.device_jobs.adopted()
             core.admission.adopted()
             core.adopted.set()
             log.info("store.adopted", adopted=len(report.adopted), left=len(report.reported))
@@ -1048,12 +1114,16 @@ def _deployment_parts(
     )
 
 
-def _device_parts(core: Core, tasks: asyncio.TaskGroup, *, pinned: bool) -> DeviceParts:
+def _device_parts(
+    core: Core, predictions: PredictionDesk, tasks: asyncio.TaskGroup, *, pinned: bool
+) -> DeviceParts:
+    store = core.store.devices
     return DeviceParts(
-        store=core.store.devices,
+        store=store,
         book=core.devices,
         hub=core.device_hub,
         deployments=core.deployments,
+        records=DeviceRecordDesk(store, core.devices, core.deployments, predictions),
         loops=core.fleet_loops.values,
         enrolling=_enrolling(core, pinned=pinned),
         cluster_id=core.store.identity.cluster_id,
@@ -1061,6 +1131,7 @@ def _device_parts(core: Core, tasks: asyncio.TaskGroup, *, pinned: bool) -> Devi
         clock=core.clock,
         tasks=tasks,
         cut=core.authenticator.cut,
+        jobs=core.device_work.jobs,
     )
 
 
@@ -1191,6 +1262,7 @@ async def _drain(core: Core, server: GrpcServer) -> None:
     core.stopping.set()
     core.backups.stop()
     core.hub.close()
+    core.device_jobs.close()
     core.device_hub.close()
     core.feed.close()
     core.exits.close()

@@ -13,7 +13,7 @@ from hatoba_plugins.backend import Backend, BackendContext
 from hatoba_plugins.errors import BackendError
 from hatoba_plugins.loader import LoadFailure, RegisteredType, load
 from hatoba_plugins.values import Capabilities
-from hatoba_scheduler.config import BackendConfig, Config
+from hatoba_scheduler.config import DEVICES, BackendConfig, Config
 from hatoba_scheduler.control.awaited_ends import Place
 from hatoba_scheduler.control.backend_loop import BackendLoop, LoopSettings
 from hatoba_scheduler.control.calls import CallSettings
@@ -25,9 +25,6 @@ log = structlog.get_logger(__name__)
 PLACES = [place.value for place in Place]
 EMBEDDED = {"hosts": BackendConfig("hosts")}
 """What is opened when nothing is configured."""
-
-
-DEVICES = "iot-edge-arm"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +107,7 @@ async def open_backends(
         if failure is not None:
             log.error("backend.not_opened", backend=name, reason=failure.reason)
             found.failures.append(failure)
-    found.default = config.defaults.train or _first(found.opened, lambda one: one.jobs)
+    found.default = config.defaults.train or _first(found.opened, _any_jobs)
     found.default_devices = _first(found.opened, lambda one: one.devices)
     serving = (name for name, one in found.opened.items() if one.backend.deployments is not None)
     found.default_serves = config.defaults.serves or next(serving, found.default)
@@ -132,11 +129,16 @@ def _first(opened: Mapping[str, Opened], role: Callable[[Backend], object]) -> s
     return next((name for name, one in opened.items() if role(one.backend) is not None), "")
 
 
+def _any_jobs(backend: Backend) -> object:
+    """The job role of a backend, unless its jobs are for devices alone."""
+    return backend.jobs if backend.devices is None else None
+
+
 def _choice(opened: Mapping[str, Opened], config: Config) -> tuple[str, ...]:
     able = [
         name
         for name, one in opened.items()
-        if one.backend.jobs is not None and not one.backend.capabilities().pretends
+        if _any_jobs(one.backend) is not None and not one.backend.capabilities().pretends
     ]
     costs = {name: wanted.cost_per_hour for name, wanted in config.backends.items()}
     return tuple(sorted(able, key=lambda name: costs.get(name, 0.0)))
@@ -144,7 +146,7 @@ def _choice(opened: Mapping[str, Opened], config: Config) -> tuple[str, ...]:
 
 def loop_settings(config: Config, name: str) -> LoopSettings:
     """What is configured of an instance beside its own options."""
-    wanted = (config.backends or EMBEDDED)[name]
+    wanted = _wanted(config)[name]
     return LoopSettings(
         wanted.cost_per_hour, CallSettings(deadline=wanted.deadline), wanted.reap_after
     )
@@ -180,6 +182,9 @@ async def _open(
     if (place := backend.capabilities().runner) not in PLACES:
         reason = f"its runner stands in {place!r}; known are {', '.join(PLACES)}"
         return LoadFailure(name, reason, "correct the plug-in", registered.distribution)
+    if backend.devices is not None and (other := _first(found.opened, lambda one: one.devices)):
+        reason = f"{other!r} has devices already, and all devices are of one backend"
+        return LoadFailure(name, reason, f"keep {other!r} or {name!r}", registered.distribution)
     found.opened[name] = Opened(backend, registered)
     return None
 

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?")
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?")
+DEVICES = "iot-edge-arm"
+"""The type of the backend that has devices."""
 _TOML_POSITION = re.compile(r"(.*) \(at line (\d+), column (\d+)\)")
 
 
@@ -268,6 +270,7 @@ class _Reader:
         self._default_exists(config)
         self._bucket_fits(config.blobs)
         self._port_is_there(config.devices)
+        self._devices_are_of_one(config.backends)
         return config
 
     def _settings(
@@ -336,6 +339,16 @@ class _Reader:
     def _port_is_there(self, devices: DevicesConfig) -> None:
         if devices.advertise is not None and devices.listen is None:
             self._problem(("devices", "advertise"), "needs `listen`, which opens the port")
+
+    def _devices_are_of_one(self, backends: Mapping[str, BackendConfig]) -> None:
+        names = [name for name, one in backends.items() if one.type == DEVICES]
+        if len(names) > 1:
+            told = ", ".join(map(repr, names))
+            self._problem(
+                ("backends", names[1], "type"),
+                f"{DEVICES!r} is the type of {told}, and all devices are of one backend: keep one, "
+                'with `transport = "both"` where some dial this server and some AWS IoT',
+            )
 
     def _known(self, path: tuple[str, ...], given: Iterable[str], known: Iterable[str]) -> None:
         names = list(known)

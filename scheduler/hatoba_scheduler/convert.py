@@ -199,6 +199,8 @@ def task_to_proto(job: Job, task: Task, progress: Progress | None = None) -> job
         out.outputs.CopyFrom(manifest_to_proto(task.outputs))
     if progress is not None:
         out.progress.CopyFrom(progress_to_proto(progress))
+    if job.terms.devices:
+        out.device = job.terms.devices[task.index]
     set_time(out.not_before, task.not_before)
     set_time(out.start_time, task.start_time)
     set_time(out.end_time, task.end_time)
@@ -208,10 +210,12 @@ def task_to_proto(job: Job, task: Task, progress: Progress | None = None) -> job
 def unstarted_to_proto(job: Job, index: int) -> job_pb2.Task:
     """The message of a task that never started."""
     dropped = index in job.dropped
+    device = job.terms.devices[index] if job.terms.devices else ""
     return job_pb2.Task(
         job=job_name(job.project, job.name),
         index=index,
         state=state_to_proto(JobState.CANCELLED if dropped else job.unstarted_state),
+        device=device,
     )
 
 

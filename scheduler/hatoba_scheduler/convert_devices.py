@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from google.protobuf.message import Message
+
 from hatoba.v1 import deployment_pb2, device_pb2, worker_pb2
 from hatoba_scheduler.convert import cause_to_proto, micros, requirements_of, set_time
 from hatoba_scheduler.convert_deployments import cause_of
@@ -31,11 +33,17 @@ _CANNOT_BE = frozenset(
     {CauseCode.IMAGE_ARCHITECTURE, CauseCode.IMAGE_MISSING, CauseCode.NO_CAPACITY}
 )
 """Why a device refuses a revision before it runs anything of it."""
-_KINDS = {"log": RecordKind.LOG, "figure": RecordKind.FIGURE, "happening": RecordKind.HAPPENING}
+_KINDS = {
+    "log": RecordKind.LOG,
+    "figure": RecordKind.FIGURE,
+    "happening": RecordKind.HAPPENING,
+    "prediction": RecordKind.PREDICTION,
+}
 _ASKED = {
     device_pb2.DEVICE_RECORD_KIND_LOG: RecordKind.LOG,
     device_pb2.DEVICE_RECORD_KIND_FIGURE: RecordKind.FIGURE,
     device_pb2.DEVICE_RECORD_KIND_HAPPENING: RecordKind.HAPPENING,
+    device_pb2.DEVICE_RECORD_KIND_PREDICTION: RecordKind.PREDICTION,
 }
 
 
@@ -133,12 +141,22 @@ def records_of(told: device_pb2.DeviceRecords, newest: int) -> list[DeviceRecord
                 micros(one.time),
                 _KINDS[kind],
                 deployment,
-                body.SerializeToString(),
+                _without_bodies(body).SerializeToString(),
                 lost,
             )
         )
         lost = 0
     return found
+
+
+def _without_bodies(body: Message) -> Message:
+    """What was asked of a model and answered stands in its dataset, and nowhere else."""
+    if not isinstance(body, device_pb2.DevicePrediction):
+        return body
+    kept = device_pb2.DevicePrediction()
+    kept.CopyFrom(body)
+    kept.ClearField("captured")
+    return kept
 
 
 def log_to_proto(record: DeviceRecord) -> device_pb2.DeviceLog:
@@ -253,6 +271,14 @@ def desired_to_proto(
     """The document of what is wanted of a device; what nobody knows any more is left out."""
     known = [one for one in wants if one is not None]
     return device_pb2.DeviceDesired(generation=generation, wants=known)
+
+
+def leaving_proto(desired: device_pb2.DeviceDesired) -> device_pb2.DeviceDesired:
+    """The same for a device that is about to be forgotten."""
+    leaving = device_pb2.DeviceDesired()
+    leaving.CopyFrom(desired)
+    leaving.leaving = True
+    return leaving
 
 
 def want_to_proto(

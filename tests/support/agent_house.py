@@ -11,68 +11,37 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from command_line import Done
+from agent_process import AgentProcess
 from device_site import DeviceSite
 from replica_house import HANDLER, predict
 from waiting import until
 from worker_house import marked
 
 from hatoba.v1 import device_pb2, worker_pb2
-from hatoba_worker.agent import status
 
 DEPLOYMENT = "projects/default/deployments/adder"
 PATIENCE = 120.0
 
 
-class AgentHouse:
+class AgentHouse(AgentProcess):
     """What is on the device's disk outlives agent and power."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__(root / "device")
         self.site = DeviceSite(root)
-        self.data = root / "device"
-        self._process: asyncio.subprocess.Process | None = None
 
     # -- the agent ------------------------------------------------------------------------------
-
-    async def command(self, *arguments: str) -> Done:
-        """`hatoba agent ...` on the device, run to its end."""
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "hatoba_worker.agent", *arguments, "--data", str(self.data)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        out, err = await process.communicate()
-        assert process.returncode is not None
-        return Done(process.returncode, out.decode(), err.decode())
 
     async def enroll(self) -> None:
         """Make it a device of the site."""
         done = await self.command("enroll", "--server", self.site.api, "--token", self.site.token)
         assert done.code == 0, done.err
 
-    async def start(self) -> None:
-        """Switch the agent on."""
-        log = await asyncio.to_thread((self.data / "agent.log").open, "ab")
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "hatoba_worker.agent", "run", "--data", str(self.data)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
-        log.close()
-
     @property
     def pid(self) -> int:
         """The agent's process."""
         assert self._process is not None
         return self._process.pid
-
-    async def terminate(self) -> int:
-        """End the agent as systemd does; its exit code."""
-        assert self._process is not None
-        self._process.terminate()
-        return await self._process.wait()
 
     async def kill(self) -> None:
         """kill -9 of the agent alone."""
@@ -136,11 +105,6 @@ class AgentHouse:
 
     # -- on the device itself -------------------------------------------------------------------
 
-    def told(self) -> dict[str, Any]:
-        """What the agent that runs now wrote for people on the device; blocks."""
-        found = status.read(self.data)
-        return found if found.get("pid") == self.pid else {}
-
     def slot(self) -> dict[str, Any]:
         """What it wrote of its one model; blocks."""
         slots = self.told().get("report", {}).get("slots", [])
@@ -149,6 +113,10 @@ class AgentHouse:
 
     async def answers(self, x: int) -> dict[str, Any]:
         """Ask the model on the device, once it answers."""
+        return await self.asks(x=x)
+
+    async def asks(self, **inputs: Any) -> dict[str, Any]:
+        """Ask whatever model is on the device, once it answers."""
         await until(lambda: self.slot().get("address"), PATIENCE)
         slot = await asyncio.to_thread(self.slot)
-        return await predict(slot["address"], x=x)
+        return await predict(slot["address"], **inputs)

@@ -26,6 +26,7 @@ from hatoba_plugins.values import (
     DeviceWent,
     DeviceWish,
     Gap,
+    NotYet,
     RefusedWish,
     Released,
     ReleaseOutcome,
@@ -118,6 +119,8 @@ class Streams:
     forgotten: list[str] = field(default_factory=list)
     refusals: list[BackendError] = field(default_factory=list)
     """Of the next wishes, one each."""
+    clinging: set[str] = field(default_factory=set)
+    """Devices that cannot be forgotten yet."""
     tell: asyncio.Queue[DeviceNews] = field(default_factory=asyncio.Queue)
 
     async def desire(self, wishes: Sequence[DeviceWish]) -> list[WishOutcome]:
@@ -141,7 +144,7 @@ class Streams:
     async def forget(self, devices: Sequence[str]) -> list[ReleaseOutcome]:
         """Remember it."""
         self.forgotten += devices
-        return [Released(one) for one in devices]
+        return [NotYet(one, 1.0) if one in self.clinging else Released(one) for one in devices]
 
 
 @dataclass
@@ -198,14 +201,16 @@ class FleetHouse:
             await self.come(*names)
         await self.turn()
 
-    async def come(self, *names: str, generation: int = 0) -> None:
+    async def come(
+        self, *names: str, generation: int = 0, transport: str = "grpc", vouched: bool = False
+    ) -> None:
         """They connect."""
         for name in names:
             self.streams.there.add(name)
             hello = device_pb2.DeviceHello(
                 device=name, boot_id="b", installation="i-" + name, generation=generation
             )
-            self.streams.tell.put_nowait(DeviceCame(name, hello, "grpc"))
+            self.streams.tell.put_nowait(DeviceCame(name, hello, transport, vouched))
         await self.turn()
 
     async def go(self, *names: str) -> None:

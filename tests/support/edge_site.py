@@ -25,6 +25,7 @@ from hatoba_plugins.clock import FakeClock, SystemClock
 from hatoba_plugins.conformance import DeviceFaults, FarHarness
 from hatoba_scheduler.auth.authority import DEVICES_NAME
 from hatoba_scheduler.control.device_hub import MISSED, DeviceHub
+from hatoba_scheduler.control.device_records import DeviceRecordDesk
 from hatoba_scheduler.control.devices import DeviceBook
 from hatoba_scheduler.device_port import DevicePort
 from hatoba_scheduler.interceptors import Admission, Front, Phase, server_options
@@ -106,11 +107,13 @@ class Server:
 
     def _parts(self, tasks: asyncio.TaskGroup) -> DeviceParts:
         nobody = cast(Any, None)
+        devices, book = self.office.store.devices, self.office.book
         return DeviceParts(
-            store=self.office.store.devices,
-            book=self.office.book,
+            store=devices,
+            book=book,
             hub=self.hub,
             deployments=nobody,
+            records=DeviceRecordDesk(devices, book, nobody, nobody),
             loops=lambda: (),
             enrolling=nobody,
             cluster_id=self.office.store.identity.cluster_id,

@@ -50,7 +50,7 @@ PATIENCE = 90.0
 GOOD = "SLOT_PHASE_GOOD"
 # Says what it was made of, as it lies on the device; breaks as its `does` says.
 HANDLER = b"""
-import hashlib, os, sys, threading, time
+import hashlib, os, platform, sys, threading, time
 from pathlib import Path
 
 
@@ -72,7 +72,8 @@ class Model:
         os._exit(1)
 
     def predict(self, inputs):
-        return {"name": self.name, "weights": self.weights, "pid": os.getpid()}
+        told = {"name": self.name, "weights": self.weights, "machine": platform.machine()}
+        return {**told, "pid": os.getpid()}
 """
 # Asks a model on the device that it runs on.
 ASK = """
@@ -138,9 +139,9 @@ class World:
         request = device_pb2.CreateDeviceTokenRequest(uses=uses, labels=labels)
         return (await self.wire.once(request, device_pb2.DeviceToken)).secret
 
-    async def enroll(self, machine: FarMachine, name: str, token: str) -> None:
+    async def enroll(self, machine: FarMachine, name: str, token: str, *more: str) -> None:
         """Make a machine a device."""
-        words = ("agent", "enroll", "--server", self.server.address, "--token", token)
+        words = ("agent", "enroll", "--server", self.server.address, "--token", token, *more)
         where = ("--name", name, "--data", machine.data)
         done = await asyncio.to_thread(machine.hatoba, *words, *where)
         assert done.returncode == 0, done.stderr
@@ -156,7 +157,7 @@ class World:
         return await eventually(asked, PATIENCE)
 
     async def _asked(self, machine: FarMachine, address: str) -> dict[str, Any]:
-        command = await asyncio.to_thread(machine.command, sys.executable, "-c", ASK, address)
+        command = await asyncio.to_thread(machine.beside, sys.executable, "-c", ASK, address)
         process = await asyncio.create_subprocess_exec(
             *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
         )
@@ -185,9 +186,16 @@ class World:
     # -- models and deployments -----------------------------------------------------------------
 
     async def model(
-        self, name: str, weights: bytes = b"", does: str = "works", parts: int = 1
+        self,
+        name: str,
+        weights: bytes = b"",
+        does: str = "works",
+        parts: int = 1,
+        python: str = "",
     ) -> str:
-        """Another version of the model `toy`, which says this name; as `toy:3`."""
+        """Another version of the model `toy`, which says this name; as `toy:3`. `python`: of where
+        it runs, not the one that runs this.
+        """
         step = -(-len(weights) // parts)
         files = {"name": name.encode(), "does": does.encode()}
         files |= {f"weights-{n:04}": weights[n * step : (n + 1) * step] for n in range(parts)}
@@ -196,7 +204,10 @@ class World:
         request = model_pb2.RegisterModelRequest(model="toy", manifest=tree)
         request.serving.handler = "toy:Model"
         request.serving.code.digest = code.digest
-        request.serving.environment.caller_interpreter = sys.executable
+        if python:
+            request.serving.environment.python = python
+        else:
+            request.serving.environment.caller_interpreter = sys.executable
         request.serving.example.data = b"{}"
         request.serving.example.media_type = "application/json"
         return await ready(self.wire, request)
@@ -209,11 +220,14 @@ class World:
         site: str = "tokyo",
         bake: float = 0.5,
         memory: int = 0,
+        captured_in: str = "",
         **targets: Any,
     ) -> deployment_pb2.Deployment:
         """Have a model run on the devices of a site."""
         request = deployment_pb2.CreateDeploymentRequest(deployment=name)
         request.spec.model = model
+        if captured_in:
+            request.spec.capture.dataset, request.spec.capture.rate = captured_in, 1.0
         request.spec.strategy.bake.FromNanoseconds(round(bake * 1e9))
         request.spec.resources.memory_bytes = memory
         devices = {"abort_least": 1, "retries": 0, **targets}

@@ -66,6 +66,11 @@ class HeldLink:
             tasks.create_task(line.carry(far_reader, writer), name="link:back")
         self._lines.remove(line)
 
+    @property
+    def held(self) -> bool:
+        """Whether there is a connection on which nothing passes."""
+        return any(not line.flows.is_set() for line in self._lines)
+
     def hold(self) -> None:
         """What passes on the connections that there are arrives no more, and nobody is told."""
         for line in self._lines:

@@ -201,7 +201,7 @@ class HostsHarness(ShellHarness):
 @asynccontextmanager
 async def _serving(hub: Hub, trees: ScriptedServer) -> AsyncIterator[tuple[int, grpc.aio.Server]]:
     desk = cast(RunnerDesk, GrantOnce())
-    nobody, spans = cast(Any, None), cast(Any, _Spans())
+    nobody, spans = cast(Any, None), cast(Any, NoSpans())
     items = WorkerItems(hub, desk, nobody, nobody, spans)
     async with asyncio.TaskGroup() as tasks:
         server = grpc.aio.server()
@@ -226,7 +226,9 @@ async def _serving(hub: Hub, trees: ScriptedServer) -> AsyncIterator[tuple[int, 
             await server.stop(1)
 
 
-class _Spans:
+class NoSpans:
+    """Of spans nothing is kept."""
+
     def add(self, spans: Any) -> None:
         """Nobody looks at them."""
 

@@ -26,10 +26,7 @@ from held_link import HeldLink
 from mqtt_client import MqttClient, Publication
 from testbed_fixtures import AwsEmulator, fresh_name
 
-from hatoba.v1 import device_pb2
-from hatoba_plugins.backends.iot_edge import EdgeType
-from hatoba_plugins.backends.iot_edge.backend import EdgeBackend
-from hatoba_plugins.backends.iot_edge.documents import (
+from hatoba.shadows import (
     compact,
     goodbye_state,
     hello_state,
@@ -38,6 +35,9 @@ from hatoba_plugins.backends.iot_edge.documents import (
     set_of,
     shadow_of,
 )
+from hatoba.v1 import device_pb2
+from hatoba_plugins.backends.iot_edge import EdgeType
+from hatoba_plugins.backends.iot_edge.backend import EdgeBackend
 from hatoba_plugins.backends.iot_edge.options import EdgeOptions
 from hatoba_plugins.backends.iot_edge.shadows import AwsIotDevices
 from hatoba_plugins.conformance import DeviceFaults, FarHarness
@@ -69,6 +69,9 @@ class IotYard:
     prefix: str
     queue: str
     policy: str
+    fleet: str
+    template: str
+    """Of fleet provisioning."""
 
     @property
     def options(self) -> dict[str, object]:
@@ -93,7 +96,7 @@ def iot_yard(ministack: AwsEmulator) -> Iterator[IotYard]:
     """One of a test's own: a call for messages that was given up may still take one."""
     name = fresh_name("iot")
     formation = aws(ministack.endpoint, "cloudformation")
-    given = {"Name": name, "ThingPrefix": f"{name}-"}
+    given = {"Name": name, "ThingPrefix": f"{name}-", "Fleet": name}
     formation.create_stack(
         StackName=name,
         TemplateBody=TEMPLATE.read_text(),
@@ -104,7 +107,8 @@ def iot_yard(ministack: AwsEmulator) -> Iterator[IotYard]:
     made = {one["OutputKey"]: one["OutputValue"] for one in stack["Outputs"]}
     quick = {"ReceiveMessageWaitTimeSeconds": "1", "VisibilityTimeout": "1"}
     aws(ministack.endpoint, "sqs").set_queue_attributes(QueueUrl=made["Queue"], Attributes=quick)
-    yield IotYard(ministack, made["ThingPrefix"], made["Queue"], made["DevicePolicy"])
+    queue, policy = made["Queue"], made["DevicePolicy"]
+    yield IotYard(ministack, made["ThingPrefix"], queue, policy, name, made["Template"])
     formation.delete_stack(StackName=name)
 
 
@@ -377,11 +381,15 @@ class IotHarness(FarHarness):
         """See DeviceHarness."""
         if former := self.far.get(name):
             await former.close()
+        identity = await self.devices.things.enroll(name, keys.request_for(keys.new_key()))
+        return await self.dials(name, identity.certificate_arn)
+
+    async def dials(self, name: str, certificate: str) -> MqttDevice:
+        """A device that has this certificate already."""
         there = urlsplit(self.yard.emulator.endpoint)
         link = HeldLink(there.port or 0, there.hostname or "")
         await link.open()
-        identity = await self.devices.things.enroll(name, keys.request_for(keys.new_key()))
-        made = MqttDevice(name, self.yard, identity.certificate_arn, link, self._tasks)
+        made = MqttDevice(name, self.yard, certificate, link, self._tasks)
         self.far[name] = made
         return made
 

@@ -19,8 +19,9 @@ from hatoba_worker import keys
 from hatoba_worker.agent.budget import Budget
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.identity import Identity
-from hatoba_worker.agent.link import Link, Parts
+from hatoba_worker.agent.link import Link
 from hatoba_worker.agent.records import Records
+from hatoba_worker.agent.redial import Parts
 from hatoba_worker.agent.renewing import SERVER, Shown
 from hatoba_worker.agent.ring import Ring
 from hatoba_worker.agent.settings import Settings
@@ -57,6 +58,7 @@ class LinkedDevice:
         self.waits: list[float] = []
         self.dials = 0
         self.ups: list[bool] = []
+        self.works = 0
         self.desired_of: list[device_pb2.DeviceDesired] = []
         self.news = News()
         parts = Parts(
@@ -101,6 +103,10 @@ class LinkedDevice:
 
     def desired(self, desired: device_pb2.DeviceDesired) -> None:
         self.desired_of.append(desired)
+        self.news.tell()
+
+    def work(self) -> None:
+        self.works += 1
         self.news.tell()
 
     # -- its life -------------------------------------------------------------------------------

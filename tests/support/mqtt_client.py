@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import struct
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple, Self
 
 import aiohttp
@@ -45,12 +45,12 @@ class MqttClient:
         self._ids = itertools.count(1)
 
     @classmethod
-    async def connect(cls, port: int, client_id: str) -> Self:
-        """Connect to a broker at this port of loopback, with a clean session."""
+    async def connect(cls, port: int, client_id: str, host: str = "127.0.0.1") -> Self:
+        """Connect to a broker at this port, with a clean session."""
         session = aiohttp.ClientSession()
         try:
             socket = await session.ws_connect(
-                f"http://127.0.0.1:{port}/mqtt", protocols=("mqtt",), headers={"Host": HOST}
+                f"http://{host}:{port}/mqtt", protocols=("mqtt",), headers={"Host": HOST}
             )
             client = cls(session, socket)
             head = _text("MQTT") + bytes((4, 0b10)) + struct.pack("!H", KEEP_ALIVE)
@@ -75,7 +75,7 @@ class MqttClient:
                 PUBLISH, 0b10, _text(topic) + struct.pack("!H", next(self._ids)) + payload
             )
 
-    async def messages(self) -> AsyncIterator[Publication]:
+    async def messages(self) -> AsyncGenerator[Publication, None]:
         """What comes, until the connection ends."""
         with contextlib.suppress(*BROKEN, EOFError):
             while True:

@@ -57,7 +57,7 @@ class Pusher:
 
     def __init__(self, session: aiohttp.ClientSession, host: str, name: str) -> None:
         self._session = session
-        self._host, self._name = host, name
+        self.host, self._name = host, name
         self._base = f"http://{host}/v2/{name}"
 
     async def image(
@@ -122,4 +122,4 @@ class Pusher:
             f"{self._base}/manifests/{digest}", data=data, headers=headers
         ) as done:
             done.raise_for_status()
-        return Pushed(self._host, self._name, digest, len(data), media_type)
+        return Pushed(self.host, self._name, digest, len(data), media_type)

@@ -14,12 +14,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from hatoba.shadows import Json, hello_state, set_of, shadow_of
 from hatoba.v1 import device_pb2
 from hatoba_plugins.aws import AwsRefusal, Paging, Unanswered
 from hatoba_plugins.aws.errors import AwsAnswer, meaning
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.iot_edge.calls import CLUSTER, IotCalls
-from hatoba_plugins.backends.iot_edge.documents import Json, hello_state, set_of, shadow_of
 from hatoba_plugins.backends.iot_edge.listening import Listener
 from hatoba_plugins.backends.iot_edge.options import EdgeOptions
 from hatoba_plugins.backends.iot_edge.shadows import AwsIotDevices

@@ -26,7 +26,8 @@ import grpc
 import grpc.aio
 
 from hatoba.v1 import device_pb2
-from hatoba_worker.agent.link import ALIVE_EVERY, OPTIONS, Backoff
+from hatoba_worker.agent.link import ALIVE_EVERY, OPTIONS
+from hatoba_worker.agent.redial import Backoff
 
 CONNECT = "/hatoba.v1.DeviceService/Connect"
 NAME_SHOWN = "grpc.ssl_target_name_override"

@@ -54,9 +54,14 @@ def wheel(directory: Path) -> None:
 
 
 def locked(text: str) -> dict[str, str]:
-    """The entries of a lock, each with its hashes, by name."""
-    entries = re.findall(r"^[a-z0-9][^\n]*\\\n(?:    [^\n]*\n)+", text, re.MULTILINE)
-    return {entry.partition("==")[0].partition("[")[0]: entry for entry in entries}
+    """The entries of a lock, each with its hashes, by name; some have several, for several
+    Pythons, of which pip takes the right one.
+    """
+    known: dict[str, str] = {}
+    for entry in re.findall(r"^[a-z0-9][^\n]*\\\n(?:    [^\n]*\n)+", text, re.MULTILINE):
+        name = entry.partition("==")[0].partition("[")[0]
+        known[name] = known.get(name, "") + entry
+    return known
 
 
 def closure(extras: Iterable[str]) -> set[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from bed_device import FarMachine
 
-HEADS = ("device", "power", "link", "wanted", "runs", "how it is")
+HEADS = ("device", "is", "power", "link", "wanted", "runs", "how it is")
 PHASES = {
     "WAITING": "waits",
     "FETCHING": "fetches",
@@ -37,6 +37,7 @@ def _row(device: Mapping[str, Any], machines: Mapping[str, FarMachine]) -> tuple
     slots = device.get("report", {}).get("slots", [])
     return (
         name,
+        device.get("platform", {}).get("architecture", "-"),
         "on" if machines[name].on else "off",
         "up" if device.get("connected") else "down",
         ", ".join(f"revision {one['revision']}" for one in wants) or "nothing",

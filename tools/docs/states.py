@@ -20,10 +20,12 @@ from hatoba_plugins import errors
 from hatoba_scheduler.control.observe import refused_step
 from hatoba_scheduler.domain import causes, preempting
 from hatoba_scheduler.domain.causes import Ending, ExitKind
+from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.dependencies import Upstream, upstream_ended
+from hatoba_scheduler.domain.device_jobs import without_devices
 from hatoba_scheduler.domain.device_rollouts import Stage
 from hatoba_scheduler.domain.ranges import Ranges
-from hatoba_scheduler.domain.records import Cause, Change, Job, Resources, RetryPolicy
+from hatoba_scheduler.domain.records import Cause, Change, Job, Resources, RetryPolicy, Terms
 from hatoba_scheduler.domain.states import (
     AttemptState,
     CauseCode,
@@ -207,6 +209,7 @@ def steps() -> Iterator[Step]:
     for late in (causes.past_deadline("now"), causes.queued_too_long(60.0)):
         yield partial(timed_out, cause=late, now=NOW)
     yield partial(cancel, cause=cause, now=NOW)
+    yield device_gone
     for step in (partial(waiting, now=NOW), partial(starting, now=NOW), claim, released):
         yield partial(of_attempt, step=step)
     yield partial(of_attempt, step=partial(running, start=1, limit_by="", now=NOW))
@@ -223,6 +226,13 @@ def launched(rows: Rows) -> Change | None:
     number = rows.tasks[0].attempt + 1 if rows.tasks else 1
     name = f"attempt-{number}"
     return launch(rows, Intent(0, name, "null", "", (), Resources(), False, ""), NOW)
+
+
+def device_gone(rows: Rows) -> Change | None:
+    """The device on which alone it runs is one no more."""
+    job = changed(rows.job, terms=Terms(devices=("shelf-1",)))
+    gone = Rows(job, rows.tasks, rows.attempts)
+    return without_devices(gone, lambda name: causes.device_gone(name, "was revoked"), NOW)
 
 
 def of_attempt(rows: Rows, step: Callable[[View], Change | None]) -> Change | None:

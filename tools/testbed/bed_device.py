@@ -28,6 +28,7 @@ from bed_edge import PREFIX, EdgeLink
 from bed_place import Broken
 from bed_processes import run
 
+KEEPER = Path(__file__).with_name("bed_keeper.py")
 DISK_MIB = 256
 STARTS_WITHIN = 60.0
 # Of ext4: as if the power had failed, with what its journal has not on the disk yet.
@@ -38,13 +39,36 @@ _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 # Mounted where nobody else sees it: whoever copied the mount would keep the disk in use.
 _INIT = f"""
 mount --bind "$1" {_BOOT_ID} || exit 1
-[ -z "$2" ] || mount -o {_OPTIONS} "$2" "$3" || exit 1
-shift 3
+image=$2 disk=$3 top=$4 layers=$5 shown=$6
+shift 6
 for each in "$@"; do mount -t tmpfs none "$each"; done
+if [ -n "$layers" ]; then
+    mount -t tmpfs none "$top" && mkdir "$top/new" "$top/work" "$top/root" || exit 1
+    over="lowerdir=$layers,upperdir=$top/new,workdir=$top/work"
+    mount -t overlay -o "$over" none "$top/root" || exit 1
+    for each in dev proc sys; do mount --rbind "/$each" "$top/root/$each" || exit 1; done
+    mkdir -p "$top/root$disk" && mount --bind "$disk" "$top/root$disk" || exit 1
+    disk=$top/root$disk
+    [ -z "$shown" ] || {{ mkdir -p "$top/root$shown" && mount --bind "$shown" "$top/root$shown"; }}
+fi
+[ -z "$image" ] || mount -o {_OPTIONS} "$image" "$disk" || exit 1
 echo up
 while :; do sleep 3600 & wait $!; done
 """
 _UNSHARE = ["unshare", "--pid", "--mount", "--fork", "--kill-child=SIGKILL", "--mount-proc"]
+
+
+@dataclass(frozen=True)
+class System:
+    """What a machine's programs are: folders laid over each other, the uppermost first, its Python
+    with Hatoba, and where others are looked for. Without folders: those of this machine. `shown` is
+    a directory of this one's that it has as well.
+    """
+
+    layers: Sequence[Path] = ()
+    python: str = sys.executable
+    path: str = os.environ.get("PATH", os.defpath)
+    shown: Path | None = None
 
 
 @dataclass
@@ -61,13 +85,16 @@ class FarMachine:
     hidden: Sequence[Path] = ()
     environ: Mapping[str, str] = field(default_factory=dict)
     limits_memory: bool = True
+    system: System = System()
     boots: int = 0
     _init: subprocess.Popen[bytes] | None = None
     _agent: subprocess.Popen[bytes] | None = None
+    _keeper: subprocess.Popen[bytes] | None = None
 
     def __post_init__(self) -> None:
         """An empty disk."""
         self._disk.mkdir(parents=True)
+        self._top.mkdir()
         # Below no common one, which might go while another is made in it.
         self._group = f"/{PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.mounts = self._format()
@@ -90,7 +117,17 @@ class FarMachine:
     @property
     def seen(self) -> Path:
         """The agent's directory, as it is seen from outside while there is power."""
-        return Path(f"/proc/{self._first()}/root{self.data}") if self.mounts else self.data
+        own = f"/proc/{self._first()}/root{self._root or ''}{self.data}"
+        return Path(own) if self.mounts else self.data
+
+    @property
+    def _top(self) -> Path:
+        return self.root / "system"
+
+    @property
+    def _root(self) -> Path | None:
+        """What its programs take for the top of all files; None: what that is here."""
+        return self._top / "root" if self.system.layers else None
 
     def _format(self) -> bool:
         """Make its disk; whether it is one."""
@@ -136,7 +173,9 @@ class FarMachine:
         network = self.link.entered if self.link is not None else []
         image = str(self._image) if self.mounts else ""
         hidden = [str(one) for one in self.hidden] + self._without_limits()
-        first = ["sh", "-c", _INIT, "sh", str(boot), image, str(self._disk), *hidden]
+        layers, shown = ":".join(map(str, self.system.layers)), self.system.shown or ""
+        system = [str(self._top), layers, str(shown)]
+        first = ["sh", "-c", _INIT, "sh", str(boot), image, str(self._disk), *system, *hidden]
         self._init = subprocess.Popen(
             [*bed_groups.entering(self._group), *network, *_UNSHARE, *first],
             stdin=subprocess.DEVNULL,
@@ -173,6 +212,9 @@ class FarMachine:
         self._init.communicate()
         self._init = None
         self.reap()
+        if self._keeper is not None:
+            self._keeper.wait()
+            self._keeper = None
         bed_groups.kill(self._group)
 
     def close(self) -> None:
@@ -187,8 +229,17 @@ class FarMachine:
 
     def command(self, *words: str | Path) -> list[str]:
         """What runs these words on it."""
-        inside = ["nsenter", f"--target={self._first()}", "--pid", "--mount", "--net"]
-        return [*bed_groups.entering(self._group), *inside, *map(str, words)]
+        first = self._first()
+        root = [f"--root=/proc/{first}/root{self._root}"] if self._root else []
+        return self._entered(first, *root, *map(str, words))
+
+    def beside(self, *words: str | Path) -> list[str]:
+        """What runs these words on its network, with the files of this machine."""
+        return self._entered(self._first(), *map(str, words))
+
+    def _entered(self, first: int, *words: str) -> list[str]:
+        inside = ["nsenter", f"--target={first}", "--pid", "--mount", "--net"]
+        return [*bed_groups.entering(self._group), *inside, *words]
 
     def _first(self) -> int:
         """The process that is its first."""
@@ -200,7 +251,7 @@ class FarMachine:
     def hatoba(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """`hatoba` on it, to its end."""
         return subprocess.run(
-            self.command(sys.executable, "-m", "hatoba", *words),
+            self.command(self.system.python, "-m", "hatoba", *words),
             env=self._environ(),
             capture_output=True,
             text=True,
@@ -209,18 +260,25 @@ class FarMachine:
         )
 
     def _environ(self) -> dict[str, str]:
-        own = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        return {**own, "HATOBA_DEBUG": "1", **self.environ}
+        own = {"PATH": self.system.path, "HOME": os.environ.get("HOME", "/")}
+        # The agent's unit has it, too.
+        return {**own, "MALLOC_ARENA_MAX": "2", "HATOBA_DEBUG": "1", **self.environ}
 
     def start_agent(self) -> None:
         """Start its agent; it is not waited for."""
+        if self._root and self._keeper is None:
+            words = KEEPER, self._root, self.system.python, self.data
+            first = self._first()
+            self._keeper = self._started(self._entered(first, sys.executable, *map(str, words)))
+        agent = self.command(
+            self.system.python, "-m", "hatoba", "agent", "run", "--data", self.data
+        )
+        self._agent = self._started(agent)
+
+    def _started(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
-            self._agent = subprocess.Popen(
-                self.command(sys.executable, "-m", "hatoba", "agent", "run", "--data", self.data),
-                env=self._environ(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+            return subprocess.Popen(
+                command, env=self._environ(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def boot(self) -> None:

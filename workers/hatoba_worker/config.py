@@ -30,6 +30,9 @@ class Config:
     `engine` is the socket of a container engine; empty: DOCKER_HOST or the standard one, where it
     answers; `none`: no containers. All of them see `mounts`, each `SOURCE[:TARGET][:ro]`.
     `registries` names the host's secret that opens a registry, by the registry's name.
+
+    `device` is the device whose agent started the worker, for which `server` is then a socket
+    (`unix:PATH`) whose other end proves who it is.
     """
 
     data: Path
@@ -44,6 +47,7 @@ class Config:
     labels: dict[str, str] = field(default_factory=dict)
     named: dict[str, int] = field(default_factory=dict)
     embedded: bool = False
+    device: str = ""
     joined: bool = False
     """It is known by the key in `tls/`, and needs no token."""
     address: str = ""

@@ -30,6 +30,16 @@ OPTIONS: list[tuple[str, int]] = [
 ]
 
 
+SOCKET = "unix:"
+_FAR: list[tuple[str, int]] = [
+    # The last of two that say the same counts. What a socket leads to may be far away.
+    ("grpc.min_reconnect_backoff_ms", 40_000),
+    ("grpc.max_reconnect_backoff_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 30_000),
+    ("grpc.client_idle_timeout_ms", 60_000),
+]
+
+
 class NoServer(Exception):
     """It is not known where the server is, or there is no token to show."""
 
@@ -90,6 +100,8 @@ class Locator:
             token = "" if self._credential else read_token(str(self._token_file))
             if not self._server:
                 return self._embedded(token)
+            if self._server.startswith(SOCKET):
+                return Target(self._server, False, None, token, self._credential)
             address, tls = parse_address(self._server)
             authority = Path(self._ca_file).expanduser().read_bytes() if self._ca_file else None
             secure = tls or authority is not None
@@ -120,6 +132,8 @@ async def connection(target: Target) -> AsyncIterator[Connection]:
 
 
 def _channel(target: Target) -> grpc.aio.Channel:
+    if target.address.startswith(SOCKET):
+        return grpc.aio.insecure_channel(target.address, options=[*OPTIONS, *_FAR])
     if not target.tls:
         return grpc.aio.insecure_channel(target.address, options=OPTIONS)
     credentials = grpc.ssl_channel_credentials(target.ca)

@@ -10,15 +10,18 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
+from hatoba_worker import watched
 from hatoba_worker.config import BadConfig, Config, load
 from hatoba_worker.executors.containers.ending import end_containers
 from hatoba_worker.keeper.client import end_keeper
 from hatoba_worker.process_log import configure_log
+from hatoba_worker.watched import IDLE, IDLED, UNDER
 from hatoba_worker.worker import AlreadyRuns, Worker, hold
 
 log = structlog.get_logger(__name__)
@@ -34,6 +37,17 @@ def main(arguments: Sequence[str]) -> int:
     command = commands.add_parser("run", help="work with the settings in DATA/worker.json")
     command.add_argument("--data", type=Path, required=True, help="data directory")
     command.add_argument("--embedded", action="store_true", help="the server is on this directory")
+    command.add_argument(
+        IDLE,
+        dest="idle",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="end after so long without a job",
+    )
+    command.add_argument(
+        UNDER, dest="under", action="store_true", help="end when standard input does"
+    )
     options = parser.parse_args(arguments)
     data: Path = options.data.resolve()
     try:
@@ -41,11 +55,22 @@ def main(arguments: Sequence[str]) -> int:
     except BadConfig as error:
         sys.stderr.write(f"hatoba worker: {error}\n")
         return USAGE
-    return run(config)
+    return run(config, Life(options.idle, options.under))
 
 
-def run(config: Config) -> int:
-    """Work until SIGTERM or SIGINT; returns the exit code. 75: another worker has the directory."""
+@dataclass(frozen=True, slots=True)
+class Life:
+    """When a worker ends by itself: after `idle` seconds without a job (0: never), and with whoever
+    has the other end of its standard input."""
+
+    idle: float = 0.0
+    under: bool = False
+
+
+def run(config: Config, life: Life = Life()) -> int:
+    """Work until SIGTERM or SIGINT; returns the exit code. 75: another worker has the directory,
+    10: it had no job for as long as `life` says.
+    """
     configure_log()
     # What lives here lives long: frequent full collections would only walk it.
     gc.set_threshold(20_000, 20, 50)
@@ -60,19 +85,32 @@ def run(config: Config) -> int:
         sys.stderr.write(f"hatoba worker: {error}\n")
         return USAGE
     try:
-        asyncio.run(_until_told(worker))
+        return IDLED if asyncio.run(_until_told(worker, life)) else 0
     finally:
         os.close(lock)
-    return 0
 
 
-async def _until_told(worker: Worker) -> None:
-    loop = asyncio.get_running_loop()
+async def _until_told(worker: Worker, life: Life) -> bool:
+    """Whether it ended for want of a job."""
+    loop, idled = asyncio.get_running_loop(), asyncio.Event()
     task = asyncio.current_task()
+    assert task is not None
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, lambda: task.cancel() if task else None)
+        loop.add_signal_handler(number, task.cancel)
     with contextlib.suppress(asyncio.CancelledError):
-        await worker.run()
+        async with asyncio.TaskGroup() as tasks:
+            if life.idle:
+                idle = _then(watched.idle(worker.holds, life.idle), idled.set)
+                tasks.create_task(_then(idle, task.cancel), name="idle")
+            if life.under:
+                tasks.create_task(_then(watched.parent_gone(), task.cancel), name="parent")
+            await worker.run()
+    return idled.is_set()
+
+
+async def _then(end: Awaitable[None], ended: Callable[[], object]) -> None:
+    await end
+    ended()
 
 
 async def end_all(data: Path, grace: float) -> None:

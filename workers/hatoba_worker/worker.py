@@ -43,12 +43,12 @@ from hatoba_worker.replicas.fleet import Fleet
 from hatoba_worker.replicas.life import Tools
 from hatoba_worker.replicas.staging import ReplicaStager
 from hatoba_worker.reports import Reporter
+from hatoba_worker.server_transfers import ServerTransfers
 from hatoba_worker.session import Items, Session
 from hatoba_worker.spans import Spans
 from hatoba_worker.staging import Stager
 from hatoba_worker.streams_in import InputStreams
 from hatoba_worker.timeouts import Timeouts
-from hatoba_worker.transfers import ServerTransfers
 from hatoba_worker.trees import TreeCache
 from hatoba_worker.vitals import Vitals
 
@@ -140,10 +140,14 @@ class Worker:
                 renewing = self._known_by.renew(self._session)
                 tasks.create_task(renewing, name="certificates")
 
+    def holds(self) -> bool:
+        """Whether something of a job is here that is not told and done with."""
+        return bool(self._book.live)
+
     def _assemble(self, tasks: asyncio.TaskGroup) -> None:
         config, data = self._config, self._config.data
         self._tasks = tasks
-        credential = self._known_by.credential if self._known_by else None
+        credential = self._known_by.credential if self._known_by else _claim(config)
         locator = Locator(data, config.server, config.token_path, config.ca_file, credential)
         self._session = Session(locator, self)
         self._processes = ProcessExecutor(data, self, asyncio.sleep)
@@ -641,6 +645,11 @@ def _known_by(config: Config) -> KnownBy | None:
     from hatoba_worker.known_by import KnownBy
 
     return KnownBy.load(config)
+
+
+def _claim(config: Config) -> Callable[[], str] | None:
+    """What a device's worker shows: a name, which the way that it goes proves."""
+    return (lambda: f"dc_{config.device}") if config.device else None
 
 
 def _held(attempt: Attempt) -> worker_pb2.HeldAttempt:

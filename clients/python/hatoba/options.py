@@ -48,6 +48,9 @@ class SubmitOptions(TypedDict, total=False):
     `max_queue_time`, `stop_after`, `lost_after`, `gang_timeout` and `preempt_grace` are durations
     as `timeout` is. `spot` is `allow`, `only`, `prefer` or `never`. `retry_rules` are texts such as
     `on=OUT_OF_MEMORY limit=3 memory=2`.
+
+    `devices` are names of devices, on each of which there is one task, in the order of their names;
+    or `device_selector` asks for their labels, as `require` does for those of hosts.
     """
 
     name: str
@@ -95,6 +98,8 @@ class SubmitOptions(TypedDict, total=False):
     preempt_grace: float | str
     spot: str
     retry_rules: Sequence[str]
+    devices: Sequence[str]
+    device_selector: Sequence[str]
 
 
 @dataclass
@@ -231,9 +236,11 @@ def _set_environment(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:
 
 def default_interpreter(spec: job_pb2.JobSpec) -> None:
     """Record the caller's interpreter where nothing else was asked for; the embedded worker uses
-    it.
+    it. On a device it would be another machine's.
     """
     asked = spec.environment
+    if spec.HasField("devices"):
+        return
     if not (asked.image or asked.python or asked.requirements or asked.caller_interpreter):
         asked.caller_interpreter = sys.executable
 

@@ -48,6 +48,7 @@ def set_terms(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:
     spec.after_end.extend(options.get("after_end", ()))
     _set_gang(spec, options)
     _set_placement(spec, options)
+    _set_devices(spec, options)
     _set_times(spec, options)
     _set_leaving(spec, options)
     if "spot" in options:
@@ -74,6 +75,13 @@ def _set_placement(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:
         spec.placement.apart = True
     if spec.placement == job_pb2.Placement():
         spec.ClearField("placement")
+
+
+def _set_devices(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:
+    spec.devices.names.extend(options.get("devices", ()))
+    spec.devices.selector.extend(map(parse_requirement, options.get("device_selector", ())))
+    if spec.devices == job_pb2.JobDevices():
+        spec.ClearField("devices")
 
 
 def _set_times(spec: job_pb2.JobSpec, options: SubmitOptions) -> None:

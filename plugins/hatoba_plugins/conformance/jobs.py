@@ -444,7 +444,7 @@ class JobConformance:
             assert await kit.backend.validate(spec) == []
             ask(spec)
             problems = await kit.backend.validate(spec)
-            has = getattr(kit.backend.capabilities(), capability)
+            has = getattr(kit.backend.capabilities().for_jobs, capability)
             assert [one.field for one in problems] == ([] if has else [field])
 
     async def test_capabilities_do_not_change(self, harness: JobHarness) -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 from cryptography import x509
 
+from hatoba.v1 import artifact_pb2
 from hatoba_scheduler.auth.authority import Authority, DeviceIdentity
 from hatoba_scheduler.auth.roles import Role
 from hatoba_scheduler.domain.devices import Device, DeviceState
 from hatoba_scheduler.domain.records import Micros, TokenRecord
-from hatoba_scheduler.errors import Reason, Unauthenticated
+from hatoba_scheduler.errors import PermissionDenied, Reason, Unauthenticated
 
 log = structlog.get_logger(__name__)
 
@@ -42,12 +43,60 @@ class Devices(Protocol):
         ...
 
 
+_ARTIFACTS = "hatoba.v1.ArtifactService/"
+WRITING = frozenset(
+    f"{_ARTIFACTS}{name}"
+    for name in (
+        "FindMissingChunks",
+        "UploadChunks",
+        "CreateManifest",
+        "UploadManifest",
+        "ConfirmChunks",
+    )
+)
+"""What brings the outputs of jobs out."""
+
+
+def _idle(device: str) -> bool:
+    """No device has jobs."""
+    del device
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceCaller(TokenRecord):
-    """A device, proved by its certificate; it ends with that."""
+    """A device, proved by its certificate; it ends with that. `host` is `devices/NAME`; `works`
+    tells whether a device has jobs."""
 
     device: str
     identity: str
+    works: Callable[[str], bool] = _idle
+    audit: Audit | None = None
+
+    def spoke_for(self, other: str, method: str, why: str) -> None:
+        """Keep for the audit that it was refused to speak for another: a host, `devices/NAME`."""
+        if self.audit is not None:
+            named = other.removeprefix("devices/") if other.startswith("devices/") else ""
+            self.audit.refused(Refusal(named, self.device, method, "the port of devices", why))
+
+    def check_method(self, method: str) -> None:
+        """Raise PermissionDenied for what only a device with jobs may call, unless it has any."""
+        if method in WRITING and not self.works(self.device):
+            raise self._denied(method)
+
+    def check_request(self, method: str, request: Any) -> None:
+        """Raise PermissionDenied for a message as `check_method` does for a call."""
+        if isinstance(request, artifact_pb2.GetTransferUrlsRequest):
+            down = request.direction == artifact_pb2.TRANSFER_DIRECTION_DOWNLOAD
+            if not down and not self.works(self.device):
+                raise self._denied(method)
+
+    def _denied(self, method: str) -> PermissionDenied:
+        return PermissionDenied(
+            f"{self.principal} may not call {method}: it has no jobs",
+            reason=Reason.OUT_OF_SCOPE,
+            metadata={"method": method, "bearer": self.principal},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +177,8 @@ class DeviceGate:
 
     def __init__(self, authority: Authority, devices: Devices, audit: Audit) -> None:
         self.audit = audit
+        self.works: Callable[[str], bool] = _idle
+        """Whether a device has jobs."""
         self._authority = authority
         self._devices = devices
         self._newest: dict[DeviceIdentity, Micros] = {}
@@ -159,7 +210,7 @@ class DeviceGate:
             raise refused(f"the certificate is that of devices/{who.device}")
         self.check(who, certificate)
         self._newest[who] = max(self._newest.get(who, 0), _began(certificate))
-        return caller(who, certificate)
+        return replace(caller(who, certificate), works=self.works, audit=self.audit)
 
     def check(self, who: DeviceIdentity, certificate: x509.Certificate) -> None:
         """Raise Unauthenticated unless a certificate of ours speaks for its device today."""
@@ -188,6 +239,7 @@ def caller(who: DeviceIdentity, certificate: x509.Certificate) -> DeviceCaller:
         role=Role.DEVICE,
         create_time=_began(certificate),
         expire_time=round(certificate.not_valid_after_utc.timestamp() * 1e6),
+        host=f"devices/{who.device}",
         device=who.device,
         identity=who.identity,
     )

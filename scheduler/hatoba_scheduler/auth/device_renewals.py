@@ -43,7 +43,7 @@ class DeviceRenewal(DeviceCaller):
                 f"{self.principal} may not call {method}: {why}", reason=Reason.OUT_OF_SCOPE
             )
 
-    def check_request(self, csr: str) -> None:
+    def check_csr(self, csr: str) -> None:
         """Raise Unauthenticated for any other signing request."""
         if digest_of(csr) != self.digest:
             why = "the proof was made for another signing request"

@@ -32,6 +32,8 @@ RUN: Access = frozenset({Role.RUNNER, *HOST})
 """Runners elsewhere too, each within the scope of its credential (`auth.runner_scopes`)."""
 DEVICE: Access = frozenset({Role.DEVICE})
 """One device, known by its certificate alone: nobody else speaks for it."""
+DEVICE_JOB: Access = HOST | DEVICE
+"""A device with jobs, as the host of its own name: its own attempts alone."""
 ROUTE: Access = frozenset({Role.ROUTER, Role.ADMIN})
 PREDICTING: Access = frozenset({Role.ADMIN, Role.USER, Role.PREDICT})
 """May ask for predictions, at a router; PREDICT may do nothing else, and of one deployment only."""
@@ -68,15 +70,15 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "CordonQueue": OPERATE,
     },
     "hatoba.v1.ArtifactService": {
-        "FindMissingChunks": WRITE | RUN,
-        "UploadChunks": WRITE | RUN,
+        "FindMissingChunks": WRITE | RUN | DEVICE,
+        "UploadChunks": WRITE | RUN | DEVICE,
         "DownloadChunks": READ | RUN | DEVICE,
-        "CreateManifest": WRITE | RUN,
-        "UploadManifest": WRITE | RUN,
+        "CreateManifest": WRITE | RUN | DEVICE,
+        "UploadManifest": WRITE | RUN | DEVICE,
         "GetManifest": READ | RUN | DEVICE,
         "DownloadManifest": READ | RUN | DEVICE,
         "GetTransferUrls": READ | RUN | DEVICE,
-        "ConfirmChunks": WRITE | RUN,
+        "ConfirmChunks": WRITE | RUN | DEVICE,
         "CollectGarbage": OPERATE,
     },
     "hatoba.v1.DatasetService": {
@@ -132,14 +134,14 @@ _SERVICES: dict[str, dict[str, Access]] = {
     "hatoba.v1.RunnerService": {
         "ClaimAttempt": RUN,
         "Heartbeat": RUN,
-        "PushLogs": RUN,
+        "PushLogs": RUN | DEVICE,
         "ReportMetrics": RUN,
         "CommitCheckpoint": RUN,
         "CommitAttempt": RUN,
         "AwaitExit": RUN,
     },
     "hatoba.v1.WorkerService": {
-        "Connect": HOST,
+        "Connect": DEVICE_JOB,
         "ListHosts": READ,
         "GetHost": READ,
         "CordonHost": OPERATE,
@@ -148,7 +150,7 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "CreateJoinToken": OPERATE,
         "JoinHost": frozenset({Role.JOIN, Role.ADMIN}),
         "RenewHost": HOST,
-        "Attach": HOST,
+        "Attach": DEVICE_JOB,
     },
     "hatoba.v1.DeviceService": {
         "CreateDeviceToken": OPERATE,

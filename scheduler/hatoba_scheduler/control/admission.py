@@ -10,6 +10,7 @@ from hatoba.artifacts.manifest import path_problem
 from hatoba.v1 import job_pb2
 from hatoba_plugins.backend import Backend
 from hatoba_scheduler.control.conditions import problems_of_terms
+from hatoba_scheduler.control.device_targets import NO_DEVICES, DeviceGrounds
 from hatoba_scheduler.control.launches import unknown_params
 from hatoba_scheduler.control.queues import QueueBook
 from hatoba_scheduler.domain.records import Micros
@@ -30,6 +31,7 @@ class Grounds:
     now: Micros = 0
     choice: tuple[str, ...] = ()
     """Backends among which jobs that name none may choose, cheapest first; empty: the default."""
+    devices: DeviceGrounds = NO_DEVICES
 
 
 def problems(spec: job_pb2.JobSpec, project: str, grounds: Grounds) -> list[FieldViolation]:
@@ -43,7 +45,7 @@ def problems(spec: job_pb2.JobSpec, project: str, grounds: Grounds) -> list[Fiel
         found += _of_environment(spec.environment)
     if spec.HasField("publish"):
         found += _of_publish(spec.publish)
-    if spec.secrets:
+    if spec.secrets and not spec.HasField("devices"):
         found += _of_secrets(spec, grounds.secrets)
     if (spec.backend or grounds.default_backend) not in grounds.backends:
         found.append(_unknown_backend(spec, grounds))

@@ -34,6 +34,12 @@ def _nobody() -> None:
     """Who serves a stream does not listen yet."""
 
 
+def _idle(device: str) -> bool:
+    """There are no jobs for devices."""
+    del device
+    return False
+
+
 @dataclass(eq=False, slots=True)
 class DeviceSession:
     """One stream. What is to be sent waits here: of each kind the newest. There are as many of them
@@ -59,12 +65,14 @@ class DeviceSession:
     """Another machine that showed the same certificate a moment ago."""
     _desired: Response | None = None
     _stored: int = 0
+    _work: bool = False
     _wake: Callable[[], None] = _nobody
 
     def listen(self, wake: Callable[[], None]) -> None:
         """Have `wake` called whenever there is something to be sent, or the stream is to end."""
         self._wake = wake
-        if self._desired is not None or self._stored or self.ended is not None:
+        waits = self._desired is not None or self._stored or self._work
+        if waits or self.ended is not None:
             wake()
 
     def want(self, desired: Response) -> None:
@@ -77,6 +85,11 @@ class DeviceSession:
         self._stored = position
         self._wake()
 
+    def work(self) -> None:
+        """There are jobs for it."""
+        self._work = True
+        self._wake()
+
     def end(self, error: HatobaError) -> None:
         """End the stream with this."""
         self.ended = self.ended or error
@@ -87,6 +100,9 @@ class DeviceSession:
         if self._desired is not None:
             desired, self._desired = self._desired, None
             return desired
+        if self._work:
+            self._work = False
+            return Response(items=[Order(work=device_pb2.DeviceWork())])
         if not self._stored:
             return None
         stored = device_pb2.DeviceRecordsStored(position=self._stored)
@@ -103,6 +119,8 @@ class DeviceHub:
         self._sessions: dict[str, DeviceSession] = {}
         self._watchers: set[_Watcher] = set()
         self._closed = False
+        self.works: Callable[[str], bool] = _idle
+        """Whether there are jobs for a device."""
         self._cut: dict[str, str] = {}
         """The boot of the machine whose stream another one of the same device ended last."""
         self._sent = device_pb2.DeviceDesired()
@@ -123,6 +141,8 @@ class DeviceHub:
             peer,
             self._clock.monotonic(),
         )
+        if self.works(hello.device):
+            session.work()
         former = self._sessions.get(hello.device)
         self._sessions[hello.device] = session
         if former is not None:
@@ -174,6 +194,12 @@ class DeviceHub:
         for session in self._sessions.values():
             session.farewell = after
             session.end(going_away())
+
+    def tell_of_work(self, device: str) -> None:
+        """There are jobs for a device; who is away is told when it comes."""
+        session = self._sessions.get(device)
+        if session is not None:
+            session.work()
 
     # -- what backends use ----------------------------------------------------------------------
 

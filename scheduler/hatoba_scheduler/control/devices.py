@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -71,6 +71,16 @@ class DeviceBook:
         """A device by name."""
         return self._all.get(name)
 
+    @property
+    def by_name(self) -> Mapping[str, Device]:
+        """All devices; changes as they do."""
+        return self._all
+
+    def dials(self, name: str) -> bool:
+        """Whether there is such a device, and it has a certificate of ours."""
+        device = self._all.get(name)
+        return device is not None and bool(device.identity)
+
     def all(self) -> list[Device]:
         """All devices."""
         return list(self._all.values())
@@ -103,6 +113,15 @@ class DeviceBook:
                 self._all[name] = write.device
                 self._tell(write.device)
             return known
+
+    async def adopt(self, device: Device, happening: Happening) -> None:
+        """Take in a device that somebody else has made ours, unless there is one of its name.
+        Raises Aborted, Unavailable.
+        """
+        async with self._lock:
+            if device.name not in self._all:
+                event = self._event(device.name, happening)
+                await whole(self._write([Write(device, 0)], [event]))
 
     async def change(self, name: str, decide: Decide, *events: Happening) -> Device:
         """Carry out what `decide` makes of a device as it is now; None: nothing, and no event.
@@ -222,8 +241,11 @@ def showed(device: Device, since: Micros) -> Device | None:
     return changed(device, certificate_since=since, version=device.version + 1)
 
 
-def put_into(device: Device, state: DeviceState) -> Device | None:
-    """In another state; None: it is in it. One that was revoked stays so."""
+def put_into(device: Device, state: DeviceState, *, told: bool = False) -> Device | None:
+    """In another state; None: it is in it. One that was revoked stays so. `told`: the device has to
+    hear of it, and say so, by a newer generation.
+    """
     if device.state in (state, DeviceState.REVOKED):
         return None
-    return changed(device, state=state, version=device.version + 1)
+    newer = device.generation + told
+    return changed(device, state=state, generation=newer, version=device.version + 1)

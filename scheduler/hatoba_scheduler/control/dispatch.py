@@ -96,6 +96,8 @@ class Dispatcher:
         """Jobs not in memory whose launch was not committed: they may wait again."""
         self._ids = random.Random()
         self._most: dict[tuple[object, ...], int] = {}
+        self.away: Callable[[Rows], Explained | None] = _nobody_away
+        """Why the devices that a job is for keep it waiting."""
         ledger.listen(self.on_commit, self.on_parked)
 
     # -- what it is told --------------------------------------------------------------------------
@@ -152,14 +154,21 @@ class Dispatcher:
     def explain(self, job: Job, now: Micros, *, brief: bool = False) -> Explained:
         """Why a job that waits in line is not running; brief: the reason and its words alone."""
         rows = self._ledger.rows(job.uid) or Rows(job, {}, {})
+        if away := self.away(rows):
+            return away
         return self.planner.explain(*self._feed.place_of(rows), now, brief=brief)
 
     def plan_new(self, job: Job, now: Micros) -> Explained:
         """What would become of a job if it were submitted now."""
+        if away := self.away(Rows(job, {}, {})):
+            return away
         return self.planner.explain_new(self._feed.entry_of(job), now)
 
     def never_fits(self, job: Job) -> str:
         """Why no known place could ever hold it, even empty; empty: one could, or none is known."""
+        if job.terms.devices:
+            # What a device has is known while its stream for jobs is open, and was asked at submit.
+            return ""
         return self.planner.never_fits(self._feed.entry_of(job).needs)
 
     def most_memory(self, job: Job) -> int:
@@ -354,6 +363,12 @@ class Dispatcher:
         for name in victims:
             self.planner.changed(name, leaving=False)
         self._wake.set()
+
+
+def _nobody_away(rows: Rows) -> Explained | None:
+    """There are no devices."""
+    del rows
+    return None
 
 
 def _suits(room: PoolRoom, job: Job) -> bool:

@@ -12,6 +12,7 @@ import structlog
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.ledger import Ledger
 from hatoba_scheduler.control.queues import QueueBook
+from hatoba_scheduler.domain.device_jobs import speaker
 from hatoba_scheduler.domain.preempting import drained, give_way
 from hatoba_scheduler.domain.records import (
     Attempt,
@@ -47,7 +48,9 @@ class Place(NamedTuple):
 def host_place(host: Host) -> Place:
     """What runs on a host."""
     return Place(
-        f"Host {host.name!r}", host.cordon_reason, lambda _, attempt: attempt.host == host.name
+        f"Host {host.name!r}",
+        host.cordon_reason,
+        lambda job, attempt: speaker(job, attempt) == host.name,
     )
 
 

@@ -23,6 +23,7 @@ from hatoba_plugins.values import (
     DeviceTold,
     DeviceWent,
     DeviceWish,
+    NotYet,
     RefusedWish,
     Superseded,
     Synced,
@@ -38,6 +39,7 @@ from hatoba_scheduler.convert_devices import (
     Targets,
     capacity_of,
     desired_to_proto,
+    leaving_proto,
     needs_of,
     platform_of,
     targets_of,
@@ -66,7 +68,7 @@ from hatoba_scheduler.domain.devices import (
     matches,
     misfit,
 )
-from hatoba_scheduler.domain.records import Cause, LabelRequirement
+from hatoba_scheduler.domain.records import Cause, LabelRequirement, Micros
 from hatoba_scheduler.domain.states import CauseCode, Origin
 from hatoba_scheduler.errors import HatobaError
 from hatoba_scheduler.store.devices import DeviceStore, batches
@@ -246,6 +248,8 @@ class FleetLoop:
                 self._stale.add(device.name)
         if device.state is not DeviceState.ENROLLED and device.wants:
             self._stale.add(device.name)
+        if device.state is DeviceState.LEAVING and device.acked < device.generation:
+            self._wishes.add(device.name)
         if self._devices.get(device.name) is None:
             self._gone.add(device.name)
         self._alarm.ring()
@@ -297,7 +301,7 @@ class FleetLoop:
     def _due(self) -> float:
         """When time alone moves something (seconds since 1970); what is due then is looked at."""
         now = self._deployments.now().time
-        moment = now / 1e6 + (WISHED_AGAIN if self._wishes else LONGEST)
+        moment = now / 1e6 + (WISHED_AGAIN if self._wishes or self._gone else LONGEST)
         for uid, fleet in self._fleets.items():
             due = next_look(self._view(fleet), now)
             if due:
@@ -337,6 +341,7 @@ class FleetLoop:
             return changed(after, version=device.version + 1) if after != device else None
 
         try:
+            await self._adopt(hellos.values())
             await self._devices.change_all(names, decide)
         except HatobaError:
             self._hellos, self._reports = hellos | self._hellos, reports | self._reports
@@ -346,6 +351,17 @@ class FleetLoop:
         for name, report in reports.items():
             self._hear_words(name, report)
         await self._outrun(names)
+
+    async def _adopt(self, came: Iterable[DeviceCame]) -> None:
+        """Take in devices that the backend vouches for, and that are not being forgotten."""
+        for one in came:
+            known = self._devices.get(one.device) is not None or one.device in self._gone
+            if one.vouched and not known:
+                now = self._deployments.now().time
+                text = f"It came by {one.transport}, where it was provisioned."
+                await self._devices.adopt(_made_elsewhere(one, now), Happening("enrolled", text))
+                self._stale.add(one.device)
+                log.info("device.adopted", device=one.device, transport=one.transport)
 
     def _hear_words(self, name: str, report: device_pb2.DeviceReport) -> None:
         """What is said of an older set than the newest comes again of that one."""
@@ -543,6 +559,8 @@ class FleetLoop:
 
         def wish(device: Device) -> DeviceWish:
             what = document(device.generation, device.wants, device.platform.architecture)
+            if device.state is DeviceState.LEAVING:
+                what = leaving_proto(what)
             return DeviceWish(device.name, what)
 
         left = {one.name for one in devices}
@@ -575,8 +593,11 @@ class FleetLoop:
         noted = set(self._gone)
         gone = {name for name in noted if self._devices.get(name) is None}
         if gone:
-            await self._backend.forget(sorted(gone))
+            outcomes = await self._backend.forget(sorted(gone))
             self._connected -= gone
+            for name in gone:
+                self._hellos.pop(name, None)
+            noted -= {one.name for one in outcomes if isinstance(one, NotYet)}
         # Not before: a call that fails is made again.
         self._gone -= noted
 
@@ -609,6 +630,20 @@ def _made(fleet: Fleet | None, want: Want, architecture: str) -> device_pb2.Devi
         return None
     spec = choose_image(template, architecture)
     return want_to_proto(want, spec, fleet.targets.policy.bake)
+
+
+def _made_elsewhere(came: DeviceCame, now: Micros) -> Device:
+    """A device that is new here. It has no certificate of ours."""
+    return Device(
+        name=came.device,
+        state=DeviceState.ENROLLED,
+        labels=(),
+        platform=platform_of(came.hello.platform),
+        capacity=capacity_of(came.hello.capacity),
+        version=1,
+        transport=came.transport,
+        create_time=now,
+    )
 
 
 def _introduced(device: Device, came: DeviceCame) -> Device:

@@ -12,6 +12,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import structlog
 
@@ -44,7 +45,7 @@ from hatoba_scheduler.domain.records import Attempt, Event, Host, Job, Micros, R
 from hatoba_scheduler.domain.states import AttemptState, Release
 from hatoba_scheduler.errors import FailedPrecondition, NotFound, Reason
 from hatoba_scheduler.failpoints import hit
-from hatoba_scheduler.store.base import Store
+from hatoba_scheduler.store.base import ServerIdentity
 
 log = structlog.get_logger(__name__)
 
@@ -88,6 +89,8 @@ class Session:
     out: list[worker_pb2.ServerItem] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     ready: bool = False
+    denied: Callable[[str, str], None] | None = None
+    """Hears that it spoke for another, of whom, and what; None: nobody does."""
     closed: bool = False
 
     def send(self, item: worker_pb2.ServerItem) -> bool:
@@ -160,10 +163,38 @@ class _Watch:
         return item
 
 
-class Hub:
-    """All hosts, connected or remembered. Implements `hatoba_plugins.backend.WorkerHub`."""
+class HostStore(Protocol):
+    """What is kept of hosts."""
 
-    def __init__(self, store: Store, clock: Clock, version: str) -> None:
+    @property
+    def identity(self) -> ServerIdentity:
+        """Of this installation."""
+        ...
+
+    async def hosts(self) -> list[Host]:
+        """All that were put and not deleted."""
+        ...
+
+    async def put_host(self, host: Host) -> None:
+        """Keep a host's row."""
+        ...
+
+    async def delete_host(self, name: str) -> None:
+        """Keep it no more."""
+        ...
+
+
+class Hub:
+    """All hosts, connected or remembered. Implements `hatoba_plugins.backend.WorkerHub`.
+
+    One `of_devices` has devices for hosts, and to do with the jobs that are for devices alone; any
+    other with all other jobs. So a host and a device may have the same name.
+    """
+
+    def __init__(
+        self, store: HostStore, clock: Clock, version: str, *, of_devices: bool = False
+    ) -> None:
+        self._of_devices = of_devices
         self._store = store
         self._clock = clock
         self._version = version
@@ -182,13 +213,18 @@ class Hub:
         """The store came out of a backup and is not adopted: nothing is ended or forgotten."""
         self._told_all: set[Session] = set()
 
+    def speaker(self, session: Session) -> str:
+        """Who speaks on a stream: a host by its name, a device as `devices/NAME`."""
+        host = session.hello.host
+        return f"devices/{host}" if self._of_devices else host
+
     @property
     def clock(self) -> Clock:
         """What it tells the time by."""
         return self._clock
 
     async def recover(self, attempts: Iterable[Attempt] = ()) -> None:
-        """Load the hosts that were known before; `attempts` are all that are not over."""
+        """Load the hosts that were known before; `attempts`: all of its jobs that are not over."""
         self._hosts = {host.name: host for host in await self._store.hosts()}
         for attempt in attempts:
             self._holdings.note(attempt)
@@ -325,6 +361,8 @@ class Hub:
         """Forget attempts that were released; a listener of the ledger."""
         del events
         for commit in commits:
+            if bool(commit.change.job.terms.devices) != self._of_devices:
+                continue
             for attempt, _ in commit.change.attempts:
                 if attempt.host not in self._hosts:
                     continue

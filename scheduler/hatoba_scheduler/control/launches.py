@@ -55,6 +55,15 @@ def _filled(spec: job_pb2.JobSpec) -> job_pb2.JobSpec:
     return filled
 
 
+def _for_device(spec: job_pb2.JobSpec, device: str) -> job_pb2.JobSpec:
+    """The specification as one device of those that it is for gets it."""
+    own = job_pb2.JobSpec()
+    own.CopyFrom(spec)
+    own.ClearField("devices")
+    own.env["HATOBA_DEVICE"] = device
+    return own
+
+
 def launch_request(
     job: Job,
     attempt: Attempt,
@@ -67,6 +76,8 @@ def launch_request(
 
     `spot_losses`: of its task, which do not change while the attempt is its newest.
     """
+    if job.terms.devices:
+        spec = _for_device(spec, job.terms.devices[attempt.index])
     return LaunchRequest(
         name=attempt.name,
         fence=attempt.fence,

@@ -39,6 +39,9 @@ class Quarantine:
         """Take in committed changes; a listener of the ledger."""
         del events
         for commit in commits:
+            if commit.change.job.terms.devices:
+                # They run there or nowhere.
+                continue
             for attempt, _ in commit.change.attempts:
                 if attempt.state < AttemptState.SUCCEEDED:
                     continue

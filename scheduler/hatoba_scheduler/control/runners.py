@@ -29,6 +29,7 @@ from hatoba_scheduler.convert import (
 from hatoba_scheduler.domain import causes, gangs
 from hatoba_scheduler.domain.causes import Ending, ExitKind
 from hatoba_scheduler.domain.changing import changed
+from hatoba_scheduler.domain.device_jobs import speaker
 from hatoba_scheduler.domain.gangs import ended
 from hatoba_scheduler.domain.models import ModelVersion
 from hatoba_scheduler.domain.naming import parse_attempt
@@ -340,11 +341,14 @@ class RunnerDesk:
         return self._ledger.find_attempt(name) is not None
 
     def host_of(self, name: str) -> str:
-        """The host that an attempt in memory was sent to; empty: none, or not in memory."""
+        """The host that an attempt in memory was sent to, `devices/NAME` where that is a device;
+        empty: none, or not in memory."""
         where = self._ledger.find_attempt(name)
         rows = self._ledger.rows(where[0]) if where else None
         attempt = rows.attempts.get(where[1]) if rows and where else None
-        return attempt.host if attempt is not None and attempt.name == name else ""
+        if rows is None or attempt is None or attempt.name != name:
+            return ""
+        return speaker(rows.job, attempt)
 
     def _outcome(self, view: View, request: runner_pb2.CommitAttemptRequest) -> Outcome:
         usage = usage_of(request.usage)

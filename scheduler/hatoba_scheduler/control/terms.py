@@ -42,6 +42,7 @@ _RARE = (
     "timeout",
     "disconnect",
     "preemption",
+    "devices",
 )
 
 
@@ -51,8 +52,8 @@ def seconds(duration: Duration) -> float:
 
 
 def task_count(spec: job_pb2.JobSpec) -> int:
-    """How many tasks a job has: those of its array, or the members of its gang."""
-    return spec.array.size or spec.replicas or 1
+    """How many tasks a job has: those of its array, one a device, or the members of its gang."""
+    return len(spec.devices.names) or spec.array.size or spec.replicas or 1
 
 
 def terms_of(
@@ -81,6 +82,7 @@ def terms_of(
         spot=Spot(spec.spot or Spot.ALLOW),
         backends=backends,
         inherited=inherited or Ranges(),
+        devices=tuple(spec.devices.names),
     )
 
 

@@ -338,6 +338,12 @@ def declared_gone(host: str, actor: str, reason: str) -> Cause:
     )
 
 
+def device_gone(device: str, why: str) -> Cause:
+    """A device is none of ours any more, so that what is for it alone can run nowhere."""
+    message = f"Device {device!r} {why}, and it runs nowhere else."
+    return Cause(CauseCode.DECLARED_GONE, Origin.INFRASTRUCTURE, message, False)
+
+
 def model_refused(message: str, lines: tuple[str, ...] = ()) -> Cause:
     """A model that it logged cannot be registered."""
     return Cause(CauseCode.MODEL_REFUSED, Origin.USER, message, False, last_log_lines=lines)

@@ -17,6 +17,7 @@ REASONS = frozenset(
         "cancel_tasks",
         "claim",
         "deadline",
+        "device_gone",
         "drain",
         "end",
         "fail_fast",

@@ -244,6 +244,8 @@ class Terms:
     """Backends it may run on, cheapest first, when the user named none and several can run it."""
     inherited: Ranges = Ranges()
     """Of a rerun of failed tasks: those that count as they ended in the job it repeats."""
+    devices: tuple[str, ...] = ()
+    """By task: the device on which alone it runs. Empty: it is a job for no devices."""
 
 
 PLAIN = Terms()

@@ -193,6 +193,7 @@ class WaitReason(IntEnum):
     GANG_INCOMPLETE = 16
     THROTTLED = 17
     NEXT = 18
+    DEVICE_AWAY = 19
 
 
 STATE_COUNT: Final = max(JobState) + 1

@@ -49,7 +49,7 @@ _STATES: tuple[JobState, ...] = (JobState.QUEUED, *JobState)
 """By number; 0 is none."""
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    _J.QUEUED: frozenset({_J.HELD, _J.LAUNCHING, _J.CANCELLED, _J.TIMED_OUT}),
+    _J.QUEUED: frozenset({_J.HELD, _J.LAUNCHING, _J.FAILED, _J.CANCELLED, _J.TIMED_OUT}),
     _J.HELD: frozenset({_J.QUEUED, _J.BLOCKED, _J.CANCELLED, _J.TIMED_OUT, _J.UPSTREAM_FAILED}),
     _J.BLOCKED: frozenset({_J.QUEUED, _J.HELD, _J.CANCELLED, _J.TIMED_OUT, _J.UPSTREAM_FAILED}),
     _J.LAUNCHING: frozenset({_J.QUEUED, _J.WAITING, _J.STARTING, _J.RUNNING, _J.STOPPING}) | _ENDS,

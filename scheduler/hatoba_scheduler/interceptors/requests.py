@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from hatoba_scheduler import validation
+from hatoba_scheduler.auth.device_credentials import DeviceCaller
 from hatoba_scheduler.auth.runner_scopes import RunnerToken
 from hatoba_scheduler.errors import HatobaError, InvalidArgument, Reason, ResourceExhausted
 from hatoba_scheduler.interceptors.context import call_or_none
@@ -48,7 +49,7 @@ def checked(request: Any) -> Any:
     if isinstance(request, Message):
         validation.check(request)
         call = call_or_none()
-        if call is not None and isinstance(call.token, RunnerToken):
+        if call is not None and isinstance(call.token, RunnerToken | DeviceCaller):
             call.token.check_request(call.method, request)
     elif isinstance(request, Unreadable):
         raise request.error

@@ -22,14 +22,35 @@ _PHASES = {
 _SPANS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
-def explained(device: Device, connected: bool, fleets: Sequence[Fleet], now: Micros) -> str:
-    """`away for 3 d; gets generation 12 (reader: digits:7) when it comes`."""
+JOBS = 5
+"""So many jobs are named."""
+
+
+def explained(
+    device: Device,
+    connected: bool,
+    fleets: Sequence[Fleet],
+    now: Micros,
+    jobs: Sequence[str] = (),
+) -> str:
+    """`away for 3 d; gets generation 12 (reader: digits:7) when it comes; has the job collect-3`.
+
+    `jobs` are names of those that have something to do there.
+    """
     report = device_pb2.DeviceReport.FromString(device.report)
     way = _on_the_way(device, report.slots, connected, fleets)
     parts = [_link(device, connected, now), *way, *_cannot_have(device, fleets)]
     parts.extend(_broken(slot) for slot in report.slots if slot.inconsistent)
     parts.extend(report.problems)
+    parts.append(_working(jobs))
     return "; ".join(part for part in parts if part)
+
+
+def _working(jobs: Sequence[str]) -> str:
+    if not jobs:
+        return ""
+    more = f" and {len(jobs) - JOBS} more" if len(jobs) > JOBS else ""
+    return f"has the {'jobs' if len(jobs) > 1 else 'job'} {', '.join(jobs[:JOBS])}{more}"
 
 
 def _link(device: Device, connected: bool, now: Micros) -> str:

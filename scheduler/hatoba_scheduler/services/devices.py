@@ -11,10 +11,12 @@ import grpc
 import structlog
 
 from hatoba import __version__
+from hatoba.scopes import lapse
 from hatoba.v1 import device_pb2, device_pb2_grpc, worker_pb2
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.deployments import DeploymentBook
 from hatoba_scheduler.control.device_hub import DeviceHub, DeviceSession
+from hatoba_scheduler.control.device_records import DeviceRecordDesk
 from hatoba_scheduler.control.devices import DeviceBook, Happening, put_into, relabelled, showed
 from hatoba_scheduler.control.fleet import Fleet, FleetLoop
 from hatoba_scheduler.convert import requirements_of, set_time
@@ -26,7 +28,6 @@ from hatoba_scheduler.convert_devices import (
     kind_of,
     log_to_proto,
     record_to_proto,
-    records_of,
     row_to_proto,
 )
 from hatoba_scheduler.domain.changing import changed
@@ -57,6 +58,11 @@ NAMED = 100
 """Names of devices that a plan tells."""
 
 
+def _no_jobs(device: str) -> Sequence[str]:
+    del device
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceParts:
     """What the service stands on. `loops` are those of all device backends, `tasks` owns the
@@ -66,6 +72,7 @@ class DeviceParts:
     book: DeviceBook
     hub: DeviceHub
     deployments: DeploymentBook
+    records: DeviceRecordDesk
     loops: Callable[[], Iterable[FleetLoop]]
     enrolling: Enrolling
     cluster_id: str
@@ -74,6 +81,8 @@ class DeviceParts:
     tasks: asyncio.TaskGroup
     cut: Callable[[str], None]
     """Ends the calls of who is known by this identity."""
+    jobs: Callable[[str], Sequence[str]] = _no_jobs
+    """Names of the jobs that have something to do on a device."""
 
 
 class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
@@ -131,9 +140,10 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
             self._cut(device, f"device {device.name!r} was decommissioned")
             log.info("device.forgotten", device=device.name, actor=actor)
             return self._shown(device)
+        works = bool(self._parts.jobs(device.name))
         device = await self._book.change(
             device.name,
-            lambda one: put_into(one, DeviceState.LEAVING),
+            lambda one: put_into(one, DeviceState.LEAVING, told=works),
             Happening("leaving", "It is to end all that it runs for us, and is forgotten.", actor),
         )
         return self._shown(device)
@@ -149,7 +159,7 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
         device = changed(device, last_seen=self._book.last_seen(device))
         connected = self._connected(device.name)
         now = round(self._parts.clock.time() * 1e6)
-        words = explained(device, connected, self._fleets(), now)
+        words = explained(device, connected, self._fleets(), now, self._parts.jobs(device.name))
         return device_to_proto(ShownDevice(device, connected, words))
 
     def _connected(self, name: str) -> bool:
@@ -415,10 +425,7 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
             await self._keep(session, item.records)
 
     async def _keep(self, session: DeviceSession, told: device_pb2.DeviceRecords) -> None:
-        store = self._parts.store
-        newest = await store.newest_record(session.device)
-        stored = await store.add_records(session.device, records_of(told, newest))
-        session.stored(stored)
+        session.stored(await self._parts.records.keep(session.device, told))
 
 
 class _Sender:
@@ -453,7 +460,7 @@ class _Sender:
             session.ended = session.ended or Unavailable("the device's stream broke")
         self._task = None
         if session.ended is not None:
-            self.scope.reschedule(asyncio.get_running_loop().time())
+            lapse(self.scope)
 
     def close(self) -> None:
         """Send no more."""

@@ -208,7 +208,7 @@ class Enrolling:
         if not isinstance(token, DeviceCaller):
             raise FailedPrecondition("only a device has a certificate to renew")
         if isinstance(token, DeviceRenewal):
-            token.check_request(request.csr)
+            token.check_csr(request.csr)
         csr = read_request(request.csr, "csr")
         who = DeviceIdentity(token.device, token.identity)
         reply = await self._renewed(who, csr, Happening("renewed", "It got a new certificate."))

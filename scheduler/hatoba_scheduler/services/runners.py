@@ -10,6 +10,7 @@ import grpc
 import structlog
 
 from hatoba.v1 import runner_pb2, runner_pb2_grpc
+from hatoba_scheduler.auth.device_credentials import DeviceCaller
 from hatoba_scheduler.auth.runner_scopes import RunnerToken
 from hatoba_scheduler.control.assignments import Assignments
 from hatoba_scheduler.control.exits import Exits, Told
@@ -18,6 +19,7 @@ from hatoba_scheduler.control.logs import LogStore, Piece
 from hatoba_scheduler.control.metrics import MetricWriter
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.convert import set_time
+from hatoba_scheduler.domain.device_jobs import speaker
 from hatoba_scheduler.domain.records import Attempt
 from hatoba_scheduler.errors import FailedPrecondition, PermissionDenied, Reason, Unavailable
 from hatoba_scheduler.interceptors import current_call
@@ -156,7 +158,7 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
 
     async def _push(self, request: runner_pb2.PushLogsRequest) -> runner_pb2.PushLogsResponse:
         attempt = await self._attempt(request.attempt)
-        _check_host(request.attempt, attempt.host if attempt is not None else "")
+        _check_host(request.attempt, await self._speaker(attempt))
         if attempt is None or attempt.fence != request.fence:
             return runner_pb2.PushLogsResponse(
                 attempt=request.attempt, stream=request.stream, refused=True
@@ -166,6 +168,16 @@ class RunnerServicer(runner_pb2_grpc.RunnerServiceServicer):
         return runner_pb2.PushLogsResponse(
             attempt=request.attempt, stream=request.stream, acked=acked
         )
+
+    async def _speaker(self, attempt: Attempt | None) -> str:
+        """Who may say what an attempt wrote, also once it has left memory."""
+        if attempt is None or not attempt.host:
+            return ""
+        if known := self._desk.host_of(attempt.name):
+            return known
+        jobs = await self._store.jobs_by_uid([attempt.job_uid])
+        job = jobs.get(attempt.job_uid)
+        return speaker(job, attempt) if job is not None else attempt.host
 
     async def _attempt(self, name: str) -> Attempt | None:
         where = self._ledger.find_attempt(name)
@@ -187,6 +199,8 @@ def _check_host(attempt: str, host: str) -> None:
     if token is None or not token.host or host in ("", token.host):
         return
     log.warning("host.foreign_attempt", host=token.host, attempt=attempt)
+    if isinstance(token, DeviceCaller):
+        token.spoke_for(host, current_call().method, f"attempt {attempt} is not its own")
     raise PermissionDenied(
         f"{token.principal} does not speak for attempt {attempt}, which was sent to {host!r}",
         reason=Reason.NOT_YOUR_HOST,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from hatoba.v1 import job_pb2
 from hatoba_scheduler.control.admission import Grounds, problems, willing_backends
+from hatoba_scheduler.control.device_targets import aim
 from hatoba_scheduler.control.ledger import SubmitResult
 from hatoba_scheduler.control.recent import Recent
 from hatoba_scheduler.control.room import QueueRoom
@@ -199,6 +200,8 @@ class Submitter:
 
     async def _checked(self, spec: job_pb2.JobSpec, visit: Visit, origin: Origin) -> Submission:
         """The rows of a good job; fills the spec's defaults in."""
+        if spec.HasField("devices") and (found := aim(spec, visit.grounds.devices)):
+            raise InvalidArgument.of(found)
         found = problems(spec, visit.caller.project, visit.grounds)
         if found:
             raise InvalidArgument.of(found)
@@ -367,7 +370,7 @@ _Result = Submission | Job | HatobaError
 
 def _lasting(spec: job_pb2.JobSpec) -> bool:
     """Whether it names nothing that is looked up anew at each submit, and no moment to come."""
-    if spec.HasField("deadline"):
+    if spec.HasField("deadline") or spec.HasField("devices"):
         return False
     return not (spec.inputs or spec.HasField("code") or spec.code_version or waits(spec))
 

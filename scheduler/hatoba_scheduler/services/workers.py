@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, NamedTuple
 
 import grpc
 import structlog
 
 from hatoba.v1 import runner_pb2, worker_pb2, worker_pb2_grpc
 from hatoba_plugins.values import Exit, ExitKind
+from hatoba_scheduler.auth.device_credentials import DeviceCaller
+from hatoba_scheduler.control.attachments import Seat
 from hatoba_scheduler.control.draining import Drainer, host_place
 from hatoba_scheduler.control.hub import Hub, Session
 from hatoba_scheduler.control.latecomers import Latecomers
@@ -21,14 +23,15 @@ from hatoba_scheduler.control.observe import of_attempt
 from hatoba_scheduler.control.runners import RunnerDesk
 from hatoba_scheduler.convert import host_to_proto, micros
 from hatoba_scheduler.domain import causes
+from hatoba_scheduler.domain.device_jobs import speaker
 from hatoba_scheduler.domain.gangs import ended
 from hatoba_scheduler.domain.records import Attempt, Change, Host, MetricPoint
 from hatoba_scheduler.domain.retries import back_off
 from hatoba_scheduler.domain.states import AttemptState, Release
 from hatoba_scheduler.domain.transitions import Now, Outcome, View, released
-from hatoba_scheduler.errors import InvalidArgument
+from hatoba_scheduler.errors import InvalidArgument, PermissionDenied, Reason
 from hatoba_scheduler.failpoints import hit
-from hatoba_scheduler.interceptors.context import current_call
+from hatoba_scheduler.interceptors.context import call_or_none, current_call
 from hatoba_scheduler.services.cordons import check_drain
 from hatoba_scheduler.services.joining import Joining
 from hatoba_scheduler.services.paging import Pager, page_size
@@ -44,6 +47,7 @@ _EXITS = {
     runner_pb2.EXIT_KIND_STOPPED: ExitKind.STOPPED,
     runner_pb2.EXIT_KIND_LOST: ExitKind.LOST,
 }
+CONNECT = "hatoba.v1.WorkerService/Connect"
 _ANSWERED = frozenset({"claim", "started", "commit", "gone", "heartbeat", "checkpoint", "metrics"})
 """What a worker says of attempts, and says again on its next stream."""
 _OF_ATTEMPT = _ANSWERED - {"gone"}
@@ -100,12 +104,15 @@ class WorkerItems:
 
     def _foreign(self, session: Session, attempt: str) -> bool:
         """Whether an attempt was sent to another host than the one that speaks."""
-        return self._desk.host_of(attempt) not in ("", session.hello.host)
+        return self._desk.host_of(attempt) not in ("", self._hub.speaker(session))
 
     def _refuse_foreign(self, session: Session, item: worker_pb2.WorkerItem) -> None:
         kind = item.WhichOneof("item")
         attempt = getattr(item, str(kind)).attempt
-        log.warning("host.foreign_attempt", host=session.hello.host, attempt=attempt, said=kind)
+        speaker = self._hub.speaker(session)
+        log.warning("host.foreign_attempt", host=speaker, attempt=attempt, said=kind)
+        if session.denied is not None:
+            session.denied(self._desk.host_of(attempt), f"{kind} of {attempt}, not its own")
         if kind == "claim":
             verdict = runner_pb2.CLAIM_VERDICT_SUPERSEDED
             claimed = runner_pb2.ClaimAttemptResponse(attempt=attempt, verdict=verdict)
@@ -151,8 +158,8 @@ class WorkerItems:
         self._reply(session, self._desk.started(started), answer)
 
     def _gone(self, session: Session, gone: worker_pb2.AttemptGone) -> None:
-        attempt = self._desk.current(gone.attempt, gone.fence)
-        if attempt is not None and attempt.host != session.hello.host:
+        current = self._desk.current(gone.attempt, gone.fence)
+        if current is not None and self._foreign(session, gone.attempt):
             # It was refused the claim of what another host runs.
             return
 
@@ -228,6 +235,32 @@ def metric_points(attempt: Attempt, request: runner_pb2.ReportMetricsRequest) ->
     ]
 
 
+class Side(NamedTuple):
+    """Where a stream belongs: devices have a hub of their own."""
+
+    hub: Hub
+    items: WorkerItems
+
+
+def _device() -> DeviceCaller | None:
+    """The device that calls; None: it is none."""
+    call = call_or_none()
+    return call.token if call and isinstance(call.token, DeviceCaller) else None
+
+
+def _denials() -> Callable[[str, str], None] | None:
+    """Where it is kept that who calls spoke for another; None: it is in the log."""
+    token = _device()
+    return (lambda other, why: token.spoke_for(other, CONNECT, why)) if token else None
+
+
+async def _take_all(side: Side, session: Session, items: Iterable[worker_pb2.WorkerItem]) -> None:
+    for item in items:
+        if not side.hub.is_current(session):
+            return
+        await side.items.take(session, item)
+
+
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     """See proto/hatoba/v1/worker.proto. `tasks` owns the readers of open streams."""
 
@@ -240,8 +273,11 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         pager: Pager,
         tasks: asyncio.TaskGroup,
         joining: Joining,
+        devices: Side | None = None,
     ) -> None:
+        """`devices`: what devices are for with their jobs; None: none has any."""
         self._joining = joining
+        self._devices = devices
         self._clock = hub.clock
         self._rng = random.Random()
         self._hub = hub
@@ -261,38 +297,53 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         if first is None or not first.items or first.items[0].WhichOneof("item") != "hello":
             raise InvalidArgument("a worker's stream begins with hello")
         hello = first.items[0].hello
-        self._joining.check_speaker(hello.host)
-        session = await self._hub.open(hello)
+        side = self._side(hello.host)
+        session = await side.hub.open(hello)
+        session.denied = _denials()
         reader = self._tasks.create_task(
-            self._read(session, first, request_iterator), name=f"worker:{session.hello.host}"
+            self._read(side, session, first, request_iterator),
+            name=f"worker:{side.hub.speaker(session)}",
         )
         try:
             async for response in session.responses():
                 yield response
         finally:
             reader.cancel()
-            await self._hub.left(session)
+            await side.hub.left(session)
+
+    def _side(self, host: str) -> Side:
+        """Where a worker belongs that says to be this host. Raises PermissionDenied."""
+        token = _device()
+        if token is None:
+            self._joining.check_speaker(host)
+            return Side(self._hub, self._items)
+        if self._devices is None:
+            raise PermissionDenied("this server has no jobs for devices")
+        if host != token.device:
+            why = f"it said to be {host!r}"
+            token.spoke_for(f"devices/{host}", CONNECT, why)
+            raise PermissionDenied(
+                f"{token.principal} runs jobs under no other name than its own; {why}",
+                reason=Reason.NOT_YOUR_HOST,
+                metadata={"host": host, "principal": token.principal},
+            )
+        return self._devices
 
     async def _read(
         self,
+        side: Side,
         session: Session,
         first: worker_pb2.WorkerServiceConnectRequest,
         requests: AsyncIterator[worker_pb2.WorkerServiceConnectRequest],
     ) -> None:
         try:
-            await self._take_all(session, list(first.items)[1:])
+            await _take_all(side, session, list(first.items)[1:])
             async for request in requests:
-                await self._take_all(session, request.items)
+                await _take_all(side, session, request.items)
         except Exception as error:  # noqa: BLE001 - a broken stream is an ordinary end of a session
             log.warning("worker.stream.ended", host=session.hello.host, error=repr(error))
         finally:
             session.close()
-
-    async def _take_all(self, session: Session, items: Any) -> None:
-        for item in items:
-            if not self._hub.is_current(session):
-                return
-            await self._items.take(session, item)
 
     # -- operators ------------------------------------------------------------------------------
 
@@ -375,11 +426,18 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     ) -> None:
         """A session that the caller's host was asked for."""
         first = await context.read()
-        token = current_call().token
         if isinstance(first, worker_pb2.WorkerServiceAttachRequest):
-            seat = self._hub.attachments.seat(first.session, token.host if token else "")
+            seat = self._seat(first.session)
             if seat is not None:
                 await seat.serve(first, context)
+
+    def _seat(self, session: str) -> Seat | None:
+        token = current_call().token
+        if not isinstance(token, DeviceCaller):
+            return self._hub.attachments.seat(session, token.host if token else "")
+        if self._devices is None:
+            return None
+        return self._devices.hub.attachments.seat(session, token.device)
 
     async def _lose_all(self, host: str, reason: str) -> None:
         """End what was on a host, before its backend finds it gone and knows no reason."""
@@ -390,7 +448,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             (rows.job.uid, attempt)
             for rows in self._ledger.all_rows()
             for attempt in rows.attempts.values()
-            if attempt.host == host and attempt.release is not Release.RELEASED
+            if speaker(rows.job, attempt) == host and attempt.release is not Release.RELEASED
         ]
 
         def step(view: View) -> Change | None:

@@ -95,12 +95,14 @@ async def test_without_a_server_it_goes_on_over_restarts_of_the_agent(house: Age
 
 async def test_after_a_power_cut_it_runs_before_any_link(house: AgentHouse) -> None:
     first = await running(house)
+    address = (await asyncio.to_thread(house.slot))["address"]
     await house.site.stop()
     await house.power_cut()
     await house.start()
     answer = await house.answers(2)
     assert answer["y"] == 7
     assert answer["pid"] != first
+    assert (await asyncio.to_thread(house.slot))["address"] == address
 
 
 async def test_a_better_model_comes_over_a_link_that_breaks(house: AgentHouse) -> None:
@@ -135,6 +137,19 @@ async def test_what_is_wanted_no_more_ends_and_that_is_told(house: AgentHouse) -
     assert list(report.slots) == []
     await until(lambda: not house.marked())
     assert await asyncio.to_thread(os.listdir, house.data / "trees") == []
+
+
+async def test_it_is_ended_alone_or_with_all_that_it_runs(house: AgentHouse) -> None:
+    pid = await running(house)
+    assert (await house.command("stop")).code == 0
+    assert await house.ended() == 0
+    assert pid in await asyncio.to_thread(house.marked)
+    await house.start()
+    assert (await house.answers(2))["pid"] == pid
+    assert (await house.command("stop", "--all", "--grace", "1")).code == 0
+    assert await house.ended() == 0
+    assert await asyncio.to_thread(house.marked) == []
+    assert (await house.command("stop")).code == 0
 
 
 async def test_a_second_agent_of_a_directory_is_refused(house: AgentHouse) -> None:

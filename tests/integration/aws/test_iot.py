@@ -8,10 +8,14 @@ import asyncio
 import json
 import random
 import time
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography import x509
 from iot_yard import IotHarness, IotYard, aws, iot_credentials, iot_yard
+from mqtt_client import MqttClient
 
 from hatoba.v1 import device_pb2
 from hatoba_plugins.conformance import DeviceConformance
@@ -150,6 +154,51 @@ async def test_two_servers_do_not_write_over_each_other(iot_yard: IotYard) -> No
         await site.reaches(device, 8)
         await site.reopen()
         assert await site.wish(device, 7) == Superseded(device.name, 8)
+
+
+async def test_who_a_claim_made_a_thing_is_a_device(iot_yard: IotYard) -> None:
+    """By ministack's fleet provisioning, which makes the keys, with the template that we ship."""
+    harness = IotHarness(iot_yard, fleet=iot_yard.fleet)
+    async with on_site(harness) as site:
+        there = urlsplit(iot_yard.emulator.endpoint)
+        client = await MqttClient.connect(there.port or 0, "hatoba-claim-1", there.hostname or "")
+        try:
+            made = await asked(client, "$aws/certificates/create/json", {})
+            topic = f"$aws/provisioning-templates/{iot_yard.template}/provision/json"
+            token = made["certificateOwnershipToken"]
+            question = {"certificateOwnershipToken": token, "parameters": {"Device": "lamp"}}
+            told = await asked(client, topic, question)
+        finally:
+            await client.leave()
+        assert told["thingName"] == f"{iot_yard.prefix}lamp"
+        assert told["deviceConfiguration"] == {"shadow": "hatoba", "content": ""}
+        arn = await asyncio.to_thread(only_certificate, iot_yard, told["thingName"])
+        device = site.devices["lamp"] = await harness.dials("lamp", arn)
+        await site.come(device)
+        assert site.there["lamp"].vouched
+        await site.wish(device, 1)
+        await site.reaches(device, 1)
+
+
+async def asked(client: MqttClient, topic: str, question: object) -> dict[str, Any]:
+    """What a question is answered with."""
+    await client.subscribe([f"{topic}/accepted", f"{topic}/rejected"])
+    await client.publish(topic, json.dumps(question).encode())
+    async with aclosing(client.messages()) as messages:
+        async for message in messages:
+            assert message.topic == f"{topic}/accepted", message.payload
+            found: dict[str, Any] = json.loads(message.payload)
+            return found
+    raise AssertionError("it ended")
+
+
+def only_certificate(yard: IotYard, thing: str) -> str:
+    """The certificate of a thing, which has our policy; blocks."""
+    iot = aws(yard.emulator.endpoint, "iot")
+    (arn,) = iot.list_thing_principals(thingName=thing)["principals"]
+    (policy,) = iot.list_attached_policies(target=arn)["policies"]
+    assert policy["policyName"] == yard.policy
+    return str(arn)
 
 
 async def test_without_a_queue(iot_yard: IotYard) -> None:

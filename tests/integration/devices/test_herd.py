@@ -15,7 +15,7 @@ from hand_device import HandDevice
 from waiting import until
 
 from hatoba.v1 import device_pb2
-from hatoba_worker.agent.link import FIRST_WAIT, SPREAD, Backoff
+from hatoba_worker.agent.redial import FIRST_WAIT, SPREAD, Backoff
 
 if TYPE_CHECKING:
     from tests.integration.devices.conftest import DeviceYard

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hatoba_worker.agent import link
+from hatoba_worker.agent import redial
 
-link.SPREAD = link.LONGEST_WAIT = 1.0
+redial.SPREAD = redial.LONGEST_WAIT = 1.0

@@ -185,6 +185,30 @@ def test_the_agent_imports_nothing_of_clouds_and_databases() -> None:
     assert not found & (CLOUDS | DATABASES | HEAVY | OTHERS)
 
 
+def test_who_dials_a_server_has_no_memory_for_what_speaks_to_aws_iot() -> None:
+    assert "paho" not in names_of("import hatoba_worker.agent.main, hatoba_worker.agent.outside")
+    found = names_of("import hatoba_worker.agent.mqtt_link, hatoba_worker.agent.bucket")
+    assert "paho" in found
+    assert not found & (CLOUDS | DATABASES | HEAVY | OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "word"),
+    [
+        ([], 2, "--claim and --template"),
+        (["--claim", "x"], 2, "--claim and --template"),
+        (["--certificate", "/no/such/file"], 1, "/no/such/file"),
+        (["--name", "Cam 1"], 2, "no device's name"),
+    ],
+)
+def test_what_makes_a_thing_is_named(
+    tmp_path: Path, flags: Sequence[str], code: int, word: str
+) -> None:
+    result = typed("enroll-aws-iot", "a.example", "--data", str(tmp_path / "device"), *flags)
+    assert result.exit_code == code
+    assert word in result.output
+
+
 def test_it_is_a_command_of_hatoba() -> None:
     assert EXTRAS["agent"][0] == "edge"
     result = CliRunner().invoke(root, ["agent", "--help"])

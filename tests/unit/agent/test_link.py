@@ -13,7 +13,7 @@ from device_site import DEVICE, DeviceSite
 from linked_device import LinkedDevice
 
 from hatoba.v1 import device_pb2, worker_pb2
-from hatoba_worker.agent.link import FIRST_WAIT, LONGEST_WAIT, SPREAD
+from hatoba_worker.agent.redial import FIRST_WAIT, LONGEST_WAIT, SPREAD
 
 # The last channel of a process that closes would join grpc's poller thread on the event loop.
 grpc.aio.init_grpc_aio()

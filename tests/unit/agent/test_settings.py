@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hatoba_worker.agent.lock import AlreadyRuns, hold, is_held
-from hatoba_worker.agent.settings import BadSettings, RegistryAccess, Settings
+from hatoba_worker.agent.settings import AwsIot, BadSettings, RegistryAccess, Settings
 
 MADE = Settings("cam-1", "[::1]:7443", "control.example", "0123456789ab", "h:7420", 5, 7)
 
@@ -27,6 +27,15 @@ def test_how_registries_are_reached_is_kept(tmp_path: Path) -> None:
     made.save(tmp_path)
     assert Settings.load(tmp_path) == made
     assert made.reaching("*", None).registries == {"r.example": mirror}
+
+
+def test_what_it_is_at_aws_iot_is_kept(tmp_path: Path) -> None:
+    content = "s3://models/a?region=eu-central-1&role-alias=r&credentials=c.example"
+    for thing in (AwsIot("hatoba-cam-1"), AwsIot("shops-cam-1", "wanted", content)):
+        made = Settings("cam-1", "a.example:443", "a.example", aws_iot=thing)
+        made.save(tmp_path)
+        assert Settings.load(tmp_path) == made
+    assert (thing.said, thing.place is not None) == ("wanted-said", True)
 
 
 def test_without_a_file_nothing_is_known(tmp_path: Path) -> None:
@@ -50,6 +59,11 @@ def test_a_newer_agents_settings_are_read_by_an_older_one(tmp_path: Path) -> Non
         '{"device": 5, "address": "h:1", "server_name": "n"}',
         '{"device": "d", "address": "h:1", "server_name": "n", "up_per_day": "5"}',
         '{"device": "d", "address": "h:1", "server_name": "n", "registries": "r"}',
+        '{"device": "d", "address": "h:1", "server_name": "n", "aws_iot": {}}',
+        '{"device": "d", "address": "h:1", "server_name": "n", "aws_iot": {"thing": ""}}',
+        '{"device": "d", "address": "h:1", "server_name": "n", "aws_iot": {"thing": 5}}',
+        '{"device": "d", "address": "h:1", "server_name": "n",'
+        ' "aws_iot": {"thing": "t", "content": "models"}}',
         '{"device": "d", "address": "h:1", "server_name": "n", "registries": {"r": "at"}}',
         '{"device": "d", "address": "h:1", "server_name": "n", "registries": {"r": {"plain": 1}}}',
         '{"device": "d", "address": "h:1", "server_name": "n", "registries": {"r": {"at": true}}}',

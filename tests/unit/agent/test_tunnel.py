@@ -14,7 +14,9 @@ import pytest
 from authority import DAY, Authority
 
 from hatoba_worker.agent.clock import FloorClock
-from hatoba_worker.agent.tunnel import Peer, Tunnel, context_of
+from hatoba_worker.agent.renewing import alpn_of
+from hatoba_worker.agent.settings import AwsIot, Settings
+from hatoba_worker.agent.tunnel import MQTT, Peer, Tunnel, context_of
 
 # The last channel of a process that closes would join grpc's poller thread on the event loop.
 grpc.aio.init_grpc_aio()
@@ -186,6 +188,59 @@ async def test_a_channel_goes_through_it_and_is_known_by_its_certificate(
         assert seen == [[b"d1"]]
     finally:
         await server.stop(None)
+
+
+async def test_what_is_cut_ends_and_what_follows_is_carried(
+    tmp_path: Path, authority: Authority, good: Path
+) -> None:
+    async with echo(good) as port:
+        peer = Peer("127.0.0.1", port, NAME, authority.pem)
+        one = Tunnel(tmp_path, lambda: peer, clock(tmp_path / "d", TODAY))
+        async with one.open():
+            reader, writer = await asyncio.open_unix_connection(one.path)
+            writer.write(b"hello")
+            assert await reader.read(5) == b"HELLO"
+            await one.cut()
+            assert await reader.read(1) == b""
+            writer.close()
+            assert await asked(one) == b"HELLO"
+
+
+async def test_the_protocol_is_said_that_a_peer_has(
+    tmp_path: Path, authority: Authority, good: Path
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(good)
+    context.set_alpn_protocols(list(MQTT))
+    said: list[str | None] = []
+
+    async def note(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said.append(writer.get_extra_info("ssl_object").selected_alpn_protocol())
+        writer.close()
+
+    server = await asyncio.start_server(note, "127.0.0.1", 0, ssl=context)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        for alpn in (MQTT, ()):
+            peer = Peer("127.0.0.1", port, NAME, authority.pem, alpn=alpn)
+            one = Tunnel(tmp_path, lambda peer=peer: peer, clock(tmp_path / "d", TODAY))  # type: ignore[misc]
+            async with one.open():
+                assert await asked(one) == b""
+    assert said == ["x-amzn-mqtt-ca", None]
+
+
+@pytest.mark.parametrize(
+    ("address", "thing", "alpn"),
+    [
+        ("server.example:7443", None, ("h2",)),
+        ("a.iot.example:8883", AwsIot("hatoba-a"), ()),
+        ("a.iot.example:443", AwsIot("hatoba-a"), ("x-amzn-mqtt-ca",)),
+    ],
+)
+def test_which_protocol_is_said_where(
+    address: str, thing: AwsIot | None, alpn: tuple[str, ...]
+) -> None:
+    assert alpn_of(Settings("a", address, "n", aws_iot=thing)) == alpn
 
 
 def test_older_versions_of_tls_are_not_spoken(authority: Authority) -> None:

@@ -317,3 +317,21 @@ def test_a_job_shows_what_was_decided_about_it(fake: FakeServer, cli: Cli) -> No
     assert "8 members, generation 2" in text
     assert "1 FAILED of generation 1" in text
     assert "tasks 0-4 of train-0" in text
+
+
+def test_devices_are_named_or_selected_and_have_their_own_interpreter(
+    fake: FakeServer, cli: Cli
+) -> None:
+    named = ("--device", "cam-2", "--device", "cam-1")
+    assert cli("run", "-d", "--no-code", *named, "--", "true").exit_code == 0
+    selected = ("--device-selector", "site=tokyo", "--device-selector", "!old")
+    assert cli("run", "-d", "--no-code", *selected, "--", "true").exit_code == 0
+    first, second = (to_plain(one.spec) for one in fake.requests("SubmitJobRequest"))
+    assert first["devices"] == {"names": ["cam-2", "cam-1"]}
+    assert second["devices"] == {
+        "selector": [
+            {"key": "site", "operator": "IN", "values": ["tokyo"]},
+            {"key": "old", "operator": "NOT_EXISTS"},
+        ]
+    }
+    assert first["environment"] == {}

@@ -283,3 +283,11 @@ def test_a_time_may_be_said_from_now_on() -> None:
     (document,) = read_jobs(GOOD + "start_after: 2h\n", source="job.yaml", directory=Path())
     ahead = document.parcel.spec.start_after.ToDatetime(dt.UTC) - dt.datetime.now(dt.UTC)
     assert dt.timedelta(minutes=119) < ahead <= dt.timedelta(hours=2)
+
+
+def test_a_job_for_devices_uses_the_interpreter_of_the_device() -> None:
+    text = GOOD + "devices: {selector: [{key: site, operator: IN, values: [tokyo]}]}\n"
+    (document,) = read_jobs(text, source="job.yaml", directory=Path())
+    spec = document.parcel.spec
+    assert [one.key for one in spec.devices.selector] == ["site"]
+    assert not spec.environment.caller_interpreter

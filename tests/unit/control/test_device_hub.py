@@ -93,3 +93,29 @@ def test_the_more_devices_are_left_alone_the_longer_by_a_server_that_stops() -> 
     few.close()
     assert AFTER_STOP <= session.farewell < AFTER_STOP + 0.1
     assert session.ended is not None
+
+
+def works_of(session: DeviceSession) -> int:
+    """How often a device is told that there are jobs."""
+    count = 0
+    while (response := session.take()) is not None:
+        count += sum(one.HasField("work") for one in response.items)
+    return count
+
+
+def test_who_comes_hears_of_its_jobs_and_who_has_none_hears_nothing() -> None:
+    hub = DeviceHub(FakeClock(), 30.0)
+    hub.works = lambda device: device == "lamp"
+    assert works_of(opened(hub, "lamp")) == 1
+    assert works_of(opened(hub, "fan")) == 0
+
+
+def test_who_is_there_hears_of_new_jobs_once() -> None:
+    hub, (session,) = hub_of("lamp")
+    woken: list[str] = []
+    session.listen(lambda: woken.append("woken"))
+    hub.tell_of_work("lamp")
+    hub.tell_of_work("lamp")
+    hub.tell_of_work("nobody")
+    assert woken
+    assert works_of(session) == 1

@@ -287,3 +287,36 @@ async def test_who_is_forgotten_at_once_is_forgotten_by_the_backend_too() -> Non
         await house.devices.remove("a")
         await house.turn()
         assert house.streams.forgotten == ["a"]
+
+
+async def test_a_device_that_its_backend_vouches_for_is_taken_in_and_told() -> None:
+    async with FleetHouse().running() as house:
+        await house.deploy("cam-1")
+        await house.come("nobody")
+        assert house.devices.get("nobody") is None
+        await house.come("a", transport="aws-iot", vouched=True)
+        found = house.devices.named("a")
+        assert (found.state, found.transport) == (DeviceState.ENROLLED, "aws-iot")
+        assert [(one.device, one.kind) for one in house.store.events] == [("a", "enrolled")]
+        labels = (("site", "cam-1"),)
+        await house.devices.change("a", lambda one: relabelled(one, labels))
+        await house.turn()
+        await house.work("a")
+        assert house.runs("a") == [(1, 0)]
+
+
+async def test_who_cannot_be_forgotten_yet_is_forgotten_later_and_not_taken_in_again() -> None:
+    async with FleetHouse().running() as house:
+        await house.come("a", transport="aws-iot", vouched=True)
+        house.streams.clinging.add("a")
+        await house.devices.remove("a")
+        await house.come("a", transport="aws-iot", vouched=True)
+        for _ in range(3):
+            await house.turn(6)
+        assert house.devices.get("a") is None
+        assert house.streams.forgotten.count("a") > 1
+        house.streams.clinging.clear()
+        await house.turn(6)
+        count = house.streams.forgotten.count("a")
+        await house.turn(60)
+        assert house.streams.forgotten.count("a") == count

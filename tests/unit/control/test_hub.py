@@ -288,3 +288,27 @@ async def test_drains_of_queues_and_backends_go_on_after_a_restart(books: Books)
         "Queue 'above' was drained by an operator.",
         "Backend 'spot' was drained by an operator: prices.",
     ]
+
+
+# -- devices ---------------------------------------------------------------------------------------
+
+
+async def test_a_host_and_a_device_of_one_name_have_each_their_own(books: Books) -> None:
+    clock = FakeClock()
+    hosts = hub_on(KeptHosts())
+    devices = Hub(cast(Store, KeptHosts()), clock, "0", of_devices=True)
+    for hub in (hosts, devices):
+        books.ledger.listen(hub.on_commit)
+        await FakeHost("a").connect(hub)
+    pinned = replace(new_job("pinned"), terms=Terms(devices=("a",)))
+    await books.submit(pinned)
+    await books.ledger.decide(
+        "pinned", lambda rows: launch(rows, replace(intent(rows), host="a"), NOW)
+    )
+    assert [hub.held_of("a")[1] for hub in (hosts, devices)] == [0, 1]
+    await placed(books, "plain", "a")
+    assert [hub.held_of("a")[1] for hub in (hosts, devices)] == [1, 1]
+    drainer = drainer_of(books, clock)
+    await hosts.cordon("a", True, "new fans", drain=True)
+    assert await drainer.drain(host_place(hosts.host("a")), "admin") == 1
+    assert states(books, "plain", "pinned") == [AttemptState.STOPPING, AttemptState.LAUNCHING]

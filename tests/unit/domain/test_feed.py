@@ -475,3 +475,53 @@ def decided(yard: Yard) -> list[tuple[str, tuple[int, ...], tuple[str, str], boo
 
 Feeding.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestFeeding = Feeding.TestCase
+
+
+# -- devices --------------------------------------------------------------------------------------
+
+
+def places(found: list[Assignment]) -> dict[int, str]:
+    """Where each task goes."""
+    return {one.tasks[0]: one.places[0].pool for one in found}
+
+
+def devices(*names: str, slots: int = 8) -> list[PoolRoom]:
+    """These have come."""
+    return [PoolRoom(name, Resources(slots=slots)) for name in names]
+
+
+def test_each_task_goes_to_its_own_device_and_waits_for_it() -> None:
+    yard = Yard()
+    yard.planner.describe("null", devices("b", "a"))
+    yard.submit(job("x", size=3, terms=Terms(devices=("a", "b", "c"))))
+    found = yard.plan()
+    assert places(found) == {0: "a", 1: "b"}
+    for one in found:
+        yard.launch(one)
+    assert yard.plan() == []
+    yard.planner.describe("null", devices("a", "b", "c"))
+    assert places(yard.plan()) == {2: "c"}
+
+
+def test_every_attempt_of_a_task_goes_to_the_same_device() -> None:
+    yard = Yard()
+    policy = RetryPolicy(infrastructure=3, backoff=0.0)
+    yard.planner.describe("null", devices("a", "b"))
+    yard.submit(job("x", size=2, terms=Terms(devices=("a", "b")), retries=policy))
+    for one in yard.plan():
+        yard.launch(one)
+    yard.end("x", 1, LOST)
+    assert yard.plan() == []
+    yard.release("x", 1)
+    assert places(yard.plan()) == {1: "b"}
+
+
+def test_a_job_for_one_device_stands_in_line_for_it() -> None:
+    yard = Yard()
+    yard.planner.describe("null", devices("a", "b", slots=1))
+    for name in ("x", "y"):
+        yard.submit(job(name, terms=Terms(devices=("b",))))
+    assert [(one.uid, one.places[0].pool) for one in yard.plan()] == [("x", "b")]
+    parked = job("z", terms=Terms(devices=("a",)))
+    yard.feed.take_parked([parked_of(parked)])
+    assert [(one.uid, one.places[0].pool) for one in yard.plan()] == [("z", "a")]

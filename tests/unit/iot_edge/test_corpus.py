@@ -9,15 +9,9 @@ from typing import Any
 import pytest
 from scripted_iot import iot_desk
 
+from hatoba.shadows import generation_of, said_of, shadow_of
 from hatoba_plugins import errors
-from hatoba_plugins.backends.iot_edge.documents import (
-    Presence,
-    generation_of,
-    presence_of,
-    said_of,
-    shadow_of,
-    word_of,
-)
+from hatoba_plugins.backends.iot_edge.letters import Presence, presence_of, word_of
 from hatoba_plugins.conformance.sites import document
 from hatoba_plugins.values import DeviceWish, RefusedWish
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from hatoba.v1 import device_pb2
-from hatoba_plugins.backends.iot_edge.documents import (
+from hatoba.shadows import (
     DOCUMENT,
     MOST_BYTES,
     MOST_PARTS,
@@ -32,8 +31,9 @@ from hatoba_plugins.backends.iot_edge.documents import (
     size,
     unpack,
     wanted,
-    word_of,
 )
+from hatoba.v1 import device_pb2
+from hatoba_plugins.backends.iot_edge.letters import word_of
 from hatoba_plugins.conformance.sites import document, hello, report
 
 

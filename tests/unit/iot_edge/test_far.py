@@ -6,13 +6,14 @@ import itertools
 
 import pytest
 
-from hatoba_plugins.backends.iot_edge.documents import Presence, Said
+from hatoba.shadows import Said
 from hatoba_plugins.backends.iot_edge.far import MISSED, TRANSPORT, FarDevice, Heard
+from hatoba_plugins.backends.iot_edge.letters import Presence
 from hatoba_plugins.conformance.sites import hello, report
 from hatoba_plugins.values import DeviceCame, DeviceTold, DeviceWent
 
 HELLO = hello("a")
-CAME = DeviceCame("a", HELLO, TRANSPORT)
+CAME = DeviceCame("a", HELLO, TRANSPORT, vouched=True)
 ALIVE_EVERY = 100.0
 
 
@@ -52,7 +53,9 @@ def test_a_shadow_that_was_made_anew_counts() -> None:
 def test_a_new_link_comes_anew_and_the_same_one_does_not() -> None:
     far, other = there(), hello("a", 5)
     assert far.hear(Heard(said(2), HELLO), 1.0) == []
-    assert far.hear(Heard(said(3, "two"), other), 2.0) == [DeviceCame("a", other, TRANSPORT)]
+    assert far.hear(Heard(said(3, "two"), other), 2.0) == [
+        DeviceCame("a", other, TRANSPORT, vouched=True)
+    ]
 
 
 def test_a_goodbye_and_a_verdict_both_end_it() -> None:

@@ -8,18 +8,14 @@ from collections.abc import Callable
 import pytest
 from scripted_iot import CLUSTER_ID, SAID, IotDesk, iot_desk
 
+from hatoba.shadows import Json, goodbye_state, hello_state, pack, report_states
 from hatoba.v1 import device_pb2
-from hatoba_plugins.backends.iot_edge.documents import (
-    Json,
-    goodbye_state,
-    hello_state,
-    pack,
-    report_states,
-)
 from hatoba_plugins.backends.iot_edge.far import MISSED, TRANSPORT
 from hatoba_plugins.conformance.sites import hello, report, until_synced
+from hatoba_plugins.errors import Retry
 from hatoba_plugins.values import (
     DeviceCame,
+    DeviceKept,
     DeviceNews,
     DeviceTold,
     DeviceWent,
@@ -33,7 +29,7 @@ GET = "iot-data:GetThingShadow"
 
 
 def came(said: device_pb2.DeviceHello) -> DeviceCame:
-    return DeviceCame(said.device, said, TRANSPORT)
+    return DeviceCame(said.device, said, TRANSPORT, vouched=True)
 
 
 def told(name: str, generation: int, note: str = "") -> DeviceTold:
@@ -389,3 +385,51 @@ async def test_health_says_what_is_missing() -> None:
         assert "Allow the server's role sqs:DeleteMessage." in health.message
         desk.aws.refuse("iot:DescribeEndpoint", "AccessDeniedException", 403)
         assert "iot:DescribeEndpoint" in (await desk.role.health()).message
+
+
+def kept(desk: IotDesk, name: str, first: int, *texts: str) -> device_pb2.DeviceRecords:
+    """A device sends what it kept."""
+    records = device_pb2.DeviceRecords(first=first)
+    for text in texts:
+        records.records.add(log=device_pb2.DeviceLogLine(text=text))
+    thing = desk.options.thing_prefix + name
+    desk.aws.queue.append(json.dumps({"thing": thing, "records": pack(records)}))
+    return records
+
+
+async def test_what_a_device_kept_is_brought_and_answered_in_its_shadow() -> None:
+    async with iot_desk() as desk:
+        await begun(desk)
+        brought = desk.role.records()
+        one = kept(desk, "a", 1, "first", "second")
+        assert await desk.pass_time() == []
+        assert await anext(brought) == DeviceKept("a", one)
+        await desk.role.stored("a", 2)
+        assert desk.aws.document("hatoba-a", SAID)["state"]["desired"]["stored"] == 2
+        # What waits is replaced: a device sends the same again, until it is answered.
+        kept(desk, "a", 3, "third")
+        again = kept(desk, "a", 3, "third", "fourth")
+        await desk.pass_time()
+        assert await anext(brought) == DeviceKept("a", again)
+
+
+async def test_what_nobody_kept_is_not_brought() -> None:
+    async with iot_desk() as desk:
+        await begun(desk)
+        brought = desk.role.records()
+        kept(desk, "stranger", 1, "mine")
+        kept(desk, "a", 0, "before all")
+        desk.aws.queue.append(json.dumps({"thing": "hatoba-a", "records": "what is this"}))
+        kept(desk, "a", 1)
+        last = kept(desk, "a", 7, "good")
+        await desk.pass_time(5.0)
+        assert await anext(brought) == DeviceKept("a", last)
+
+
+async def test_an_answer_that_is_lost_is_a_failure_that_passes() -> None:
+    async with iot_desk() as desk:
+        await begun(desk)
+        desk.aws.lose("iot-data:UpdateThingShadow")
+        with pytest.raises(Retry):
+            await desk.role.stored("a", 2)
+        await desk.role.stored("a", 2)

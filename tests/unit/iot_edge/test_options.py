@@ -22,6 +22,7 @@ AWS = {"transport": "aws-iot"}
         {},
         {"transport": "grpc"},
         AWS,
+        {"transport": "both", "region": "eu-central-1"},
         AWS
         | {
             "region": "eu-central-1",
@@ -44,8 +45,8 @@ def test_what_is_good(options: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("options", "field", "says"),
     [
-        ({"transport": "mqtt"}, "transport", "'mqtt' is none of 'grpc', 'aws-iot'"),
-        ({"region": "eu-central-1"}, "region", "leave it out, or choose that"),
+        ({"transport": "mqtt"}, "transport", "'mqtt' is none of 'grpc', 'aws-iot', 'both'"),
+        ({"region": "eu-central-1"}, "region", "leave it out, or choose one of these"),
         ({"transport": "grpc", "jobs": True}, "jobs", 'is for `transport = "aws-iot"`'),
         (AWS | {"thing_prefix": "a/b"}, "thing_prefix", "'a/b' is not"),
         (AWS | {"shadow": "$x"}, "shadow", "'$x' is not"),

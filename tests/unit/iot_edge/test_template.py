@@ -12,9 +12,11 @@ import pytest
 import yaml
 
 from hatoba_plugins.aws.errors import action_of
-from hatoba_plugins.backends.iot_edge.calls import LIMITS
+from hatoba_plugins.backends.iot_edge.calls import CLUSTER, LIMITS
 from hatoba_plugins.backends.iot_edge.options import EdgeOptions
 from hatoba_plugins.backends.iot_edge.policy import device_policy
+from hatoba_worker.agent.provisioning import CLIENT, CREATE
+from hatoba_worker.agent.settings import AwsIot
 
 ROOT = Path(__file__).resolve().parents[3]
 EMULATORS = ROOT / ".venv-emulators" / "bin" / "python"
@@ -29,6 +31,9 @@ GIVEN = {
     "Name": "hatoba",
     "Shadow": OPTIONS.shadow,
     "ThingPrefix": OPTIONS.thing_prefix,
+    "Fleet": "shops",
+    "Bucket": "models/hatoba",
+    "Credentials": "c0.credentials.iot.eu-central-1.amazonaws.com",
 }
 
 
@@ -37,11 +42,22 @@ class Template(yaml.SafeLoader):
 
 
 def substituted(loader: yaml.Loader, node: yaml.ScalarNode) -> str:
-    text = re.sub(r"\$\{([A-Za-z:]+)\}", lambda found: GIVEN[found[1]], str(node.value))
+    return filled(str(node.value))
+
+
+def filled(text: str, **more: str) -> str:
+    given = GIVEN | more
+    text = re.sub(r"\$\{([A-Za-z:]+)\}", lambda found: given[found[1]], text)
     return text.replace("${!", "${")
 
 
+def listed(loader: yaml.Loader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node, deep=True)
+
+
 Template.add_constructor("!Sub", substituted)
+for tag in ("!Not", "!Equals", "!If"):
+    Template.add_constructor(tag, listed)
 Template.add_constructor("!Ref", lambda loader, node: f"ref {node.value}")
 Template.add_constructor("!GetAtt", lambda loader, node: f"attribute {node.value}")
 
@@ -88,9 +104,53 @@ def test_everything_of_the_servers_policy_is_ours_by_name(made: Any) -> None:
             assert one["Sid"] in wide or things.match(resource), resource
 
 
+def provisioned(made: Any) -> Any:
+    """The template of fleet provisioning, with a bucket."""
+    text, more = made["ProvisioningTemplate"]["Properties"]["TemplateBody"]["Fn::Sub"]
+    _, content, nothing = more["From"]
+    assert nothing == ""
+    return json.loads(filled(text, From=content))
+
+
+def test_a_claim_makes_things_of_ours(made: Any) -> None:
+    body = provisioned(made)
+    thing = body["Resources"]["thing"]
+    assert thing["Properties"]["AttributePayload"] == {CLUSTER: GIVEN["Fleet"]}
+    assert thing["Properties"]["ThingName"]["Fn::Join"][1][0] == OPTIONS.thing_prefix
+    # Who has a claim takes over nobody who is there already.
+    assert set(thing["OverrideSettings"].values()) == {"FAIL"}
+    assert body["Resources"]["policy"]["Properties"]["PolicyName"] == OPTIONS.policy
+
+
+def test_what_a_device_is_told_is_what_it_understands(made: Any) -> None:
+    known = AwsIot.of({"thing": "hatoba-a", **provisioned(made)["DeviceConfiguration"]})
+    assert known.shadow == OPTIONS.shadow
+    assert known.place is not None
+    assert known.place.key("chunks/x") == "hatoba/chunks/x"
+    assert known.place.role_alias == made["ContentAlias"]["Properties"]["RoleAlias"]
+    (statement,) = made["ContentRole"]["Properties"]["Policies"][0]["PolicyDocument"]["Statement"]
+    assert statement["Action"] == "s3:GetObject"
+    assert statement["Resource"] == [
+        f"arn:aws:s3:::models/hatoba/{folder}/*" for folder in ("chunks", "manifests")
+    ]
+
+
+def test_a_claim_may_do_nothing_else(made: Any) -> None:
+    policy = made["ClaimPolicy"]["Properties"]["PolicyDocument"]
+    connects, says, hears = policy["Statement"]
+    place = "arn:aws:iot:eu-central-1:123456789012"
+    assert connects["Resource"] == f"{place}:client/{CLIENT}*"
+    name = made["ProvisioningTemplate"]["Properties"]["TemplateName"]
+    signing = CREATE.removesuffix("/json")
+    topics = [f"{signing}/*", f"$aws/provisioning-templates/{name}/provision/*"]
+    assert says["Resource"] == [f"{place}:topic/{one}" for one in topics]
+    assert hears["Resource"] == [f"{place}:topicfilter/{one}" for one in topics]
+
+
 def test_the_rules_tell_of_our_things_alone(made: Any) -> None:
     for name, source in (
         ("SaidRule", f"'$aws/things/+/shadow/name/{OPTIONS.said}/update/documents'"),
+        ("RecordsRule", "'hatoba/+/records'"),
         ("PresenceRule", "'$aws/events/presence/+/+'"),
     ):
         payload = made[name]["Properties"]["TopicRulePayload"]
@@ -109,6 +169,7 @@ MAY = [
     ("iot:Publish", f"topic/{OWN}/shadow/name/hatoba-said/update"),
     ("iot:Publish", f"topic/{OWN}/shadow/name/hatoba-said-3/update"),
     ("iot:Publish", f"topic/{OWN}/jobs/start-next"),
+    ("iot:Publish", "topic/hatoba/hatoba-a/records"),
     ("iot:Subscribe", f"topicfilter/{OWN}/shadow/name/hatoba/update/delta"),
     ("iot:Subscribe", f"topicfilter/{OWN}/shadow/name/hatoba/get/accepted"),
     ("iot:Subscribe", f"topicfilter/{OWN}/shadow/name/hatoba-said/update/delta"),
@@ -127,6 +188,7 @@ MAY_NOT = [
     ("iot:Publish", f"topic/{OTHER}/shadow/name/hatoba/get"),
     ("iot:Publish", f"topic/{OTHER}/jobs/start-next"),
     ("iot:Publish", "topic/anything"),
+    ("iot:Publish", "topic/hatoba/hatoba-b/records"),
     ("iot:Publish", "topic/$aws/rules/hatoba"),
     ("iot:Publish", "topic/$aws/events/presence/connected/hatoba-b"),
     ("iot:Subscribe", f"topicfilter/{OTHER}/shadow/name/hatoba/update/delta"),

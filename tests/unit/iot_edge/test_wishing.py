@@ -8,9 +8,9 @@ import random
 import pytest
 from scripted_iot import CLUSTER_ID, IotDesk, iot_desk
 
+from hatoba.shadows import pack, wanted
 from hatoba.v1 import device_pb2
 from hatoba_plugins.aws import Unanswered
-from hatoba_plugins.backends.iot_edge.documents import pack, wanted
 from hatoba_plugins.conformance.sites import document
 from hatoba_plugins.errors import BackendError, Conflict, Invalid, Retry, Throttled
 from hatoba_plugins.values import Accepted, DeviceWish, RefusedWish, Superseded, WishOutcome

@@ -125,6 +125,11 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
             "[devices]\ncertificate_days = 3651",
             "f.toml:2: devices.certificate_days: must be 1 to 3,650, got 3,651",
         ),
+        (
+            '[backends.a]\ntype = "iot-edge-arm"\n[backends.b]\ntype = "iot-edge-arm"',
+            "f.toml:4: backends.b.type: 'iot-edge-arm' is the type of 'a', 'b', and all devices "
+            'are of one backend: keep one, with `transport = "both"`',
+        ),
         ("server = 3", "f.toml:1: server: must be a table, written [server]"),
         ("backends = 3", "f.toml:1: backends: must be tables"),
         ("[backends]\ngpu = 1", "f.toml:2: backends.gpu: must be a table, written [backends.gpu]"),

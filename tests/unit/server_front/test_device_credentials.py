@@ -9,11 +9,13 @@ import pytest
 from device_desk import Book, DeviceDesk, Machine, device, enrolled
 from structlog.testing import capture_logs
 
+from hatoba.v1 import artifact_pb2
 from hatoba_plugins.clock import FakeClock
 from hatoba_scheduler.auth.authority import LIFE, HostIdentity, read_request
 from hatoba_scheduler.auth.device_credentials import (
     AUDIT_BURST,
     AUDIT_SECONDS,
+    WRITING,
     Audit,
     DeviceCaller,
     DeviceClaim,
@@ -198,7 +200,7 @@ def test_a_certificate_can_be_renewed_for_as_long_again_as_it_was_good(
     clock.set_by(days * DAY)
     caller = renewal(desk, machine.renewal(csr))
     caller.check_method(RENEW)
-    caller.check_request(csr)
+    caller.check_csr(csr)
     assert (caller.device, caller.identity, caller.role) == ("lamp", "one", Role.DEVICE)
 
 
@@ -213,7 +215,7 @@ def test_what_was_read_on_the_way_opens_nothing_for_another_key(
     seen = renewal(desk, machine.renewal(machine.csr))
     thief = Machine("lamp")
     with pytest.raises(Unauthenticated, match="another signing request"):
-        seen.check_request(thief.csr)
+        seen.check_csr(thief.csr)
     assert [who for who, _ in desk.denied] == ["lamp"]
 
 
@@ -279,3 +281,29 @@ async def test_refusals_are_told_of_both_and_never_flood(clock: FakeClock) -> No
         audit.refused(one)
         audit.refused(one)
     assert [line["unheard"] for line in logged] == [50]
+
+
+def test_only_a_device_with_jobs_brings_something_out(desk: DeviceDesk, machine: Machine) -> None:
+    busy: set[str] = set()
+    desk.gate.works = busy.__contains__
+    caller = proved(desk, machine)
+    urls = "hatoba.v1.ArtifactService/GetTransferUrls"
+    up = artifact_pb2.GetTransferUrlsRequest(direction=artifact_pb2.TRANSFER_DIRECTION_UPLOAD)
+    down = artifact_pb2.GetTransferUrlsRequest(direction=artifact_pb2.TRANSFER_DIRECTION_DOWNLOAD)
+    for method in WRITING:
+        with pytest.raises(PermissionDenied, match="it has no jobs"):
+            caller.check_method(method)
+    with pytest.raises(PermissionDenied, match="it has no jobs"):
+        caller.check_request(urls, up)
+    caller.check_method("hatoba.v1.ArtifactService/DownloadChunks")
+    caller.check_request(urls, down)
+    busy.add(machine.name)
+    for method in WRITING:
+        caller.check_method(method)
+    caller.check_request(urls, up)
+
+
+def test_a_device_speaks_for_attempts_under_a_name_that_no_host_has(
+    desk: DeviceDesk, machine: Machine
+) -> None:
+    assert proved(desk, machine).host == "devices/lamp"

@@ -11,6 +11,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from hatoba import v1
 from hatoba.v1 import admin_pb2
+from hatoba_scheduler.auth.device_credentials import WRITING
 from hatoba_scheduler.auth.roles import DEVICE, METHOD_ACCESS, OPEN, Role, may_change
 from hatoba_scheduler.auth.runner_scopes import OPENS
 
@@ -56,10 +57,16 @@ def test_administrators_may_call_everything_that_is_not_for_machines_alone(metho
 def test_nobody_speaks_for_a_device_but_itself() -> None:
     alone = {name.rpartition("/")[2] for name, access in METHOD_ACCESS.items() if access == DEVICE}
     assert alone == {"Connect", "RenewDevice"}
-    for name, access in METHOD_ACCESS.items():
-        if Role.DEVICE in access and access != DEVICE:
-            assert name.startswith("/hatoba.v1.ArtifactService/")
-            assert Role.VIEWER in access
+    shared = {
+        name.removeprefix("/hatoba.v1.")
+        for name, access in METHOD_ACCESS.items()
+        if Role.DEVICE in access and access != DEVICE
+    }
+    files = {name for name in shared if name.startswith("ArtifactService/")}
+    reads = {name for name in files if Role.VIEWER in METHOD_ACCESS[f"/hatoba.v1.{name}"]}
+    assert {f"hatoba.v1.{name}" for name in files - reads} == WRITING
+    jobs = {"WorkerService/Connect", "WorkerService/Attach", "RunnerService/PushLogs"}
+    assert shared - files == jobs
 
 
 def test_who_may_what_is_as_people_expect() -> None:
@@ -69,10 +76,11 @@ def test_who_may_what_is_as_people_expect() -> None:
     assert allowed("JobService/SubmitJob") == {"ADMIN", "USER"}
     assert allowed("JobService/WatchJobs") == {"ADMIN", "USER", "VIEWER"}
     assert allowed("AdminService/CreateToken") == {"ADMIN"}
-    assert allowed("WorkerService/Connect") == {"ADMIN", "WORKER"}
+    assert allowed("WorkerService/Connect") == {"ADMIN", "WORKER", "DEVICE"}
     assert allowed("DeploymentService/WatchDeployments") == {"ADMIN", "ROUTER"}
     assert allowed("DeploymentService/ReportPredictions") == {"ADMIN", "ROUTER"}
-    assert allowed("ArtifactService/UploadChunks") == {"ADMIN", "USER", "WORKER", "RUNNER"}
+    writers = {"ADMIN", "USER", "WORKER", "RUNNER", "DEVICE"}
+    assert allowed("ArtifactService/UploadChunks") == writers
 
 
 def test_each_method_that_runners_may_call_is_opened_by_some_credential() -> None:

@@ -11,7 +11,7 @@ from device_clients import Device
 from device_yard import PROCESSES, Came, Enrolled, connections, told
 
 from hatoba.v1 import device_pb2
-from hatoba_worker.agent.link import Backoff
+from hatoba_worker.agent.redial import Backoff
 
 TABLE = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode

@@ -26,3 +26,9 @@ def test_an_authority_means_tls_on_loopback_too(
     ca.write_bytes(b"PEM")
     found = Locator(tmp_path / "data", server, token, str(ca) if with_ca else "").find()
     assert (found.tls, found.ca) == (tls, b"PEM" if with_ca else None)
+
+
+def test_a_socket_is_dialled_in_plain_text_with_what_its_other_end_proves(tmp_path: Path) -> None:
+    way = f"unix:{tmp_path}/tunnel.sock"
+    found = Locator(tmp_path, way, tmp_path / "none", "", lambda: "dc_cam-1").find()
+    assert (found.address, found.tls, found.proof()) == (way, False, "dc_cam-1")

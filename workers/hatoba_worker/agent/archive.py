@@ -152,7 +152,7 @@ def _indexed(layers: Sequence[Path]) -> tuple[dict[str, int], dict[str, str]]:
     links: dict[str, str] = {}
     for number, layer in enumerate(layers):
         with tarfile.open(layer, mode="r|*") as packed:
-            for member in packed:
+            for member in _members(packed):
                 path = _absolute(member.name)
                 files.pop(path, None)
                 links.pop(path, None)
@@ -164,6 +164,13 @@ def _indexed(layers: Sequence[Path]) -> tuple[dict[str, int], dict[str, str]]:
                     links[path] = _absolute(member.linkname)
                 _white_out(path, files, links)
     return files, links
+
+
+def _members(packed: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """One by one: all that were seen would be kept else, which are megabytes for an image."""
+    while (member := packed.next()) is not None:
+        yield member
+        packed.members.clear()  # type: ignore[attr-defined]
 
 
 def _white_out(path: str, files: dict[str, int], links: dict[str, str]) -> None:
@@ -181,7 +188,7 @@ def _absolute(name: str) -> str:
 
 def _head(layer: Path, path: str) -> bytes:
     with tarfile.open(layer, mode="r|*") as packed:
-        for member in packed:
+        for member in _members(packed):
             if _absolute(member.name) == path:
                 file: IO[bytes] | None = packed.extractfile(member)
                 return file.read(64) if file is not None else b""

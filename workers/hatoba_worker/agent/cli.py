@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from hatoba_worker.agent.diagnosing import Finding
+    from hatoba_worker.agent.provisioning import AwsWish
+    from hatoba_worker.agent.settings import Settings
 
 DATA = "~/.local/share/hatoba-agent"
 NOT_ENROLLED = 78
@@ -165,6 +167,93 @@ def enroll(
     click.echo(f"`hatoba agent run --data {data}` is its agent", err=True)
 
 
+@agent.command("enroll-aws-iot")
+@click.argument("endpoint", metavar="HOST[:PORT]")
+@click.option("--template", default="", metavar="NAME", help="Fleet provisioning template to use.")
+@click.option(
+    "--claim", default="", metavar="FILE", help="Key and certificate (PEM) that may use it."
+)
+@click.option(
+    "--request", "print_request", is_flag=True, help="Print a signing request, and do no more."
+)
+@click.option(
+    "--certificate", default="", metavar="FILE", help="Certificate (PEM) for that request."
+)
+@click.option("--thing", default="", metavar="NAME", help="Whose the certificate is.")
+@click.option(
+    "--ca-file",
+    default="",
+    metavar="FILE",
+    help="Authority (PEM) to believe instead of this machine's, e.g. AmazonRootCA1.pem.",
+)
+@click.option(
+    "--name",
+    default="",
+    callback=_device,
+    help="Name of the device.  [default: made from its key, or from the thing's]",
+)
+@click.option(
+    "--shadow", default="hatoba", show_default=True, help="Named shadow, as the server has it."
+)
+@click.option(
+    "--content",
+    default="",
+    metavar="URL",
+    help="Bucket with the server's models: "
+    "s3://BUCKET/PREFIX?region=REGION&role-alias=NAME&credentials=HOST",
+)
+@click.option("--up-per-day", default="0", callback=_amount, metavar="SIZE", help="As enroll.")
+@click.option("--down-per-day", default="0", callback=_amount, metavar="SIZE", help="As enroll.")
+@click.option("--engine", default="", metavar="SOCKET", help="As enroll.")
+@data_option
+def enroll_aws_iot(
+    endpoint: str,
+    template: str,
+    claim: str,
+    print_request: bool,
+    certificate: str,
+    ca_file: str,
+    data: Path,
+    **wished: Any,
+) -> None:
+    """Make this machine a thing of AWS IoT, with a key that never leaves it: by a claim and a
+    template, or with a certificate for its request.
+    """
+    from hatoba_worker.agent import provisioning
+    from hatoba_worker.agent.enrolling import NotMade
+
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if print_request:
+            click.echo(provisioning.request(data), nl=False)
+            return
+        authority = _text_of(ca_file) if ca_file else ""
+        wish = provisioning.AwsWish(provisioning.Endpoint(endpoint, authority), **wished)
+        if certificate:
+            found = provisioning.adopt(data, wish, _text_of(certificate))
+        elif claim and template:
+            found = _provisioned(data, wish, Path(_absolute(claim)), template)
+        else:
+            raise click.UsageError("give --claim and --template, or --request, or --certificate")
+    except (NotMade, OSError, UnicodeDecodeError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"this machine is devices/{found.device}; it dials {found.address}")
+    click.echo(f"`hatoba agent run --data {data}` is its agent", err=True)
+
+
+def _provisioned(data: Path, wish: AwsWish, claim: Path, template: str) -> Settings:
+    from hatoba_worker.agent.main import clock_of
+    from hatoba_worker.agent.provisioning import Claim, provision
+
+    clock = clock_of(data)
+    clock.load()
+    return asyncio.run(provision(data, wish, Claim(claim, template), clock))
+
+
+def _text_of(file: str) -> str:
+    return Path(file).expanduser().read_text(encoding="ascii")
+
+
 @agent.command()
 @click.argument("registry", metavar="HOST[:PORT]")
 @click.option(
@@ -214,12 +303,41 @@ def run(data: Path) -> None:
     """
     # Before grpc is imported: its fork handlers could end a child between fork and exec.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    _have_structlog_alone()
     from hatoba_worker.agent.main import is_device, main
 
     if not is_device(data):
         click.echo(f"{data} is no device yet: `hatoba agent enroll` makes it one", err=True)
         sys.exit(NOT_ENROLLED)
     sys.exit(main(data))
+
+
+@agent.command()
+@data_option
+@click.option("--all", "all_", is_flag=True, help="End its models, its jobs and its keeper too.")
+@click.option(
+    "--grace", default=10.0, show_default=True, help="Seconds for those to end by themselves."
+)
+def stop(data: Path, all_: bool, grace: float) -> None:
+    """End the agent of this device; what it runs goes on unless --all.
+
+    The next start runs again what was ended. One that systemd keeps is ended by `systemctl stop`.
+    """
+    from hatoba_worker.agent.ending import end
+
+    try:
+        asyncio.run(end(data, os.environ, everything=all_, grace=grace))
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
+
+
+def _have_structlog_alone() -> None:
+    """Without rich, which it would load, 5 MB, to draw tracebacks: those of an agent are JSON."""
+    if sys.modules.keys().isdisjoint({"rich", "structlog"}):
+        sys.modules["rich"] = None  # type: ignore[assignment]
+        import structlog  # noqa: F401
+
+        del sys.modules["rich"]
 
 
 @agent.command()

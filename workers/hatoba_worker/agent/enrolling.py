@@ -129,7 +129,7 @@ def _kept(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
         up_per_day=wish.up_per_day,
         down_per_day=wish.down_per_day,
         engine=wish.engine,
-        registries=_registries(data),
+        registries=registries_of(data),
     )
     try:
         certificate = x509.load_pem_x509_certificate(given.certificate.encode())
@@ -148,7 +148,7 @@ def _kept(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
     return found
 
 
-def _registries(data: Path) -> Mapping[str, RegistryAccess]:
+def registries_of(data: Path) -> Mapping[str, RegistryAccess]:
     """What the machine's owner said of registries stays, as whose device ever it is enrolled."""
     try:
         known = Settings.load(data)

@@ -62,8 +62,13 @@ class Identity:
         return key
 
     def enrolled(self, certificate: str, authority: str) -> Credential:
-        """The first certificate came. It is in use from now on."""
-        keys.write_secret(self.authority, authority)
+        """The first certificate came. It is in use from now on. Without an authority (PEM) those
+        are believed whom the machine believes.
+        """
+        if authority:
+            keys.write_secret(self.authority, authority)
+        else:
+            self.authority.unlink(missing_ok=True)
         slot = self._keep(SLOTS[0], certificate)
         self._use(slot)
         # Of another enrolment: it must not be taken for a newer one.

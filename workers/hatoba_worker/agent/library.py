@@ -75,7 +75,7 @@ class ServerLibrary:
                     data += reply.data
                     if len(data) > LARGEST_MANIFEST:
                         raise Wrong(f"manifest {digest} has more than {LARGEST_MANIFEST:,} bytes")
-        return await asyncio.to_thread(_parsed, digest, bytes(data))
+        return await asyncio.to_thread(manifest_of, digest, bytes(data))
 
     async def read(self, digest: str, offset: int) -> AsyncIterator[bytes]:
         """The bytes of a chunk from an offset on. Raises Gone, Cut, Wrong."""
@@ -108,7 +108,8 @@ def _typed() -> Iterator[None]:
         raise (Gone if error.code in _REFUSALS else Cut)(str(error)) from error
 
 
-def _parsed(digest: str, data: bytes) -> artifact_pb2.Manifest:
+def manifest_of(digest: str, data: bytes) -> artifact_pb2.Manifest:
+    """A manifest that is what its digest says. Blocks; raises Wrong."""
     if digest_of(data) != digest:
         raise Wrong(f"what comes as manifest {digest} is something else")
     try:

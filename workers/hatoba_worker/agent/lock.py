@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 from pathlib import Path
 
 FILE = "agent.lock"
@@ -25,6 +26,21 @@ def hold(data: Path) -> int:
     os.ftruncate(handle, 0)
     os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
     return handle
+
+
+def end(data: Path) -> None:
+    """Have the agent of a directory end, if one runs there; returns when it has. Raises OSError."""
+    try:
+        handle = os.open(data / FILE, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.kill(int(os.pread(handle, 32, 0)), signal.SIGTERM)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    finally:
+        os.close(handle)
 
 
 def is_held(data: Path) -> bool:

@@ -18,15 +18,17 @@ from hatoba_worker import host
 from hatoba_worker.agent.blobs import BlobStore
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.conductor import Conductor
-from hatoba_worker.agent.content import ModelContent
+from hatoba_worker.agent.content import Library, ModelContent
 from hatoba_worker.agent.engines import DeviceEngine
 from hatoba_worker.agent.facts import Facts, platform_of
 from hatoba_worker.agent.images import DeviceImages
 from hatoba_worker.agent.journal import Journal
 from hatoba_worker.agent.library import ServerLibrary, Way
+from hatoba_worker.agent.link import Link
 from hatoba_worker.agent.lock import AlreadyRuns, hold
 from hatoba_worker.agent.ordinary import socket_directory
 from hatoba_worker.agent.outside import Budgets, Inside, Outside
+from hatoba_worker.agent.redial import Redialled
 from hatoba_worker.agent.registries import Registries
 from hatoba_worker.agent.registry import Platform
 from hatoba_worker.agent.servers import Servers
@@ -64,10 +66,14 @@ class Agent:
         # What runs on the device runs without any, too.
         known = settings or Settings(device="device", address="", server_name="")
         self._budgets = Budgets.of(data, known.up_per_day, known.down_per_day)
+        self._jobs_idle = known.jobs_idle
         self._clock = clock_of(data)
-        blobs = BlobStore(data / "blobs", self._budgets.content.pay)
+        budgets = self._budgets
+        # What does not go over the link's tunnel is not counted there.
+        pay = budgets.content.pay if known.aws_iot is None else budgets.pay_for_image
+        blobs = BlobStore(data / "blobs", pay)
         trees = DeviceTrees(data / "trees", blobs)
-        library = ServerLibrary(self._way)
+        library = self._library(known)
         engine = DeviceEngine.of(data, known.engine, environ)
         images = self._images(engine)
         self._content = ModelContent(data / "specs", trees, blobs, library, images)
@@ -92,6 +98,14 @@ class Agent:
         platform = Platform(told.architecture, told.variant)
         registries = Registries(accesses, self._clock)
         return DeviceImages(self._data, layers, engine, registries, platform)
+
+    def _library(self, settings: Settings) -> Library:
+        """Where models come from."""
+        if settings.aws_iot is None:
+            return ServerLibrary(self._way)
+        from hatoba_worker.agent.bucket import BucketLibrary
+
+        return BucketLibrary(self._data, settings.aws_iot, self._clock)
 
     def _way(self) -> Way | None:
         return self._outside.way() if self._outside is not None else None
@@ -135,8 +149,11 @@ class Agent:
             self._servers,
             self._clock,
             self._watchdog,
+            self._jobs_idle,
+            self._environ,
         )
-        self._outside = Outside(inside, self._budgets, known, directory, self._sleep)
+        make_link = await asyncio.to_thread(_link_of, self._data)
+        self._outside = Outside(inside, self._budgets, known, directory, self._sleep, make_link)
         await self._outside.run()
 
 
@@ -174,6 +191,16 @@ def _settings(data: Path) -> Settings | None:
     except BadSettings as error:
         log.error("agent.settings", error=str(error))
         return None
+
+
+def _link_of(data: Path) -> Callable[..., Redialled]:
+    """How the device is linked; what the other way needs is not imported. Blocks."""
+    settings = _settings(data)
+    if settings is None or settings.aws_iot is None:
+        return Link
+    from hatoba_worker.agent.mqtt_link import MqttLink
+
+    return MqttLink
 
 
 def main(data: Path) -> int:

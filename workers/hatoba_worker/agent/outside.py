@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,15 @@ from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.conductor import Conductor
 from hatoba_worker.agent.content import ModelContent
 from hatoba_worker.agent.facts import Facts
+from hatoba_worker.agent.jobs import DeviceJobs
+from hatoba_worker.agent.kept import KeptPredictions
 from hatoba_worker.agent.library import Way
-from hatoba_worker.agent.link import PROTOCOL, Link, Parts
+from hatoba_worker.agent.link import Link
 from hatoba_worker.agent.records import Records, heard_log
+from hatoba_worker.agent.redial import PROTOCOL, Parts, Redialled
 from hatoba_worker.agent.renewing import Shown
 from hatoba_worker.agent.ring import Ring
-from hatoba_worker.agent.server_logs import ServerLogs
+from hatoba_worker.agent.server_logs import Home, ServerLogs
 from hatoba_worker.agent.servers import Servers
 from hatoba_worker.agent.telling import Sources, Telling
 from hatoba_worker.agent.tunnel import Tunnel
@@ -54,6 +57,8 @@ class Inside:
     servers: Servers
     clock: FloorClock
     watchdog: Watchdog
+    jobs_idle: float
+    environ: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,7 @@ class Outside:
         known: Facts,
         link_directory: Path,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        make_link: Callable[[Parts, Callable[[float], Awaitable[None]]], Redialled] = Link,
     ) -> None:
         self._inside = inside
         self._budgets = budgets
@@ -112,6 +118,7 @@ class Outside:
         wake = asyncio.Event()
         self._records = Records(Ring(data / "ring"), clock.now, wake)
         self._logs = ServerLogs(data / "logs.json", self._records.log)
+        self._kept = KeptPredictions(self._records.predicted)
         self._shown = Shown(data, clock)
         self._tunnel = Tunnel(
             link_directory,
@@ -120,6 +127,7 @@ class Outside:
             pay_up=budgets.up.pay,
             pay_down=budgets.down.pay,
         )
+        self._jobs = self._made_jobs(sleep)
         self._status = status.StatusFile(data, self._snapshot, beat("status"), sleep)
         sources = Sources(inside.conductor, inside.servers.address, self._free, self._problems)
         happened = self._records.happened
@@ -137,8 +145,20 @@ class Outside:
             wake=wake,
             beat=beat("link"),
         )
-        self._link = Link(parts, sleep)
+        self._link = make_link(parts, sleep)
         self._last_contact = 0.0
+
+    def _made_jobs(self, sleep: Callable[[float], Awaitable[None]]) -> DeviceJobs:
+        """What runs jobs, and goes out by our one way."""
+        inside = self._inside
+        return DeviceJobs(
+            inside.data,
+            lambda: self._shown.device,
+            self._tunnel.target,
+            idle=inside.jobs_idle,
+            environ=inside.environ,
+            sleep=sleep,
+        )
 
     # -- what others ask ------------------------------------------------------------------------
 
@@ -162,6 +182,7 @@ class Outside:
                 tasks.create_task(self._keep_records(), name="records")
                 tasks.create_task(self._telling.run(), name="telling")
                 tasks.create_task(self._wanting.run(), name="wanting")
+                tasks.create_task(self._jobs.run(), name="jobs")
                 tasks.create_task(self._status.run(), name="status")
                 tasks.create_task(self._link.run(), name="link")
         finally:
@@ -195,11 +216,20 @@ class Outside:
                     await asyncio.to_thread(self._measure)
                 homes = self._inside.servers.homes()
                 await asyncio.to_thread(self._logs.look, homes)
+                await self._take_predictions(homes)
                 await self._records.flush()
                 rounds += 1
                 if rounds % SAVE_EVERY == 0:
                     await asyncio.to_thread(self._logs.save)
                 await self._sleep(FLUSH_EVERY)
+
+    async def _take_predictions(self, homes: list[Home]) -> None:
+        if self._records.stuck:
+            return
+        await asyncio.to_thread(self._kept.look, homes)
+        await self._records.flush()
+        if not self._records.stuck:
+            await asyncio.to_thread(self._kept.durable)
 
     def _measure(self) -> None:
         own = procfs.stat(os.getpid())
@@ -246,7 +276,15 @@ class Outside:
 
     def desired(self, desired: device_pb2.DeviceDesired) -> None:
         """The server wants this."""
-        self._wanting.take(desired)
+        if desired.leaving:
+            # It says that nothing runs any more when that is so.
+            self._jobs.leave(lambda: self._wanting.take(desired))
+        else:
+            self._wanting.take(desired)
+
+    def work(self) -> None:
+        """There are jobs for this device."""
+        self._jobs.told()
 
     def _tell(self, report: device_pb2.DeviceReport) -> None:
         self._link.tell(report)
@@ -291,6 +329,7 @@ class Outside:
                 "up_left": budgets.up.left,
                 "down_left": budgets.down.left,
             },
+            "jobs": {"running": self._jobs.running},
             "records": {"newest": self._records.newest, "stored": self._records.durable},
         }
 

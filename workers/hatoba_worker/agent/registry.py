@@ -132,7 +132,7 @@ async def opened(tls: ssl.SSLContext | None = None) -> AsyncIterator[aiohttp.Cli
 
 
 @contextlib.contextmanager
-def _links(who: str) -> Iterator[None]:
+def links(who: str) -> Iterator[None]:
     """Raise Cut for a link that breaks."""
     import aiohttp
 
@@ -200,7 +200,7 @@ class Registry:
     async def _whole(self, response: aiohttp.ClientResponse) -> bytes:
         """A document, which is cut off where it is longer than any that is one."""
         data = bytearray()
-        with _links(self._host):
+        with links(self._host):
             while len(data) < LARGEST_MANIFEST and (
                 piece := await response.content.read(LARGEST_MANIFEST - len(data))
             ):
@@ -213,7 +213,7 @@ class Registry:
         async with self._asked(f"{self._base}/blobs/{digest}", headers) as response:
             if offset and response.status != 206:
                 raise Cut("the registry begins every blob at its beginning")
-            with _links(self._host):
+            with links(self._host):
                 async for piece in response.content.iter_chunked(PIECE):
                     yield piece
 
@@ -239,7 +239,7 @@ class Registry:
 
     async def _get(self, url: str, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
         own = {"Authorization": self._authorization} if self._authorization else {}
-        with _links(self._host):
+        with links(self._host):
             return await self._session.get(url, headers={**headers, **own})
 
     async def _log_in(self, response: aiohttp.ClientResponse) -> bool:
@@ -254,7 +254,7 @@ class Registry:
             return False
         asked = {key: told[key] for key in ("service", "scope") if key in told}
         own = {"Authorization": basic} if basic else {}
-        with _links(told["realm"]):
+        with links(told["realm"]):
             async with self._session.get(told["realm"], params=asked, headers=own) as answer:
                 if answer.status != 200:
                     return False

@@ -25,8 +25,8 @@ from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.identity import Credential, Identity, NotEnrolled
 from hatoba_worker.agent.library import Metadata
 from hatoba_worker.agent.ordinary import Place, reached
-from hatoba_worker.agent.settings import FILE, Settings
-from hatoba_worker.agent.tunnel import Peer
+from hatoba_worker.agent.settings import FILE, AwsIot, Settings
+from hatoba_worker.agent.tunnel import GRPC, HTTPS_PORT, MQTT, Peer
 
 log = structlog.get_logger(__name__)
 
@@ -43,11 +43,14 @@ DOUBTS = 3
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """What is shown now; `candidate` is the one that is not proven, if there is one."""
+    """What is shown now, and who is believed, none: those whom the machine believes; `candidate` is
+    the one that is not proven, if there is one.
+    """
 
     settings: Settings
     credential: Credential
     candidate: Credential | None
+    authority: Path | None
 
     @property
     def on_trial(self) -> bool:
@@ -80,7 +83,12 @@ class Shown:
         current, candidate = self._identity.current(), self._identity.candidate()
         # By turns: neither may keep the other from being tried.
         first = candidate if candidate is not None and self._failures % 2 == 0 else current
-        return _Choice(settings, first, candidate)
+        return _Choice(settings, first, candidate, self._authority(settings))
+
+    def _authority(self, settings: Settings) -> Path | None:
+        """A server is known by its own; AWS IoT perhaps by one that the machine has."""
+        own = self._identity.authority
+        return own if settings.aws_iot is None or own.exists() else None
 
     @property
     def _now(self) -> _Choice:
@@ -101,9 +109,17 @@ class Shown:
     def peer(self) -> Peer:
         """Whom to reach, and what to show there."""
         settings = self._now.settings
-        own = self._now.credential.path
-        authority = self._identity.authority
-        return Peer(settings.host, settings.port, settings.server_name, authority, own)
+        own, authority = self._now.credential.path, self._now.authority
+        alpn = alpn_of(settings)
+        return Peer(settings.host, settings.port, settings.server_name, authority, own, alpn)
+
+    @property
+    def aws_iot(self) -> AwsIot:
+        """What the device is at AWS IoT. Raises NotEnrolled where it is nothing there."""
+        known = self._now.settings.aws_iot
+        if known is None:
+            raise NotEnrolled("this device is enrolled at a server, and not at AWS IoT")
+        return known
 
     async def welcomed(self) -> None:
         """The server knows what was shown. Raises OSError."""
@@ -220,6 +236,13 @@ class Shown:
         with contextlib.suppress(NotEnrolled, OSError):
             return await asyncio.to_thread(self._identity.is_due, self._clock)
         return False
+
+
+def alpn_of(settings: Settings) -> tuple[str, ...]:
+    """Which protocols a device offers at its address."""
+    if settings.aws_iot is None:
+        return GRPC
+    return MQTT if settings.port == HTTPS_PORT else ()
 
 
 def proof_of(credential: Credential, csr: str) -> str:

@@ -24,6 +24,7 @@ from hatoba.v1 import common_pb2, deployment_pb2, worker_pb2
 from hatoba_worker.agent.containers import DeviceContainers
 from hatoba_worker.agent.engines import DeviceEngine
 from hatoba_worker.agent.names import resource_name, slot_name
+from hatoba_worker.agent.ports import Ports
 from hatoba_worker.agent.server_logs import Home
 from hatoba_worker.agent.slots import NOTHING_RUNS, Health, Json, Release
 from hatoba_worker.agent.trees import DeviceTrees
@@ -127,6 +128,8 @@ class Servers:
             serving_tls=lambda: None,
             host_has_gpus=False,
             contained=self._containers.contained,
+            port_of=Ports(self._data / "ports.json", ADDRESS).of,
+            keeps=True,
         )
         ask = probe.prober(lambda: None)
         self._fleet.begin(Tools(self._executor, stager, ask, self._sleep, time.time), tasks)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 from hatoba_worker.agent import disk
 
@@ -40,6 +41,77 @@ class RegistryAccess:
         return cls(**known)
 
 
+_PLACE = "s3://BUCKET/PREFIX?region=REGION&role-alias=NAME&credentials=HOST"
+
+
+@dataclass(frozen=True, slots=True)
+class BucketPlace:
+    """Where models are in a bucket, and who gives credentials for it: `HOST[:PORT]` of AWS IoT's
+    credential provider, and the role alias. `url` is the bucket's own.
+    """
+
+    url: str
+    prefix: str
+    region: str
+    role_alias: str
+    credentials: str
+
+    @classmethod
+    def parse(cls, text: str) -> BucketPlace:
+        """From `s3://BUCKET/PREFIX?region=...`; `endpoint=https://HOST` is for buckets elsewhere.
+        Raises ValueError.
+        """
+        found = urlsplit(text)
+        told = dict(parse_qsl(found.query))
+        if found.scheme != "s3" or not found.netloc:
+            raise ValueError(f"{text!r} is no bucket: write {_PLACE}")
+        try:
+            region, alias, given = told["region"], told["role-alias"], told["credentials"]
+        except KeyError as error:
+            raise ValueError(f"{text!r} does not say its {error}: write {_PLACE}") from None
+        url = f"https://{found.netloc}.s3.{region}.amazonaws.com"
+        if "endpoint" in told:
+            url = f"{told['endpoint'].rstrip('/')}/{found.netloc}"
+        return cls(url, found.path.strip("/"), region, alias, given)
+
+    def key(self, name: str) -> str:
+        """The key of what has this name below the prefix."""
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+
+@dataclass(frozen=True, slots=True)
+class AwsIot:
+    """What a device is at AWS IoT: the name of its thing, which is its client id, and the named
+    shadow that tells what is wanted of it; what it says is in another one, of that name with
+    `-said`. `content` is where models are, as in `BucketPlace.parse`; empty: it can have none.
+    """
+
+    thing: str
+    shadow: str = "hatoba"
+    content: str = ""
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> AwsIot:
+        """Raises ValueError, KeyError."""
+        known = {each.name: told[each.name] for each in fields(cls) if each.name in told}
+        for name, value in known.items():
+            if not isinstance(value, str) or (not value and name != "content"):
+                raise ValueError(f"{name} at AWS IoT is {value!r}")
+        if known.get("content"):
+            BucketPlace.parse(known["content"])
+        return cls(**({"thing": told["thing"]} | known))
+
+    @property
+    def place(self) -> BucketPlace | None:
+        """Where models are."""
+        return BucketPlace.parse(self.content) if self.content else None
+
+    @property
+    def said(self) -> str:
+        """The shadow in which the device says how it is."""
+        return f"{self.shadow}-said"
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """One device's. Bytes a day that its link may carry; 0: as many as there are.
@@ -47,7 +119,9 @@ class Settings:
     `address` is the `HOST:PORT` that it dials, `server_name` what the server's certificate there
     says; `token` is the id of the token by which it was enrolled at the port `server`. `engine` is
     the socket of its container engine, `none` where there is to be none, empty: the standard one if
-    it is there. `registries` are by `HOST:PORT` as images name them, `*` stands for all others.
+    it is there. `jobs_idle`: seconds without any job after which what runs them ends. `registries`
+    are by `HOST:PORT` as images name them, `*` stands for all others. With `aws_iot` the device
+    dials AWS IoT at `address`, and not the server.
     """
 
     device: str
@@ -58,7 +132,9 @@ class Settings:
     up_per_day: int = 0
     down_per_day: int = 0
     engine: str = ""
+    jobs_idle: int = 60
     registries: Mapping[str, RegistryAccess] = field(default_factory=dict)
+    aws_iot: AwsIot | None = None
 
     @classmethod
     def load(cls, data: Path) -> Settings | None:
@@ -96,10 +172,11 @@ class Settings:
 def _checked(told: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says, without what another version of the agent knows more. Raises ValueError."""
     known = {each.name: told[each.name] for each in fields(Settings) if each.name in told}
-    registries = known.pop("registries", {})
+    registries, aws_iot = known.pop("registries", {}), known.pop("aws_iot", None)
     for name, value in known.items():
-        if not isinstance(value, int if name.endswith("_per_day") else str):
+        if not isinstance(value, int if name.endswith(("_per_day", "_idle")) else str):
             raise ValueError(f"{name} is {value!r}")
     int(str(known["address"]).rpartition(":")[2])
     accesses = {host: RegistryAccess.of(one) for host, one in registries.items()}
-    return {**known, "registries": accesses}
+    thing = AwsIot.of(aws_iot) if aws_iot is not None else None
+    return {**known, "registries": accesses, "aws_iot": thing}

@@ -24,6 +24,9 @@ from hatoba_worker.agent.clock import FloorClock
 log = structlog.get_logger(__name__)
 
 PIECE = 64 << 10
+GRPC = ("h2",)
+MQTT, HTTPS_PORT = ("x-amzn-mqtt-ca",), 443
+"""By which AWS IoT tells MQTT from HTTPS on that port; on others nothing is said."""
 CONNECT_SECONDS = 30.0
 NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL, for which Python has no name."""
@@ -36,14 +39,16 @@ class Distrusted(Exception):
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Whom to reach, and what to show. `own` holds key and certificate in one file, none: nothing
-    is shown; `authority` is believed alone.
+    is shown; `authority` is believed alone, none: those whom the machine believes. `alpn` are the
+    protocols that are offered.
     """
 
     host: str
     port: int
     server_name: str
-    authority: Path
+    authority: Path | None
     own: Path | None = None
+    alpn: tuple[str, ...] = GRPC
 
 
 @dataclass(slots=True)
@@ -103,10 +108,21 @@ class Tunnel:
         finally:
             server.close()
             self._closing = True
-            for task in self._connections:
-                task.cancel()
-            await asyncio.gather(*self._connections)
+            await self._end_all()
             await asyncio.to_thread(self.path.unlink, True)
+
+    async def cut(self) -> None:
+        """End all that is carried now, and wait for its end."""
+        self._closing = True
+        try:
+            await self._end_all()
+        finally:
+            self._closing = False
+
+    async def _end_all(self) -> None:
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections)
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -190,10 +206,11 @@ class Tunnel:
 
 def context_of(peer: Peer) -> ssl.SSLContext:
     """TLS 1.3 with the authority's names and signatures checked, and no dates; blocks."""
-    context = ssl.create_default_context(cafile=str(peer.authority))
+    context = ssl.create_default_context(cafile=str(peer.authority) if peer.authority else None)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_flags |= ssl.VerifyFlags(NO_CHECK_TIME)
-    context.set_alpn_protocols(["h2"])
+    if peer.alpn:
+        context.set_alpn_protocols(list(peer.alpn))
     if peer.own is not None:
         context.load_cert_chain(peer.own)
     return context

@@ -21,11 +21,11 @@ from hatoba_worker.environments import Environments
 from hatoba_worker.homes import Homes
 from hatoba_worker.logs import LogShipper
 from hatoba_worker.reports import Reporter
+from hatoba_worker.server_transfers import ServerTransfers
 from hatoba_worker.spans import Spans
 from hatoba_worker.staging import Stager
 from hatoba_worker.streams_in import InputStreams
 from hatoba_worker.timeouts import Timeouts
-from hatoba_worker.transfers import ServerTransfers
 from hatoba_worker.trees import TreeCache
 
 CACHE = ".cache"

@@ -40,11 +40,11 @@ from hatoba_worker.keeper.client import end_keeper
 from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
 from hatoba_worker.logs import FILES, LogShipper
 from hatoba_worker.reports import Reporter, heartbeat
+from hatoba_worker.server_transfers import ServerTransfers
 from hatoba_worker.spans import Spans
 from hatoba_worker.staging import Stager
 from hatoba_worker.streams_in import InputStreams
 from hatoba_worker.timeouts import Timeouts
-from hatoba_worker.transfers import ServerTransfers
 from hatoba_worker.trees import TreeCache
 from hatoba_worker.vitals import Vitals
 

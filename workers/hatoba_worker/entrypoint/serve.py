@@ -29,8 +29,8 @@ from hatoba_worker.environments import Environments
 from hatoba_worker.failures import AttemptFailed
 from hatoba_worker.keeper.messages import Spawn
 from hatoba_worker.replicas.staging import CONFIG, Place, ReplicaStager
+from hatoba_worker.server_transfers import ServerTransfers
 from hatoba_worker.staging import link_library
-from hatoba_worker.transfers import ServerTransfers
 from hatoba_worker.trees import TreeCache
 
 EVERYWHERE = "0.0.0.0"

@@ -16,6 +16,7 @@ from hatoba.v1 import common_pb2, job_pb2
 Rows = list[tuple[str, str]]
 SHOWN_ATTEMPTS = 5
 SHOWN_NOTES = 10
+SHOWN_DEVICES = 20
 
 
 def job_rows(
@@ -41,6 +42,7 @@ def job_rows(
         ("tasks", _tasks(job)),
         ("taken over", _inherited(job)),
         ("gang", _gang(job)),
+        ("devices", _devices(job)),
         ("may run on", ", ".join(job.backends)),
     ]
     rows += [("attempts", _attempts(attempts)), ("history", _history(history))]
@@ -107,6 +109,17 @@ def _tasks(job: job_pb2.Job) -> str:
 
 def _inherited(job: job_pb2.Job) -> str:
     return f"tasks {job.inherited} of {short_name(job.rerun_of)}" if job.inherited else ""
+
+
+def _devices(job: job_pb2.Job) -> str:
+    """Where its tasks run: `[0] cam-1, [1] cam-2`."""
+    names = job.spec.devices.names
+    if len(names) < 2:
+        return "".join(names)
+    told = [f"[{index}] {name}" for index, name in enumerate(names[:SHOWN_DEVICES])]
+    if len(names) > SHOWN_DEVICES:
+        told.append(f"{len(names) - SHOWN_DEVICES} more")
+    return ", ".join(told)
 
 
 def _gang(job: job_pb2.Job) -> str:

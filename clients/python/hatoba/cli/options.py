@@ -203,6 +203,19 @@ JOB_OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--near", multiple=True, metavar="K=V", help="Only beside a job with this label."),
     click.option("--apart", is_flag=True, help="Each task on a host of its own."),
     click.option(
+        "--device",
+        "devices",
+        multiple=True,
+        metavar="NAME",
+        help="Run it on this device and nowhere else; of several, one task on each.",
+    ),
+    click.option(
+        "--device-selector",
+        multiple=True,
+        metavar="LABEL",
+        help="On each device that has this label now; as --require.",
+    ),
+    click.option(
         "--start-after",
         type=TIME,
         metavar="TIME",

@@ -170,6 +170,8 @@ class _DeviceRecordKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Devi
     """Figures."""
     DEVICE_RECORD_KIND_HAPPENING: _DeviceRecordKind.ValueType  # 3
     """What happened there."""
+    DEVICE_RECORD_KIND_PREDICTION: _DeviceRecordKind.ValueType  # 4
+    """Predictions that were kept, without what was asked and answered."""
 
 class DeviceRecordKind(_DeviceRecordKind, metaclass=_DeviceRecordKindEnumTypeWrapper):
     """What a record of a device is about."""
@@ -182,6 +184,8 @@ DEVICE_RECORD_KIND_FIGURE: DeviceRecordKind.ValueType  # 2
 """Figures."""
 DEVICE_RECORD_KIND_HAPPENING: DeviceRecordKind.ValueType  # 3
 """What happened there."""
+DEVICE_RECORD_KIND_PREDICTION: DeviceRecordKind.ValueType  # 4
+"""Predictions that were kept, without what was asked and answered."""
 Global___DeviceRecordKind: _TypeAlias = DeviceRecordKind  # noqa: Y015
 
 @_typing.final
@@ -757,6 +761,7 @@ class DeviceRecord(_message.Message):
     LOG_FIELD_NUMBER: _builtins.int
     FIGURE_FIELD_NUMBER: _builtins.int
     HAPPENING_FIELD_NUMBER: _builtins.int
+    PREDICTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When, by the device's clock."""
@@ -773,6 +778,10 @@ class DeviceRecord(_message.Message):
     def happening(self) -> Global___DeviceHappening:
         """Something that happened."""
 
+    @_builtins.property
+    def prediction(self) -> Global___DevicePrediction:
+        """A prediction made there."""
+
     def __init__(
         self,
         *,
@@ -780,12 +789,13 @@ class DeviceRecord(_message.Message):
         log: Global___DeviceLogLine | None = ...,
         figure: Global___DeviceFigure | None = ...,
         happening: Global___DeviceHappening | None = ...,
+        prediction: Global___DevicePrediction | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["figure", b"figure", "happening", b"happening", "log", b"log", "record", b"record", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["figure", b"figure", "happening", b"happening", "log", b"log", "prediction", b"prediction", "record", b"record", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["figure", b"figure", "happening", b"happening", "log", b"log", "record", b"record", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figure", b"figure", "happening", b"happening", "log", b"log", "prediction", b"prediction", "record", b"record", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["log", "figure", "happening"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["log", "figure", "happening", "prediction"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
@@ -846,6 +856,92 @@ class DeviceFigure(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceFigure: _TypeAlias = DeviceFigure  # noqa: Y015
+
+@_typing.final
+class DevicePrediction(_message.Message):
+    """A prediction that a model server of a device made, and kept: its caller has it traced, or it was drawn to be
+    captured. Of a deployment that is not the device's it is dropped.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    PARENT_SPAN_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    DURATION_FIELD_NUMBER: _builtins.int
+    CAPTURED_FIELD_NUMBER: _builtins.int
+    deployment: _builtins.str
+    """The deployment (resource name)."""
+    revision: _builtins.int
+    """The revision."""
+    trace_id: _builtins.str
+    """32 hex digits; the caller's, or made there."""
+    parent_span_id: _builtins.str
+    """Of the caller's span, 16 hex digits; empty: it had none."""
+    status: _builtins.int
+    """HTTP status."""
+    @_builtins.property
+    def duration(self) -> _duration_pb2.Duration:
+        """How long it took."""
+
+    @_builtins.property
+    def captured(self) -> Global___DeviceCapture:
+        """What was asked and answered; unset: it was not drawn."""
+
+    def __init__(
+        self,
+        *,
+        deployment: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        trace_id: _builtins.str = ...,
+        parent_span_id: _builtins.str = ...,
+        status: _builtins.int = ...,
+        duration: _duration_pb2.Duration | None = ...,
+        captured: Global___DeviceCapture | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "duration", b"duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["captured", b"captured", "deployment", b"deployment", "duration", b"duration", "parent_span_id", b"parent_span_id", "revision", b"revision", "status", b"status", "trace_id", b"trace_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DevicePrediction: _TypeAlias = DevicePrediction  # noqa: Y015
+
+@_typing.final
+class DeviceCapture(_message.Message):
+    """What was asked of a model on a device, and answered."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    PREDICTION_FIELD_NUMBER: _builtins.int
+    PREDICTION_MEDIA_TYPE_FIELD_NUMBER: _builtins.int
+    input: _builtins.bytes
+    """What was asked."""
+    media_type: _builtins.str
+    """Its media type."""
+    prediction: _builtins.bytes
+    """What was answered."""
+    prediction_media_type: _builtins.str
+    """Its media type."""
+    def __init__(
+        self,
+        *,
+        input: _builtins.bytes = ...,
+        media_type: _builtins.str = ...,
+        prediction: _builtins.bytes = ...,
+        prediction_media_type: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "media_type", b"media_type", "prediction", b"prediction", "prediction_media_type", b"prediction_media_type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceCapture: _TypeAlias = DeviceCapture  # noqa: Y015
 
 @_typing.final
 class DeviceHappening(_message.Message):

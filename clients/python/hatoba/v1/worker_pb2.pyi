@@ -1512,6 +1512,7 @@ class ReplicaSpec(_message.Message):
     DRAIN_FIELD_NUMBER: _builtins.int
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     IMAGES_FIELD_NUMBER: _builtins.int
+    CAPTURE_RATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """External name, unique for ever, at most 63 characters of `[a-z0-9-]`."""
     deployment: _builtins.str
@@ -1522,6 +1523,10 @@ class ReplicaSpec(_message.Message):
     """The model version (resource name)."""
     architecture: _builtins.str
     """`amd64` or `arm64`: the only one that its image is for. Empty: the image's own business."""
+    capture_rate: _builtins.float
+    """On a device: the share of requests whose inputs are kept there and sent on, 0 to 1. Elsewhere routers
+    keep them.
+    """
     @_builtins.property
     def model(self) -> _common_pb2.ManifestRef:
         """The model's files."""
@@ -1575,10 +1580,11 @@ class ReplicaSpec(_message.Message):
         drain: _duration_pb2.Duration | None = ...,
         architecture: _builtins.str = ...,
         images: _abc.Iterable[_model_pb2.ModelImage] | None = ...,
+        capture_rate: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "limits", b"limits", "model", b"model", "resources", b"resources", "serving", b"serving"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "deployment", b"deployment", "drain", b"drain", "env", b"env", "gpus", b"gpus", "images", b"images", "limits", b"limits", "model", b"model", "model_version", b"model_version", "name", b"name", "resources", b"resources", "revision", b"revision", "secrets", b"secrets", "serving", b"serving"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "capture_rate", b"capture_rate", "deployment", b"deployment", "drain", b"drain", "env", b"env", "gpus", b"gpus", "images", b"images", "limits", b"limits", "model", b"model", "model_version", b"model_version", "name", b"name", "resources", b"resources", "revision", b"revision", "secrets", b"secrets", "serving", b"serving"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

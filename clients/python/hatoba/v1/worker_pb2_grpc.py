@@ -94,7 +94,8 @@ class WorkerServiceServicer(object):
     def Connect(self, request_iterator, context):
         """A worker's one stream: hello, then its full inventory, then `inventory_complete`; nothing is
         dispatched before. A second stream of the same worker ends the first; items of the older one are
-        dropped. At most 100 items a message.
+        dropped. At most 100 items a message. A device opens one on the port of devices while it has jobs, as
+        the host of its own name: PERMISSION_DENIED for any other. It is no host for anything else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

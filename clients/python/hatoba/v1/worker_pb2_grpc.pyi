@@ -36,7 +36,8 @@ class WorkerServiceStub:
     Connect: _grpc.StreamStreamMultiCallable[_worker_pb2.WorkerServiceConnectRequest, _worker_pb2.WorkerServiceConnectResponse]
     """A worker's one stream: hello, then its full inventory, then `inventory_complete`; nothing is
     dispatched before. A second stream of the same worker ends the first; items of the older one are
-    dropped. At most 100 items a message.
+    dropped. At most 100 items a message. A device opens one on the port of devices while it has jobs, as
+    the host of its own name: PERMISSION_DENIED for any other. It is no host for anything else.
     """
     ListHosts: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ListHostsRequest, _worker_pb2.ListHostsResponse]
     """Lists hosts by name, connected or not."""
@@ -74,7 +75,8 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     Connect: _aio.StreamStreamMultiCallable[_worker_pb2.WorkerServiceConnectRequest, _worker_pb2.WorkerServiceConnectResponse]  # type: ignore[assignment]
     """A worker's one stream: hello, then its full inventory, then `inventory_complete`; nothing is
     dispatched before. A second stream of the same worker ends the first; items of the older one are
-    dropped. At most 100 items a message.
+    dropped. At most 100 items a message. A device opens one on the port of devices while it has jobs, as
+    the host of its own name: PERMISSION_DENIED for any other. It is no host for anything else.
     """
     ListHosts: _aio.UnaryUnaryMultiCallable[_worker_pb2.ListHostsRequest, _worker_pb2.ListHostsResponse]  # type: ignore[assignment]
     """Lists hosts by name, connected or not."""
@@ -115,7 +117,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_worker_pb2.WorkerServiceConnectResponse], _abc.AsyncIterator[_worker_pb2.WorkerServiceConnectResponse]]:
         """A worker's one stream: hello, then its full inventory, then `inventory_complete`; nothing is
         dispatched before. A second stream of the same worker ends the first; items of the older one are
-        dropped. At most 100 items a message.
+        dropped. At most 100 items a message. A device opens one on the port of devices while it has jobs, as
+        the host of its own name: PERMISSION_DENIED for any other. It is no host for anything else.
         """
 
     @_abc_1.abstractmethod

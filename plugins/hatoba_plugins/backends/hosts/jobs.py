@@ -48,8 +48,10 @@ MARKS = 100_000
 class HostJobs:
     """Runs jobs on the hosts that are connected to this scheduler."""
 
-    def __init__(self, hub: WorkerHub) -> None:
+    def __init__(self, hub: WorkerHub, launches: Capabilities = _LAUNCHES) -> None:
+        """`launches`: what groups of these hosts it takes."""
         self._hub = hub
+        self._launches = launches
         self._refused: OrderedDict[str, None] = OrderedDict()
 
     def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
@@ -75,7 +77,7 @@ class HostJobs:
 
         Of a gang nothing is sent while a host of it is away.
         """
-        require_kind(group, _LAUNCHES)
+        require_kind(group, self._launches)
         if group.kind is GroupKind.GANG and (away := self._away(group)):
             error = NoCapacity(f"not connected: {', '.join(away)}", after=1.0)
             return [self._known(one) or Refused(one.name, error) for one in group.members]

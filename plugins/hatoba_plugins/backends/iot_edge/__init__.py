@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from hatoba_plugins.backend import API_VERSION, Backend, BackendContext, BackendType
-from hatoba_plugins.backends.iot_edge.backend import EdgeBackend
+from hatoba_plugins.backends.hosts.jobs import HostJobs
+from hatoba_plugins.backends.iot_edge.backend import OF_JOBS, EdgeBackend
 from hatoba_plugins.backends.iot_edge.options import EdgeOptions
 from hatoba_plugins.backends.iot_edge.streams import StreamDevices
 from hatoba_plugins.errors import Fatal
@@ -31,24 +32,34 @@ class EdgeType:
     async def open(
         self, instance: str, options: BackendOptions, ctx: BackendContext
     ) -> AsyncIterator[Backend]:
-        """Open on the core's hub, or on AWS IoT. Raises Fatal where devices have no port, Denied
-        and Invalid for what AWS cannot be reached with."""
+        """Open on the core's hub, on AWS IoT, or on both. Raises Fatal where devices have no port,
+        Denied and Invalid for what AWS cannot be reached with."""
         if not isinstance(options, EdgeOptions):
             raise TypeError(
                 f"iot-edge-arm is opened with EdgeOptions, not {type(options).__name__}"
             )
-        if options.transport == "aws-iot":
-            where = "hatoba_plugins.backends.iot_edge.opening"
-            opening: Any = await asyncio.to_thread(importlib.import_module, where)
-            async with opening.opened(instance, options, ctx) as backend:
-                yield backend
+        here = EdgeBackend(_streams(ctx), jobs=_jobs(ctx)) if options.dialled else None
+        if here is not None and not options.by_aws:
+            yield here
             return
-        if ctx.devices is None:
-            raise Fatal(
-                'devices have no port to dial: add [devices] with `listen = "0.0.0.0:7443"` to '
-                "hatoba.toml"
-            )
-        yield EdgeBackend(StreamDevices(ctx.devices))
+        where = "hatoba_plugins.backends.iot_edge.opening"
+        opening: Any = await asyncio.to_thread(importlib.import_module, where)
+        async with opening.opened(instance, options, ctx, here) as backend:
+            yield backend
+
+
+def _streams(ctx: BackendContext) -> StreamDevices:
+    """Raises Fatal."""
+    if ctx.devices is None:
+        raise Fatal(
+            'devices have no port to dial: add [devices] with `listen = "0.0.0.0:7443"` to '
+            "hatoba.toml"
+        )
+    return StreamDevices(ctx.devices)
+
+
+def _jobs(ctx: BackendContext) -> HostJobs | None:
+    return HostJobs(ctx.device_jobs, OF_JOBS) if ctx.device_jobs is not None else None
 
 
 class EdgePlugin:

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from hatoba.v1 import job_pb2
 from hatoba_plugins.backend import DeviceBackend
+from hatoba_plugins.backends.hosts.jobs import HostJobs
+from hatoba_plugins.checks import lacking
 from hatoba_plugins.errors import Unsupported
 from hatoba_plugins.values import (
     Absent,
@@ -24,6 +26,10 @@ from hatoba_plugins.values import (
 CAPABILITIES = Capabilities(
     images=True, requirements=True, caller_interpreter=True, secrets=True, memory_limit=True
 )
+_WITH_JOBS = replace(CAPABILITIES, runner="host", inputs=True, attach=True)
+OF_JOBS = replace(_WITH_JOBS, images=False, caller_interpreter=False)
+"""What a job may ask of a device: it is a process there, and the submitter's interpreter is not."""
+_WITH_JOBS = replace(_WITH_JOBS, of_jobs=OF_JOBS)
 
 
 async def healthy() -> Health:
@@ -32,9 +38,8 @@ async def healthy() -> Health:
 
 
 class EdgeBackend:
-    """Deployments to devices, which are reached by one transport."""
+    """Deployments to devices, and jobs on those whose transport carries any."""
 
-    jobs = None
     deployments = None
 
     def __init__(
@@ -42,36 +47,43 @@ class EdgeBackend:
         devices: DeviceBackend,
         health: Callable[[], Awaitable[Health]] = healthy,
         limits: tuple[tuple[str, Rate], ...] = (),
+        jobs: HostJobs | None = None,
     ) -> None:
         self.devices = devices
+        self.jobs = jobs
         self._health = health
         self._limits = limits
 
     def capabilities(self) -> Capabilities:
         """What devices can."""
-        return replace(CAPABILITIES, limits=self._limits)
+        return replace(CAPABILITIES if self.jobs is None else _WITH_JOBS, limits=self._limits)
 
     async def health(self) -> Health:
         """That of the transport."""
         return await self._health()
 
     async def validate(self, spec: job_pb2.JobSpec) -> list[Problem]:
-        """It runs no jobs."""
-        del spec
-        return [Problem("backend", "runs no jobs, only deployments to devices")]
+        """Jobs name their devices, and are processes there."""
+        if self.jobs is None:
+            return [Problem("backend", "runs no jobs, only deployments to devices")]
+        problems = lacking(spec, OF_JOBS)
+        if not spec.HasField("devices"):
+            problems.append(Problem("backend", "runs jobs that name their devices alone"))
+        if len(spec.backend_options.fields):
+            problems.append(Problem("backend_options", "devices take no options; leave them out"))
+        return problems
 
     async def find(self, refs: Sequence[Ref]) -> list[FindOutcome]:
-        """It has no jobs."""
-        return [Absent(ref.name) for ref in refs]
+        """What devices have told of jobs; Unsure of one whose stream for jobs is not open."""
+        return self.jobs.find(refs) if self.jobs else [Absent(ref.name) for ref in refs]
 
     async def list_owned(self, cluster_id: str) -> AsyncIterator[Owned]:
-        """It has no jobs."""
-        del cluster_id
-        none: tuple[Owned, ...] = ()
-        for one in none:
-            yield one
+        """What devices have of jobs, as they told."""
+        if self.jobs is not None:
+            async for one in self.jobs.list_owned(cluster_id):
+                yield one
 
     def logs(self, ref: Ref, stream: str, offset: int, follow: bool) -> AsyncIterator[LogChunk]:
-        """Raises Unsupported."""
+        """Devices push the logs of jobs to the scheduler. Raises Unsupported."""
         del ref, stream, offset, follow
-        raise Unsupported("logs of jobs")
+        raise Unsupported("logs of its own")

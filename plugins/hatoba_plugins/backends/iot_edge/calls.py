@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hatoba.shadows import Json, Shadow, compact, shadow_of
 from hatoba_plugins.aws import AwsClients, Paging, Unanswered, refusal_of
-from hatoba_plugins.backends.iot_edge.documents import Json, Shadow, compact, shadow_of
 from hatoba_plugins.errors import BackendError, Conflict, Invalid, Retry
 from hatoba_plugins.values import Rate
 

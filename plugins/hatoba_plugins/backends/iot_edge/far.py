@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from hatoba.shadows import Said
 from hatoba.v1 import device_pb2
-from hatoba_plugins.backends.iot_edge.documents import Presence, Said
+from hatoba_plugins.backends.iot_edge.letters import Presence
 from hatoba_plugins.values import DeviceCame, DeviceNews, DeviceTold, DeviceWent
 
 TRANSPORT = "aws-iot"
@@ -64,7 +65,7 @@ class FarDevice:
         """All that there is to tell of it."""
         told: list[DeviceNews] = []
         if self.there and self.hello is not None:
-            told.append(DeviceCame(self.name, self.hello, TRANSPORT))
+            told.append(DeviceCame(self.name, self.hello, TRANSPORT, vouched=True))
         if self.report:
             told.append(DeviceTold(self.name, device_pb2.DeviceReport.FromString(self.report)))
         return told
@@ -97,7 +98,7 @@ class FarDevice:
     def _moved(self, was_there: bool, before: Said) -> list[DeviceNews]:
         if self.there and self.hello is not None:
             same = was_there and before.link == self.said.link
-            return [] if same else [DeviceCame(self.name, self.hello, TRANSPORT)]
+            return [] if same else [DeviceCame(self.name, self.hello, TRANSPORT, vouched=True)]
         return [DeviceWent(self.name)] if was_there else []
 
     def _told(self, heard: Heard) -> list[DeviceNews]:

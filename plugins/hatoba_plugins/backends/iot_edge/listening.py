@@ -25,19 +25,21 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import cast
 
+from hatoba.shadows import Shadow, stored_state
+from hatoba.v1 import device_pb2
 from hatoba_plugins.aws import Unanswered
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.iot_edge.calls import AT_ONCE, IotCalls, Letter
-from hatoba_plugins.backends.iot_edge.documents import Presence, Shadow, Word, word_of
 from hatoba_plugins.backends.iot_edge.far import FarDevice, Heard
+from hatoba_plugins.backends.iot_edge.letters import Kept, Presence, Word, word_of
 from hatoba_plugins.backends.iot_edge.news import NewsFeed
 from hatoba_plugins.backends.iot_edge.options import EdgeOptions
-from hatoba_plugins.backends.iot_edge.reading import Reader
+from hatoba_plugins.backends.iot_edge.reading import Reader, read
 from hatoba_plugins.backends.iot_edge.things import Things
 from hatoba_plugins.backends.iot_edge.wishing import Wishes
-from hatoba_plugins.errors import BackendError, Conflict
+from hatoba_plugins.errors import BackendError, Conflict, Retry
 from hatoba_plugins.lanes import Lanes
-from hatoba_plugins.values import DeviceNews, DeviceWent
+from hatoba_plugins.values import DeviceKept, DeviceNews, DeviceWent
 
 EARS = 2
 """So many read the queue beside each other: while one works, another listens."""
@@ -74,6 +76,9 @@ class Listener:
         self._synced = asyncio.Event()
         self._synced_at = 0.0
         self._missed = False
+        self._kept: dict[str, device_pb2.DeviceRecords] = {}
+        """Of each device the newest piece: it sends the next once this one is stored."""
+        self._kept_more = asyncio.Event()
         self._troubles: dict[str, str] = {}
         self._tick = min(TICK, options.away_after / 2)
 
@@ -99,6 +104,7 @@ class Listener:
     def drop(self, device: str) -> None:
         """Nothing is to be heard of this one any more."""
         far = self._devices.pop(device, None)
+        self._kept.pop(device, None)
         self._feed.forget(device)
         if far is not None and far.there:
             self._feed.publish([DeviceWent(device)])
@@ -189,13 +195,39 @@ class Listener:
             return
         device = self._things.device_of(word.thing)
         far = self._devices.get(device)
-        if isinstance(word, Presence):
+        if isinstance(word, Kept):
+            if far is not None:
+                self._keep(device, word)
+        elif isinstance(word, Presence):
             if far is not None:
                 far.hint(word, self._now() + self._options.away_after)
         elif far is not None:
             await self._hear_word(far, word)
         elif device:
             await self._hear_stranger(device)
+
+    def _keep(self, device: str, kept: Kept) -> None:
+        records = read(kept.records, device_pb2.DeviceRecords)
+        if records is not None:
+            self._kept[device] = records
+            self._kept_more.set()
+
+    async def records(self) -> AsyncIterator[DeviceKept]:
+        """See BringsRecords."""
+        while True:
+            while self._kept:
+                device = next(iter(self._kept))
+                yield DeviceKept(device, self._kept.pop(device))
+            self._kept_more.clear()
+            await self._kept_more.wait()
+
+    async def stored(self, device: str, position: int) -> None:
+        """See BringsRecords. Raises a BackendError."""
+        thing = self._things.thing_of(device)
+        try:
+            await self._calls.update(thing, self._options.said, stored_state(position))
+        except Unanswered as error:
+            raise Retry(str(error), after=AGAIN) from error
 
     async def _hear_word(self, far: FarDevice, word: Word) -> None:
         if word.shadow.version > far.said.version:

@@ -1,4 +1,4 @@
-"""Putting an instance together whose devices dial AWS IoT."""
+"""Putting an instance together whose devices dial AWS IoT, all or some of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import replace
 from hatoba_plugins.aws import AwsClients, open_aws
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.iot_edge.backend import EdgeBackend
+from hatoba_plugins.backends.iot_edge.both import BothDevices
 from hatoba_plugins.backends.iot_edge.calls import LIMITS, IotCalls
 from hatoba_plugins.backends.iot_edge.listening import Listener
 from hatoba_plugins.backends.iot_edge.options import EdgeOptions
@@ -20,22 +21,29 @@ from hatoba_plugins.backends.iot_edge.wishing import Wishes
 
 @asynccontextmanager
 async def opened(
-    instance: str, options: EdgeOptions, ctx: BackendContext
+    instance: str, options: EdgeOptions, ctx: BackendContext, here: EdgeBackend | None
 ) -> AsyncIterator[EdgeBackend]:
-    """An instance that listens until the context ends."""
+    """An instance that listens until the context ends; `here` is of the devices that dial us."""
     async with AsyncExitStack() as stack:
         calls = IotCalls(*await _clients(options, ctx, stack))
-        things = Things(calls, options, ctx.cluster_id, ctx.clock)
+        things = Things(calls, options, options.fleet or ctx.cluster_id, ctx.clock)
         wishes = Wishes(calls, things, options, ctx)
         listener = Listener(calls, things, wishes, options, ctx)
         devices = AwsIotDevices(calls, things, wishes, listener)
         async with asyncio.TaskGroup() as tasks:
             listening = tasks.create_task(listener.run(), name=f"{instance}:listener")
             try:
-                yield EdgeBackend(devices, devices.health, LIMITS)
+                yield _backend(devices, here, ctx)
             finally:
                 listener.end()
                 listening.cancel()
+
+
+def _backend(devices: AwsIotDevices, here: EdgeBackend | None, ctx: BackendContext) -> EdgeBackend:
+    if here is None:
+        return EdgeBackend(devices, devices.health, LIMITS)
+    both = BothDevices(here.devices, devices, ctx.dials)
+    return EdgeBackend(both, both.health, LIMITS, here.jobs)
 
 
 async def _clients(

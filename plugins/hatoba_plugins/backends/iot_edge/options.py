@@ -9,10 +9,11 @@ from hatoba_plugins.aws import AwsOptions
 from hatoba_plugins.checks import out_of_range
 from hatoba_plugins.values import Problem
 
-TRANSPORTS = ("grpc", "aws-iot")
+TRANSPORTS = ("grpc", "aws-iot", "both")
 _PATTERNS = {
     "thing_prefix": (re.compile(r"[A-Za-z0-9_-]{1,64}"), "1 to 64 letters, digits, `_` and `-`"),
     "shadow": (re.compile(r"[A-Za-z0-9_-]{1,48}"), "1 to 48 letters, digits, `_` and `-`"),
+    "fleet": (re.compile(r"[A-Za-z0-9_.,@/:#=-]{1,800}"), "letters, digits and `_.,@/:#=-`"),
     "policy": (re.compile(r"[\w+=,.@-]{1,128}", re.ASCII), "a policy's name, not its ARN"),
     "data_endpoint": (re.compile(r"https?://[^\s/?#]+/?"), "https://HOST"),
     "queue": (re.compile(r"https?://[^\s?#]+/[^\s/?#]+"), "the URL of an SQS queue"),
@@ -26,14 +27,18 @@ class EdgeOptions(AwsOptions):
 
     transport: str = "grpc"
     """`grpc`: devices dial this server. `aws-iot`: they dial AWS IoT Core, by MQTT, and so does the
-    server, by HTTPS."""
+    server, by HTTPS. `both`: some do the one, some the other."""
     thing_prefix: str = "hatoba-"
     """What goes before a device's name in the name of its thing."""
     shadow: str = "hatoba"
     """Named shadow that tells a device what is wanted of it. What the device says is in another
     one, of this name with `-said`."""
+    fleet: str = ""
+    """What the attribute `hatoba-cluster` of our things says, as the template of fleet provisioning
+    gives it; without one the identity of this installation."""
     policy: str = "hatoba-device"
-    """Name of the IoT policy that devices' certificates get."""
+    """Name of the IoT policy that devices' certificates get, and of the role alias that gives them
+    credentials for the bucket."""
     data_endpoint: str = ""
     """`https://HOST` of this account, as `aws iot describe-endpoint --endpoint-type iot:Data-ATS`
     tells the host; without one the region's."""
@@ -69,6 +74,16 @@ class EdgeOptions(AwsOptions):
         ]
 
     @property
+    def dialled(self) -> bool:
+        """Whether devices dial this server."""
+        return self.transport != "aws-iot"
+
+    @property
+    def by_aws(self) -> bool:
+        """Whether devices dial AWS IoT."""
+        return self.transport != "grpc"
+
+    @property
     def said(self) -> str:
         """The shadow in which devices say how they are."""
         return f"{self.shadow}-said"
@@ -79,9 +94,9 @@ def _transport(options: dict[str, object]) -> list[Problem]:
     if transport not in TRANSPORTS:
         known = ", ".join(map(repr, TRANSPORTS))
         return [Problem("transport", f"{transport!r} is none of {known}")]
-    if transport == "aws-iot":
+    if transport != "grpc":
         return []
-    remedy = 'is for `transport = "aws-iot"`; leave it out, or choose that'
+    remedy = 'is for `transport = "aws-iot"` or "both"; leave it out, or choose one of these'
     return [Problem(name, remedy) for name in options if name != "transport"]
 
 

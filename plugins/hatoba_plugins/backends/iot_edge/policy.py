@@ -1,4 +1,5 @@
-"""What a device may do at AWS IoT: its own shadows and its own jobs, and nothing else.
+"""What a device may do at AWS IoT: its own shadows, its own jobs, credentials for the bucket with
+models, and nothing else.
 
 One policy for all devices: the broker puts the name of the thing that connects in place of the
 variable. `deploy/aws/iot.yaml` makes it.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hatoba.shadows import records_topic
 from hatoba_plugins.backends.iot_edge.options import EdgeOptions
 
 THING = "${iot:Connection.Thing.ThingName}"
@@ -34,6 +36,7 @@ def device_policy(
             _allow("iot:Publish", [f"{place}:topic/{one}" for one in said]),
             _allow("iot:Subscribe", [f"{place}:topicfilter/{one}" for one in heard]),
             _allow("iot:Receive", [f"{place}:topic/{one}" for one in heard]),
+            _allow("iot:AssumeRoleWithCertificate", [f"{place}:rolealias/{options.policy}"]),
         ],
     }
 
@@ -46,6 +49,7 @@ def said_topics(options: EdgeOptions) -> list[str]:
         f"{shadows}/{options.said}*/get",
         f"{shadows}/{options.said}*/update",
         f"{OWN}/jobs/*",
+        records_topic(THING),
     ]
 
 

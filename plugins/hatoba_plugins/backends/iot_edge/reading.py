@@ -7,16 +7,9 @@ from typing import TypeVar
 import protovalidate
 from google.protobuf.message import Message
 
+from hatoba.shadows import Said, Shadow, part_names, part_of, said_of, unpack
 from hatoba.v1 import device_pb2
 from hatoba_plugins.backends.iot_edge.calls import IotCalls
-from hatoba_plugins.backends.iot_edge.documents import (
-    Said,
-    Shadow,
-    part_names,
-    part_of,
-    said_of,
-    unpack,
-)
 from hatoba_plugins.backends.iot_edge.far import Heard
 from hatoba_plugins.backends.iot_edge.options import EdgeOptions
 from hatoba_plugins.backends.iot_edge.things import Things

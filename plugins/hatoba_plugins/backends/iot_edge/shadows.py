@@ -12,6 +12,7 @@ from hatoba_plugins.backends.iot_edge.wishing import Wishes
 from hatoba_plugins.errors import BackendError, Retry, Throttled
 from hatoba_plugins.lanes import Lanes
 from hatoba_plugins.values import (
+    DeviceKept,
     DeviceNews,
     DeviceWish,
     Health,
@@ -39,6 +40,14 @@ class AwsIotDevices:
     def reports(self) -> AsyncIterator[DeviceNews]:
         """See DeviceBackend."""
         return self._listener.reports()
+
+    def records(self) -> AsyncIterator[DeviceKept]:
+        """See BringsRecords: nothing comes without a queue."""
+        return self._listener.records()
+
+    async def stored(self, device: str, position: int) -> None:
+        """See BringsRecords. Raises a BackendError."""
+        await self._listener.stored(device, position)
 
     async def forget(self, devices: Sequence[str]) -> list[ReleaseOutcome]:
         """See DeviceBackend: their certificates, shadows and things are deleted. Raises a

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from hatoba.shadows import MOST_PARTS, part_names, said_of
 from hatoba_plugins.aws import Unanswered
 from hatoba_plugins.backend import Clock
 from hatoba_plugins.backends.iot_edge.calls import CLUSTER, IotCalls, Thing, code_of
-from hatoba_plugins.backends.iot_edge.documents import MOST_PARTS, part_names, said_of
 from hatoba_plugins.backends.iot_edge.options import EdgeOptions
 from hatoba_plugins.errors import Conflict, Invalid, Retry, Throttled
 from hatoba_plugins.values import NotYet, Released, ReleaseOutcome

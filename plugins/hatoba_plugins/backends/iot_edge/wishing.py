@@ -10,18 +10,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
+from hatoba.shadows import DOCUMENT, Json, generation_of, pack, size, wanted
 from hatoba.v1 import device_pb2
 from hatoba_plugins.aws import Unanswered
 from hatoba_plugins.backend import BackendContext
 from hatoba_plugins.backends.iot_edge.calls import AT_ONCE, IotCalls
-from hatoba_plugins.backends.iot_edge.documents import (
-    DOCUMENT,
-    Json,
-    generation_of,
-    pack,
-    size,
-    wanted,
-)
 from hatoba_plugins.backends.iot_edge.options import EdgeOptions
 from hatoba_plugins.backends.iot_edge.things import Things
 from hatoba_plugins.errors import BackendError, Invalid, Retry, Throttled
@@ -104,7 +97,8 @@ class Wishes:
         packed = self._packed
         if packed is None or packed.desired is not wish.desired:
             desired = wish.desired
-            state = wanted(desired.generation, pack(desired), self._options.alive_every)
+            every, records = self._options.alive_every, bool(self._options.queue)
+            state = wanted(desired.generation, pack(desired), every, records=records)
             packed = self._packed = _Packed(desired, state, size(state))
         if packed.takes > DOCUMENT:
             raise Invalid(

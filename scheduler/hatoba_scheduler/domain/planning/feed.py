@@ -22,13 +22,16 @@ from hatoba_scheduler.domain.planning.model import (
     Running,
 )
 from hatoba_scheduler.domain.planning.planner import Planner
+from hatoba_scheduler.domain.planning.rooms import HOST
 from hatoba_scheduler.domain.records import (
     AS_ASKED,
     Adapted,
     Attempt,
     Change,
     Job,
+    LabelRequirement,
     Micros,
+    Placement,
     Resources,
     Task,
     Terms,
@@ -38,6 +41,7 @@ from hatoba_scheduler.domain.states import (
     CauseCode,
     Desired,
     JobState,
+    Operator,
     Release,
     Spot,
 )
@@ -88,8 +92,10 @@ def queue_key(job: _Asking) -> QueueKey:
     return (job.project, job.queue)
 
 
-def needs_of(job: _Asking, adapted: Adapted = AS_ASKED, members: int = 1) -> Needs:
-    """The class of a task: what was asked for, and what retries changed of that."""
+def needs_of(job: _Asking, adapted: Adapted = AS_ASKED, members: int = 1, index: int = 0) -> Needs:
+    """The class of a task: what was asked for, and what retries changed of that. `index` tells
+    tasks apart that go each to a place of its own.
+    """
     want, terms = job.resources, job.terms
     if adapted.memory:
         want = want._replace(memory=adapted.memory)
@@ -97,7 +103,7 @@ def needs_of(job: _Asking, adapted: Adapted = AS_ASKED, members: int = 1) -> Nee
         backends=terms.backends or (job.backend,),
         resources=want if want.stated else _ONE_SLOT,
         members=members,
-        placement=terms.placement,
+        placement=_pinned(terms, index) if terms.devices else terms.placement,
         spot=Spot.NEVER if adapted.on_demand else terms.spot,
         embedded_only=job.embedded_only,
         secrets=job.secrets,
@@ -105,6 +111,12 @@ def needs_of(job: _Asking, adapted: Adapted = AS_ASKED, members: int = 1) -> Nee
         timeout=terms.timeout,
         owner=job.uid if terms.placement.apart else "",
     )
+
+
+def _pinned(terms: Terms, index: int) -> Placement:
+    """On the device of a task alone."""
+    device = LabelRequirement(HOST, Operator.IN, (terms.devices[index],))
+    return terms.placement._replace(require=(*terms.placement.require, device))
 
 
 def stands_in_line(job: Job) -> bool:
@@ -357,7 +369,13 @@ class Feed:
             if index not in planned:
                 turns.setdefault(turn, []).append(index)
         fresh = self._fresh(job)
-        if fresh is not None:
+        if job.terms.devices:
+            # Each has a shape of its own: they go nowhere but to their devices.
+            for index in job.unstarted if fresh is not None else ():
+                if index not in planned:
+                    turns.setdefault(Turn(needs_of(job, index=index)), []).append(index)
+            fresh = None
+        elif fresh is not None:
             turns.setdefault(fresh, [])
         for turn in waiting.names.keys() - turns.keys():
             self._planner.remove(waiting.names.pop(turn))
@@ -506,12 +524,14 @@ def _any_turn(rows: Rows) -> Turn:
         return gang_turn(rows)
     waiting = (index for index, task in rows.tasks.items() if task.state is JobState.QUEUED)
     first = min(waiting, default=None)
-    return Turn(needs_of(rows.job)) if first is None else turn_of(rows.job, rows.tasks[first])
+    if first is not None:
+        return turn_of(rows.job, rows.tasks[first])
+    return Turn(needs_of(rows.job, index=next(iter(rows.job.unstarted), 0)))
 
 
 def turn_of(job: Job, task: Task) -> Turn:
     """With which others a started task waits for its next attempt."""
-    return Turn(needs_of(job, task.adapted), _displaced(task))
+    return Turn(needs_of(job, task.adapted, index=task.index), _displaced(task))
 
 
 def gang_turn(rows: Rows) -> Turn:

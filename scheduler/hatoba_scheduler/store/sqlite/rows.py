@@ -236,6 +236,7 @@ def _terms_text(terms: Terms) -> str:
             int(terms.spot),
             terms.backends,
             str(terms.inherited),
+            *((terms.devices,) if terms.devices else ()),
         )
     )
 
@@ -245,7 +246,8 @@ def _terms(text: str) -> Terms:
     if not text:
         return PLAIN
     gang, policy, timeout, placement, *rest = _load(text)
-    start, deadline, queued, run, stop, lost, never, most, grace, spot, backends, inherited = rest
+    start, deadline, queued, run, stop, lost, never, most, grace, spot, *rest = rest
+    backends, inherited, *devices = rest
     return Terms(
         gang,
         GangPolicy(policy),
@@ -263,6 +265,7 @@ def _terms(text: str) -> Terms:
         Spot(spot),
         tuple(backends),
         Ranges.parse(inherited),
+        tuple(devices[0]) if devices else (),
     )
 
 

@@ -41,6 +41,7 @@ class Wish:
     gpus: tuple[str, ...] = ()
     host_network: bool = False
     publish: str = ""
+    publish_port: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     mounts: tuple[Mount, ...] = ()
     """What it alone sees of this machine, beside its home."""
@@ -109,6 +110,7 @@ class Contained:
             gpus=wish.gpus,
             host_network=wish.host_network,
             publish=wish.publish,
+            publish_port=wish.publish_port,
             kept_log=self._kept_log,
         )
 

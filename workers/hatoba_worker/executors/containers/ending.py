@@ -30,9 +30,12 @@ async def end_containers(data: Path, grace: float, environ: Mapping[str, str] = 
     is nothing that could be ended.
     """
     found = await asyncio.to_thread(_found, data, environ)
-    if found is None:
-        return
-    socket, key = found
+    if found is not None:
+        await end_those_of(*found, grace)
+
+
+async def end_those_of(socket: str, key: str, grace: float) -> None:
+    """The same for whose containers an engine knows by `key`."""
     with contextlib.suppress(EngineAway, EngineMissing):
         async with connected(socket) as engine:
             await _signal(engine, key, "SIGTERM" if grace else "SIGKILL")

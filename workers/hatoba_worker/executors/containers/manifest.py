@@ -88,7 +88,8 @@ def _host_config(spawn: ContainerSpawn, *, init: bool) -> Json:
     if spawn.gpus:
         config["DeviceRequests"] = [_devices(spawn.gpus)]
     if spawn.publish:
-        config["PortBindings"] = {f"{PORT}/tcp": [{"HostIp": spawn.publish, "HostPort": ""}]}
+        place = {"HostIp": spawn.publish, "HostPort": str(spawn.publish_port or "")}
+        config["PortBindings"] = {f"{PORT}/tcp": [place]}
     return config
 
 

@@ -32,8 +32,8 @@ class ContainerSpawn(Spawn):
 
     `image` is the engine's id of it, `home` the directory that is mounted at HOME. `user` is empty
     where the image names one. `publish` is the address of this host at which PORT of the container
-    shall be reached; with `host_network` it shares the host's. Of its output the engine keeps at
-    least `kept_log`: that is read at once, and for ever.
+    shall be reached, at `publish_port` or, 0, at any; with `host_network` it shares the host's. Of
+    its output the engine keeps at least `kept_log`: that is read at once, and for ever.
     """
 
     image: str
@@ -45,4 +45,5 @@ class ContainerSpawn(Spawn):
     gpus: tuple[str, ...] = ()
     host_network: bool = False
     publish: str = ""
+    publish_port: int = 0
     kept_log: str = KEPT_LOG

@@ -13,6 +13,11 @@ what is wanted of it, and each has the eight kilobytes to itself that AWS allows
   `{"gone": ID}`, for a link that it takes for broken: a device that still has this link says hello
   again, as a new one.
 
+What a device keeps (logs, figures, events) it sends to `hatoba/THING/records`, as
+`{"records": TEXT}`, one piece after the other: the next once the server has written
+`{"stored": POSITION}` into `desired` of `hatoba-said`. It does so where `desired` of `hatoba` has
+`"records": true`.
+
 TEXT is a message of the contract, gzipped, in base64. Who reads compares the shadow's version:
 notices of it come out of order, and more than once.
 """
@@ -80,6 +85,11 @@ def compact(document: Mapping[str, object]) -> bytes:
     return json.dumps(document, separators=(",", ":")).encode()
 
 
+def topic(thing: str, shadow: str, verb: str) -> str:
+    """Where a device and AWS speak of a named shadow: `get`, `update`, and what follows them."""
+    return f"$aws/things/{thing}/shadow/name/{shadow}/{verb}"
+
+
 # -- a shadow --------------------------------------------------------------------------------------
 
 
@@ -128,10 +138,12 @@ def _newest(metadata: object) -> float:
 # -- what is wanted --------------------------------------------------------------------------------
 
 
-def wanted(generation: int, text: str, alive_every: float) -> Json:
-    """The state by which a device is told what is wanted of it; `text` is the packed set."""
-    told = {"generation": generation, "set": text, "alive_every": round(alive_every)}
-    return {"desired": told}
+def wanted(generation: int, text: str, alive_every: float, *, records: bool = False) -> Json:
+    """The state by which a device is told what is wanted of it; `text` is the packed set. With
+    `records` it is to send what it keeps.
+    """
+    told: Json = {"generation": generation, "set": text, "alive_every": round(alive_every)}
+    return {"desired": told | ({"records": True} if records else {})}
 
 
 def generation_of(shadow: Shadow) -> int:
@@ -150,10 +162,22 @@ def set_of(shadow: Shadow) -> device_pb2.DeviceDesired | None:
     text = shadow.desired.get("set")
     if text is None:
         return None
-    desired = unpack(_text(shadow.desired, "set"), device_pb2.DeviceDesired)
+    desired = unpack(text_of(shadow.desired, "set"), device_pb2.DeviceDesired)
     if desired.generation != generation_of(shadow):
         raise ValueError("the set is of another generation than it says")
     return desired
+
+
+def alive_every(shadow: Shadow, default: float) -> float:
+    """Seconds within which a device says that it lives, at least; as long as nobody says so, the
+    default."""
+    told = _number(shadow.desired, "alive_every", 0)
+    return float(told) if told > 0 else default
+
+
+def wants_records(shadow: Shadow) -> bool:
+    """Whether a device is to send what it keeps."""
+    return shadow.desired.get("records") is True
 
 
 # -- what a device says ----------------------------------------------------------------------------
@@ -196,11 +220,11 @@ def said_of(shadow: Shadow) -> Said:
         raise ValueError(f"its report is said to have {parts} parts")
     return Said(
         shadow.version,
-        _text(told, "link"),
-        _text(shadow.desired, "gone"),
-        _text(told, "hello"),
-        _text(told, "report"),
-        _text(told, "by"),
+        text_of(told, "link"),
+        text_of(shadow.desired, "gone"),
+        text_of(told, "hello"),
+        text_of(told, "report"),
+        text_of(told, "by"),
         _number(told, "turn", 0),
         parts,
         shadow.spoke,
@@ -211,12 +235,17 @@ def part_of(shadow: Shadow, turn: int) -> str | None:
     """A further part of the report of this turn; None: it is another report's."""
     if _number(shadow.reported, "turn", 0) != turn:
         return None
-    return _text(shadow.reported, "report")
+    return text_of(shadow.reported, "report")
 
 
 def hello_state(link: str, hello: device_pb2.DeviceHello) -> Json:
     """What a device writes when it has a link."""
     return {"reported": {"link": link, "hello": pack(hello)}}
+
+
+def alive_state(link: str) -> Json:
+    """What a device writes now and then to be known to be there."""
+    return {"reported": {"link": link}}
 
 
 def goodbye_state() -> Json:
@@ -242,12 +271,28 @@ def report_states(report: device_pb2.DeviceReport, link: str, turn: int) -> list
     return [{"reported": one} for one in reversed([first, *more])]
 
 
+def stored_state(position: int) -> Json:
+    """What the server writes once it has all of a device's records up to a position."""
+    return {"desired": {"stored": position}}
+
+
+def stored_of(shadow: Shadow) -> int:
+    """Up to which position the server has a device's records. ValueError for what is no number."""
+    return _number(shadow.desired, "stored", 0)
+
+
+def records_topic(thing: str) -> str:
+    """Where a device sends what it keeps."""
+    return f"hatoba/{thing}/records"
+
+
 def part_names(said: str, parts: int) -> Sequence[str]:
     """Names of the shadows that a report of so many parts is in, the first part's first."""
     return [said, *(f"{said}-{number}" for number in range(2, parts + 1))]
 
 
-def _text(told: Json, key: str) -> str:
+def text_of(told: Json, key: str) -> str:
+    """What a key holds; empty: nothing. ValueError for what is no text."""
     found = told.get(key, "")
     if not isinstance(found, str):
         raise ValueError(f"{key} is no text")
@@ -259,56 +304,3 @@ def _number(told: Json, key: str, default: int) -> int:
     if isinstance(found, bool) or not isinstance(found, int):
         raise ValueError(f"{key} is no number")
     return found
-
-
-# -- presence --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Presence:
-    """One of AWS's events about a connection: a hint, which may be late, lost or doubled."""
-
-    thing: str
-    connected: bool
-    session: str
-    at: float
-    """In seconds since 1970."""
-    taken_over: bool = False
-    """It ended because the same device connected anew."""
-
-
-def presence_of(told: Json) -> Presence | None:
-    """Read one; None: it is about something else than a connection's begin or end, such as one
-    that somebody was refused. ValueError for what is none.
-    """
-    kind, at = told.get("eventType"), seconds(told.get("timestamp"))
-    if kind not in ("connected", "disconnected"):
-        return None
-    if not at:
-        raise ValueError("it has no time")
-    taken_over = told.get("disconnectReason") == "DUPLICATE_CLIENTID"
-    session = str(told.get("sessionIdentifier", ""))
-    return Presence(_text(told, "clientId"), kind == "connected", session, at, taken_over)
-
-
-# -- what a queue brings ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Word:
-    """A device's shadow changed to this."""
-
-    thing: str
-    shadow: Shadow
-
-
-def word_of(body: str) -> Word | Presence | None:
-    """Read a message of the queue, as the rules put it there; None: it says nothing to us.
-    ValueError for any other.
-    """
-    told = json.loads(body)
-    if not isinstance(told, dict):
-        raise ValueError("it is no object")
-    if "eventType" in told:
-        return presence_of(told)
-    return Word(_text(told, "thing"), shadow_of(told.get("shadow")))
