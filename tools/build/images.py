@@ -7,6 +7,7 @@ the drivers of all backends.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -50,7 +51,8 @@ def context(directory: Path) -> None:
 def wheel(directory: Path) -> None:
     """Build the project's wheel."""
     build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "-d", str(directory)]
-    subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    quiet = {**os.environ, "HATCH_QUIET": "1"}
+    subprocess.run(build, cwd=ROOT, env=quiet, check=True, stdout=subprocess.DEVNULL)
 
 
 def locked(text: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 
 import structlog
 
@@ -25,6 +26,7 @@ from hatoba_scheduler.domain.records import Cause, Change, Event, Host
 from hatoba_scheduler.domain.states import JobState, WaitReason
 from hatoba_scheduler.domain.timing import shown
 from hatoba_scheduler.domain.transitions import Now, Rows
+from hatoba_scheduler.errors import FailedPrecondition, NotFound
 from hatoba_scheduler.store.base import Parked, ServerIdentity
 
 log = structlog.get_logger(__name__)
@@ -154,11 +156,27 @@ class DeviceWork:
     # -- the loops --------------------------------------------------------------------------------
 
     async def remind(self) -> None:
-        """Tell devices again of their jobs while they do not ask for them; until cancelled."""
+        """Tell devices again of their jobs while they do not ask for them, and forget what those
+        had that are none of ours any more; until cancelled.
+        """
         while True:
             await self._clock.sleep(REMIND)
             for name in list(self._jobs):
                 self._tell(name)
+            for host in self._hub.hosts():
+                await self._bury(host)
+
+    async def _bury(self, host: Host) -> None:
+        """Nobody will ever say what became of the attempts of a device that may not come again."""
+        device = self._book.get(host.name)
+        comes = device is not None and device.state is not DeviceState.REVOKED
+        if comes or self._hub.reachable(host.name):
+            return
+        # Both are refused while there is something: then it is for the next time.
+        with suppress(FailedPrecondition, NotFound):
+            if not host.declared_gone:
+                await self._hub.declare_gone(host.name)
+            await self._hub.remove(host.name)
 
     async def run(self) -> None:
         """End what is for devices that are gone, until cancelled."""

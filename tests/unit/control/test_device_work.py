@@ -20,9 +20,10 @@ from hatoba_scheduler.control.devices import DeviceBook
 from hatoba_scheduler.control.hub import Hub
 from hatoba_scheduler.domain import causes
 from hatoba_scheduler.domain.devices import Device, DeviceState
-from hatoba_scheduler.domain.records import Job, Terms
+from hatoba_scheduler.domain.records import Host, Job, Resources, Terms
 from hatoba_scheduler.domain.states import JobState, WaitReason
 from hatoba_scheduler.domain.transitions import cancel
+from hatoba_scheduler.errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,9 +58,24 @@ class Streams:
     """Devices whose stream for jobs is open."""
 
     open: set[str] = field(default_factory=set)
+    known: dict[str, Host] = field(default_factory=dict)
+    busy: set[str] = field(default_factory=set)
+    """Of those that are not to be removed yet."""
 
     def reachable(self, name: str) -> bool:
         return name in self.open
+
+    def hosts(self) -> list[Host]:
+        return list(self.known.values())
+
+    async def declare_gone(self, name: str) -> Host:
+        host = self.known[name] = replace(self.known[name], declared_gone=True)
+        return host
+
+    async def remove(self, name: str) -> Host:
+        if name in self.busy:
+            raise FailedPrecondition("it has something")
+        return self.known.pop(name)
 
 
 @dataclass
@@ -138,6 +154,28 @@ async def test_who_does_not_ask_for_its_jobs_is_told_again(books: Books) -> None
         await place.clock.advance(REMIND + 1)
     assert told["a"]()
     assert not told["b"]()
+
+
+async def test_what_is_none_of_ours_any_more_is_declared_gone_and_forgotten(books: Books) -> None:
+    place = place_of(books, "stays", "left", "lost")
+    place.known.put(device("left", state=DeviceState.REVOKED))
+    place.known.put(device("lost", state=DeviceState.REVOKED))
+    place.streams.known = {one: a_host(one) for one in ("stays", "left", "lost", "forgotten")}
+    place.streams.open, place.streams.busy = {"left"}, {"lost"}
+    async with place.running():
+        await place.clock.advance(REMIND + 1)
+        assert [*place.streams.known] == ["stays", "left", "lost"]
+        gone = [one.name for one in place.streams.hosts() if one.declared_gone]
+        assert gone == ["lost"]
+        place.streams.open.clear()
+        place.streams.busy.clear()
+        await place.clock.advance(REMIND + 1)
+        assert [*place.streams.known] == ["stays"]
+
+
+def a_host(name: str) -> Host:
+    """A device as its stream for jobs told of it."""
+    return Host(name, "boot", "keeper", Resources(), (), (), (), "1", embedded=False)
 
 
 async def test_a_new_process_knows_what_the_last_one_did(books: Books) -> None:
