@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import aiohttp
 import pytest
 from aws_site import EXAMPLE, PATIENCE, AwsSite, site
 from digits_image import digits_image
-from serving_house import Echoes, Tally, asking
+from serving_house import Echoes, Tally, asking, router_of
 from testbed_fixtures import DockerEngine
 
 from hatoba.cli.exits import Exit
@@ -53,6 +54,17 @@ async def registered(site: AwsSite, image: str) -> str:
     return f"digits:{made['version']}"
 
 
+async def who_answers(site: AwsSite) -> str:
+    """Who says that it answered a request."""
+    headers = {"authorization": f"Bearer {await asyncio.to_thread(site.server.token)}"}
+    url = f"http://{router_of(site.server)}/reader/predict"
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(url, json={"pixels": PIXELS}) as reply,
+    ):
+        return reply.headers["hatoba-replica"]
+
+
 async def answered(tally: Tally, more: int) -> None:
     """Wait until so many more requests were answered."""
     goal = tally.answered + more
@@ -72,6 +84,8 @@ async def test_a_model_is_rolled_out_under_load_and_a_broken_one_rolled_back(
 
     deploy = ["--name", "reader", "--bake", "1s", "--ready-deadline", "5m"]
     await site.done("deploy", "digits:1", "--replicas", "2", *deploy)
+    first = await site.told("deployments", "get", "reader")
+    assert await who_answers(site) in {one["name"] for one in first["replicas"]}, first
     async with asking(site.server, CLIENTS, about=Digits()) as tally:
         await answered(tally, 50)
         await site.done("deploy", second, *deploy)

@@ -71,7 +71,7 @@ class Replica:
             "size": size,
             "sha256": digest,
         }
-        _reply(writer, int(told.get("status", 200)), json.dumps(found).encode())
+        _reply(writer, int(told.get("status", 200)), json.dumps(found).encode(), self._name)
         await writer.drain()
 
     async def _stream(self, told: dict[str, Any], writer: asyncio.StreamWriter) -> None:
@@ -100,10 +100,10 @@ def _told(body: bytes) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _reply(writer: asyncio.StreamWriter, status: int, body: bytes) -> None:
+def _reply(writer: asyncio.StreamWriter, status: int, body: bytes, name: str) -> None:
     head = (
         f"HTTP/1.1 {status} Word\r\nContent-Type: application/json\r\nKeep-Alive: timeout=9\r\n"
-        f"X-Own: {status}\r\nContent-Length: {len(body)}\r\n\r\n"
+        f"X-Own: {status}\r\nHatoba-Replica: {name}\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     writer.write(head.encode() + body)
 

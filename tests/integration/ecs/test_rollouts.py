@@ -21,6 +21,25 @@ from hatoba_plugins.values import ReplicaPhase, ReplicaView, RevisionTarget
 pytestmark = pytest.mark.timeout(300)
 
 
+@pytest.mark.asyncio
+async def test_tasks_are_told_what_the_names_of_replicas_begin_with(
+    harness: EcsReplicaHarness,
+) -> None:
+    async with deployed(harness) as fleet:
+        wish = Wish()
+        (name,) = await fleet.settle(wish.target(1, fleet.revision(1, 1)))
+        told = await asyncio.to_thread(_environment, harness, service_name(wish.uid, 1))
+        assert name.startswith(f"{told['HATOBA_REPLICA_PREFIX']}-")
+
+
+def _environment(harness: EcsReplicaHarness, service: str) -> dict[str, str]:
+    client = ecs(harness.emulator)
+    found = client.describe_services(cluster=harness.cluster, services=[service])["services"][0]
+    made = client.describe_task_definition(taskDefinition=found["taskDefinition"])
+    (container,) = made["taskDefinition"]["containerDefinitions"]
+    return {one["name"]: one["value"] for one in container["environment"]}
+
+
 def _missing(harness: EcsReplicaHarness, fleet: Fleet, number: int) -> RevisionTarget:
     """A revision whose image is not there."""
     made = fleet.revision(number, 1)

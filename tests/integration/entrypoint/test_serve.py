@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from model_server_house import HANDLER, Client
 from runner_house import Container, RunnerHouse, free_port
 from waiting import eventually, until
+
+from hatoba_plugins.backends.ecs.addresses import answers
+from hatoba_plugins.backends.ecs.names import ServiceName, replica_name
 
 
 def replica(house: RunnerHouse) -> dict[str, object]:
@@ -61,6 +66,41 @@ async def test_a_replica_is_fetched_served_and_drained(house: RunnerHouse) -> No
     assert (answer.status, answer.json["x"]) == (200, 5)
     assert answer.headers["hatoba-model"] == "echo:7"
     await client.close()
+    container.signal(signal.SIGTERM)
+    assert await container.code() == 0
+
+
+@asynccontextmanager
+async def task_metadata(arn: str) -> AsyncIterator[str]:
+    """The endpoint at which ECS tells a container of its task."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.readuntil(b"\r\n\r\n")
+        body = json.dumps({"TaskARN": arn}) if asked.startswith(b"GET /v4/x/task ") else "{}"
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v4/x"
+
+
+async def test_on_ecs_it_is_named_after_its_task(house: RunnerHouse) -> None:
+    port = free_port()
+    service = ServiceName("a" * 32, 3)
+    task = "arn:aws:ecs:r:1:task/c/0cc43cdb3bee44079c26c0e6ea5bee84"
+    async with task_metadata(task) as endpoint:
+        container = await start(
+            house,
+            replica(house),
+            HATOBA_PORT=str(port),
+            HATOBA_REPLICA_PREFIX=f"r-{service.uid}-3",
+            ECS_CONTAINER_METADATA_URI_V4=endpoint,
+        )
+        await (await ready(port)).close()
+    address = f"127.0.0.1:{port}"
+    assert await answers(address, replica_name(service, task))
+    assert not await answers(address, replica_name(service, "task/c/1cc43cdb"))
     container.signal(signal.SIGTERM)
     assert await container.code() == 0
 

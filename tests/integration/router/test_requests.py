@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 from router_house import READER, RouterHouse, memory, route
 from scripted_feed import USER_TOKEN, access
 from waiting import until
+
+from hatoba_worker.router.bodies import WHOLE
 
 TRACE, SPAN = "ab" * 16, "cd" * 8
 OTHER = "projects/lab/deployments/reader"
@@ -132,6 +135,47 @@ async def test_one_that_refuses_connections_costs_nobody_a_request(house: Router
     assert (code, told["kind"]) == (503, "no_replica_reached")
     await house.replica("gone", gone.port)
     assert (await house.predict())[0] == 200
+
+
+OURS, OTHERS = f"r-{'a' * 32}-1", f"r-{'b' * 32}-1"
+
+
+async def test_what_another_one_answers_at_a_replicas_address_is_no_answer(
+    house: RouterHouse, tmp_path: Path
+) -> None:
+    there = await house.replica(f"{OURS}-00000001")
+    other = await house.replica(f"{OTHERS}-00000001")
+    gone = replace(other, name=f"{OURS}-00000002")
+    house.feed.put(route((1, 100, [there, gone])))
+    await house.start()
+    await house.feed.acknowledged(house.feed.cursor)
+    marks = tmp_path / "marks"
+    told = [await house.predict({"path": str(marks)}) for _ in range(40)]
+    assert Counter(found["replica"] for _, found in told) == {there.name: 40}
+    # It was asked once, by the request that found it out.
+    asked = Counter((await asyncio.to_thread(marks.read_text)).split())
+    assert asked == {there.name: 40, other.name: 1}
+    await house.feed.until(lambda: house.feed.counted(1)[0] == 40)
+    assert house.feed.counted(1) == (40, 0)
+
+
+async def test_where_only_another_one_answers_there_is_no_replica(house: RouterHouse) -> None:
+    other = await house.replica(f"{OTHERS}-00000001")
+    gone = replace(other, name=f"{OURS}-00000002")
+    house.feed.put(route((1, 100, [gone])))
+    await house.start()
+    await house.feed.acknowledged(house.feed.cursor)
+    # Too large to be kept for another one.
+    code, told = await house.predict(data=b"y" * (WHOLE + 1))
+    assert (code, told["kind"]) == (503, "replica_gone")
+    assert (await house.predict())[1]["kind"] == "no_replica_ready"
+    await house.feed.acknowledged(house.feed.put(route((1, 100, [gone]))))
+    code, told = await house.predict()
+    assert (code, told["kind"]) == (503, "no_replica_reached")
+    await other.kill()
+    back = await house.replica(f"{OURS}-00000003", gone.port)
+    await house.feed.acknowledged(house.feed.put(route((1, 100, [gone]))))
+    assert (await house.predict())[1]["replica"] == back.name
 
 
 async def test_a_replica_that_dies_with_a_request_is_502_and_not_asked_twice(

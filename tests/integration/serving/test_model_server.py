@@ -33,6 +33,19 @@ async def test_it_answers_json_and_bytes(replica: Replica) -> None:
     assert form.json["x"] == 3
 
 
+async def test_every_reply_says_who_answers(replica: Replica) -> None:
+    await replica.start()
+    replies = [await replica.ask(path=path) for path in ("/healthz", "/readyz", "/nothing")]
+    replies += [await replica.ask({"x": 1}), await replica.ask(b"{", content_length="999999999")]
+    assert [one.status for one in replies] == [200, 200, 404, 200, 413]
+    assert {one.headers["hatoba-replica"] for one in replies} == {"r-1"}
+
+
+async def test_without_a_name_it_says_none(replica: Replica) -> None:
+    await replica.start(name="")
+    assert "hatoba-replica" not in (await replica.ask(path="/readyz")).headers
+
+
 async def test_it_tells_who_runs_it_where_it_listens(replica: Replica) -> None:
     await replica.start(ready=False)
     told = json.loads(await asyncio.to_thread(replica.ready_file.read_text))

@@ -76,6 +76,7 @@ def test_a_list_of_members_that_does_not_have_this_one(members: str, index: str)
 
 def test_the_users_code_sees_the_container_without_our_settings() -> None:
     ours = {**GOOD, "HATOBA_MEMBERS": "[]", "HATOBA_REPLICA": "{}", "HATOBA_RUN": "uid"}
+    ours["HATOBA_REPLICA_PREFIX"] = "r-x-1"
     assert without_ours({**ours, "PATH": "/bin", "AWS_REGION": "eu"}) == {
         "PATH": "/bin",
         "AWS_REGION": "eu",

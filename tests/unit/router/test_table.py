@@ -175,3 +175,16 @@ def test_the_kept_table_is_the_same_table() -> None:
 def test_limits_have_defaults() -> None:
     limits = reader(table(message())).limits
     assert (limits.max_body, limits.max_queue, limits.timeout) == (16 << 20, 64, 60.0)
+
+
+def test_a_replica_that_is_gone_is_back_when_it_is_named_again() -> None:
+    made = table(message((1, 100, ["a", "bb"])))
+    replica(made, "a").gone = True
+    assert {pick(reader(made)) for _ in range(20)} == {"bb"}
+    replica(made, "bb").gone = True
+    with pytest.raises(Refusal) as refused:
+        pick(reader(made))
+    assert refused.value.kind == "no_replica_ready"
+    again = deployment_pb2.WatchDeploymentsResponse(routes=[message((1, 100, ["a"]))])
+    made.apply(again)
+    assert pick(reader(made)) == "a"

@@ -14,6 +14,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from hatoba.replica_names import task_name
 from hatoba.v1 import worker_pb2
 from hatoba_worker import tinyfiles
 from hatoba_worker.dial import Connection, connection
@@ -21,6 +22,7 @@ from hatoba_worker.entrypoint import codes
 from hatoba_worker.entrypoint.claims import Unreached
 from hatoba_worker.entrypoint.main import say
 from hatoba_worker.entrypoint.places import directory_of
+from hatoba_worker.entrypoint.platform import run_of
 from hatoba_worker.entrypoint.settings import BadSettings, claim_seconds, port_of, target_of
 from hatoba_worker.entrypoint.signals import on_end
 from hatoba_worker.entrypoint.staging import PlatformSecrets, container_environment
@@ -46,7 +48,8 @@ class Told:
 
 
 def told_of(environ: Mapping[str, str]) -> Told:
-    """Read the variables of a replica; raises BadSettings."""
+    """Read the variables of a replica, and ask the platform who it is; raises BadSettings. Blocks
+    up to 2 s."""
     try:
         text = environ.get("HATOBA_REPLICA", "")
         spec = json_format.Parse(text, worker_pb2.ReplicaSpec())
@@ -55,7 +58,7 @@ def told_of(environ: Mapping[str, str]) -> Told:
     if not spec.model.digest:
         raise BadSettings("HATOBA_REPLICA names no model's files")
     if not spec.name:
-        spec.name = socket.gethostname()
+        spec.name = _own_name(environ)
     # The image is its environment.
     if spec.serving.environment.image:
         spec.serving.ClearField("environment")
@@ -63,6 +66,12 @@ def told_of(environ: Mapping[str, str]) -> Told:
     if path := environ.get("PYTHONPATH", ""):
         spec.env["PYTHONPATH"] = path
     return Told(spec, port_of(environ), claim_seconds(environ))
+
+
+def _own_name(environ: Mapping[str, str]) -> str:
+    """Where the platform begins all replicas alike, each is named after its task."""
+    prefix = environ.get("HATOBA_REPLICA_PREFIX", "")
+    return task_name(prefix, run_of(environ)) if prefix else socket.gethostname()
 
 
 class OpenLink:

@@ -35,6 +35,7 @@ _OURS = frozenset(
         "HATOBA_RUNNER_DIR",
         "HATOBA_SHARED_DIR",
         "HATOBA_REPLICA",
+        "HATOBA_REPLICA_PREFIX",
         "HATOBA_PORT",
     }
 )

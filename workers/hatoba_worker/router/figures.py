@@ -136,7 +136,7 @@ class _TableFigures(Collector):
         for route in list(self._table.routes):
             for target in route.targets:
                 key = (route.deployment, str(target.revision))
-                replicas.add_metric(key, len(target.replicas))
+                replicas.add_metric(key, sum(not one.gone for one in target.replicas))
                 in_flight.add_metric(key, sum(one.in_flight for one in target.replicas))
         yield replicas
         yield in_flight

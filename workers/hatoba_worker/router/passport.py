@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from hatoba.v1 import deployment_pb2
+from hatoba_worker import key_files
 
 if TYPE_CHECKING:
     from hatoba_worker import keys
@@ -101,8 +102,8 @@ class Passport:
         from hatoba_worker import keys
 
         try:
-            keys.write_secret(self._directory / keys.AUTHORITY, authority)
-            keys.write_secret(self._directory / OWN, own)
+            key_files.write_secret(self._directory / keys.AUTHORITY, authority)
+            key_files.write_secret(self._directory / OWN, own)
         except OSError as error:
             log.warning("passport.not_kept", error=str(error))
         self.load()

@@ -16,6 +16,7 @@ from aiohttp.connector import Connection
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from hatoba.replica_names import HEADER, may_serve_for
 from hatoba_worker.router import replies
 from hatoba_worker.router.bodies import WHOLE, ClientGone, Upload
 from hatoba_worker.router.passport import NoPassport, Passport
@@ -47,6 +48,10 @@ _HOP_BY_HOP = frozenset(
 _NOT_PASSED_ON = _HOP_BY_HOP | {"authorization", "expect", "host", "traceparent"}
 _NO_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT)
 _NOT_REACHED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, NoPassport)
+
+
+class AnothersReply(Exception):
+    """Who answers at a replica's address is another one by now."""
 
 
 class Connector(aiohttp.TCPConnector):
@@ -195,8 +200,15 @@ class Proxy:
             except _NOT_REACHED as error:
                 # Nothing of the request went out, so that another may have it.
                 choice.replica.refused(self._parts.monotonic())
-                tried.append(choice.replica)
-                choice = self._another(visit, route, tried, str(error))
+                why = str(error)
+            except AnothersReply as error:
+                # No replica of the deployment had it.
+                choice.replica.gone = True
+                if whole is None:
+                    raise replies.astray(choice.replica.name) from None
+                why = str(error)
+            tried.append(choice.replica)
+            choice = self._another(visit, route, tried, why)
 
     def _pick(self, visit: Visit, route: Route, tried: Sequence[Replica] = ()) -> Choice:
         """By the table of now: while a request was waited for, replicas may have left it."""
@@ -230,6 +242,7 @@ class Proxy:
                 ssl=self._parts.passport.context if secure else True,
                 server_hostname=secure or None,
             )
+            _require_own(replica, response)
             replica.connected()
             return await _pass_back(call, response)
         except _NOT_REACHED:
@@ -283,6 +296,14 @@ def _end_to_end(headers: CIMultiDictProxy[str], dropped: frozenset[str]) -> CIMu
     if named and named.lower() not in ("keep-alive", "close"):
         dropped |= {name.strip().lower() for name in named.split(",")}
     return CIMultiDict((key, value) for key, value in headers.items() if key.lower() not in dropped)
+
+
+def _require_own(replica: Replica, response: aiohttp.ClientResponse) -> None:
+    """Raises AnothersReply, and leaves the connection, when another one says that it answered."""
+    said = response.headers.get(HEADER, "")
+    if not may_serve_for(said, replica.name):
+        response.close()
+        raise AnothersReply(f"{said} answers at the address of {replica.name}")
 
 
 async def _pass_back(call: _Call, response: aiohttp.ClientResponse) -> web.StreamResponse:

@@ -155,12 +155,23 @@ def none_ready(name: str) -> Refusal:
 
 
 def none_answers(name: str, why: str) -> Refusal:
-    """Replicas are in the table, and none of them could be reached: nothing was sent."""
+    """Replicas are in the table, and none of them could be reached: none had the request."""
     return Refusal(
         503,
         "no_replica_reached",
         f"no replica of {name} could be reached: {why}",
         f"ask again later; `hatoba deployments get {name}` says why",
+        retry_after=1,
+    )
+
+
+def astray(replica: str) -> Refusal:
+    """Another one answered in a replica's place, and the body is not kept for a second try."""
+    return Refusal(
+        503,
+        "replica_gone",
+        f"the replica {replica} is gone: another one answers at its address",
+        "ask again; the body was too large to be kept and sent to another replica",
         retry_after=1,
     )
 

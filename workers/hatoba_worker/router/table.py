@@ -40,6 +40,7 @@ class Replica:
         "_rests_until",
         "_urls",
         "address",
+        "gone",
         "in_flight",
         "name",
         "server_name",
@@ -51,6 +52,8 @@ class Replica:
         self.server_name = server_name
         """Name in the certificate that it shows; empty: it answers in plain text."""
         self.in_flight = 0
+        self.gone = False
+        """Another one answered at its address; so it stays until the server names it again."""
         self._refusals = 0
         self._rests_until = 0.0
         self._urls: dict[str, URL] = {}
@@ -128,11 +131,12 @@ class Route:
     def pick(self, now: float, rng: Random, tried: Collection[Replica] = ()) -> Choice:
         """A revision by weight, and of its replicas the one that has least in flight.
 
-        Raises Refusal: 429 when all are busy, 503 when there is none. Those in `tried` and, as long
-        as there are others, those that refused connections a moment ago are left out.
+        Raises Refusal: 429 when all are busy, 503 when there is none. Those in `tried`, those that
+        are gone and, as long as there are others, those that refused connections a moment ago are
+        left out.
         """
         untried = [
-            (target, [one for one in target.replicas if one not in tried])
+            (target, [one for one in target.replicas if not one.gone and one not in tried])
             for target in self.targets
             if target.weight > 0
         ]
@@ -242,7 +246,10 @@ def _paths(routes: Iterable[Route]) -> Iterable[tuple[str, Route]]:
 
 def _route(message: deployment_pb2.Route, known: Route | None) -> Route:
     replicas = {
-        one.key: one for target in (known.targets if known else ()) for one in target.replicas
+        one.key: one
+        for target in (known.targets if known else ())
+        for one in target.replicas
+        if not one.gone
     }
     _, project, _, name = message.deployment.split("/")
     limits = message.limits

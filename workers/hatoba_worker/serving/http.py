@@ -46,6 +46,8 @@ class Front(Protocol):
 
     max_body_bytes: int
     read_seconds: float
+    headers: Headers
+    """What every reply carries."""
 
     @property
     def ending(self) -> bool:
@@ -276,6 +278,7 @@ class Connection(asyncio.Protocol):
         headers = [
             ("content-type", payload.media_type),
             ("content-length", str(len(payload.data))),
+            *self._front.headers,
             *reply.headers,
         ]
         if close:

@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 
 from hatoba import handlers
 from hatoba.handlers import ExampleRefused, Handler, HandlerError, HandlerFailed, Payload
+from hatoba.replica_names import HEADER
 from hatoba_worker.serving.answering import Outcome, Question, answer, failure
 from hatoba_worker.serving.batching import Asked, Batcher, Full, Threads
 from hatoba_worker.serving.config import Config, Example
@@ -71,6 +72,7 @@ class ModelServer:
         limits = config.limits
         self.max_body_bytes = limits.max_body_bytes
         self.read_seconds = limits.read_seconds
+        self.headers: Headers = ((HEADER, config.name),) if config.name else ()
         self._config = config
         self._gate = _gate(config)
         self._keeping = Keeping(config.keep, Random()) if config.keep is not None else None

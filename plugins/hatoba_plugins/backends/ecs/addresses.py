@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hatoba.replica_names import HEADER, may_be
 from hatoba_plugins.backends.ecs.calls import EcsCalls, Item
 from hatoba_plugins.backends.ecs.definitions import PORT
 from hatoba_plugins.backends.ecs.names import cluster_of
@@ -68,8 +69,11 @@ class Addresses:
                 self._instances[machines[machine]] = host
 
 
-async def answers(address: str) -> bool:
-    """Whether a model server answers there that it is ready."""
+async def answers(address: str, name: str) -> bool:
+    """Whether the replica of this name answers there that it is ready.
+
+    Another one may have the address by now. One that does not say who it is, is taken for it.
+    """
     host, _, port = address.rpartition(":")
     try:
         async with asyncio.timeout(PROBE_SECONDS):
@@ -78,9 +82,16 @@ async def answers(address: str) -> bool:
                 request = f"GET /readyz HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
                 writer.write(request.encode())
                 await writer.drain()
-                status = await reader.readline()
+                head = await reader.readuntil(b"\r\n\r\n")
             finally:
                 writer.close()
-    except (OSError, TimeoutError, ValueError):
+    except (OSError, EOFError, TimeoutError, ValueError, asyncio.LimitOverrunError):
         return False
-    return status.split(b" ")[1:2] == [b"200"]
+    status, *lines = head.decode("latin-1").split("\r\n")
+    return status.split(" ")[1:2] == ["200"] and may_be(_said(lines), name)
+
+
+def _said(lines: Iterable[str]) -> str:
+    """Who answers, by the headers; empty: it is not said."""
+    headers = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in headers if key.lower() == HEADER), "")

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
 
+from hatoba.replica_names import revision_prefix
 from hatoba.v1 import common_pb2
 from hatoba_plugins.aws import AwsClients
 from hatoba_plugins.aws.tags import CLUSTER, SPEC, listed, mapped
@@ -22,6 +23,7 @@ from hatoba_plugins.backends.ecs.names import (
     UID_TAG,
     ServiceName,
     parse_service,
+    replica_name,
     token,
 )
 from hatoba_plugins.backends.ecs.options import EcsOptions
@@ -68,11 +70,14 @@ class Fleet:
 
     def _definition(self, target: Target, revision: RevisionTarget) -> dict[str, Any]:
         template = revision.template
+        own = replica_environment(self._ctx, target, revision)
+        # One definition for all of them: each adds what its task is called.
+        own["HATOBA_REPLICA_PREFIX"] = revision_prefix(target.uid, revision.revision)
         return replica_definition(
             self._options,
             template.serving.environment.image or self._options.image,
             template.resources,
-            {**template.env, **replica_environment(self._ctx, target, revision)},
+            {**template.env, **own},
             template.secrets,
             template.drain.ToTimedelta().total_seconds(),
             template.architecture,
@@ -166,7 +171,10 @@ class Fleet:
             return {one.arn for one in running if one.healthy}
         async with asyncio.TaskGroup() as asking:
             asked = {
-                one.arn: asking.create_task(answers(one.address), name="probe") for one in running
+                one.arn: asking.create_task(
+                    answers(one.address, replica_name(revision.service_of, one.arn)), name="probe"
+                )
+                for one in running
             }
         return {arn for arn, answer in asked.items() if answer.result()}
 

@@ -6,6 +6,8 @@ import re
 import uuid
 from typing import NamedTuple
 
+from hatoba.replica_names import revision_prefix, task_name
+
 _SERVICE = re.compile(r"hatoba-([0-9a-f]{32})-([1-9][0-9]{0,9})")
 _SPACE = uuid.UUID("6b0c1f52-4f0e-5b7a-9d53-1f2f1f0f9a11")
 _V7 = re.compile(r"[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}")
@@ -37,13 +39,8 @@ def parse_service(name: str) -> ServiceName | None:
 
 
 def replica_name(service: ServiceName, task: str) -> str:
-    """External name of the replica that began as this task: it shows the task's first digits."""
-    return f"r-{service.uid}-{service.revision}-{task_id(task)[:8]}"
-
-
-def task_id(arn: str) -> str:
-    """The last part of a task's ARN, without dashes."""
-    return arn.rsplit("/", 1)[-1].replace("-", "")
+    """External name of the replica that began as this task."""
+    return task_name(revision_prefix(*service), task)
 
 
 def cluster_of(arn: str) -> str:
