@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
 
-from hatoba.errors import HatobaError, Unavailable
+from hatoba.errors import HatobaError, StreamBroken, Unavailable
 from hatoba.transport import Transport
 from hatoba.v1 import job_pb2
 
@@ -25,7 +25,21 @@ async def exec_in_job(
     HatobaError: Unavailable when the connection is lost, and the command ended with it.
     """
     started = asyncio.Event()
+    for last in (False, True):
+        told = _outputs(transport, start, said, started)
+        try:
+            async with contextlib.aclosing(told):
+                async for output in told:
+                    yield output
+            return
+        except StreamBroken:
+            if last or started.is_set():
+                raise
 
+
+async def _outputs(
+    transport: Transport, start: job_pb2.ExecStart, said: Said, started: asyncio.Event
+) -> AsyncGenerator[job_pb2.AttachOutput, None]:
     async def requests() -> AsyncIterator[job_pb2.ExecJobRequest]:
         yield job_pb2.ExecJobRequest(start=start)
         await started.wait()
@@ -52,6 +66,11 @@ class Forward:
     local: int
     remote: int
 
+    @property
+    def start(self) -> job_pb2.ForwardStart:
+        """What a connection to it begins with."""
+        return job_pb2.ForwardStart(job=self.job, index=self.index, port=self.remote)
+
 
 async def forward_port(
     transport: Transport,
@@ -68,6 +87,8 @@ async def forward_port(
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await _carry(transport, forward, reader, writer)
+        except StreamBroken as error:
+            problem(await _reason(transport, forward) or error)
         except HatobaError as error:
             problem(error)
         except ConnectionError:
@@ -81,16 +102,29 @@ async def forward_port(
         await server.serve_forever()
 
 
+async def _reason(transport: Transport, forward: Forward) -> HatobaError | None:
+    """Why a connection is refused; None: it is not."""
+
+    async def requests() -> AsyncIterator[job_pb2.ForwardJobRequest]:
+        yield job_pb2.ForwardJobRequest(start=forward.start)
+
+    told = transport.exchange(requests(), job_pb2.ForwardJobRequest, job_pb2.ForwardJobResponse)
+    try:
+        async with contextlib.aclosing(told):
+            await anext(told, None)
+    except HatobaError as error:
+        return None if isinstance(error, StreamBroken) else error
+    return None
+
+
 async def _carry(
     transport: Transport,
     forward: Forward,
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
 ) -> None:
-    start = job_pb2.ForwardStart(job=forward.job, index=forward.index, port=forward.remote)
-
     async def requests() -> AsyncIterator[job_pb2.ForwardJobRequest]:
-        yield job_pb2.ForwardJobRequest(start=start)
+        yield job_pb2.ForwardJobRequest(start=forward.start)
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(CHUNK):
                 yield job_pb2.ForwardJobRequest(input=job_pb2.AttachInput(data=data))

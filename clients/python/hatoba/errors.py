@@ -70,6 +70,12 @@ class Unavailable(HatobaError):
     """The server cannot be reached or does not take requests now."""
 
 
+class StreamBroken(Unavailable):
+    """The connection broke while something was sent by a stream; or the server had just ended that,
+    and why is not known for gRPC's own haste: asked again it says so.
+    """
+
+
 class DeadlineExceeded(HatobaError):
     """No answer in time; whether it was done is not known unless a request id was sent."""
 
@@ -117,8 +123,8 @@ def from_rpc(error: grpc.aio.AioRpcError, address: str = "") -> HatobaError:
     kind = BY_CODE.get(error.code().name, ServerError)
     message = error.details() or error.code().name
     if message == BROKEN_STREAM:
-        kind = Unavailable
-    if kind is Unavailable and not details.reason:
+        kind = StreamBroken
+    if issubclass(kind, Unavailable) and not details.reason:
         message = f"the server at {address} does not answer: {_short(message)}"
     return kind(message, remedy="; ".join(details.help) or REMEDIES.get(kind, ""), details=details)
 
