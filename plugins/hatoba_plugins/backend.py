@@ -196,8 +196,8 @@ class BackendContext:
     """The scheduler's side of the streams that devices open for jobs, each as the host of its own
     name. None as above."""
     dials: Callable[[str], bool] = field(default=lambda _: False)
-    """Whether a device of this name has a certificate of the core's, by which it dials the port for
-    devices: what somebody else says in this name is not its word."""
+    """Whether a device of this name dials the core's port for devices: what is said in its name by
+    another way is not its word."""
 
 
 class JobBackend(Protocol):
@@ -354,6 +354,27 @@ class BringsRecords(Protocol):
 
     async def stored(self, device: str, position: int) -> None:
         """Tell a device up to which position all of it is durable. Raises a BackendError."""
+        ...
+
+
+@runtime_checkable
+class SignsDevices(Protocol):
+    """What a device role has, too, where somebody else than the core signs for its devices. All
+    raise a `BackendError`.
+    """
+
+    async def check_free(self, device: str) -> None:
+        """Raises Conflict where there is something of this name already."""
+        ...
+
+    async def enroll(self, device: str, csr: str) -> device_pb2.DeviceIdentity:
+        """What a device is known by that has the key of this signing request (PEM). Again with the
+        same key is the same; another key takes the place of it.
+        """
+        ...
+
+    async def revoke(self, device: str) -> None:
+        """End all of a device's certificates. Idempotent."""
         ...
 
 

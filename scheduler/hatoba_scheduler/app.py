@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +50,7 @@ from hatoba.v1 import (
     webhook_pb2_grpc,
     worker_pb2_grpc,
 )
-from hatoba_plugins.backend import Backend, BackendContext, BringsRecords
+from hatoba_plugins.backend import Backend, BackendContext, BringsRecords, SignsDevices
 from hatoba_plugins.budgets import Budget, Budgets
 from hatoba_plugins.clock import SystemClock
 from hatoba_scheduler import failpoints
@@ -163,6 +163,7 @@ from hatoba_scheduler.services.probing import Probe, ProbeParts
 from hatoba_scheduler.services.queues import QueueParts, QueueServicer
 from hatoba_scheduler.services.runners import RunnerServicer
 from hatoba_scheduler.services.schedules import ScheduleServiceParts, ScheduleServicer
+from hatoba_scheduler.services.signing import Signing
 from hatoba_scheduler.services.upkeep import Adopted, Upkeep
 from hatoba_scheduler.services.webhooks import WebhookParts, WebhookServicer
 from hatoba_scheduler.services.workers import Side, WorkerItems, WorkerServicer
@@ -1131,6 +1132,7 @@ def _device_parts(
         clock=core.clock,
         tasks=tasks,
         cut=core.authenticator.cut,
+        signing=_signing(core),
         jobs=core.device_work.jobs,
     )
 
@@ -1149,8 +1151,17 @@ def _enrolling(core: Core, *, pinned: bool) -> Enrolling:
             dt.timedelta(days=days),
             core.now,
             lambda: uuid.uuid4().hex,
+            _signing(core),
         )
     )
+
+
+def _signing(core: Core) -> Signing:
+    def role() -> SignsDevices | None:
+        roles: Iterable[object] = (loop.backend for loop in core.fleet_loops.values())
+        return next((one for one in roles if isinstance(one, SignsDevices)), None)
+
+    return Signing(role)
 
 
 def _status(core: Core) -> admin_pb2.ServerStatus:

@@ -27,7 +27,7 @@ from wire import Wire, shell
 
 from hatoba.router_port import router_address
 from hatoba.v1 import common_pb2, deployment_pb2, worker_pb2
-from hatoba_worker import keys
+from hatoba_worker import key_files, keys
 
 pytestmark = [
     pytest.mark.skipif(bool(netns.why_not()), reason=netns.why_not()),
@@ -176,10 +176,10 @@ async def _only_who_may_asks(site: Site, replica: deployment_pb2.Replica, home: 
     stranger = ssl.create_default_context(cadata=site.authority.decode())
     unknown = await _status(f"https://{replica.address}/readyz", stranger, replica.host)
     assert isinstance(unknown, aiohttp.ClientError), unknown
-    west = keys.client_context(keys.directory(site.machines["west"].data), keys.HOST)
+    west = keys.client_context(key_files.directory(site.machines["west"].data), keys.HOST)
     other = await _status(f"https://{replica.address}/readyz", west, replica.host)
     assert other == 403, other
-    east = keys.client_context(keys.directory(site.machines["east"].data), keys.HOST)
+    east = keys.client_context(key_files.directory(site.machines["east"].data), keys.HOST)
     assert await _status(f"https://{replica.address}/readyz", east, replica.host) == 200
 
 

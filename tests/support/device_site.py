@@ -105,6 +105,8 @@ class DeviceSite(
         self.reports: list[device_pb2.DeviceReport] = []
         self.records: dict[int, device_pb2.DeviceRecord] = {}
         self.batches: list[device_pb2.DeviceRecords] = []
+        self.aws_iot: device_pb2.AwsIotIdentity | None = None
+        """What it is at AWS IoT whoever enrolls; None: they are to dial here."""
         self.alive = 0
         self.streams = 0
         self.alive_every = 30.0
@@ -265,6 +267,14 @@ class DeviceSite(
 
     def identity(self, csr: str) -> device_pb2.DeviceIdentity:
         """What a signing request is answered with; blocks."""
+        made = self._identity(csr)
+        if self.aws_iot is None:
+            return made
+        return device_pb2.DeviceIdentity(
+            device=made.device, certificate=made.certificate, aws_iot=self.aws_iot
+        )
+
+    def _identity(self, csr: str) -> device_pb2.DeviceIdentity:
         uri = f"hatoba://cluster/devices/{DEVICE}/id"
         pem = self.authority.signed(csr, uri, self.begins, self.begins + self.life)
         if self.answers_others:

@@ -31,6 +31,7 @@ from hatoba_scheduler.device_port import DevicePort
 from hatoba_scheduler.interceptors import Admission, Front, Phase, server_options
 from hatoba_scheduler.services.devices import DeviceParts, DeviceServicer
 from hatoba_scheduler.services.paging import Pager
+from hatoba_scheduler.services.signing import Signing
 from hatoba_scheduler.store.base import Store
 from hatoba_scheduler.store.devices import Write
 from hatoba_scheduler.store.sqlite import open_store
@@ -121,6 +122,7 @@ class Server:
             clock=SystemClock(),
             tasks=tasks,
             cut=self.office.desk.authenticator.cut,
+            signing=Signing(lambda: None),
         )
 
 

@@ -115,12 +115,14 @@ class World:
 
     # -- machines -------------------------------------------------------------------------------
 
-    async def machine(self, name: str, **fields: Any) -> FarMachine:
+    async def machine(
+        self, name: str, *, kind: type[FarMachine] = FarMachine, **fields: Any
+    ) -> FarMachine:
         """One more machine, without power."""
 
         def made() -> FarMachine:
             link = self.network.add(name)
-            return FarMachine(self.root / name, link, hidden=(self.server.data,), **fields)
+            return kind(self.root / name, link, hidden=(self.server.data,), **fields)
 
         machine = self.machines[name] = await asyncio.to_thread(made)
         return machine

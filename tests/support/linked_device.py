@@ -15,7 +15,7 @@ from device_site import DEVICE, HOST, DeviceSite
 from waiting import News
 
 from hatoba.v1 import device_pb2
-from hatoba_worker import keys
+from hatoba_worker import key_files, keys
 from hatoba_worker.agent.budget import Budget
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.identity import Identity
@@ -89,7 +89,7 @@ class LinkedDevice:
         csr = keys.request_for(self.identity.pending_key())
         given = self.site.identity(csr)
         Settings(DEVICE, given.address, HOST, server=self.site.api).save(self.data)
-        keys.write_secret(keys.directory(self.data) / SERVER, given.authority)
+        key_files.write_secret(key_files.directory(self.data) / SERVER, given.authority)
         self.identity.enrolled(given.certificate, given.authority)
 
     # -- the listener ---------------------------------------------------------------------------

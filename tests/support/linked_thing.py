@@ -11,7 +11,7 @@ from pathlib import Path
 from waiting import News, until
 
 from hatoba.v1 import device_pb2
-from hatoba_worker import keys
+from hatoba_worker import key_files
 from hatoba_worker.agent.budget import Budget
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.identity import Identity
@@ -34,7 +34,7 @@ class LinkedThing:
         self.data = data
         self.redials = redials
         self.clock = FloorClock(data / "clock", BUILT, time.time, time.monotonic)
-        self.identity = Identity(keys.directory(data))
+        self.identity = Identity(key_files.directory(data))
         self.shown = Shown(data, self.clock)
         self.wake = asyncio.Event()
         self.records = Records(Ring(data / "ring"), self.clock.now, self.wake)

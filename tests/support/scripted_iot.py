@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import datetime as dt
 import json
 import random
 from collections import Counter, defaultdict, deque
@@ -13,6 +14,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from hatoba.shadows import Json, hello_state, set_of, shadow_of
 from hatoba.v1 import device_pb2
@@ -72,6 +77,8 @@ class ScriptedIot:
         self.principals: defaultdict[str, list[str]] = defaultdict(list)
         self.certificates: dict[str, str] = {}
         """Status, by ARN."""
+        self.pems: dict[str, str] = {}
+        self.sign: Callable[[str], str] = lambda csr: f"signed {csr}"
         self.policies: defaultdict[str, set[str]] = defaultdict(set)
         self.jobs: dict[str, Json] = {}
         self.queue: deque[str] = deque()
@@ -225,7 +232,12 @@ class ScriptedIot:
     ) -> Json:
         arn = f"arn:cert/{len(self.certificates) + 1}"
         self.certificates[arn] = "ACTIVE" if setAsActive else "INACTIVE"
-        return {"certificateArn": arn, "certificatePem": f"signed {certificateSigningRequest}"}
+        self.pems[arn] = self.sign(certificateSigningRequest)
+        return {"certificateArn": arn, "certificatePem": self.pems[arn]}
+
+    def on_describe_certificate(self, certificateId: str) -> Json:
+        arn = self._certificate(certificateId, "iot:DescribeCertificate")
+        return {"certificateDescription": {"certificatePem": self.pems[arn]}}
 
     def on_update_certificate(self, certificateId: str, newStatus: str) -> Json:
         arn = self._certificate(certificateId, "iot:UpdateCertificate")
@@ -255,7 +267,8 @@ class ScriptedIot:
         return {}
 
     def on_attach_thing_principal(self, thingName: str, principal: str) -> Json:
-        self.principals[thingName].append(principal)
+        if principal not in self.principals[thingName]:
+            self.principals[thingName].append(principal)
         return {}
 
     def on_detach_thing_principal(self, thingName: str, principal: str) -> Json:
@@ -287,6 +300,24 @@ class ScriptedIot:
     def on_delete_message_batch(self, QueueUrl: str, Entries: Sequence[Json]) -> Json:
         self.taken += [one["ReceiptHandle"] for one in Entries]
         return {"Successful": [{"Id": one["Id"]} for one in Entries]}
+
+
+def signed(csr: str) -> str:
+    """A certificate for the key of a request, PEM."""
+    today = dt.datetime.now(dt.UTC)
+    asked = x509.load_pem_x509_csr(csr.encode())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "AWS IoT Certificate")])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(asked.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(today)
+        .not_valid_after(today + dt.timedelta(days=1))
+        .sign(ec.generate_private_key(ec.SECP256R1()), hashes.SHA256())
+    )
+    return made.public_bytes(serialization.Encoding.PEM).decode()
 
 
 def refuse(operation: str, code: str, status: int, message: str) -> NoReturn:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from hatoba.settings import parse_address
 from hatoba.v1 import worker_pb2, worker_pb2_grpc
-from hatoba_worker import keys, token_text
+from hatoba_worker import key_files, keys, token_text
 from hatoba_worker.dial import Connection, Target, connection
 
 log = structlog.get_logger(__name__)
@@ -63,20 +63,20 @@ async def join(data: Path, server: str, text: JoinText, ca: bytes | None, name: 
     )
     given = await _asked(target, request)
     await asyncio.to_thread(_keep, data, own, serving, given)
-    (keys.directory(data) / keys.JOINING).unlink(missing_ok=True)
+    (key_files.directory(data) / keys.JOINING).unlink(missing_ok=True)
     return given.host
 
 
 def _pending(data: Path, identity: str) -> tuple[ec.EllipticCurvePrivateKey, ...]:
     """Keys for a token, the same after a reply that was lost; blocks."""
-    path = keys.directory(data) / keys.JOINING
+    path = key_files.directory(data) / keys.JOINING
     if path.exists():
         text = path.read_text(encoding="ascii")
         if text.startswith(identity):
             own, serving = keys.read_keys(text)
             return own, serving
     own, serving = keys.new_key(), keys.new_key()
-    keys.write_secret(path, f"{identity}\n{keys.key_text(own)}{keys.key_text(serving)}")
+    key_files.write_secret(path, f"{identity}\n{keys.key_text(own)}{keys.key_text(serving)}")
     return own, serving
 
 
@@ -106,8 +106,8 @@ def _keep(
     serving: ec.EllipticCurvePrivateKey,
     given: worker_pb2.HostCertificates,
 ) -> None:
-    where = keys.directory(data)
-    keys.write_secret(where / keys.AUTHORITY, given.authority)
+    where = key_files.directory(data)
+    key_files.write_secret(where / keys.AUTHORITY, given.authority)
     keys.write_own(where / keys.SERVING, serving, given.serving_certificate)
     # This one last: who has it has joined.
     keys.write_own(where / keys.HOST, own, given.certificate)

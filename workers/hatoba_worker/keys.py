@@ -6,8 +6,6 @@ A key and its certificate are one file, so that no crash leaves one without the 
 from __future__ import annotations
 
 import base64
-import datetime as dt
-import os
 import re
 import ssl
 import time
@@ -20,6 +18,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hatoba.host_names import server_name
+from hatoba_worker.key_files import directory, write_secret
+from hatoba_worker.validity import Validity
 
 HOST, SERVING, AUTHORITY, JOINING = "host.pem", "serving.pem", "authority.pem", "joining.pem"
 PREFIX = "hc_"
@@ -38,11 +38,6 @@ class Own(NamedTuple):
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
-
-
-def directory(data: Path) -> Path:
-    """Where a data directory keeps them."""
-    return data / "tls"
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -95,23 +90,15 @@ def write_own(path: Path, key: ec.EllipticCurvePrivateKey, certificate: str) -> 
     write_secret(path, key_text(key) + certificate)
 
 
-def write_secret(path: Path, text: str) -> None:
-    """A file of mode 0600, whole or not at all, also after a power loss; blocks."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.unlink(missing_ok=True)
-    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
+def validity(certificate: x509.Certificate) -> Validity:
+    """From when to when it is good."""
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return Validity(begins.timestamp(), ends.timestamp())
 
 
 def is_due(certificate: x509.Certificate, now: float) -> bool:
     """Whether two thirds of a certificate's life are over; `now` is Unix seconds."""
-    began, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    return dt.datetime.fromtimestamp(now, dt.UTC) >= began + (ends - began) * 2 / 3
+    return validity(certificate).is_due(now)
 
 
 def signed(own: Own, prefix: str, meaning: bytes, told: str) -> str:

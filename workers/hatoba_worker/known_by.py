@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from hatoba_worker import keys
+from hatoba_worker import key_files, keys
 from hatoba_worker.config import BadConfig, Config, is_loopback
 from hatoba_worker.joining import Renewal
 from hatoba_worker.replicas.probe import Secure
@@ -30,7 +30,7 @@ class KnownBy:
         except (keys.BadKeys, OSError) as error:
             raise BadConfig(str(error)) from error
         if found is None:
-            where = keys.directory(config.data)
+            where = key_files.directory(config.data)
             raise BadConfig(f"{where} has no key; `hatoba hosts add` makes this a host again")
         return cls(config, found)
 

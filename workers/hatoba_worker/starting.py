@@ -76,7 +76,7 @@ def _with_token(entry: Entry) -> Entered:
 
 
 def _joined(entry: Entry) -> Entered:
-    from hatoba_worker import joining, keys
+    from hatoba_worker import joining, key_files, keys
 
     ca_file = _absolute(entry.ca_file)
     if entry.join:
@@ -91,7 +91,7 @@ def _joined(entry: Entry) -> Entered:
             raise WrongStart("give --join with what `hatoba hosts add` printed, or --token-file")
         host, pinned = known.host, bool(go_on(entry.data).ca_file)
     if pinned and not ca_file:
-        ca_file = str(keys.directory(entry.data) / keys.AUTHORITY)
+        ca_file = str(key_files.directory(entry.data) / keys.AUTHORITY)
     return Entered("", ca_file, True, host, entry.serve_address or "")
 
 

@@ -72,12 +72,16 @@ class AsyncDevices:
         ttl: float | None = None,
         labels: Mapping[str, str] | None = None,
         device: str = "",
+        transport: str = "",
     ) -> device_pb2.DeviceToken:
         """A token that makes so many machines devices, good for `ttl` seconds (default: a day).
 
-        Its devices get the labels. With `device` it makes the one of that name.
+        Its devices get the labels. With `device` it makes the one of that name. `transport` is what
+        they dial: `grpc`, the server, which is meant where nothing is said, or `aws-iot`.
         """
-        request = device_pb2.CreateDeviceTokenRequest(uses=uses, labels=labels or {}, device=device)
+        request = device_pb2.CreateDeviceTokenRequest(
+            uses=uses, labels=labels or {}, device=device, transport=transport
+        )
         if ttl is not None:
             request.ttl.FromTimedelta(timedelta(seconds=ttl))
         return await self._client.call(request, device_pb2.DeviceToken)
@@ -267,9 +271,12 @@ class Devices:
         ttl: float | None = None,
         labels: Mapping[str, str] | None = None,
         device: str = "",
+        transport: str = "",
     ) -> device_pb2.DeviceToken:
         """See AsyncDevices.token."""
-        made = self._devices.token(uses=uses, ttl=ttl, labels=labels, device=device)
+        made = self._devices.token(
+            uses=uses, ttl=ttl, labels=labels, device=device, transport=transport
+        )
         return self._loop.run(made)
 
     def list(self, selector: Sequence[Label] = ()) -> list[Device]:

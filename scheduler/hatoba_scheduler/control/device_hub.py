@@ -15,13 +15,13 @@ import structlog
 from hatoba.v1 import device_pb2
 from hatoba_plugins.backend import Clock
 from hatoba_plugins.values import DeviceCame, DeviceNews, DeviceTold, DeviceWent, Synced
+from hatoba_scheduler.domain.devices import GRPC
 from hatoba_scheduler.errors import Aborted, HatobaError, PermissionDenied, Unavailable
 
 log = structlog.get_logger(__name__)
 
 Order = device_pb2.DeviceOrder
 Response = device_pb2.DeviceServiceConnectResponse
-TRANSPORT = "grpc"
 MISSED = 3
 """So many signs of life may be missed."""
 AFTER_STOP = 2.0
@@ -147,7 +147,7 @@ class DeviceHub:
         self._sessions[hello.device] = session
         if former is not None:
             self._fence(former, session)
-        self._tell(DeviceCame(hello.device, hello, TRANSPORT))
+        self._tell(DeviceCame(hello.device, hello, GRPC))
         return session
 
     def _fence(self, former: DeviceSession, session: DeviceSession) -> None:
@@ -235,7 +235,7 @@ class DeviceHub:
         try:
             for session in list(self._sessions.values()):
                 hello = device_pb2.DeviceHello.FromString(session.hello)
-                yield DeviceCame(session.device, hello, TRANSPORT)
+                yield DeviceCame(session.device, hello, GRPC)
                 if session.report:
                     report = device_pb2.DeviceReport.FromString(session.report)
                     yield DeviceTold(session.device, report)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from hatoba.units import say_bytes
 from hatoba.v1 import common_pb2, job_pb2
 from hatoba_scheduler.convert import requirements_of
-from hatoba_scheduler.domain.devices import Device, DeviceState, matches
+from hatoba_scheduler.domain.devices import AWS_IOT, Device, DeviceState, matches
 from hatoba_scheduler.errors import FieldViolation, shown
 
 MOST = 1000
 """Devices of one job."""
-AWS_IOT = "aws-iot"
 _STATES = {
     DeviceState.REVOKED: "was revoked",
     DeviceState.LEAVING: "is being decommissioned",

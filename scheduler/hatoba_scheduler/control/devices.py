@@ -11,7 +11,7 @@ import structlog
 
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.domain.changing import changed
-from hatoba_scheduler.domain.devices import Device, DeviceState
+from hatoba_scheduler.domain.devices import GRPC, Device, DeviceState
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.errors import Aborted, HatobaError, NotFound, Resource
 from hatoba_scheduler.store.devices import DeviceEvent, DeviceStore, NotEnrolled, Write, batches
@@ -77,9 +77,9 @@ class DeviceBook:
         return self._all
 
     def dials(self, name: str) -> bool:
-        """Whether there is such a device, and it has a certificate of ours."""
+        """Whether there is such a device, and it dials us."""
         device = self._all.get(name)
-        return device is not None and bool(device.identity)
+        return device is not None and device.transport == GRPC
 
     def all(self) -> list[Device]:
         """All devices."""

@@ -185,7 +185,7 @@ class FleetLoop:
         clock: Clock,
     ) -> None:
         self.name = name
-        self._backend = backend
+        self.backend = backend
         self._deployments = deployments
         self._devices = devices
         self._store = store
@@ -288,7 +288,7 @@ class FleetLoop:
 
     async def _watch(self) -> None:
         self._arrived.clear()
-        async for news in self._backend.reports():
+        async for news in self.backend.reports():
             self._heard(news)
 
     async def _work(self) -> None:
@@ -576,7 +576,7 @@ class FleetLoop:
 
     async def _desire(self, wishes: Sequence[DeviceWish]) -> None:
         """What is refused is wished again after a while."""
-        for outcome in await self._backend.desire(wishes):
+        for outcome in await self.backend.desire(wishes):
             if isinstance(outcome, RefusedWish | Superseded):
                 log.warning("device.wish", device=outcome.device, outcome=repr(outcome))
             if isinstance(outcome, RefusedWish):
@@ -593,7 +593,7 @@ class FleetLoop:
         noted = set(self._gone)
         gone = {name for name in noted if self._devices.get(name) is None}
         if gone:
-            outcomes = await self._backend.forget(sorted(gone))
+            outcomes = await self.backend.forget(sorted(gone))
             self._connected -= gone
             for name in gone:
                 self._hellos.pop(name, None)

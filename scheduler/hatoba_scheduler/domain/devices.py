@@ -16,6 +16,8 @@ from hatoba_scheduler.domain.planning.kinds import holds
 from hatoba_scheduler.domain.records import LabelRequirement, Micros
 
 MIB = 1 << 20
+GRPC = "grpc"
+AWS_IOT = "aws-iot"
 
 
 class DeviceState(IntEnum):

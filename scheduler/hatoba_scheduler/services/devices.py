@@ -32,7 +32,7 @@ from hatoba_scheduler.convert_devices import (
 )
 from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.device_rollouts import Stage
-from hatoba_scheduler.domain.devices import Device, DeviceState, matches, reach
+from hatoba_scheduler.domain.devices import AWS_IOT, Device, DeviceState, matches, reach
 from hatoba_scheduler.domain.records import LabelRequirement
 from hatoba_scheduler.errors import (
     Aborted,
@@ -46,6 +46,7 @@ from hatoba_scheduler.services.device_words import explained
 from hatoba_scheduler.services.enrolling import Enrolling
 from hatoba_scheduler.services.labels import reserved_labels
 from hatoba_scheduler.services.paging import Pager, page_size
+from hatoba_scheduler.services.signing import Signing
 from hatoba_scheduler.store.devices import DeviceStore, RecordKind
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -81,6 +82,7 @@ class DeviceParts:
     tasks: asyncio.TaskGroup
     cut: Callable[[str], None]
     """Ends the calls of who is known by this identity."""
+    signing: Signing
     jobs: Callable[[str], Sequence[str]] = _no_jobs
     """Names of the jobs that have something to do on a device."""
 
@@ -119,13 +121,16 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
         """Refuse its certificates from now on."""
         device = self._book.named(request.name)
         why = f": {request.reason}" if request.reason else ""
-        text = f"Its certificates are refused from now on{why}."
+        end = "to end at AWS IoT" if device.transport == AWS_IOT else "refused from now on"
+        text = f"Its certificates are {end}{why}."
         device = await self._book.change(
             device.name,
             lambda one: put_into(one, DeviceState.REVOKED),
             Happening("revoked", text, current_call().principal),
         )
         self._cut(device, f"device {device.name!r} was revoked")
+        if device.transport == AWS_IOT:
+            await self._parts.signing.revoke(device.name)
         return self._shown(device)
 
     async def DecommissionDevice(

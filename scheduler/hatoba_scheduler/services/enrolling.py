@@ -25,7 +25,7 @@ from hatoba_scheduler.control.devices import DeviceBook, Enrolment, Happening
 from hatoba_scheduler.convert import set_time
 from hatoba_scheduler.convert_devices import capacity_of, platform_of
 from hatoba_scheduler.domain.changing import changed
-from hatoba_scheduler.domain.devices import Device, DeviceState
+from hatoba_scheduler.domain.devices import AWS_IOT, GRPC, Device, DeviceState
 from hatoba_scheduler.domain.records import Micros, TokenRecord
 from hatoba_scheduler.errors import (
     Aborted,
@@ -39,6 +39,7 @@ from hatoba_scheduler.errors import (
 )
 from hatoba_scheduler.interceptors.context import current_call
 from hatoba_scheduler.services.labels import reserved_labels
+from hatoba_scheduler.services.signing import Signing
 from hatoba_scheduler.store.devices import (
     DeviceEvent,
     DeviceStore,
@@ -48,14 +49,15 @@ from hatoba_scheduler.store.devices import (
 )
 
 TTL_SECONDS = 86_400.0
-TRANSPORT = "grpc"
+Make = Callable[[Device | None], Enrolment]
 log = structlog.get_logger(__name__)
 
 
 class EnrollParts(NamedTuple):
     """What enrolling stands on. `address` gives what machines dial to enroll, `devices_at` what
     devices dial, empty where there is no such port; `pinned` says whether the server's own
-    certificate is the authority's work. `clock` gives microseconds since 1970.
+    certificate is the authority's work. `clock` gives microseconds since 1970. `signing` is for
+    devices of AWS IoT.
     """
 
     store: DeviceStore
@@ -68,6 +70,7 @@ class EnrollParts(NamedTuple):
     life: dt.timedelta
     clock: Callable[[], Micros]
     new_identity: Callable[[], str]
+    signing: Signing
 
 
 class _Asked(NamedTuple):
@@ -101,8 +104,8 @@ class Enrolling:
         self, request: device_pb2.CreateDeviceTokenRequest
     ) -> device_pb2.DeviceToken:
         """A token for so many machines."""
-        parts, uses = self._parts, request.uses or 1
-        self._require_port()
+        parts, uses, transport = self._parts, request.uses or 1, request.transport or GRPC
+        self._require(transport)
         _check_token(request)
         asked = request.ttl.ToTimedelta().total_seconds() if request.HasField("ttl") else 0.0
         record, text = await parts.authenticator.create(
@@ -112,21 +115,27 @@ class Enrolling:
             created_by=current_call().principal,
         )
         labels = tuple(sorted(request.labels.items()))
-        await parts.store.put_token(DeviceToken(record.id, uses, labels, request.device))
+        terms = DeviceToken(record.id, uses, labels, request.device, transport=transport)
+        await parts.store.put_token(terms)
         reply = device_pb2.DeviceToken(
             name=f"tokens/{record.id}",
             secret=f"{text}.{parts.authority.short}" if parts.pinned else text,
             uses=uses,
             address=parts.address(),
+            transport=transport,
         )
         set_time(reply.expire_time, record.expire_time)
         return reply
 
-    def _require_port(self) -> None:
-        if not self._parts.devices_at():
+    def _require(self, transport: str) -> None:
+        """Raises FailedPrecondition where there are no such devices."""
+        if transport == AWS_IOT:
+            self._parts.signing.require()
+        elif not self._parts.devices_at():
+            other = ", or say `--transport aws-iot`" if self._parts.signing.able else ""
             raise FailedPrecondition(
                 "this server has no port for devices; set `listen` below `[devices]` in its "
-                "hatoba.toml"
+                f"hatoba.toml{other}"
             )
 
     # -- becoming a device ----------------------------------------------------------------------
@@ -136,13 +145,15 @@ class Enrolling:
         token = current_call().token
         if token is None or token.role != Role.ENROLL:
             raise FailedPrecondition("show a device token; `hatoba devices add` makes one")
-        self._require_port()
         _refuse_reserved(request.labels)
         csr = read_request(request.csr, "csr")
         terms = await self._parts.store.token(token.id)
         if terms is None:
             raise Unauthenticated("this token makes no devices", reason=Reason.TOKEN_UNKNOWN)
+        self._require(terms.transport)
         enrolment = _Asked(token, terms, request, csr)
+        if terms.transport == AWS_IOT:
+            return await self._enroll_at_aws(enrolment)
         return await self._enroll(enrolment)
 
     async def _enroll(self, enrolment: _Asked) -> device_pb2.DeviceIdentity:
@@ -151,18 +162,14 @@ class Enrolling:
         def make(known: Device | None) -> Enrolment:
             nonlocal certificate, replaced
             former = known if enrolment.terms.device else None
-            device, certificate = self._device(enrolment, former)
+            who = DeviceIdentity(enrolment.name, self._parts.new_identity())
+            certificate = self._parts.authority.sign_device(enrolment.csr, who, self._parts.life)
             replaced = former.identity if former is not None else ""
-            what = "made anew" if former is not None else "enrolled"
-            text = f"It was {what} with tokens/{enrolment.token.id}."
-            now = self._parts.clock()
-            event = DeviceEvent(device.name, now, "enrolled", text, enrolment.actor)
-            return Enrolment(Write(device, former.version if former is not None else 0), event)
+            device = self._device(enrolment, who.identity, former)
+            device = changed(device, certificate_end=_end_of(certificate))
+            return self._enrolment(enrolment, device, former)
 
-        key = key_digest(enrolment.csr)
-        known = await self._parts.book.enroll(enrolment.name, make, key, enrolment.token.id)
-        if isinstance(known, NotEnrolled):
-            raise _not_enrolled(known, enrolment)
+        known = await self._known(enrolment, make)
         if known is not None:
             # It is the device already, and may not know it.
             return await self._renewed(DeviceIdentity(known.name, known.identity), enrolment.csr)
@@ -171,12 +178,48 @@ class Enrolling:
         log.info("device.enrolled", device=enrolment.name, token=enrolment.token.id)
         return self._identity(enrolment.name, certificate)
 
-    def _device(self, enrolment: _Asked, former: Device | None) -> tuple[Device, str]:
-        """The device that is to be, and its certificate. One that is made anew keeps what is wanted
-        of it and its labels, and begins with an empty disk."""
+    async def _enroll_at_aws(self, enrolment: _Asked) -> device_pb2.DeviceIdentity:
+        """First it has its name here, then it is signed for: who fails in between asks again."""
+        if self._parts.book.get(enrolment.name) is None:
+            await self._parts.signing.check_free(enrolment.name)
+
+        def make(known: Device | None) -> Enrolment:
+            former = known if enrolment.terms.device else None
+            device = self._device(enrolment, self._parts.new_identity(), former)
+            return self._enrolment(enrolment, device, former)
+
+        known = await self._known(enrolment, make)
+        if known is not None and known.state is DeviceState.REVOKED:
+            raise refused("the device was revoked")
+        device = known.name if known is not None else enrolment.name
+        reply = await self._parts.signing.enroll(device, enrolment.request.csr)
+        set_time(reply.time, self._parts.clock())
+        log.info("device.enrolled", device=device, token=enrolment.token.id, transport=AWS_IOT)
+        return reply
+
+    async def _known(self, enrolment: _Asked, make: Make) -> Device | None:
+        """The device that its key has made already; None: it was made now."""
+        key = key_digest(enrolment.csr)
+        known = await self._parts.book.enroll(enrolment.name, make, key, enrolment.token.id)
+        if isinstance(known, NotEnrolled):
+            raise _not_enrolled(known, enrolment)
+        return known
+
+    def _enrolment(self, enrolment: _Asked, device: Device, former: Device | None) -> Enrolment:
+        what = "made anew" if former is not None else "enrolled"
+        text = f"It was {what} with tokens/{enrolment.token.id}."
+        now = self._parts.clock()
+        event = DeviceEvent(device.name, now, "enrolled", text, enrolment.actor)
+        return Enrolment(Write(device, former.version if former is not None else 0), event)
+
+    def _device(self, enrolment: _Asked, identity: str, former: Device | None) -> Device:
+        """The device that is to be. One that is made anew keeps what is wanted of it and its
+        labels, and begins with an empty disk. Raises FailedPrecondition where it would have to be
+        reached by another way."""
         name, request, now = enrolment.name, enrolment.request, self._parts.clock()
-        who = DeviceIdentity(name, self._parts.new_identity())
-        certificate = self._parts.authority.sign_device(enrolment.csr, who, self._parts.life)
+        transport = enrolment.terms.transport
+        if former is not None and former.transport != transport:
+            raise _elsewhere(former, transport)
         own = dict(request.labels) | dict(former.labels if former is not None else ())
         made = Device(
             name=name,
@@ -185,10 +228,9 @@ class Enrolling:
             platform=platform_of(request.platform),
             capacity=capacity_of(request.capacity),
             version=1,
-            transport=TRANSPORT,
+            transport=transport,
             create_time=now,
-            identity=who.identity,
-            certificate_end=_end_of(certificate),
+            identity=identity,
         )
         if former is not None:
             made = changed(
@@ -198,7 +240,7 @@ class Enrolling:
                 wants=former.wants,
                 create_time=former.create_time,
             )
-        return made, certificate
+        return made
 
     # -- staying one ----------------------------------------------------------------------------
 
@@ -239,6 +281,14 @@ class Enrolling:
         )
         set_time(reply.time, self._parts.clock())
         return reply
+
+
+def _elsewhere(former: Device, transport: str) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"device {former.name!r} is reached by {former.transport}, and the token is for devices by "
+        f"{transport}; `hatoba devices decommission {former.name}` first, or take a token for "
+        f"{former.transport}"
+    )
 
 
 def _check_token(request: device_pb2.CreateDeviceTokenRequest) -> None:

@@ -29,7 +29,7 @@ from hatoba_scheduler.store.devices import (
 from hatoba_scheduler.store.errors import WriteRefused
 
 UID = "019a0000-0000-7000-8000-000000000001"
-TOKEN = DeviceToken("t1", 2, (("site", "tokyo"), ("größe", "")))
+TOKEN = DeviceToken("t1", 2, (("site", "tokyo"), ("größe", "")), transport="aws-iot")
 LOG, FIGURE, HAPPENING = RecordKind.LOG, RecordKind.FIGURE, RecordKind.HAPPENING
 
 

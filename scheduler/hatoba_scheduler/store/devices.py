@@ -12,7 +12,7 @@ from enum import Enum, auto
 from typing import NamedTuple, Protocol, TypeVar
 
 from hatoba_scheduler.domain.device_rollouts import Row, Stage
-from hatoba_scheduler.domain.devices import Device
+from hatoba_scheduler.domain.devices import GRPC, Device
 from hatoba_scheduler.domain.records import Micros
 
 T = TypeVar("T")
@@ -58,6 +58,8 @@ class DeviceToken:
     labels: tuple[tuple[str, str], ...] = ()
     device: str = ""
     used: int = 0
+    transport: str = GRPC
+    """What its devices dial: `grpc` or `aws-iot`."""
 
 
 class NotEnrolled(Enum):

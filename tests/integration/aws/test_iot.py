@@ -20,6 +20,7 @@ from mqtt_client import MqttClient
 from hatoba.v1 import device_pb2
 from hatoba_plugins.conformance import DeviceConformance
 from hatoba_plugins.conformance.sites import Site, document, on_site, report
+from hatoba_plugins.errors import Conflict
 from hatoba_plugins.values import (
     Accepted,
     DeviceCame,
@@ -124,6 +125,33 @@ async def test_certificates_are_for_the_devices_own_key(iot_yard: IotYard) -> No
         await harness.devices.forget(["a"])
         with pytest.raises(iot.exceptions.ResourceNotFoundException):
             await asyncio.to_thread(shown, two.certificate_arn)
+
+
+async def test_the_server_signs_once_for_a_key_and_ends_all_of_who_is_revoked(
+    iot_yard: IotYard,
+) -> None:
+    iot = aws(iot_yard.emulator.endpoint, "iot")
+
+    def held() -> list[str]:
+        """What the device has of certificates."""
+        arns = iot.list_thing_principals(thingName=f"{iot_yard.prefix}a")["principals"]
+        told = [iot.describe_certificate(certificateId=arn.rsplit("/", 1)[-1]) for arn in arns]
+        return [one["certificateDescription"]["certificatePem"] for one in told]
+
+    async with IotHarness(iot_yard) as harness:
+        devices, csr = harness.devices, keys.request_for(keys.new_key())
+        await devices.check_free("a")
+        first = await devices.enroll("a", csr)
+        assert await devices.enroll("a", csr) == first
+        assert await asyncio.to_thread(held) == [first.certificate]
+        with pytest.raises(Conflict):
+            await devices.check_free("a")
+        fresh = await devices.enroll("a", keys.request_for(keys.new_key()))
+        assert await asyncio.to_thread(held) == [fresh.certificate] != [first.certificate]
+        await devices.revoke("a")
+        assert await asyncio.to_thread(held) == []
+        await devices.forget(["a"])
+        await devices.check_free("a")
 
 
 async def test_what_comes_while_the_server_is_away_is_heard_after(iot_yard: IotYard) -> None:

@@ -16,7 +16,7 @@ from wire import Wire
 
 from hatoba.errors import BROKEN_STREAM
 from hatoba.v1 import worker_pb2
-from hatoba_worker import keys
+from hatoba_worker import key_files, keys
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
@@ -55,7 +55,7 @@ class Joiner:
 
     def known_by(self, given: worker_pb2.HostCertificates, data: Path) -> keys.HostKeys:
         """The keys of a host that was given these certificates; blocks."""
-        keys.write_own(keys.directory(data) / keys.HOST, self.own, given.certificate)
+        keys.write_own(key_files.directory(data) / keys.HOST, self.own, given.certificate)
         found = keys.HostKeys.load(data)
         assert found is not None
         return found

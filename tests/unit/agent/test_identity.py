@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from hatoba_worker import keys
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.identity import Identity, NotEnrolled
 
@@ -51,7 +53,8 @@ def test_a_reply_that_was_lost_makes_no_other_key(tmp_path: Path) -> None:
     first = one.pending_key().public_key()
     assert Identity(tmp_path / "tls").pending_key().public_key() == first
     made = one.enrolled(signed(one.pending_key(), 0), AUTHORITY)
-    assert made.certificate.public_key() == first
+    (kept,) = keys.read_keys(made.path.read_text())
+    assert kept.public_key() == first
     assert one.pending_key().public_key() != first
     assert made.path.stat().st_mode & 0o777 == 0o600
 
@@ -64,7 +67,7 @@ def test_a_new_pair_is_proven_before_the_old_one_goes(identity: Identity) -> Non
     assert candidate is not None
     assert candidate.path == new.path != old.path
     identity.proven(new)
-    assert identity.current().certificate == new.certificate
+    assert identity.current() == new
     assert identity.candidate() is None
     assert not old.path.exists()
     third = identity.renewed(signed(identity.pending_key(), 40))
@@ -92,6 +95,22 @@ def test_a_torn_file_leaves_the_other_one(identity: Identity) -> None:
     assert identity.current() == old
     (identity.root / "current").write_text("nonsense")
     assert identity.current() == old
+
+
+def test_how_long_it_is_good_is_told_by_a_file_that_does_not_note_it(identity: Identity) -> None:
+    noted = identity.current()
+    line, _, rest = noted.path.read_text().partition("\n")
+    assert line == "Good from 2026-11-01T00:00:00+00:00 until 2026-12-01T00:00:00+00:00"
+    noted.path.write_text(rest)
+    assert identity.current() == noted
+
+
+def test_a_pair_that_is_none_is_not_used(identity: Identity) -> None:
+    path = identity.current().path
+    other = keys.key_text(keys.new_key())
+    path.write_text(re.sub(r"-----BEGIN PRIVATE.*?KEY-----\n", other, path.read_text(), flags=re.S))
+    with pytest.raises(NotEnrolled):
+        identity.current()
 
 
 @pytest.mark.parametrize(("day", "due"), [(0, False), (19, False), (20, True), (400, True)])

@@ -121,6 +121,28 @@ def test_a_line_for_a_factory_names_no_device(fake: FakeServer, cli: Cli) -> Non
     assert (plain["secret"], plain["uses"]) == ("s", 5000)
 
 
+@pytest.mark.parametrize("transport", ["grpc", "aws-iot"])
+def test_a_line_says_what_its_devices_dial(fake: FakeServer, cli: Cli, transport: str) -> None:
+    fake.replies["CreateDeviceTokenRequest"] = device_pb2.DeviceToken(
+        name="tokens/0123", secret="s", uses=1, address="a:1", transport=transport
+    )
+    result = cli("devices", "add", "--transport", transport)
+    assert result.stdout == "hatoba agent enroll --server a:1 --token s\n"
+    assert fake.requests("CreateDeviceTokenRequest")[0].transport == transport
+
+
+@pytest.mark.parametrize(("transport", "said"), [("grpc", False), ("aws-iot", True)])
+def test_a_revocation_says_what_ended(
+    fake: FakeServer, cli: Cli, transport: str, *, said: bool
+) -> None:
+    fake.replies["RevokeDeviceRequest"] = device_pb2.Device(
+        name="devices/shop-17", state=device_pb2.DEVICE_STATE_REVOKED, transport=transport
+    )
+    result = cli("devices", "revoke", "shop-17", "--yes")
+    assert result.exit_code == 0, result.output
+    assert ("its certificates at AWS IoT are ended" in result.stderr) is said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -128,6 +150,7 @@ def test_a_line_for_a_factory_names_no_device(fake: FakeServer, cli: Cli) -> Non
         (["add", "--label", "site"], "'site' is not a label"),
         (["add", "--label", "a=1", "--label", "a=2"], "--label says 'a' twice"),
         (["add", "--uses", "0"], "1<=x<=100000"),
+        (["add", "--transport", "mqtt"], "'mqtt' is not one of 'grpc', 'aws-iot'"),
         (["list", "--selector", "="], "asks nothing of a label"),
         (["label", "shop-17", "site"], "KEY- to take one away"),
         (["label", "shop-17", "a=1", "a-"], "a: given and taken away at once"),

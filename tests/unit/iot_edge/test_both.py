@@ -13,10 +13,11 @@ from waiting import turns
 
 from hatoba.v1 import device_pb2
 from hatoba_plugins.aws import Unanswered
-from hatoba_plugins.backend import BringsRecords
-from hatoba_plugins.backends.iot_edge.both import WAITING, BothDevices
+from hatoba_plugins.backend import BringsRecords, SignsDevices
+from hatoba_plugins.backends.iot_edge.both import PAUSE, WAITING, BothDevices
+from hatoba_plugins.clock import FakeClock
 from hatoba_plugins.conformance.sites import document, hello, report
-from hatoba_plugins.errors import Denied, Retry
+from hatoba_plugins.errors import Conflict, Denied, Retry
 from hatoba_plugins.values import (
     Accepted,
     Away,
@@ -38,7 +39,7 @@ from hatoba_plugins.values import (
 )
 
 HERE = frozenset({"here-1", "here-2"})
-"""Devices with a certificate of ours."""
+"""Devices that dial us."""
 End = Exception | None
 
 
@@ -48,18 +49,23 @@ class Half:
 
     answer: type[Accepted] | type[Away] = Accepted
     failure: Exception | None = None
+    answers: asyncio.Event | None = None
+    """It answers once this is set."""
     released: bool = True
     well: Health = field(default_factory=lambda: Health(HealthStatus.HEALTHY))
     wished: list[str] = field(default_factory=list)
     forgotten: list[str] = field(default_factory=list)
     kept: list[DeviceKept] = field(default_factory=list)
     durable: list[tuple[str, int]] = field(default_factory=list)
+    enrolled: list[str] = field(default_factory=list)
+    asked: int = 0
     told: int = 0
     open: int = 0
     """Reports that are followed now."""
     news: asyncio.Queue[DeviceNews | End] = field(default_factory=asyncio.Queue)
 
     async def desire(self, wishes: Sequence[DeviceWish]) -> list[WishOutcome]:
+        await self._think()
         if self.failure is not None:
             raise self.failure
         self.wished += [wish.device for wish in wishes]
@@ -77,6 +83,7 @@ class Half:
             self.open -= 1
 
     async def forget(self, devices: Sequence[str]) -> list[ReleaseOutcome]:
+        await self._think()
         self.forgotten += devices
         return [Released(one) if self.released else NotYet(one, 2.0) for one in devices]
 
@@ -87,8 +94,24 @@ class Half:
     async def stored(self, device: str, position: int) -> None:
         self.durable.append((device, position))
 
+    async def check_free(self, device: str) -> None:
+        if device in self.enrolled:
+            raise Conflict(device)
+
+    async def enroll(self, device: str, csr: str) -> device_pb2.DeviceIdentity:
+        self.enrolled.append(device)
+        return device_pb2.DeviceIdentity(device=device, certificate=f"signed {csr}")
+
+    async def revoke(self, device: str) -> None:
+        self.enrolled.remove(device)
+
     async def health(self) -> Health:
         return self.well
+
+    async def _think(self) -> None:
+        if self.answers is not None:
+            self.asked += 1
+            await self.answers.wait()
 
     def tells(self, *news: DeviceNews | End) -> None:
         for one in news:
@@ -103,7 +126,9 @@ class Pair:
     far: Half = field(default_factory=Half)
 
     def __post_init__(self) -> None:
-        self.both = BothDevices(self.streams, self.far, HERE.__contains__)
+        self.clock = FakeClock()
+        dials, patience = HERE.__contains__, 0.02
+        self.both = BothDevices(self.streams, self.far, dials, self.clock, patience)
 
     def following(self) -> aclosing[AsyncGenerator[DeviceNews, None]]:
         return aclosing(cast("AsyncGenerator[DeviceNews, None]", self.both.reports()))
@@ -153,6 +178,23 @@ async def test_what_fails_at_aws_loses_nobody_elses_answer(failure: Exception) -
     assert refused.device == "far-1"
     assert isinstance(refused.error, Denied if isinstance(failure, Denied) else Retry)
     assert str(failure) in str(refused.error)
+
+
+async def test_while_aws_does_not_answer_the_others_do_not_wait_for_it() -> None:
+    pair = Pair(far=Half(answers=asyncio.Event()))
+    asked = [wish("far-1"), wish("here-1")]
+    for _ in range(3):
+        refused, accepted = await pair.both.desire(asked)
+        assert accepted == Accepted("here-1")
+        assert isinstance(refused, RefusedWish)
+        assert isinstance(refused.error, Retry)
+        assert isinstance((await pair.both.forget(["far-1"]))[0], NotYet)
+    assert pair.far.asked == 1
+    assert pair.far.answers is not None
+    pair.far.answers.set()
+    await pair.clock.advance(PAUSE)
+    assert await pair.both.desire(asked) == [Accepted("far-1"), Accepted("here-1")]
+    assert await pair.both.forget(["far-1"]) == [Released("far-1")]
 
 
 @pytest.mark.parametrize(
@@ -268,7 +310,7 @@ async def test_who_dials_us_is_not_heard_by_aws() -> None:
         assert await anext(news) == Synced()
 
 
-# -- records and health ----------------------------------------------------------------------------
+# -- records, certificates and health --------------------------------------------------------------
 
 
 async def test_records_come_by_aws_of_its_own_devices_alone() -> None:
@@ -278,6 +320,18 @@ async def test_records_come_by_aws_of_its_own_devices_alone() -> None:
     assert [one.device async for one in pair.both.records()] == ["far-1"]
     await pair.both.stored("far-1", 7)
     assert pair.far.durable == [("far-1", 7)]
+
+
+async def test_aws_signs_for_its_own() -> None:
+    pair = Pair()
+    assert isinstance(pair.both, SignsDevices)
+    await pair.both.check_free("far-1")
+    made = await pair.both.enroll("far-1", "request")
+    assert (made.device, made.certificate) == ("far-1", "signed request")
+    with pytest.raises(Conflict):
+        await pair.both.check_free("far-1")
+    await pair.both.revoke("far-1")
+    assert pair.far.enrolled == []
 
 
 async def test_health_says_what_aws_lacks_and_that_the_others_are_served() -> None:

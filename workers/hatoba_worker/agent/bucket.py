@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from hatoba.v1 import artifact_pb2
-from hatoba_worker import keys
+from hatoba_worker import key_files
 from hatoba_worker.agent.blobs import PIECE, Cut, Gone, Wrong
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.identity import Identity, NotEnrolled
@@ -56,7 +56,7 @@ class BucketLibrary:
     """See `Library`. Without a place there is nothing to be had."""
 
     def __init__(self, data: Path, thing: AwsIot, clock: FloorClock) -> None:
-        self._identity = Identity(keys.directory(data))
+        self._identity = Identity(key_files.directory(data))
         self._thing = thing.thing
         self._place = thing.place
         self._clock = clock

@@ -88,6 +88,12 @@ def data_option(command: Callable[..., None]) -> Callable[..., None]:
     help="Authority (PEM) to believe instead of the token's.",
 )
 @click.option(
+    "--aws-ca-file",
+    default="",
+    metavar="FILE",
+    help="Of a device by AWS IoT: authority (PEM) to believe there instead of this machine's.",
+)
+@click.option(
     "--name",
     default="",
     callback=_device,
@@ -128,6 +134,7 @@ def enroll(
     token: str,
     token_file: str,
     ca_file: str,
+    aws_ca_file: str,
     name: str,
     labels: dict[str, str],
     up_per_day: int,
@@ -136,7 +143,7 @@ def enroll(
     data: Path,
 ) -> None:
     """Make this machine a device, with a key that never leaves it; again with the same token does
-    nothing.
+    nothing. The token says what it dials from then on: the server, or AWS IoT.
     """
     from hatoba_worker.agent.enrolling import NotMade, TokenText, Wish
     from hatoba_worker.agent.enrolling import enroll as made
@@ -146,12 +153,12 @@ def enroll(
         raise click.UsageError("give either --token or --token-file")
     try:
         text = token or Path(token_file).expanduser().read_text(encoding="ascii")
-        authority = Path(ca_file).expanduser().read_text(encoding="ascii") if ca_file else ""
         wish = Wish(
             server=server,
             token=TokenText.parse(text),
             name=name,
-            authority=authority,
+            authority=_text_of(ca_file) if ca_file else "",
+            aws_authority=_text_of(aws_ca_file) if aws_ca_file else "",
             labels=labels,
             up_per_day=up_per_day,
             down_per_day=down_per_day,
@@ -163,7 +170,8 @@ def enroll(
         found = asyncio.run(made(data, wish, clock))
     except (NotMade, OSError, UnicodeDecodeError) as error:
         raise click.ClickException(str(error)) from None
-    click.echo(f"this machine is devices/{found.device}; its server is {found.address}")
+    dials = "its server is" if found.aws_iot is None else "it dials"
+    click.echo(f"this machine is devices/{found.device}; {dials} {found.address}")
     click.echo(f"`hatoba agent run --data {data}` is its agent", err=True)
 
 

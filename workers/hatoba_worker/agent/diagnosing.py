@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hatoba.units import say_bytes
-from hatoba_worker import keys
+from hatoba_worker import key_files
 from hatoba_worker.agent import disk, journal, lock, status
 from hatoba_worker.agent.blobs import SPARE
 from hatoba_worker.agent.clock import FloorClock
@@ -86,7 +86,7 @@ def _agent(place: Place) -> Iterator[Finding]:
 def _identity(place: Place) -> Iterator[Finding]:
     try:
         settings = Settings.load(place.data)
-        identity = Identity(keys.directory(place.data))
+        identity = Identity(key_files.directory(place.data))
         current, candidate = identity.current(), identity.candidate()
     except (NotEnrolled, BadSettings) as error:
         yield Finding("identity", Level.BAD, str(error), ENROLL)
@@ -94,14 +94,14 @@ def _identity(place: Place) -> Iterator[Finding]:
     if settings is None:
         yield Finding("identity", Level.BAD, "it is not known where the server is", ENROLL)
         return
-    end = current.certificate.not_valid_after_utc
+    end = current.validity.ends
     name = f"device {settings.device}, dials {settings.address}"
-    if place.clock.now() > end.timestamp():
-        text = f"{name}; its certificate ended on {_date(end.timestamp())}"
+    if place.clock.now() > end:
+        text = f"{name}; its certificate ended on {_date(end)}"
         remedy = f"it asks for another as soon as it reaches the server; else {ENROLL}"
         yield Finding("identity", Level.BAD, text, remedy)
     else:
-        yield Finding("identity", Level.GOOD, f"{name}, good until {_date(end.timestamp())}")
+        yield Finding("identity", Level.GOOD, f"{name}, good until {_date(end)}")
     if candidate is not None:
         text = "a newer certificate waits to be shown to the server"
         yield Finding("identity", Level.ODD, text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import grpc
@@ -15,18 +15,19 @@ from cryptography import x509
 
 from hatoba.errors import InvalidSpec
 from hatoba.v1 import device_pb2, device_pb2_grpc
-from hatoba_worker import keys, token_text
+from hatoba_worker import key_files, keys, token_text
 from hatoba_worker.agent import facts
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.engines import DeviceEngine
 from hatoba_worker.agent.identity import Identity, NotEnrolled
 from hatoba_worker.agent.ordinary import Place, reached
 from hatoba_worker.agent.renewing import SERVER
-from hatoba_worker.agent.settings import BadSettings, RegistryAccess, Settings
+from hatoba_worker.agent.settings import AwsIot, BadSettings, RegistryAccess, Settings
 
 log = structlog.get_logger(__name__)
 
 CALL_SECONDS = 60.0
+_NO_DEVICE = "what the server answers makes no device: its certificate or its address"
 _AWAY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _REMEDIES = {
     grpc.StatusCode.UNAUTHENTICATED: "`hatoba devices add` on the server makes another token",
@@ -62,14 +63,16 @@ class TokenText:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """How a machine becomes a device. `authority` (PEM) is believed in place of the token's; an
-    empty `name` leaves it to the server. Bytes a day and the engine are as in Settings.
+    """How a machine becomes a device. `authority` (PEM) is believed in place of the token's, and
+    `aws_authority` at AWS IoT in place of the machine's; an empty `name` leaves it to the server.
+    Bytes a day and the engine are as in Settings.
     """
 
     server: str
     token: TokenText
     name: str = ""
     authority: str = ""
+    aws_authority: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     up_per_day: int = 0
     down_per_day: int = 0
@@ -88,7 +91,7 @@ async def enroll(data: Path, wish: Wish, clock: FloorClock) -> Settings:
     known = await asyncio.to_thread(_known, data)
     if known is not None and known.token == wish.token.identity:
         return known
-    identity = Identity(keys.directory(data))
+    identity = Identity(key_files.directory(data))
     key = await asyncio.to_thread(identity.pending_key)
     request = device_pb2.EnrollDeviceRequest(
         device=wish.name,
@@ -112,14 +115,35 @@ def _capacity(data: Path, wish: Wish) -> device_pb2.DeviceCapacity:
 def _known(data: Path) -> Settings | None:
     """What this directory is known as; None: it is no device's, or lost what it had."""
     try:
-        Identity(keys.directory(data)).current()
+        Identity(key_files.directory(data)).current()
         return Settings.load(data)
     except (NotEnrolled, BadSettings):
         return None
 
 
 def _kept(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
-    identity = Identity(keys.directory(data))
+    identity = Identity(key_files.directory(data))
+    try:
+        found = _settings(data, wish, given)
+        certificate = x509.load_pem_x509_certificate(given.certificate.encode())
+        sound = found.port > 0 and certificate.public_key() == identity.pending_key().public_key()
+    except ValueError as error:
+        raise NotMade(f"{_NO_DEVICE}: {error}") from error
+    if not sound:
+        raise NotMade(_NO_DEVICE)
+    if wish.place.authority:
+        key_files.write_secret(key_files.directory(data) / SERVER, wish.place.authority)
+    else:
+        (key_files.directory(data) / SERVER).unlink(missing_ok=True)
+    found.save(data)
+    # This one last: who has it is enrolled.
+    by_aws = found.aws_iot is not None
+    identity.enrolled(given.certificate, wish.aws_authority if by_aws else given.authority)
+    return found
+
+
+def _settings(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
+    """Raises ValueError."""
     found = Settings(
         device=given.device,
         address=given.address,
@@ -131,21 +155,12 @@ def _kept(data: Path, wish: Wish, given: device_pb2.DeviceIdentity) -> Settings:
         engine=wish.engine,
         registries=registries_of(data),
     )
-    try:
-        certificate = x509.load_pem_x509_certificate(given.certificate.encode())
-        sound = found.port > 0 and certificate.public_key() == identity.pending_key().public_key()
-    except ValueError:
-        sound = False
-    if not sound:
-        raise NotMade("what the server answers makes no device: its certificate or its address")
-    if wish.place.authority:
-        keys.write_secret(keys.directory(data) / SERVER, wish.place.authority)
-    else:
-        (keys.directory(data) / SERVER).unlink(missing_ok=True)
-    found.save(data)
-    # This one last: who has it is enrolled.
-    identity.enrolled(given.certificate, given.authority)
-    return found
+    if not given.HasField("aws_iot"):
+        return found
+    told = given.aws_iot
+    thing = AwsIot.of({"thing": told.thing, "shadow": told.shadow, "content": told.content})
+    host = told.endpoint.rpartition(":")[0]
+    return replace(found, address=told.endpoint, server_name=host, aws_iot=thing)
 
 
 def registries_of(data: Path) -> Mapping[str, RegistryAccess]:

@@ -7,17 +7,20 @@ welcomed it. Whatever a power cut takes, one of the two is whole, and the one in
 from __future__ import annotations
 
 import contextlib
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 
-from hatoba_worker import keys
+from hatoba_worker import key_files
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.disk import sync_directory
+from hatoba_worker.validity import Validity
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric import ec
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +38,7 @@ class Credential(NamedTuple):
 
     slot: str
     path: Path
-    certificate: x509.Certificate
+    validity: Validity
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,14 @@ class Identity:
         """The key for the certificate that is asked for next: the same after a reply that was
         lost, so that nobody becomes two.
         """
+        from hatoba_worker import keys  # `cryptography`, which is 9 MB and seldom needed
+
         path = self.root / _PENDING
         with contextlib.suppress(FileNotFoundError, ValueError):
             (key,) = keys.read_keys(path.read_text(encoding="ascii"))
             return key
         key = keys.new_key()
-        keys.write_secret(path, keys.key_text(key))
+        key_files.write_secret(path, keys.key_text(key))
         return key
 
     def enrolled(self, certificate: str, authority: str) -> Credential:
@@ -66,7 +71,7 @@ class Identity:
         are believed whom the machine believes.
         """
         if authority:
-            keys.write_secret(self.authority, authority)
+            key_files.write_secret(self.authority, authority)
         else:
             self.authority.unlink(missing_ok=True)
         slot = self._keep(SLOTS[0], certificate)
@@ -84,7 +89,13 @@ class Identity:
         return found
 
     def _keep(self, slot: str, certificate: str) -> str:
-        keys.write_own(self._path(slot), self.pending_key(), certificate)
+        from cryptography import x509  # as above
+
+        from hatoba_worker import keys
+
+        validity = keys.validity(x509.load_pem_x509_certificate(certificate.encode()))
+        text = validity.note + keys.key_text(self.pending_key()) + certificate
+        key_files.write_secret(self._path(slot), text)
         (self.root / _PENDING).unlink(missing_ok=True)
         return slot
 
@@ -107,8 +118,7 @@ class Identity:
         found = self._read(SLOTS[1 - SLOTS.index(current.slot)])
         if found is None:
             return None
-        newer = found.certificate.not_valid_after_utc > current.certificate.not_valid_after_utc
-        return found if newer else None
+        return found if found.validity.ends > current.validity.ends else None
 
     def proven(self, credential: Credential) -> None:
         """The server has welcomed it: it is what is used from now on, and the other one is gone."""
@@ -123,7 +133,7 @@ class Identity:
 
     def is_due(self, clock: FloorClock) -> bool:
         """Whether two thirds of the life of what is in use are over, or nobody can tell."""
-        return keys.is_due(self.current().certificate, clock.now())
+        return self.current().validity.is_due(clock.now())
 
     # -- files ----------------------------------------------------------------------------------
 
@@ -138,14 +148,31 @@ class Identity:
         return slot if slot in SLOTS else SLOTS[0]
 
     def _use(self, slot: str) -> None:
-        keys.write_secret(self.root / _CURRENT, slot)
+        key_files.write_secret(self.root / _CURRENT, slot)
         sync_directory(self.root)
 
     def _read(self, slot: str) -> Credential | None:
         path = self._path(slot)
         try:
-            own = keys.read_own(path)
-        except ValueError as error:
+            validity = _validity(path)
+        except (ValueError, ssl.SSLError) as error:
             log.error("identity.damaged", path=str(path), error=str(error))
             return None
-        return Credential(slot, path, own.certificate) if own is not None else None
+        return Credential(slot, path, validity) if validity is not None else None
+
+
+def _validity(path: Path) -> Validity | None:
+    """Of a key and its certificate, None when there is no such file. Raises ValueError or SSLError
+    for one that is not whole, OSError.
+    """
+    try:
+        noted = Validity.noted(path.read_text(encoding="ascii"))
+    except FileNotFoundError:
+        return None
+    if noted is None:
+        from hatoba_worker import keys  # a file of before this was noted
+
+        own = keys.read_own(path)
+        return keys.validity(own.certificate) if own is not None else None
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(path)
+    return noted

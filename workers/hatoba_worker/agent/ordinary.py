@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 
 from hatoba.settings import parse_address
-from hatoba_worker import keys
+from hatoba_worker import key_files
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.tunnel import Peer, Tunnel
 
@@ -59,7 +59,7 @@ async def _tunnelled(
     name = host.strip("[]")
     async with socket_directory(wanted) as directory:
         path = directory / "authority.pem"
-        await asyncio.to_thread(keys.write_secret, path, authority)
+        await asyncio.to_thread(key_files.write_secret, path, authority)
         peer = Peer(name, int(port), name, path)
         tunnel = Tunnel(directory, lambda: peer, clock)
         async with tunnel.open(), grpc.aio.insecure_channel(tunnel.target) as channel:

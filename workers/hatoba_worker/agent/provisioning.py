@@ -18,7 +18,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from hatoba_worker import keys
+from hatoba_worker import key_files, keys
 from hatoba_worker.agent.calls import Broken
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.enrolling import NotMade, registries_of
@@ -83,7 +83,7 @@ def request(data: Path) -> str:
     """The signing request of this machine's key, PEM; the same key until a certificate came for it.
     Blocks; raises OSError.
     """
-    return keys.request_for(Identity(keys.directory(data)).pending_key())
+    return keys.request_for(Identity(key_files.directory(data)).pending_key())
 
 
 def adopt(data: Path, wish: AwsWish, certificate: str) -> Settings:
@@ -147,7 +147,7 @@ def _claimed(directory: Path, wish: AwsWish, claim: Claim) -> Peer:
     """AWS IoT as who shows a claim reaches it."""
     authority = directory / "authority.pem" if wish.endpoint.authority else None
     if authority is not None:
-        keys.write_secret(authority, wish.endpoint.authority)
+        key_files.write_secret(authority, wish.endpoint.authority)
     there = Settings(wish.name, wish.endpoint.address, "", aws_iot=AwsIot(CLIENT))
     return Peer(there.host, there.port, there.host, authority, claim.file, alpn_of(there))
 
@@ -199,7 +199,7 @@ def _answer(topic: str, payload: bytes) -> dict[str, Any]:
 def _known(data: Path) -> Settings | None:
     """What this directory is known as at AWS IoT; None: nothing there."""
     try:
-        Identity(keys.directory(data)).current()
+        Identity(key_files.directory(data)).current()
         settings = Settings.load(data)
     except (NotEnrolled, BadSettings):
         return None
@@ -207,7 +207,7 @@ def _known(data: Path) -> Settings | None:
 
 
 def _name(data: Path) -> str:
-    key = Identity(keys.directory(data)).pending_key().public_key()
+    key = Identity(key_files.directory(data)).pending_key().public_key()
     form = serialization.PublicFormat.SubjectPublicKeyInfo
     der = key.public_bytes(serialization.Encoding.DER, form)
     return f"device-{hashlib.sha256(der).hexdigest()[:12]}"
@@ -242,7 +242,7 @@ def _settings(data: Path, wish: AwsWish, thing: AwsIot) -> Settings:
 
 
 def _kept(data: Path, settings: Settings, wish: AwsWish, certificate: str) -> Settings:
-    identity = Identity(keys.directory(data))
+    identity = Identity(key_files.directory(data))
     try:
         signed = x509.load_pem_x509_certificate(certificate.encode())
     except ValueError as error:

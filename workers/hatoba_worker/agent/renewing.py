@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc.aio
 import structlog
-from cryptography import x509
 
 from hatoba.errors import InvalidSpec
 from hatoba.v1 import device_pb2, device_pb2_grpc
-from hatoba_worker import keys
+from hatoba_worker import key_files
 from hatoba_worker.agent.calls import Broken, typed
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.identity import Credential, Identity, NotEnrolled
@@ -33,9 +33,8 @@ log = structlog.get_logger(__name__)
 SERVER = "server.pem"
 """Among a device's keys: who is believed at the server's ordinary port, if it is not who this
 machine believes."""
-CLAIM, PROOF = "dc_", "dr_"
-MEANING = b"hatoba device renewal\0"
-CALL_SECONDS = 60.0
+CLAIM = "dc_"
+CALL_SECONDS = SIGN_SECONDS = 60.0
 LOOK_EVERY, LOOK_SOON = 3_600.0, 60.0
 DOUBTS = 3
 """So often a new certificate may be in vain while the old one is welcomed."""
@@ -63,7 +62,7 @@ class Shown:
     def __init__(self, data: Path, clock: FloorClock) -> None:
         self._data = data
         self._clock = clock
-        self._identity = Identity(keys.directory(data))
+        self._identity = Identity(key_files.directory(data))
         self._choice: _Choice | None = None
         self._failures = 0
         """Tries since the last welcome."""
@@ -169,7 +168,7 @@ class Shown:
         ended. Raises Broken, OSError.
         """
         csr = await asyncio.to_thread(self._request)
-        proof = await asyncio.to_thread(proof_of, self._now.credential, csr)
+        proof = await asyncio.to_thread(signed, "proof", self._now.credential.path, csr)
         place = await asyncio.to_thread(self._place)
         metadata = (("authorization", f"Bearer {proof}"),)
         try:
@@ -183,10 +182,10 @@ class Shown:
             raise Broken(f"{FILE} names no server: {error.message}") from error
 
     def _request(self) -> str:
-        return keys.request_for(self._identity.pending_key())
+        return signed("request", self._identity.root)
 
     def _place(self) -> Place:
-        path = keys.directory(self._data) / SERVER
+        path = key_files.directory(self._data) / SERVER
         authority = path.read_text(encoding="ascii") if path.exists() else ""
         return Place(self._now.settings.server, authority)
 
@@ -195,17 +194,8 @@ class Shown:
         request = device_pb2.RenewDeviceRequest(csr=csr)
         with typed():
             given = await stub.RenewDevice(request, metadata=metadata, timeout=CALL_SECONDS)
-        await asyncio.to_thread(self._keep, given.certificate)
+        await asyncio.to_thread(signed, "keep", self._identity.root, given.certificate)
         self._failures = self._doubts = 0
-
-    def _keep(self, text: str) -> None:
-        try:
-            found = x509.load_pem_x509_certificate(text.encode())
-        except ValueError as error:
-            raise Broken(f"what comes is no certificate: {error}") from error
-        if found.public_key() != self._identity.pending_key().public_key():
-            raise Broken("the certificate that comes is for another key")
-        self._identity.renewed(text)
 
     async def keep_young(
         self,
@@ -245,15 +235,20 @@ def alpn_of(settings: Settings) -> tuple[str, ...]:
     return MQTT if settings.port == HTTPS_PORT else ()
 
 
-def proof_of(credential: Credential, csr: str) -> str:
-    """What shows at the ordinary port whose request this is, signed by the certificate's key. It
-    tells no date. Blocks; raises OSError.
-    """
-    own = keys.read_own(credential.path)
-    if own is None:
-        raise OSError(f"{credential.path} is gone")
-    return keys.signed(own, PROOF, MEANING, hashlib.sha256(csr.encode()).hexdigest())
+def signed(work: str, path: Path, told: str = "") -> str:
+    """What one of `signing.WORKS` gives, in its own process. Blocks; raises Broken, OSError."""
+    command = [sys.executable, "-m", "hatoba_worker.agent.signing", work, str(path)]
+    try:
+        done = subprocess.run(
+            command, input=told.encode(), capture_output=True, timeout=SIGN_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Broken(f"the device's keys are not at hand: {error}") from error
+    if done.returncode != 0:
+        why = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        raise Broken(why or f"what uses the device's keys ended by {done.returncode}")
+    return done.stdout.decode()
 
 
 def _end(credential: Credential) -> float:
-    return credential.certificate.not_valid_after_utc.timestamp()
+    return credential.validity.ends

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime as dt
 import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from cryptography import x509
 
 from hatoba_worker.agent.budget import Pay, unlimited
 from hatoba_worker.agent.clock import FloorClock
+from hatoba_worker.validity import Validity, date
 
 log = structlog.get_logger(__name__)
 
@@ -165,8 +164,7 @@ class Tunnel:
                 peer.host, peer.port, ssl=context, server_hostname=peer.server_name
             )
         try:
-            shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-            require_current(x509.load_der_x509_certificate(shown), self._clock)
+            require_current(Validity.told(writer.get_extra_info("peercert")), self._clock)
         except Distrusted:
             writer.close()
             raise
@@ -216,15 +214,13 @@ def context_of(peer: Peer) -> ssl.SSLContext:
     return context
 
 
-def require_current(certificate: x509.Certificate, clock: FloorClock) -> None:
+def require_current(certificate: Validity, clock: FloorClock) -> None:
     """Raise Distrusted for a certificate that is over for sure or, where the date is known, that is
     for later. Who only knows that it is not earlier than some day cannot say "not yet", and what
     the machine's own clock says proves nothing.
     """
-    now = dt.datetime.fromtimestamp(clock.least, dt.UTC)
-    if now > certificate.not_valid_after_utc:
-        until = certificate.not_valid_after_utc.isoformat(timespec="seconds")
-        raise Distrusted(f"the server's certificate was good until {until}")
-    if clock.certain and now < certificate.not_valid_before_utc:
-        begins = certificate.not_valid_before_utc.isoformat(timespec="seconds")
-        raise Distrusted(f"the server's certificate is good from {begins} on")
+    now = clock.least
+    if now > certificate.ends:
+        raise Distrusted(f"the server's certificate was good until {date(certificate.ends)}")
+    if clock.certain and now < certificate.begins:
+        raise Distrusted(f"the server's certificate is good from {date(certificate.begins)} on")

@@ -64,6 +64,13 @@ def devices() -> None:
     metavar="HOST:PORT",
     help="What the machine is to dial, if not what the server is advertised as.",
 )
+@click.option(
+    "--transport",
+    type=click.Choice(["grpc", "aws-iot"]),
+    default="grpc",
+    show_default=True,
+    help="What its devices dial from then on: the server, or AWS IoT.",
+)
 @output_option
 @server_options()
 def add(
@@ -72,19 +79,24 @@ def add(
     ttl: float | None,
     labels: tuple[tuple[str, str], ...],
     server: str,
+    transport: str,
     output: str,
 ) -> None:
     """Print the line that makes other machines devices, to be run there.
 
     It is good for so many machines and so long, and for nothing else; `hatoba tokens revoke` ends
     it sooner. With --name it makes that device, also in the place of one whose disk was lost.
+
+    A device by AWS IoT dials the server for this line alone.
     """
     name = name.removeprefix("devices/")
     if name and uses != 1:
         raise click.UsageError("--name is for one device: leave --uses out, or --name")
     given = unique(labels, "--label")
     made = with_client(
-        lambda client: client.devices.token(uses=uses, ttl=ttl, labels=given, device=name)
+        lambda client: client.devices.token(
+            uses=uses, ttl=ttl, labels=given, device=name, transport=transport
+        )
     )
     emit(made, output, lambda: show_line(made, name, server))
 
@@ -418,12 +430,14 @@ def revoke(name: str, reason: str, yes: bool, output: str) -> None:
     """Refuse a device's certificates from now on, and end its stream.
 
     For a device that was lost or stolen: what it runs, it goes on with. To have it back it must be
-    enrolled anew.
+    enrolled anew. Those of a device by AWS IoT are ended there.
     """
     if not yes:
         click.confirm(f"refuse {name} from now on?", abort=True, err=True)
     device = with_client(lambda client: client.devices.revoke(name, reason))
     emit(device, output, lambda: show([device]))
+    if device.transport == "aws-iot":
+        click.echo("its certificates at AWS IoT are ended", err=True)
 
 
 @devices.command("decommission")
@@ -434,7 +448,10 @@ def revoke(name: str, reason: str, yes: bool, output: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @server_options()
 def decommission(name: str, force: bool, yes: bool) -> None:
-    """Have a device end all that it runs for us, and forget it once it says that it has."""
+    """Have a device end all that it runs for us, and forget it once it says that it has.
+
+    Of a device by AWS IoT nothing is left there then: neither certificates, nor shadows, nor thing.
+    """
     if not yes:
         click.confirm(f"have {name} end all that it runs?", abort=True, err=True)
     device = with_client(lambda client: client.devices.decommission(name, force=force))

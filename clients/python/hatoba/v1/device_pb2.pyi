@@ -218,11 +218,16 @@ class CreateDeviceTokenRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
     uses: _builtins.int
     """How many devices it makes, 1 to 100,000; 0: one."""
     device: _builtins.str
     """Name of the one device that it makes, or makes anew after its disk was lost: needs `uses` 1. Empty: the
     device says its name.
+    """
+    transport: _builtins.str
+    """What its devices dial from then on: `grpc`, the server's own port, or `aws-iot`. Empty: `grpc`.
+    FAILED_PRECONDITION where the server has no devices by it.
     """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
@@ -239,10 +244,11 @@ class CreateDeviceTokenRequest(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         device: _builtins.str = ...,
+        transport: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "labels", b"labels", "ttl", b"ttl", "uses", b"uses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "labels", b"labels", "transport", b"transport", "ttl", b"ttl", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,6 +265,7 @@ class DeviceToken(_message.Message):
     USES_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tokens/ID`, by which it is listed and revoked."""
     secret: _builtins.str
@@ -269,6 +276,8 @@ class DeviceToken(_message.Message):
     """How many devices it makes."""
     address: _builtins.str
     """`HOST:PORT` at which devices enroll."""
+    transport: _builtins.str
+    """What its devices dial from then on: `grpc` or `aws-iot`."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """Until when."""
@@ -281,10 +290,11 @@ class DeviceToken(_message.Message):
         uses: _builtins.int = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         address: _builtins.str = ...,
+        transport: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "expire_time", b"expire_time", "name", b"name", "secret", b"secret", "uses", b"uses"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "expire_time", b"expire_time", "name", b"name", "secret", b"secret", "transport", b"transport", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -452,6 +462,7 @@ class DeviceIdentity(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     SERVER_NAME_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    AWS_IOT_FIELD_NUMBER: _builtins.int
     device: _builtins.str
     """Its name."""
     certificate: _builtins.str
@@ -466,6 +477,10 @@ class DeviceIdentity(_message.Message):
     def time(self) -> _timestamp_pb2.Timestamp:
         """The server's time, for devices whose clock says something else."""
 
+    @_builtins.property
+    def aws_iot(self) -> Global___AwsIotIdentity:
+        """It dials AWS IoT, which signed its certificate; `authority`, `address` and `server_name` are empty then."""
+
     def __init__(
         self,
         *,
@@ -475,14 +490,49 @@ class DeviceIdentity(_message.Message):
         address: _builtins.str = ...,
         server_name: _builtins.str = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        aws_iot: Global___AwsIotIdentity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["aws_iot", b"aws_iot", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "authority", b"authority", "certificate", b"certificate", "device", b"device", "server_name", b"server_name", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "authority", b"authority", "aws_iot", b"aws_iot", "certificate", b"certificate", "device", b"device", "server_name", b"server_name", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DeviceIdentity: _TypeAlias = DeviceIdentity  # noqa: Y015
+
+@_typing.final
+class AwsIotIdentity(_message.Message):
+    """What a device is at AWS IoT."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    THING_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    endpoint: _builtins.str
+    """`HOST:PORT` that it dials, by MQTT, with its own certificate."""
+    thing: _builtins.str
+    """The name of its thing, which is its client id."""
+    shadow: _builtins.str
+    """The named shadow that tells what is wanted of it; what it says is in others, of this name with `-said`."""
+    content: _builtins.str
+    """Where models are: `s3://BUCKET/PREFIX?region=REGION&role-alias=NAME&credentials=HOST`; empty: it gets none."""
+    def __init__(
+        self,
+        *,
+        endpoint: _builtins.str = ...,
+        thing: _builtins.str = ...,
+        shadow: _builtins.str = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "endpoint", b"endpoint", "shadow", b"shadow", "thing", b"thing"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AwsIotIdentity: _TypeAlias = AwsIotIdentity  # noqa: Y015
 
 @_typing.final
 class DeviceServiceConnectRequest(_message.Message):

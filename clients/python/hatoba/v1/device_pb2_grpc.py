@@ -122,7 +122,8 @@ class DeviceServiceServicer(object):
     def EnrollDevice(self, request, context):
         """Makes the machine that shows a device token a device, known by the key of `csr`. Again with the same key:
         the same device, and no further use of the token. UNAUTHENTICATED, TOKEN_USED when no use is left;
-        ALREADY_EXISTS for the name of another device.
+        ALREADY_EXISTS for the name of another device. UNAVAILABLE while AWS IoT, which signs for devices of its
+        own, does not answer: the device may have been made and have no certificate, and gets it when asked again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,7 +170,8 @@ class DeviceServiceServicer(object):
 
     def RevokeDevice(self, request, context):
         """From now on refuses a device's certificates, and ends its stream. What it runs is its own affair. Again
-        is the same.
+        is the same. UNAVAILABLE while AWS IoT does not end the certificates of a device of its own: the device is
+        revoked here, and they are ended when it is asked again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

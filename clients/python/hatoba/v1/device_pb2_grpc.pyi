@@ -40,7 +40,8 @@ class DeviceServiceStub:
     EnrollDevice: _grpc.UnaryUnaryMultiCallable[_device_pb2.EnrollDeviceRequest, _device_pb2.DeviceIdentity]
     """Makes the machine that shows a device token a device, known by the key of `csr`. Again with the same key:
     the same device, and no further use of the token. UNAUTHENTICATED, TOKEN_USED when no use is left;
-    ALREADY_EXISTS for the name of another device.
+    ALREADY_EXISTS for the name of another device. UNAVAILABLE while AWS IoT, which signs for devices of its
+    own, does not answer: the device may have been made and have no certificate, and gets it when asked again.
     """
     RenewDevice: _grpc.UnaryUnaryMultiCallable[_device_pb2.RenewDeviceRequest, _device_pb2.DeviceIdentity]
     """A new certificate for the device that calls, for a new key. What it has stays good to its end, or until
@@ -61,7 +62,8 @@ class DeviceServiceStub:
     """
     RevokeDevice: _grpc.UnaryUnaryMultiCallable[_device_pb2.RevokeDeviceRequest, _device_pb2.Device]
     """From now on refuses a device's certificates, and ends its stream. What it runs is its own affair. Again
-    is the same.
+    is the same. UNAVAILABLE while AWS IoT does not end the certificates of a device of its own: the device is
+    revoked here, and they are ended when it is asked again.
     """
     DecommissionDevice: _grpc.UnaryUnaryMultiCallable[_device_pb2.DecommissionDeviceRequest, _device_pb2.Device]
     """Has a device end all that it runs for us, and forgets it once it says that it has. With `force` it is
@@ -90,7 +92,8 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     EnrollDevice: _aio.UnaryUnaryMultiCallable[_device_pb2.EnrollDeviceRequest, _device_pb2.DeviceIdentity]  # type: ignore[assignment]
     """Makes the machine that shows a device token a device, known by the key of `csr`. Again with the same key:
     the same device, and no further use of the token. UNAUTHENTICATED, TOKEN_USED when no use is left;
-    ALREADY_EXISTS for the name of another device.
+    ALREADY_EXISTS for the name of another device. UNAVAILABLE while AWS IoT, which signs for devices of its
+    own, does not answer: the device may have been made and have no certificate, and gets it when asked again.
     """
     RenewDevice: _aio.UnaryUnaryMultiCallable[_device_pb2.RenewDeviceRequest, _device_pb2.DeviceIdentity]  # type: ignore[assignment]
     """A new certificate for the device that calls, for a new key. What it has stays good to its end, or until
@@ -111,7 +114,8 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     """
     RevokeDevice: _aio.UnaryUnaryMultiCallable[_device_pb2.RevokeDeviceRequest, _device_pb2.Device]  # type: ignore[assignment]
     """From now on refuses a device's certificates, and ends its stream. What it runs is its own affair. Again
-    is the same.
+    is the same. UNAVAILABLE while AWS IoT does not end the certificates of a device of its own: the device is
+    revoked here, and they are ended when it is asked again.
     """
     DecommissionDevice: _aio.UnaryUnaryMultiCallable[_device_pb2.DecommissionDeviceRequest, _device_pb2.Device]  # type: ignore[assignment]
     """Has a device end all that it runs for us, and forgets it once it says that it has. With `force` it is
@@ -149,7 +153,8 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_device_pb2.DeviceIdentity, _abc.Awaitable[_device_pb2.DeviceIdentity]]:
         """Makes the machine that shows a device token a device, known by the key of `csr`. Again with the same key:
         the same device, and no further use of the token. UNAUTHENTICATED, TOKEN_USED when no use is left;
-        ALREADY_EXISTS for the name of another device.
+        ALREADY_EXISTS for the name of another device. UNAVAILABLE while AWS IoT, which signs for devices of its
+        own, does not answer: the device may have been made and have no certificate, and gets it when asked again.
         """
 
     @_abc_1.abstractmethod
@@ -206,7 +211,8 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.Device, _abc.Awaitable[_device_pb2.Device]]:
         """From now on refuses a device's certificates, and ends its stream. What it runs is its own affair. Again
-        is the same.
+        is the same. UNAVAILABLE while AWS IoT does not end the certificates of a device of its own: the device is
+        revoked here, and they are ended when it is asked again.
         """
 
     @_abc_1.abstractmethod

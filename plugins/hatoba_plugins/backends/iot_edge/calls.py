@@ -30,6 +30,7 @@ LIMITS: tuple[tuple[str, Rate], ...] = (
     ("iot:AttachThingPrincipal", Rate(20.0, 50)),
     ("iot:DetachThingPrincipal", Rate(20.0, 50)),
     ("iot:CreateCertificateFromCsr", Rate(10.0, 15)),
+    ("iot:DescribeCertificate", Rate(5.0, 10)),
     ("iot:UpdateCertificate", Rate(5.0, 10)),
     ("iot:DeleteCertificate", Rate(5.0, 10)),
     ("iot:AttachPolicy", Rate(10.0, 15)),
@@ -144,9 +145,10 @@ class IotCalls:
 
     # -- things ---------------------------------------------------------------------------------
 
-    async def answers(self) -> None:
-        """Raises a BackendError where AWS IoT does not answer us."""
-        await self._aws.read("iot:DescribeEndpoint", endpointType="iot:Data-ATS")
+    async def endpoint(self) -> str:
+        """The host that devices dial. Raises a BackendError where AWS IoT does not answer us."""
+        told = await self._aws.read("iot:DescribeEndpoint", endpointType="iot:Data-ATS")
+        return str(told["endpointAddress"])
 
     async def thing(self, name: str) -> Thing | None:
         """One, if it is there."""
@@ -195,6 +197,18 @@ class IotCalls:
             "iot:CreateCertificateFromCsr", certificateSigningRequest=csr, setAsActive=False
         )
         return Certificate(str(told["certificateArn"]), str(told["certificatePem"]))
+
+    async def certificate(self, arn: str) -> Certificate | None:
+        """One, if it is there."""
+        try:
+            told = await self._aws.read(
+                "iot:DescribeCertificate", certificateId=certificate_id(arn)
+            )
+        except Invalid as error:
+            if is_missing(error):
+                return None
+            raise
+        return Certificate(arn, str(told["certificateDescription"]["certificatePem"]))
 
     async def attach(self, thing: str, certificate: Certificate, policy: str) -> None:
         """Have a certificate be this thing's, and open to it what the policy says."""

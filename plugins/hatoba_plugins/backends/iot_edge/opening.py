@@ -42,7 +42,7 @@ async def opened(
 def _backend(devices: AwsIotDevices, here: EdgeBackend | None, ctx: BackendContext) -> EdgeBackend:
     if here is None:
         return EdgeBackend(devices, devices.health, LIMITS)
-    both = BothDevices(here.devices, devices, ctx.dials)
+    both = BothDevices(here.devices, devices, ctx.dials, ctx.clock)
     return EdgeBackend(both, both.health, LIMITS, here.jobs)
 
 

@@ -16,6 +16,8 @@ _PATTERNS = {
     "fleet": (re.compile(r"[A-Za-z0-9_.,@/:#=-]{1,800}"), "letters, digits and `_.,@/:#=-`"),
     "policy": (re.compile(r"[\w+=,.@-]{1,128}", re.ASCII), "a policy's name, not its ARN"),
     "data_endpoint": (re.compile(r"https?://[^\s/?#]+/?"), "https://HOST"),
+    "device_endpoint": (re.compile(r"[A-Za-z0-9.-]+(:[0-9]{1,5})?"), "HOST or HOST:PORT"),
+    "content": (re.compile(r"s3://[^\s?#]+\?[^\s#]+"), "s3://BUCKET/PREFIX?region=..."),
     "queue": (re.compile(r"https?://[^\s?#]+/[^\s/?#]+"), "the URL of an SQS queue"),
 }
 
@@ -42,6 +44,12 @@ class EdgeOptions(AwsOptions):
     data_endpoint: str = ""
     """`https://HOST` of this account, as `aws iot describe-endpoint --endpoint-type iot:Data-ATS`
     tells the host; without one the region's."""
+    device_endpoint: str = ""
+    """`HOST[:PORT]` that devices dial which are enrolled by the server; without one what
+    `iot:Data-ATS` is, port 8883."""
+    content: str = ""
+    """What these are told of the bucket with models, without which they get none:
+    `s3://BUCKET/PREFIX?region=REGION&role-alias=NAME&credentials=HOST`."""
     queue: str = ""
     """URL of the SQS queue that rules of AWS IoT put what devices say into. Without one their
     shadows are read every `poll_every`, and who is cut off is noticed late."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from weakref import WeakValueDictionary
 
+from hatoba.v1 import device_pb2
 from hatoba_plugins.aws import Unanswered
 from hatoba_plugins.backends.iot_edge.calls import AT_ONCE, IotCalls
 from hatoba_plugins.backends.iot_edge.listening import Listener
@@ -32,6 +36,7 @@ class AwsIotDevices:
         self._wishes = wishes
         self._listener = listener
         self._lanes = Lanes(AT_ONCE)
+        self._enrolling: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def desire(self, wishes: Sequence[DeviceWish]) -> list[WishOutcome]:
         """See DeviceBackend. Raises Unanswered where it is not known what became of a wish."""
@@ -63,12 +68,45 @@ class AwsIotDevices:
             return NotYet(device, getattr(error, "after", None) or AGAIN)
         return await self.things.forget(device)
 
+    async def check_free(self, device: str) -> None:
+        """See SignsDevices. Raises a BackendError."""
+        with _to_be_asked_again():
+            await self.things.check_free(device)
+
+    async def enroll(self, device: str, csr: str) -> device_pb2.DeviceIdentity:
+        """See SignsDevices. Raises a BackendError."""
+        lock = self._enrolling.setdefault(device, asyncio.Lock())
+        async with lock:
+            with _to_be_asked_again():
+                identity = await self.things.certified(device, csr)
+                if identity is None:
+                    self._listener.drop(device)
+                    try:
+                        identity = await self.things.enroll(device, csr)
+                    finally:
+                        await self._wishes.look_again(device)
+                return await self.things.told(identity)
+
+    async def revoke(self, device: str) -> None:
+        """See SignsDevices. Raises a BackendError."""
+        with _to_be_asked_again():
+            await self.things.revoke(device)
+
     async def health(self) -> Health:
         """Whether AWS IoT answers, and devices are heard."""
         try:
-            await self._calls.answers()
+            await self._calls.endpoint()
         except (BackendError, Unanswered) as error:
             return Health(HealthStatus.UNHEALTHY, str(error))
         if trouble := self._listener.trouble:
             return Health(HealthStatus.UNHEALTHY, trouble)
         return Health(HealthStatus.HEALTHY)
+
+
+@contextmanager
+def _to_be_asked_again() -> Iterator[None]:
+    """Raises Retry in place of Unanswered: what was done perhaps may be done again."""
+    try:
+        yield
+    except Unanswered as error:
+        raise Retry(str(error), after=AGAIN) from error

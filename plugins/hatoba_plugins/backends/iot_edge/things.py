@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from cryptography import x509
+
 from hatoba.shadows import MOST_PARTS, part_names, said_of
+from hatoba.v1 import device_pb2
 from hatoba_plugins.aws import Unanswered
 from hatoba_plugins.backend import Clock
-from hatoba_plugins.backends.iot_edge.calls import CLUSTER, IotCalls, Thing, code_of
+from hatoba_plugins.backends.iot_edge.calls import (
+    CLUSTER,
+    Certificate,
+    IotCalls,
+    Thing,
+    code_of,
+)
 from hatoba_plugins.backends.iot_edge.options import EdgeOptions
 from hatoba_plugins.errors import Conflict, Invalid, Retry, Throttled
 from hatoba_plugins.values import NotYet, Released, ReleaseOutcome
@@ -17,6 +26,7 @@ STRANGE_FOR = 30.0
 """Seconds for which a name that no thing has is not looked up again, to wish it something."""
 MOST_STRANGERS = 10_000
 AGAIN = 3.0
+PORT = 8883
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,25 +127,66 @@ class Things:
 
     # -- becoming ours --------------------------------------------------------------------------
 
+    async def check_free(self, device: str) -> None:
+        """Raises Conflict where there is a thing of this name, and another BackendError."""
+        thing = self.thing_of(device)
+        known = await self._calls.thing(thing)
+        if known is not None and device in self.leaving:
+            raise Retry(f"device {device!r} is being forgotten at AWS IoT", after=AGAIN)
+        if known is not None:
+            raise Conflict(f"there is a thing {thing!r} at AWS IoT already", evidence=known.arn)
+
+    async def certified(self, device: str, csr: str) -> ThingIdentity | None:
+        """What a device was given for the key of this request before, made good again if that was
+        not all done. None: nothing. Raises a BackendError and Unanswered.
+        """
+        thing, key = self.thing_of(device), x509.load_pem_x509_csr(csr.encode()).public_key()
+        for arn in await self._calls.principals(thing) or ():
+            certificate = await self._calls.certificate(arn)
+            if certificate is None or _key_of(certificate) != key:
+                continue
+            await self._calls.attach(thing, certificate, self._options.policy)
+            identity = ThingIdentity(device, thing, certificate.pem, arn)
+            await self.keep_only(identity)
+            return identity
+        return None
+
     async def enroll(self, device: str, csr: str) -> ThingIdentity:
-        """Make a device's thing and a certificate for its request, the only one from now on.
+        """Make a device's thing and a certificate for its request, the only one from now on. It is
+        another machine than the one of before: nothing that this one left is for it.
 
         Again is the same with another certificate. Raises a BackendError; Conflict for a thing of
         somebody else; Unanswered where it is to be asked for again.
         """
+        thing = self.thing_of(device)
         await self._make(device)
-        identity = await self.renew(device, csr)
-        await self.keep_only(identity)
-        return identity
+        await self.revoke(device)
+        await self._clear(thing, MOST_PARTS)
+        await self._calls.place(thing, self._options.shadow)
+        return await self.renew(device, csr)
+
+    async def told(self, identity: ThingIdentity) -> device_pb2.DeviceIdentity:
+        """What a device is told that it is. Raises a BackendError."""
+        options = self._options
+        endpoint = options.device_endpoint or await self._calls.endpoint()
+        return device_pb2.DeviceIdentity(
+            device=identity.device,
+            certificate=identity.certificate,
+            aws_iot=device_pb2.AwsIotIdentity(
+                endpoint=endpoint if ":" in endpoint else f"{endpoint}:{PORT}",
+                thing=identity.thing,
+                shadow=options.shadow,
+                content=options.content,
+            ),
+        )
 
     async def _make(self, device: str) -> None:
         thing = self.thing_of(device)
         known = await self._calls.thing(thing)
         if known is None:
-            # Shadows outlive things: what another device of this name left is not for this one.
+            # Shadows outlive things, and it may be heard from now on.
             await self._clear(thing, MOST_PARTS)
             await self._calls.make_thing(thing, self._cluster_id)
-            await self._calls.place(thing, self._options.shadow)
             known = await self._calls.thing(thing)
         if known is None:
             raise Retry(f"the thing {thing!r} was made and cannot be seen yet", after=AGAIN)
@@ -155,6 +206,16 @@ class Things:
         for arn in await self._calls.principals(identity.thing) or ():
             if arn != identity.certificate_arn:
                 await self._calls.end_certificate(identity.thing, arn, self._options.policy)
+
+    async def revoke(self, device: str) -> None:
+        """Refuse all its certificates. Idempotent. Raises a BackendError and Unanswered."""
+        thing = self.thing_of(device)
+        known = await self._calls.thing(thing)
+        if known is None:
+            return
+        self._check(known)
+        for arn in await self._calls.principals(thing) or ():
+            await self._calls.end_certificate(thing, arn, self._options.policy)
 
     # -- being nobody's -------------------------------------------------------------------------
 
@@ -198,6 +259,10 @@ class Things:
     async def _clear(self, thing: str, parts: int) -> None:
         for name in (self._options.shadow, *part_names(self._options.said, parts)):
             await self._calls.delete_shadow(thing, name)
+
+
+def _key_of(certificate: Certificate) -> object:
+    return x509.load_pem_x509_certificate(certificate.pem.encode()).public_key()
 
 
 def _in_use(error: Invalid) -> bool:

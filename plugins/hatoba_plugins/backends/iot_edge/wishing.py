@@ -182,6 +182,11 @@ class Wishes:
         async with self._locks.setdefault(device, asyncio.Lock()):
             return (await self._look(device)).generation < before.generation
 
+    async def look_again(self, device: str) -> None:
+        """Its shadow was made anew."""
+        async with self._locks.setdefault(device, asyncio.Lock()):
+            self._known.pop(device, None)
+
     async def forget(self, device: str) -> None:
         """Nothing is wanted of it any more."""
         async with self._locks.setdefault(device, asyncio.Lock()):

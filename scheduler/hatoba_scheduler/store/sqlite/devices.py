@@ -81,7 +81,7 @@ class SqliteDevices:
     async def put_token(self, token: DeviceToken) -> None:
         """See `DeviceStore.put_token`."""
         labels = json.dumps(token.labels)
-        row = (token.id, token.uses, labels, token.device, token.used)
+        row = (token.id, token.uses, labels, token.device, token.used, token.transport)
         await self._write(lambda connection: connection.execute(_sql("put_token"), row).rowcount)
 
     async def token(self, identity: str) -> DeviceToken | None:
@@ -363,8 +363,8 @@ def _wants(text: str) -> tuple[Want, ...]:
 
 
 def _token(row: Row) -> DeviceToken:
-    identity, uses, labels, device, used = row
-    return DeviceToken(identity, uses, _labels(labels), device, used)
+    identity, uses, labels, device, used, transport = row
+    return DeviceToken(identity, uses, _labels(labels), device, used, transport)
 
 
 def _rollout_row(row: Row) -> device_rollouts.Row:

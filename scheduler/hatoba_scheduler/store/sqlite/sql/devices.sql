@@ -63,11 +63,11 @@ WHERE device = ? AND seq < ? ORDER BY seq DESC LIMIT ?;
 DELETE FROM device_events WHERE device = ?;
 
 -- name: put_token
-INSERT INTO device_tokens (id, uses, labels, device, used) VALUES (?, ?, ?, ?, ?)
+INSERT INTO device_tokens (id, uses, labels, device, used, transport) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO NOTHING;
 
 -- name: token
-SELECT id, uses, labels, device, used FROM device_tokens WHERE id = ?;
+SELECT id, uses, labels, device, used, transport FROM device_tokens WHERE id = ?;
 
 -- name: use_token
 UPDATE device_tokens SET used = used + 1 WHERE id = ?;
