@@ -442,12 +442,17 @@ async def _open_core(options: ServeOptions, stack: AsyncExitStack) -> Core:
             store, chunks, options.data, lambda: round(clock.time() * 1e6), __version__
         ),
     )
+    await _begin(core)
+    return core
+
+
+async def _begin(core: Core) -> None:
+    """Know what was known before."""
     _accept_runners(core)
     _accept_devices(core)
-    if not store.identity.restored:
+    if not core.store.identity.restored:
         core.adopted.set()
     await _recover(core)
-    return core
 
 
 def _accept_runners(core: Core) -> None:
@@ -889,6 +894,25 @@ def _add_services(core: Core, backends: Backends, tasks: asyncio.TaskGroup, boun
         role: object = backend.devices
         if isinstance(role, BringsRecords):
             core.kept_loops[name] = KeptLoop(name, role, devices.records, core.clock)
+    _add_workers(core, tasks, server, pinned=pinned)
+    _add_runners(core, server)
+    webhook_pb2_grpc.add_WebhookServiceServicer_to_server(
+        WebhookServicer(_webhook_parts(core)), server
+    )
+    explainer = Explainer(parts)
+    probe_parts = ProbeParts(
+        parts,
+        jobs.submitter,
+        explainer,
+        backends.failures,
+        lambda: _reached_at(core, bound.transport),
+    )
+    _add_admin(core, backends, probe_parts, server)
+
+
+def _add_workers(
+    core: Core, tasks: asyncio.TaskGroup, server: grpc.aio.Server, *, pinned: bool
+) -> None:
     latecomers = Latecomers(core.ledger, core.store, core.clock, lambda: _backend_of_hosts(core))
     items = WorkerItems(core.hub, core.desk, latecomers, core.metric_writer, core.traces)
     joining = Joining(
@@ -905,6 +929,9 @@ def _add_services(core: Core, backends: Backends, tasks: asyncio.TaskGroup, boun
         _device_side(core),
     )
     worker_pb2_grpc.add_WorkerServiceServicer_to_server(workers, server)
+
+
+def _add_runners(core: Core, server: grpc.aio.Server) -> None:
     cluster_id = core.store.identity.cluster_id
     runner = RunnerServicer(
         core.desk,
@@ -916,19 +943,6 @@ def _add_services(core: Core, backends: Backends, tasks: asyncio.TaskGroup, boun
         Assignments(core.ledger, core.specs, cluster_id, core.credentials),
     )
     runner_pb2_grpc.add_RunnerServiceServicer_to_server(runner, server)
-
-    webhook_pb2_grpc.add_WebhookServiceServicer_to_server(
-        WebhookServicer(_webhook_parts(core)), server
-    )
-    explainer = Explainer(parts)
-    probe_parts = ProbeParts(
-        parts,
-        jobs.submitter,
-        explainer,
-        backends.failures,
-        lambda: _reached_at(core, bound.transport),
-    )
-    _add_admin(core, backends, probe_parts, server)
 
 
 def _schedule_parts(core: Core, jobs: JobServicer) -> ScheduleServiceParts:
