@@ -17,6 +17,9 @@ from xdist.scheduler import LoadScopeScheduling
 APART = (
     "tests/conformance/test_batch_spot.py",
     "tests/conformance/test_ecs.py",
+    "tests/conformance/test_iot_edge_agent.py",
+    "tests/conformance/test_iot_edge_aws.py",
+    "tests/conformance/test_iot_edge_both.py",
     "tests/conformance/test_k8s_gpu.py",
     "tests/faults/test_real_kills.py",
     "tests/integration/k8s_gpu/",
