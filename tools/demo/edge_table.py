@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bed_device import FarMachine
+from bed_engine import EngineMachine
 
-HEADS = ("device", "is", "power", "link", "wanted", "runs", "how it is")
+HEADS = ("device", "is", "runs in", "power", "link", "wanted", "runs", "how it is")
 PHASES = {
     "WAITING": "waits",
     "FETCHING": "fetches",
@@ -38,6 +39,7 @@ def _row(device: Mapping[str, Any], machines: Mapping[str, FarMachine]) -> tuple
     return (
         name,
         device.get("platform", {}).get("architecture", "-"),
+        "containers" if isinstance(machines[name], EngineMachine) else "processes",
         "on" if machines[name].on else "off",
         "up" if device.get("connected") else "down",
         ", ".join(f"revision {one['revision']}" for one in wants) or "nothing",

@@ -109,8 +109,21 @@ class EdgeNetwork:
         run("ip", "-n", self.router, "address", "add", f"{self.outside}/28", "dev", "wan")
         run("ip", "-n", self.router, "route", "replace", "default", "via", self.address)
 
-    def _iptables(self, *rule: str) -> None:
-        run(*_entered(self.router), "iptables", "-w", *rule)
+    def count(self, port: int) -> None:
+        """Count from now on what this machine sends to devices from a port."""
+        self._iptables("-I", "FORWARD", *self._sent_from(port))
+
+    def counted(self, port: int) -> int:
+        """Bytes that were counted of a port, headers included."""
+        listed = self._iptables("-S", "FORWARD", "-v")
+        (line,) = (one for one in listed.splitlines() if f" --sport {port} " in one)
+        return int(line.split()[-1])
+
+    def _sent_from(self, port: int) -> list[str]:
+        return ["-i", "wan", "-s", self.address, "-p", "tcp", "--sport", str(port)]
+
+    def _iptables(self, *rule: str) -> str:
+        return run(*_entered(self.router), "iptables", "-w", *rule)
 
     def _up(self) -> None:
         run("ip", "netns", "add", self.router)

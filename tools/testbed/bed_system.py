@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT / "tools" / "build")]
 import bed_images  # noqa: E402
 import images  # noqa: E402
 from bed_device import System  # noqa: E402
-from bed_images import ARM64, MANYLINUX  # noqa: E402
+from bed_images import ARM64, MANYLINUX, Architecture  # noqa: E402
 from bed_place import Broken, Unavailable, cache  # noqa: E402
 from bed_processes import run  # noqa: E402
 
@@ -41,18 +41,18 @@ def is_made() -> bool:
 def system(work: Path) -> System:
     """It, with what is made anew each time in `work`. Raises Unavailable."""
     try:
-        below = _cached(_packages_folder(), _packages), _cached(_debian_folder(), _debian)
+        below = once(_packages_folder(), _packages), once(_debian_folder(), _debian)
         top = work / "hatoba"
         with tempfile.TemporaryDirectory(dir=work) as folder:
             images.wheel(Path(folder))
-            _install(top, *Path(folder).glob("*.whl"))
+            install(top / _SITE, ARM64, *Path(folder).glob("*.whl"))
     except Broken as failure:
         raise Unavailable(f"a system for arm64 cannot be made here: {failure}") from None
     bin = f"/{HOME}/bin"
     return System((top, *below), f"{bin}/python", f"{bin}:/usr/bin:/bin")
 
 
-def _cached(folder: Path, make: Callable[[Path], None]) -> Path:
+def once(folder: Path, make: Callable[[Path], None]) -> Path:
     """A folder that is made once, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".lock"), "w") as held:
@@ -78,10 +78,15 @@ def _debian(folder: Path) -> None:
         run("tar", "--extract", *whole)
 
 
-def _lock() -> str:
-    """What is installed, with its hashes."""
+def lock_of(names: Iterable[str]) -> str:
+    """Distributions in the versions of the lock, with their hashes."""
     known = images.locked((ROOT / "locks" / "dev.txt").read_text())
-    return "".join(known[name] for name in sorted(images.closure(EXTRAS) | MORE))
+    return "".join(known[name] for name in sorted(names))
+
+
+def _lock() -> str:
+    """What is installed."""
+    return lock_of(images.closure(EXTRAS) | MORE)
 
 
 def _packages_folder() -> Path:
@@ -93,7 +98,7 @@ def _packages(folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
         lock = Path(beside, "device.txt")
         lock.write_text(_lock())
-        _install(folder, *bed_images.wheels(lock, ARM64).glob("*.whl"))
+        install(folder / _SITE, ARM64, *bed_images.wheels(lock, ARM64).glob("*.whl"))
     programs = folder / HOME / "bin"
     programs.mkdir(exist_ok=True)
     for name in ("python", "python3"):
@@ -101,11 +106,12 @@ def _packages(folder: Path) -> None:
     (folder / HOME / "pyvenv.cfg").write_text(_SETTINGS)
 
 
-def _install(folder: Path, *wheels: Path) -> None:
-    """Put wheels into the environment below a folder; nothing is run that is for arm64."""
-    site = folder / _SITE
+def install(site: Path, architecture: Architecture, *wheels: Path) -> None:
+    """Put wheels for an architecture into a folder that a Python 3.11 looks in; none of their
+    programs is run.
+    """
     site.mkdir(parents=True)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    fitting = [f"--platform={each}_{ARM64.machine}" for each in MANYLINUX]
+    fitting = [f"--platform={each}_{architecture.machine}" for each in MANYLINUX]
     only = ["--no-index", "--no-deps", "--only-binary=:all:", "--implementation=cp"]
     run(*pip, *only, *fitting, "--python-version=3.11", f"--target={site}", *wheels)
