@@ -32,6 +32,7 @@ from hatoba_worker.agent.renewing import Shown
 from hatoba_worker.agent.ring import Ring
 from hatoba_worker.agent.server_logs import Home, ServerLogs
 from hatoba_worker.agent.servers import Servers
+from hatoba_worker.agent.settings import BadSettings, Settings
 from hatoba_worker.agent.telling import Sources, Telling
 from hatoba_worker.agent.tunnel import Tunnel
 from hatoba_worker.agent.wanting import Wanting
@@ -153,7 +154,7 @@ class Outside:
         inside = self._inside
         return DeviceJobs(
             inside.data,
-            lambda: self._shown.device,
+            lambda: _name_of(inside.data),
             self._tunnel.target,
             idle=inside.jobs_idle,
             environ=inside.environ,
@@ -336,6 +337,17 @@ class Outside:
 
 def _lost(size: int) -> str:
     return f"its journal lost its end: {size:,} bytes were damaged, what was before them counts"
+
+
+def _name_of(data: Path) -> str:
+    """The device's name, with a link or without; blocks. Raises OSError."""
+    try:
+        known = Settings.load(data)
+    except BadSettings as error:
+        raise OSError(str(error)) from error
+    if known is None:
+        raise OSError("it is enrolled nowhere")
+    return known.device
 
 
 def _text(path: Path) -> str:
