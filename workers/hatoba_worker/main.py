@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import fcntl
 import gc
 import os
 import signal
@@ -19,6 +18,7 @@ import structlog
 from hatoba_worker import watched
 from hatoba_worker.config import BadConfig, Config, load
 from hatoba_worker.executors.containers.ending import end_containers
+from hatoba_worker.holders import end_holder
 from hatoba_worker.keeper.client import end_keeper
 from hatoba_worker.process_log import configure_log
 from hatoba_worker.watched import IDLE, IDLED, UNDER
@@ -123,21 +123,6 @@ async def end_all(data: Path, grace: float) -> None:
 
 async def end(data: Path, *, everything: bool, grace: float) -> None:
     """End the worker of a directory, if one runs; with `everything` its jobs and keeper too."""
-    await asyncio.to_thread(_end_worker, data)
+    await asyncio.to_thread(end_holder, data / "worker.lock")
     if everything:
         await end_all(data, grace)
-
-
-def _end_worker(data: Path) -> None:
-    try:
-        handle = os.open(data / "worker.lock", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.kill(int(os.pread(handle, 32, 0)), signal.SIGTERM)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-    finally:
-        os.close(handle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
@@ -20,6 +21,17 @@ from hatoba_scheduler.domain.references import short
 from hatoba_scheduler.store.devices import DeviceStore
 
 log = structlog.get_logger(__name__)
+
+
+class _Own(NamedTuple):
+    """A deployment, and the dataset that what is captured of it goes to; empty: none."""
+
+    live: Live
+    dataset: str
+
+    @classmethod
+    def of(cls, live: Live) -> _Own:
+        return cls(live, spec_of(live.deployment.settings).capture.dataset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +50,10 @@ class DeviceRecordDesk:
         """
         newest = await self.store.newest_record(name)
         device = self.book.get(name)
-        if device is not None and (report := self._report(device, told, newest)).predictions:
-            await self.predictions.take(report)
+        if device is not None and any(one.HasField("prediction") for one in told.records):
+            report = self._report(device, told, newest)
+            if report.predictions:
+                await self.predictions.take(report)
         return await self.store.add_records(name, records_of(told, newest))
 
     def _report(
@@ -47,23 +61,26 @@ class DeviceRecordDesk:
     ) -> deployment_pb2.ReportPredictionsRequest:
         """Those predictions among records that are new, as a router reports them."""
         report = deployment_pb2.ReportPredictionsRequest(batch=_batch(device, told))
+        own = self._own(
+            device,
+            {one.prediction.deployment for one in told.records if one.HasField("prediction")},
+        )
         for position, one in enumerate(told.records, told.first):
             if position <= newest or not one.HasField("prediction"):
                 continue
-            live = self._own(device, one.prediction.deployment)
-            if live is None:
+            mine = own.get(one.prediction.deployment)
+            if mine is None:
                 log.info("device.foreign_prediction", device=device.name, position=position)
                 continue
-            _add(report, device, live, one)
+            _add(report, device, mine, one)
         return report
 
-    def _own(self, device: Device, deployment: str) -> Live | None:
-        """The deployment if it is this device's, or was when the device told of itself last."""
+    def _own(self, device: Device, named: set[str]) -> dict[str, _Own]:
+        """Of these the deployments that are this device's, or were when it told of itself last."""
         told = device_pb2.DeviceReport.FromString(device.report)
-        runs = any(slot.deployment == deployment for slot in told.slots)
-        if not runs and device.want(deployment) is None:
-            return None
-        return self.deployments.find(deployment, "")
+        names = {slot.deployment for slot in told.slots} | {one.deployment for one in device.wants}
+        found = {name: self.deployments.find(name, "") for name in names & named}
+        return {name: _Own.of(live) for name, live in found.items() if live is not None}
 
 
 def _batch(device: Device, told: device_pb2.DeviceRecords) -> str:
@@ -75,12 +92,12 @@ def _batch(device: Device, told: device_pb2.DeviceRecords) -> str:
 def _add(
     report: deployment_pb2.ReportPredictionsRequest,
     device: Device,
-    live: Live,
+    own: _Own,
     record: device_pb2.DeviceRecord,
 ) -> None:
+    live, dataset = own
     told, revision = record.prediction, live.revisions.get(record.prediction.revision)
     model = revision.model_version if revision is not None else ""
-    dataset = spec_of(live.deployment.settings).capture.dataset
     captured = told.HasField("captured") and bool(dataset)
     kept = report.predictions.add(
         trace_id=told.trace_id,

@@ -40,6 +40,11 @@ class KeptPredictions:
         self._monotonic = monotonic
         self._read: list[Path] = []
 
+    @property
+    def heard(self) -> bool:
+        """Whether anything was heard since the last `durable`."""
+        return bool(self._read)
+
     def look(self, homes: Iterable[Home]) -> None:
         """Hear what was set aside, and set aside what is new."""
         for home in homes:

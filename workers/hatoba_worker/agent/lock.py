@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-import signal
 from pathlib import Path
+
+from hatoba_worker.holders import end_holder
 
 FILE = "agent.lock"
 
@@ -30,17 +31,7 @@ def hold(data: Path) -> int:
 
 def end(data: Path) -> None:
     """Have the agent of a directory end, if one runs there; returns when it has. Raises OSError."""
-    try:
-        handle = os.open(data / FILE, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.kill(int(os.pread(handle, 32, 0)), signal.SIGTERM)
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    finally:
-        os.close(handle)
+    end_holder(data / FILE)
 
 
 def is_held(data: Path) -> bool:

@@ -216,21 +216,20 @@ class Outside:
                 if rounds % MEASURE_EVERY == 0:
                     await asyncio.to_thread(self._measure)
                 homes = self._inside.servers.homes()
-                await asyncio.to_thread(self._logs.look, homes)
-                await self._take_predictions(homes)
+                await asyncio.to_thread(self._look, homes)
                 await self._records.flush()
+                if self._kept.heard and not self._records.stuck:
+                    await asyncio.to_thread(self._kept.durable)
                 rounds += 1
                 if rounds % SAVE_EVERY == 0:
                     await asyncio.to_thread(self._logs.save)
                 await self._sleep(FLUSH_EVERY)
 
-    async def _take_predictions(self, homes: list[Home]) -> None:
-        if self._records.stuck:
-            return
-        await asyncio.to_thread(self._kept.look, homes)
-        await self._records.flush()
+    def _look(self, homes: list[Home]) -> None:
+        """Hear what model servers wrote; predictions wait where they are for a full disk."""
+        self._logs.look(homes)
         if not self._records.stuck:
-            await asyncio.to_thread(self._kept.durable)
+            self._kept.look(homes)
 
     def _measure(self) -> None:
         own = procfs.stat(os.getpid())
