@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from hatoba_scheduler.auth import tokens
@@ -36,7 +37,7 @@ class Authenticator:
         self._store = store
         self._clock = clock
         self._records: dict[str, TokenRecord] = {}
-        self._watchers: dict[str, set[Callable[[], None]]] = {}
+        self._watchers: dict[str, list[Callable[[], None]]] = {}
         self._followers: set[Callable[[], None]] = set()
         self._identities: dict[str, str] = {}
         self._others: dict[str, Callable[[str], TokenRecord]] = {}
@@ -202,15 +203,16 @@ class Authenticator:
 
     def on_revoked(self, identity: str, notify: Callable[[], None]) -> Callable[[], None]:
         """Call `notify` once this token is revoked, or cut; the result takes that back."""
-        watchers = self._watchers.setdefault(identity, set())
-        watchers.add(notify)
+        # Ten thousand devices wait here, each by itself: a list, and no closure, are small.
+        self._watchers.setdefault(identity, []).append(notify)
+        return partial(self._forget, identity, notify)
 
-        def forget() -> None:
-            watchers.discard(notify)
-            if not watchers and self._watchers.get(identity) is watchers:
-                del self._watchers[identity]
-
-        return forget
+    def _forget(self, identity: str, notify: Callable[[], None]) -> None:
+        watchers = self._watchers.get(identity, [])
+        if notify in watchers:
+            watchers.remove(notify)
+        if not watchers:
+            self._watchers.pop(identity, None)
 
     def cut(self, identity: str) -> None:
         """End the streams of who is known by this: the id of a token, or a device's identity."""

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
@@ -345,7 +346,7 @@ class Front(grpc.aio.ServerInterceptor):
         if token is None:
             return await handled
         scope = asyncio.timeout(self._authenticator.seconds_left(token))
-        forget = self._authenticator.on_revoked(token.id, lambda: lapse(scope))
+        forget = self._authenticator.on_revoked(token.id, partial(lapse, scope))
         try:
             async with scope:
                 self._authenticator.verify(token)

@@ -34,6 +34,9 @@ def server_options(max_message_bytes: int = MAX_MESSAGE_BYTES) -> list[tuple[str
         # Nobody asks for this. Together with the end of idle connections, which are left alone as
         # long as their path lives, it would take 3 KB of each of thousands of devices.
         ("grpc.enable_channelz", 0),
+        # A table of headers that callers sent before takes half a KB of each connection, and spares
+        # a device, which has one call in days, nothing.
+        ("grpc.http2.hpack_table_size.decoder", 0),
         # What a connection has in flight is lost when it breaks: left alone, that grows to 30 MiB.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.http2.lookahead_bytes", STREAM_WINDOW_BYTES),
