@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.services.requests import request_key
 from hatoba_scheduler.services.upkeep import Upkeep
 from hatoba_scheduler.store.base import Store
+from hatoba_scheduler.store.devices import DeviceToken
 from hatoba_scheduler.telemetry.trace_store import TraceStore
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -144,7 +145,11 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         size = page_size(request.page_size)
         records = sorted(self._parts.authenticator.records, key=lambda record: record.id)
         rest = [record for record in records if record.id > after]
-        reply = admin_pb2.ListTokensResponse(tokens=[_message(one) for one in rest[:size]])
+        page = rest[:size]
+        terms = await self._parts.store.devices.tokens(_enrolling(page))
+        reply = admin_pb2.ListTokensResponse(
+            tokens=[_with_terms(_message(one), terms.get(one.id)) for one in page]
+        )
         if len(rest) > size:
             reply.next_page_token = self._parts.pager.token("tokens", rest[size - 1].id)
         return reply
@@ -185,6 +190,18 @@ def _opened(request: admin_pb2.CreateTokenRequest) -> str:
             value=request.deployment,
             remedy="write `reader`, or projects/P/deployments/reader",
         ) from None
+
+
+def _enrolling(records: Sequence[TokenRecord]) -> list[str]:
+    return [one.id for one in records if one.role == Role.ENROLL]
+
+
+def _with_terms(token: admin_pb2.Token, terms: DeviceToken | None) -> admin_pb2.Token:
+    """What a token makes devices of, too."""
+    if terms is not None:
+        token.uses, token.used, token.transport = terms.uses, terms.used, terms.transport
+        token.labels.update(dict(terms.labels))
+    return token
 
 
 def _message(record: TokenRecord) -> admin_pb2.Token:

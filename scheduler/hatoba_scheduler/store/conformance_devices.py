@@ -277,6 +277,7 @@ class DeviceStoreConformance:
         assert await store.devices.token("t1") == TOKEN
         assert await store.devices.token("t2") == bound
         assert await store.devices.token("t3") is None
+        assert await store.devices.tokens(["t1", "t3", "t2"]) == {"t1": TOKEN, "t2": bound}
 
     async def test_a_machine_becomes_a_device_by_a_use_of_a_token(self, store: Store) -> None:
         """As often as the token says; who comes later makes nothing."""

@@ -124,6 +124,10 @@ class DeviceStore(Protocol):
         """A token's terms."""
         ...
 
+    async def tokens(self, identities: Sequence[str]) -> dict[str, DeviceToken]:
+        """The terms of those tokens among these that have some, by id."""
+        ...
+
     async def enroll(
         self, write: Write, key: str, token: str, event: DeviceEvent
     ) -> Device | NotEnrolled | None:

@@ -12,7 +12,7 @@ from device_reports import BAD, CRASHES
 from hand_device import HandDevice
 from waiting import eventually
 
-from hatoba.v1 import dataset_pb2, deployment_pb2, device_pb2, job_pb2
+from hatoba.v1 import admin_pb2, dataset_pb2, deployment_pb2, device_pb2, job_pb2
 
 if TYPE_CHECKING:
     from tests.integration.devices.conftest import DeviceYard
@@ -67,7 +67,7 @@ async def test_a_server_that_stops_says_so(yard: DeviceYard) -> None:
 
 
 async def test_a_token_makes_as_many_devices_as_it_says(yard: DeviceYard) -> None:
-    token, address = await yard.token(uses=2), yard.server.address
+    token, address = await yard.token(uses=2, labels={"site": "kobe"}), yard.server.address
     first, second, third = HandDevice(), HandDevice(), HandDevice()
     await first.enroll(address, token, "a")
     again = HandDevice(key=first.key)
@@ -82,6 +82,10 @@ async def test_a_token_makes_as_many_devices_as_it_says(yard: DeviceYard) -> Non
     assert used.value.code() is grpc.StatusCode.UNAUTHENTICATED
     listed = await yard.wire.once(device_pb2.ListDevicesRequest(), device_pb2.ListDevicesResponse)
     assert [one.name for one in listed.devices] == ["devices/a", "devices/b"]
+    told = await yard.wire.once(admin_pb2.ListTokensRequest(), admin_pb2.ListTokensResponse)
+    (shown,) = (one for one in told.tokens if one.role == admin_pb2.ROLE_ENROLL)
+    assert (shown.uses, shown.used, shown.transport) == (2, 2, "grpc")
+    assert dict(shown.labels) == {"site": "kobe"}
 
 
 async def test_a_copy_of_a_device_cuts_the_older_one_and_both_are_named(yard: DeviceYard) -> None:

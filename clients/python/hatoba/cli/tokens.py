@@ -111,6 +111,8 @@ def show(found: Sequence[admin_pb2.Token]) -> None:
         role = admin_pb2.Role.Name(token.role).removeprefix("ROLE_")
         if token.deployment:
             role += f" {short_name(token.deployment)}"
+        if token.uses:
+            role += f" {token.used} of {token.uses} used"
         state = "revoked" if token.revoked else moment(token.expire_time) or "good"
         created = moment(token.create_time)
         rows.append(

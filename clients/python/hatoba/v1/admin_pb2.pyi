@@ -1003,6 +1003,26 @@ class Token(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
@@ -1011,6 +1031,10 @@ class Token(_message.Message):
     REVOKED_FIELD_NUMBER: _builtins.int
     CREATED_BY_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    USES_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`tokens/ID`."""
     principal: _builtins.str
@@ -1023,6 +1047,11 @@ class Token(_message.Message):
     """Who made it."""
     deployment: _builtins.str
     """With PREDICT: the deployment that it opens (`projects/P/deployments/D`)."""
+    uses: _builtins.int
+    """With ENROLL: so many machines it may make devices, and so many it has."""
+    used: _builtins.int
+    transport: _builtins.str
+    """With ENROLL: what its devices dial, `grpc` or `aws-iot`."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
@@ -1030,6 +1059,10 @@ class Token(_message.Message):
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """When it ends; unset: never."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """With ENROLL: the labels of its devices."""
 
     def __init__(
         self,
@@ -1042,10 +1075,14 @@ class Token(_message.Message):
         revoked: _builtins.bool = ...,
         created_by: _builtins.str = ...,
         deployment: _builtins.str = ...,
+        uses: _builtins.int = ...,
+        used: _builtins.int = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        transport: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created_by", b"created_by", "deployment", b"deployment", "expire_time", b"expire_time", "name", b"name", "principal", b"principal", "revoked", b"revoked", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created_by", b"created_by", "deployment", b"deployment", "expire_time", b"expire_time", "labels", b"labels", "name", b"name", "principal", b"principal", "revoked", b"revoked", "role", b"role", "transport", b"transport", "used", b"used", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

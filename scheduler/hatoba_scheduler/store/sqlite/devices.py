@@ -86,8 +86,13 @@ class SqliteDevices:
 
     async def token(self, identity: str) -> DeviceToken | None:
         """See `DeviceStore.token`."""
-        found = await self._all(_sql("token"), (identity,), _token, "device_tokens")
-        return found[0] if found else None
+        return (await self.tokens([identity])).get(identity)
+
+    async def tokens(self, identities: Sequence[str]) -> dict[str, DeviceToken]:
+        """See `DeviceStore.tokens`."""
+        asked = (json.dumps(list(identities)),)
+        found = await self._all(_sql("tokens"), asked, _token, "device_tokens")
+        return {one.id: one for one in found}
 
     async def enroll(
         self, write: Write, key: str, token: str, event: DeviceEvent
@@ -224,7 +229,7 @@ def _made(connection: sqlite3.Connection, name: str, identity: str) -> Device | 
 
 
 def _refusal(connection: sqlite3.Connection, write: Write, token: str) -> NotEnrolled | None:
-    found = fetch(connection, _sql("token"), (token,))
+    found = fetch(connection, _sql("tokens"), (json.dumps([token]),))
     if not found:
         return NotEnrolled.USED_UP
     terms = decoded_row(found[0], _token)

@@ -66,8 +66,9 @@ DELETE FROM device_events WHERE device = ?;
 INSERT INTO device_tokens (id, uses, labels, device, used, transport) VALUES (?, ?, ?, ?, ?, ?)
 ON CONFLICT (id) DO NOTHING;
 
--- name: token
-SELECT id, uses, labels, device, used, transport FROM device_tokens WHERE id = ?;
+-- name: tokens
+SELECT id, uses, labels, device, used, transport FROM device_tokens
+WHERE id IN (SELECT value FROM json_each(?));
 
 -- name: use_token
 UPDATE device_tokens SET used = used + 1 WHERE id = ?;
