@@ -16,7 +16,7 @@ from rollout_rows import bare, revision, version
 
 from hatoba.v1 import common_pb2, deployment_pb2, device_pb2, job_pb2, worker_pb2
 from hatoba_plugins.clock import FakeClock
-from hatoba_plugins.errors import BackendError
+from hatoba_plugins.errors import BackendError, Throttled
 from hatoba_plugins.values import (
     Accepted,
     Away,
@@ -39,7 +39,7 @@ from hatoba_scheduler.control.fleet import FleetLoop
 from hatoba_scheduler.control.routes import RouteFeed
 from hatoba_scheduler.convert_deployments import settings_of, with_defaults
 from hatoba_scheduler.domain.device_rollouts import Row
-from hatoba_scheduler.domain.devices import Device
+from hatoba_scheduler.domain.devices import Device, DeviceState
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.domain.rollouts import created, updated
 from hatoba_scheduler.store.devices import DeviceEvent, DeviceStore, NotEnrolled, Write
@@ -121,6 +121,8 @@ class Streams:
     """Of the next wishes, one each."""
     clinging: set[str] = field(default_factory=set)
     """Devices that cannot be forgotten yet."""
+    deaf: bool = False
+    """Whoever follows it is refused."""
     tell: asyncio.Queue[DeviceNews] = field(default_factory=asyncio.Queue)
 
     async def desire(self, wishes: Sequence[DeviceWish]) -> list[WishOutcome]:
@@ -137,6 +139,8 @@ class Streams:
 
     async def reports(self) -> AsyncIterator[DeviceNews]:
         """What a test tells; a Gap ends it."""
+        if self.deaf:
+            raise Throttled("later")
         yield Synced()
         while not isinstance(news := await self.tell.get(), Gap):
             yield news
@@ -200,6 +204,13 @@ class FleetHouse:
         if comes:
             await self.come(*names)
         await self.turn()
+
+    async def make_anew(self, name: str) -> None:
+        """A new disk is enrolled as the device that lost its own."""
+        before = self.devices.named(name)
+        after = replace(before, state=DeviceState.ENROLLED, version=before.version + 1)
+        enrolment = Enrolment(Write(after, before.version), DeviceEvent(name, 1, "enrolled", "", ""))
+        await self.devices.enroll(name, lambda _: enrolment, name, "token")
 
     async def come(
         self, *names: str, generation: int = 0, transport: str = "grpc", vouched: bool = False

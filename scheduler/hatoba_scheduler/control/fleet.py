@@ -52,6 +52,7 @@ from hatoba_scheduler.domain.device_rollouts import (
     FleetView,
     Row,
     Word,
+    excused,
     next_look,
     revision_for,
     said,
@@ -82,6 +83,8 @@ BREATH = 0.1
 what is on its way to them and back fills the memory."""
 WISHED_AGAIN = 5.0
 STEPS_AT_ONCE = 50
+CLOCK_WAS_SET = 5.0
+"""Seconds that the clock of the day may gain on the monotonic one between two looks."""
 KEPT_ROLLOUTS = 5
 """Rows of so many of the newest roll-outs are kept."""
 
@@ -204,6 +207,10 @@ class FleetLoop:
         """Devices whose set is to be composed anew."""
         self._wishes: set[str] = set()
         """Devices to be told what is wanted of them."""
+        self._synced = False
+        self._deaf = True
+        """Devices may have said something that did not come to us."""
+        self._ahead = clock.time() - clock.monotonic()
         self._alarm = Alarm(clock)
         deployments.listen(self._deployment_changed)
         devices.listen(self._device_changed)
@@ -269,7 +276,9 @@ class FleetLoop:
         else:
             # After Synced, whoever was not told of is not there.
             if isinstance(news, Synced):
+                self._synced = True
                 self._connected.intersection_update(self._arrived)
+            self._deaf = True
             self._wishes |= self._connected
         self._alarm.ring()
 
@@ -288,8 +297,11 @@ class FleetLoop:
 
     async def _watch(self) -> None:
         self._arrived.clear()
-        async for news in self.backend.reports():
-            self._heard(news)
+        try:
+            async for news in self.backend.reports():
+                self._heard(news)
+        finally:
+            self._synced, self._deaf = False, True
 
     async def _work(self) -> None:
         while True:
@@ -312,6 +324,7 @@ class FleetLoop:
     async def _turn(self) -> None:
         """Everything that follows from what is known now."""
         await self._take_in()
+        await self._excuse()
         todo, self._todo = self._todo, set()
         try:
             while todo:
@@ -323,6 +336,16 @@ class FleetLoop:
         await self._compose()
         await self._wish()
         await self._forget()
+
+    async def _excuse(self) -> None:
+        """No device's time ends while it is we who do not hear it, nor by a clock that was set."""
+        ahead = self._clock.time() - self._clock.monotonic()
+        was_set, self._ahead = ahead > self._ahead + CLOCK_WAS_SET, ahead
+        deaf, self._deaf = self._deaf, not self._synced
+        if deaf or was_set:
+            now = self._deployments.now()
+            for fleet in list(self._fleets.values()):
+                await self._put_rows(fleet, excused(fleet.rows.values(), now))
 
     # -- what devices say -----------------------------------------------------------------------
 

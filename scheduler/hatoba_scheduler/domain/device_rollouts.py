@@ -5,6 +5,7 @@
                OFFERED | APPLYING | BAKING -> FAILED | REJECTED | TIMED_OUT
     WAITING | OFFERED | APPLYING | BAKING -> SUPERSEDED     another revision took its place
     WAITING | OFFERED | APPLYING | BAKING -> LEFT           the deployment is not for it any more
+    LEFT -> WAITING                                         it is again
 
 Every stage that something must follow has a deadline of ours: a device that falls silent holds
 nothing up for ever. Errors are judged before successes, also at the end, and over the devices that
@@ -37,6 +38,8 @@ from hatoba_scheduler.domain.rollouts import PAUSED, Draft, Now, View, promotion
 from hatoba_scheduler.domain.states import CauseCode, Origin
 
 MINUTE = 60_000_000
+HEARD_WITHIN = 2 * MINUTE
+"""Devices that have lost us are back by then: they dial at least once a minute."""
 FEW = 10
 """Where nobody says how many devices it takes to judge by: so many, or all that there are."""
 
@@ -311,6 +314,17 @@ def _due(stage: Stage, policy: Policy, time: Micros) -> Micros:
     return time + wait if wait else 0
 
 
+def excused(rows: Iterable[Row], now: Now) -> tuple[Row, ...]:
+    """Rows of devices that may have said how they are while nobody here could hear it, or whose
+    time ends by a clock that was set: each has a moment to say it again.
+    """
+    until = now.time + HEARD_WITHIN
+    under_way = (Stage.OFFERED, Stage.APPLYING, Stage.BAKING)
+    return tuple(
+        changed(row, due=until) for row in rows if row.stage in under_way and row.due < until
+    )
+
+
 # -- what follows ---------------------------------------------------------------------------------
 
 
@@ -519,25 +533,30 @@ def _took_up(row: Row | None) -> bool:
 
 
 def _joined(fleet: FleetView, rollout: Rollout, now: Now) -> tuple[Row, ...]:
-    """Rows for devices that have none: all at first, later those that came."""
-    fresh = [one for name, one in fleet.devices.items() if name not in fleet.rows]
-    if not fresh:
-        return ()
-    places = grouped(fleet.view.deployment.uid, fleet.policy.groups, fleet.devices.values())
-    begun = bool(fleet.rows)
+    """Rows for devices that have none: all at first, later those that came, also back."""
     last = len(fleet.policy.groups)
-    return tuple(
-        Row(
-            fleet.view.deployment.uid,
-            rollout.number,
-            one.name,
-            # Who comes late is not counted among those by whom others are judged.
-            last if begun else places[one.name],
-            Stage.WAITING,
-            now.time,
-        )
-        for one in fresh
+    back = (fleet.rows[name] for name in fleet.devices if _has_left(fleet.rows.get(name)))
+    # Who comes late is not counted among those by whom others are judged.
+    again = tuple(_anew(changed(row, group=last), now.time) for row in back)
+    fresh = [name for name in fleet.devices if name not in fleet.rows]
+    if not fresh:
+        return again
+    uid = fleet.view.deployment.uid
+    places = grouped(uid, fleet.policy.groups, fleet.devices.values()) if not fleet.rows else {}
+    return again + tuple(
+        Row(uid, rollout.number, name, places.get(name, last), Stage.WAITING, now.time)
+        for name in fresh
     )
+
+
+def _anew(row: Row, time: Micros) -> Row:
+    """Its turn is to come once more; what was offered before is another try then."""
+    tries = row.tries + bool(row.offered)
+    return changed(row, stage=Stage.WAITING, since=time, due=0, tries=tries)
+
+
+def _has_left(row: Row | None) -> bool:
+    return row is not None and row.stage is Stage.LEFT
 
 
 def grouped(uid: str, groups: Sequence[Group], devices: Iterable[Device]) -> dict[str, int]:

@@ -18,6 +18,7 @@ from hatoba_scheduler.domain.rollouts import deleted
 
 READY = deployment_pb2.DEPLOYMENT_STATE_READY
 THREE = ("a", "b", "c")
+HOUR = 3600.0
 
 
 async def test_those_that_match_get_it_and_say_how_it_works() -> None:
@@ -207,6 +208,40 @@ async def test_other_labels_take_it_away_and_bring_it() -> None:
         assert house.runs("a") == [(1, 0)]
 
 
+async def test_who_is_away_and_loses_its_label_for_a_while_gets_the_newest_all_the_same() -> None:
+    async with FleetHouse().running() as house:
+        await house.add(*THREE)
+        live = await house.deploy()
+        await house.work(*THREE)
+        await house.go("c")
+        await house.update(live, 2)
+        await house.work("a", "b")
+        for site in ("osaka", "tokyo"):
+            labels = (("site", site),)
+            await house.devices.change("c", lambda one, to=labels: relabelled(one, to))  # type: ignore[misc]
+            await house.turn()
+        await house.come("c", generation=1)
+        assert house.runs("c") == [(2, 1)]
+        await house.work("c")
+        shown = house.shown(live)
+        assert (shown.state, shown.devices.succeeded, shown.devices.left) == (READY, 3, 0)
+
+
+async def test_a_lost_device_that_is_made_anew_gets_the_newest() -> None:
+    async with FleetHouse().running() as house:
+        await house.add(*THREE)
+        live = await house.deploy()
+        await house.work("a", "b")
+        await house.devices.change("c", lambda one: put_into(one, DeviceState.REVOKED))
+        await house.turn()
+        assert house.shown(live).state == READY
+        await house.make_anew("c")
+        await house.come("c")
+        assert house.runs("c") == [(1, 1)]
+        await house.work("c")
+        assert house.shown(live).devices.succeeded == 3
+
+
 async def test_a_deleted_one_is_wanted_of_nobody_also_of_who_is_away() -> None:
     async with FleetHouse().running() as house:
         await house.add(*THREE)
@@ -320,3 +355,63 @@ async def test_who_cannot_be_forgotten_yet_is_forgotten_later_and_not_taken_in_a
         count = house.streams.forgotten.count("a")
         await house.turn(60)
         assert house.streams.forgotten.count("a") == count
+
+
+async def test_who_could_not_be_heard_because_no_server_was_there_has_not_failed() -> None:
+    """Nor is it told anything anew."""
+    house = FleetHouse()
+    async with house.running():
+        await house.add(*THREE)
+        await house.deploy(retries=0)
+        await house.say(THREE, BAKING)
+    told = {name: house.wanted(name) for name in THREE}
+    await house.clock.advance(2 * HOUR)
+    async with house.running():
+        await house.turn(60)
+        await house.come(*THREE)
+        await house.say(THREE, GOOD)
+        (live,) = house.book.all()
+        shown = house.shown(live).devices
+        assert (shown.succeeded, shown.timed_out) == (3, 0)
+        assert {name: house.wanted(name) for name in THREE} == told
+
+
+async def test_who_says_nothing_after_that_either_is_not_waited_for_for_ever() -> None:
+    house = FleetHouse()
+    async with house.running():
+        await house.add(*THREE)
+        await house.deploy(retries=0)
+        await house.say(THREE, BAKING)
+    await house.clock.advance(2 * HOUR)
+    async with house.running():
+        await house.turn(180)
+        (live,) = house.book.all()
+        assert house.shown(live).devices.timed_out == 3
+
+
+async def test_nobody_fails_by_a_clock_that_was_set() -> None:
+    async with FleetHouse().running() as house:
+        await house.add(*THREE)
+        live = await house.deploy(retries=0)
+        await house.say(THREE, BAKING)
+        house.clock.set_by(2 * HOUR)
+        await house.turn(61)
+        assert house.shown(live).devices.under_way == 3
+        await house.say(THREE, GOOD)
+        assert house.shown(live).devices.succeeded == 3
+
+
+async def test_nobody_fails_while_the_backend_cannot_be_followed() -> None:
+    async with FleetHouse().running() as house:
+        await house.add(*THREE)
+        live = await house.deploy(retries=0)
+        await house.say(THREE, BAKING)
+        house.streams.deaf = True
+        house.streams.tell.put_nowait(Gap())
+        await house.turn(2 * HOUR)
+        assert house.shown(live).devices.under_way == 3
+        house.streams.deaf = False
+        await house.turn(61)
+        await house.come(*THREE)
+        await house.say(THREE, GOOD)
+        assert house.shown(live).devices.succeeded == 3
