@@ -62,6 +62,7 @@ _PHASES = {
     ReplicaPhase.DRAINING: ReplicaState.DRAINING,
 }
 _TO_DEVICES = Policy()
+DEVICE_WAITS = ("group_wait", "retry_wait", "offer_deadline", "apply_deadline", "approve_deadline")
 _OVER = (ReplicaState.DRAINING, ReplicaState.GONE)
 _CODES = {int(code): code for code in CauseCode}
 _ORIGINS = {int(origin): origin for origin in Origin}
@@ -116,7 +117,7 @@ def put_device_defaults(spec: deployment_pb2.DeploymentSpec) -> None:
     for field in ("go_on_share", "abort_share", "retries"):
         if not told.HasField(field):
             setattr(told, field, getattr(_TO_DEVICES, field))
-    for field in ("group_wait", "retry_wait", "offer_deadline", "apply_deadline"):
+    for field in DEVICE_WAITS:
         _default(told, field, getattr(_TO_DEVICES, field))
     _default(spec.strategy, "bake", DEFAULT_DEVICE_BAKE)
     spec.replicas = 0

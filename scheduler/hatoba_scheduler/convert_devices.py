@@ -77,6 +77,8 @@ def targets_of(spec: deployment_pb2.DeploymentSpec) -> Targets:
         offer_deadline=told.offer_deadline.ToMicroseconds(),
         apply_deadline=told.apply_deadline.ToMicroseconds(),
         bake=spec.strategy.bake.ToMicroseconds(),
+        # What was deployed before this could be said does not say it.
+        approve_deadline=told.approve_deadline.ToMicroseconds() or Policy().approve_deadline,
     )
     return Targets(requirements_of(told.selector), policy, told.allow_unenforced_limits)
 

@@ -24,7 +24,7 @@ from hatoba_scheduler.domain.device_rollouts import (
 )
 from hatoba_scheduler.domain.devices import Capacity, Device, DeviceState, Platform, Want, desired
 from hatoba_scheduler.domain.records import Cause
-from hatoba_scheduler.domain.rollouts import Now, View, created, updated
+from hatoba_scheduler.domain.rollouts import Now, View, created, resumed, updated
 from hatoba_scheduler.domain.states import CauseCode, Origin
 
 UNHEALTHY = Cause(CauseCode.CRASH_LOOP, Origin.USER, "It ended with exit code 1.", False, 1)
@@ -51,6 +51,7 @@ class Site:
     devices: dict[str, Device] = field(default_factory=dict)
     revisions: dict[int, Revision] = field(default_factory=dict)
     refuse: Callable[[Device], Cause | None] = lambda _: None
+    roomier: set[str] = field(default_factory=set)
     told: list[Row] = field(default_factory=list)
     """Every row as it was written."""
 
@@ -70,11 +71,22 @@ class Site:
         """Another device."""
         self.devices[name] = device(name)
 
+    def leave(self, name: str) -> None:
+        """It is not meant any more."""
+        self.devices.pop(name, None)
+        self.settle()
+
+    def back(self, name: str) -> None:
+        """It is meant, as at first or again."""
+        if name not in self.devices:
+            self.join(name)
+        self.settle()
+
     @property
     def fleet(self) -> FleetView:
         """What decisions are made from."""
         view = View(self.deployment, self.revisions)
-        return FleetView(view, self.policy, self.rows, self.devices, self.refuse)
+        return FleetView(view, self.policy, self.rows, self.devices, self.refuse, self.roomier)
 
     @property
     def rollout(self) -> Rollout:
@@ -114,6 +126,12 @@ class Site:
         assert change is not None
         self._take(FleetChange(change))
         self.settle()
+
+    def resume(self) -> None:
+        """Somebody lets it go on."""
+        change = resumed(View(self.deployment, self.revisions), self.at())
+        assert change is not None
+        self.take(FleetChange(change))
 
     def say(self, names: Iterable[str], *stages: Stage, cause: Cause | None = None) -> None:
         """Devices say how they fare with the newest revision."""

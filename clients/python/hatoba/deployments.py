@@ -89,6 +89,7 @@ class DeployOptions(TypedDict, total=False):
     retry_wait: float
     offer_deadline: float
     apply_deadline: float
+    approve_deadline: float
     allow_unenforced_limits: bool
     allow_removal: bool
 

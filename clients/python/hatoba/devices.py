@@ -55,7 +55,7 @@ _NUMBERS = (
     "retries",
     "allow_unenforced_limits",
 )
-_TIMES = ("group_wait", "retry_wait", "offer_deadline", "apply_deadline")
+_TIMES = ("group_wait", "retry_wait", "offer_deadline", "apply_deadline", "approve_deadline")
 _LABELLED = ("selector", "groups")
 
 
@@ -142,17 +142,19 @@ class AsyncDevices:
         return await self._client.call(request, device_pb2.DevicePlan)
 
     async def rollout(
-        self, deployment: str, stages: Sequence[str] = ()
+        self, deployment: str, stages: Sequence[str] = (), rollout: int = 0
     ) -> Sequence[device_pb2.RolloutDevice]:
         """Where devices stand on the way to a deployment's newest revision, by name.
 
-        `stages`: those alone, as `failed` or `not-reached`. Raises InvalidSpec, NotFound.
+        `stages`: those alone, as `failed` or `not-reached`; `rollout`: where they stood in an
+        earlier roll-out, by its number. Raises InvalidSpec, NotFound.
         """
         request = device_pb2.ListRolloutDevicesRequest(
             project=self._client.project,
             deployment=deployment,
             stages=[stage_of(word) for word in stages],
             page_size=_PAGE,
+            rollout=rollout,
         )
         found: list[device_pb2.RolloutDevice] = []
         while True:
@@ -312,10 +314,10 @@ class Devices:
         return self._loop.run(self._devices.plan(deployment, selector))
 
     def rollout(
-        self, deployment: str, stages: Sequence[str] = ()
+        self, deployment: str, stages: Sequence[str] = (), rollout: int = 0
     ) -> Sequence[device_pb2.RolloutDevice]:
         """See AsyncDevices.rollout."""
-        return self._loop.run(self._devices.rollout(deployment, stages))
+        return self._loop.run(self._devices.rollout(deployment, stages, rollout))
 
     def events(self, name: str, limit: int = 100) -> Sequence[device_pb2.DeviceEvent]:
         """What happened to a device, newest first."""

@@ -4,8 +4,10 @@
                OFFERED -> NOT_REACHED           not taken up in its time; it still gets it, late
                OFFERED | APPLYING | BAKING -> FAILED | REJECTED | TIMED_OUT
     WAITING | OFFERED | APPLYING | BAKING -> SUPERSEDED     another revision took its place
+    WAITING -> REJECTED                     we see that it does not fit there; it is not offered
     WAITING | OFFERED | APPLYING | BAKING -> LEFT           the deployment is not for it any more
-    LEFT -> WAITING                                         it is again
+    LEFT -> WAITING                         it is again
+    REJECTED -> WAITING                     of what we did not offer: it fits there now
 
 Every stage that something must follow has a deadline of ours: a device that falls silent holds
 nothing up for ever. Errors are judged before successes, also at the end, and over the devices that
@@ -17,7 +19,7 @@ is nothing to do.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from hashlib import blake2b
@@ -40,6 +42,7 @@ from hatoba_scheduler.domain.states import CauseCode, Origin
 MINUTE = 60_000_000
 HEARD_WITHIN = 2 * MINUTE
 """Devices that have lost us are back by then: they dial at least once a minute."""
+MOST_DOUBLED = 6
 FEW = 10
 """Where nobody says how many devices it takes to judge by: so many, or all that there are."""
 
@@ -116,11 +119,18 @@ class Policy:
     retries: int = 1
     """How often a device is offered it anew after an error that may pass."""
     retry_wait: Micros = 5 * MINUTE
+    """After the first of them; twice as long after each further one."""
     offer_deadline: Micros = 7 * 24 * 60 * MINUTE
     apply_deadline: Micros = 60 * MINUTE
     bake: Micros = MINUTE
     bake_margin: Micros = 10 * MINUTE
     """What a device may take longer than its bake to say how that ended."""
+    approve_deadline: Micros = 30 * 24 * 60 * MINUTE
+    """So long a group's turn waits for somebody to resume the roll-out."""
+
+    def again(self, tries: int) -> Micros:
+        """How long after an error a device is offered it anew that was so often."""
+        return self.retry_wait << min(tries, MOST_DOUBLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +146,14 @@ class Row:
     due: Micros = 0
     """When the stage has lasted too long, or is to be tried again; 0: never."""
     offered: Micros = 0
-    """When it was offered it last."""
+    """When it was offered it last; 0 also where we refused it instead."""
     tries: int = 0
     cause: Cause | None = None
+
+    @property
+    def refused(self) -> bool:
+        """We saw that it does not fit there, and did not offer it."""
+        return self.stage is Stage.REJECTED and not self.offered
 
 
 class Word(NamedTuple):
@@ -163,6 +178,8 @@ class FleetView:
     devices: Mapping[str, Device] = field(default_factory=dict)
     refuse: Callable[[Device], Cause | None] = lambda _: None
     """Why the new revision cannot be on a device, with figures; None: it can."""
+    roomier: Collection[str] = ()
+    """Names of devices that it may fit now, though it was refused there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +309,7 @@ def _heard(row: Row, word: Word, policy: Policy, time: Micros) -> Row | None:
             row,
             stage=Stage.WAITING,
             since=time,
-            due=time + policy.retry_wait,
+            due=time + policy.again(row.tries),
             tries=row.tries + 1,
             cause=word.cause,
         )
@@ -353,10 +370,10 @@ def step(fleet: FleetView, now: Now) -> FleetChange | None:
         if cause is not None and rollout.pause is not Pause.ASKED:
             return _given_up(fleet, rollout, cause, now)
     if rollout.state is RolloutState.PAUSED:
-        return None
+        return _left_alone(fleet, rollout, now)
     if _needs_leave(fleet, rollout):
         return _asks_leave(fleet, rollout, now)
-    if rows := _joined(fleet, rollout, now):
+    if rows := _joined(fleet, rollout, now) or _fitting(fleet, now):
         return FleetChange(None, rows)
     if rows := _offers(fleet, rollout, now):
         return FleetChange(None, rows)
@@ -378,6 +395,22 @@ def _asks_leave(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange:
     return FleetChange(draft.change())
 
 
+def _left_alone(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | None:
+    """Given up, where nobody resumed it for long. What somebody paused goes on by nobody else."""
+    wait = fleet.policy.approve_deadline
+    if rollout.pause is not Pause.APPROVAL or now.time < rollout.since + wait:
+        return None
+    text = f"Nobody resumed the roll-out of revision {rollout.to_revision} in {_days(wait)}"
+    return _given_up(
+        fleet, rollout, Cause(CauseCode.DEADLINE, Origin.USER, text, retryable=False), now
+    )
+
+
+def _days(time: Micros) -> str:
+    days = time / (24 * 60 * MINUTE)
+    return f"{days:.3g} days" if days >= 1 else f"{time / MINUTE:.3g} minutes"
+
+
 def next_look(fleet: FleetView, now: Micros) -> Micros:
     """When something follows by time alone; 0: nothing does."""
     times = [row.due for row in fleet.rows.values() if row.due and not row.stage.over]
@@ -386,6 +419,8 @@ def next_look(fleet: FleetView, now: Micros) -> Micros:
         times.append(rollout.since + fleet.policy.group_wait)
         if fleet.policy.per_minute and _waiting(fleet, rollout):
             times.append(now + MINUTE // max(1, min(60, _rate(fleet))))
+    if rollout is not None and rollout.pause is Pause.APPROVAL:
+        times.append(rollout.since + fleet.policy.approve_deadline)
     if rollout is not None and rollout.state is RolloutState.ROLLING_BACK:
         times.append(rollout.since + fleet.policy.apply_deadline)
     return min((time for time in times if time > now), default=0)
@@ -555,6 +590,16 @@ def _anew(row: Row, time: Micros) -> Row:
     return changed(row, stage=Stage.WAITING, since=time, due=0, tries=tries)
 
 
+def _fitting(fleet: FleetView, now: Now) -> tuple[Row, ...]:
+    """Those that were refused, and have room by now."""
+    there = [name for name in fleet.roomier if name in fleet.devices and name in fleet.rows]
+    return tuple(
+        changed(_anew(fleet.rows[name], now.time), cause=None)
+        for name in there
+        if fleet.rows[name].refused and fleet.refuse(fleet.devices[name]) is None
+    )
+
+
 def _has_left(row: Row | None) -> bool:
     return row is not None and row.stage is Stage.LEFT
 
@@ -593,7 +638,7 @@ def _decided(fleet: FleetView, row: Row, time: Micros) -> Row:
     cause = fleet.refuse(fleet.devices[row.device])
     if cause is None:
         return _offered(row, fleet.policy, time)
-    return changed(row, stage=Stage.REJECTED, since=time, due=0, cause=cause)
+    return changed(row, stage=Stage.REJECTED, since=time, due=0, offered=0, cause=cause)
 
 
 def _offered(row: Row, policy: Policy, time: Micros) -> Row:

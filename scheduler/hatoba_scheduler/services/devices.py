@@ -14,11 +14,11 @@ from hatoba import __version__
 from hatoba.scopes import lapse
 from hatoba.v1 import device_pb2, device_pb2_grpc, worker_pb2
 from hatoba_plugins.backend import Clock
-from hatoba_scheduler.control.deployments import DeploymentBook
+from hatoba_scheduler.control.deployments import DeploymentBook, Live
 from hatoba_scheduler.control.device_hub import DeviceHub, DeviceSession
 from hatoba_scheduler.control.device_records import DeviceRecordDesk
 from hatoba_scheduler.control.devices import DeviceBook, Happening, put_into, relabelled, showed
-from hatoba_scheduler.control.fleet import Fleet, FleetLoop
+from hatoba_scheduler.control.fleet import KEPT_ROLLOUTS, Fleet, FleetLoop
 from hatoba_scheduler.convert import requirements_of, set_time
 from hatoba_scheduler.convert_devices import (
     ShownDevice,
@@ -38,6 +38,7 @@ from hatoba_scheduler.errors import (
     Aborted,
     FailedPrecondition,
     InvalidArgument,
+    NotFound,
     Resource,
     Unavailable,
 )
@@ -256,9 +257,9 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
     async def ListRolloutDevices(
         self, request: device_pb2.ListRolloutDevicesRequest, context: Context
     ) -> device_pb2.ListRolloutDevicesResponse:
-        """Devices on the way to the newest revision."""
+        """Devices on the way to a revision."""
         live = self._parts.deployments.named(request.deployment, request.project, "deployment")
-        number = live.deployment.rollout.number if live.deployment.rollout is not None else 0
+        number = _rollout_number(live, request.rollout)
         stages = frozenset(Stage(one) for one in request.stages if one)
         scope = f"rollout:{live.uid}:{number}:{sorted(stages)}"
         after = self._parts.pager.position(scope, request.page_token)
@@ -471,6 +472,20 @@ class _Sender:
         """Send no more."""
         if self._task is not None:
             self._task.cancel()
+
+
+def _rollout_number(live: Live, asked: int) -> int:
+    """The number of a roll-out whose rows are kept; 0: there was none yet."""
+    newest = live.deployment.rollout.number if live.deployment.rollout is not None else 0
+    if not asked:
+        return newest
+    oldest = max(1, newest - KEPT_ROLLOUTS)
+    if not oldest <= asked <= newest:
+        kept = f"those of {oldest} to {newest} are kept" if newest else "it had none yet"
+        raise NotFound(
+            f"{live.deployment.resource} has no devices of a roll-out {asked}, now at least; {kept}"
+        )
+    return asked
 
 
 def _farewell(seconds: float) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -9,9 +10,10 @@ import grpc.aio
 import pytest
 from device_reports import BAD, CRASHES
 from hand_device import HandStream
-from waiting import eventually
+from waiting import eventually, until
 
-from hatoba.v1 import deployment_pb2, job_pb2, model_pb2
+from hatoba.v1 import deployment_pb2, device_pb2, job_pb2, model_pb2
+from hatoba_scheduler.domain.device_rollouts import Stage
 
 if TYPE_CHECKING:
     from tests.integration.devices.conftest import DeviceYard
@@ -97,6 +99,71 @@ async def _offered(yard: DeviceYard) -> str:
 
     await eventually(offered)
     return await offered()
+
+
+async def test_where_devices_stood_in_earlier_rollouts_is_told(yard: DeviceYard) -> None:
+    here, _ = await yard.device("here"), await yard.device("away")
+    await yard.deploy(await yard.model())
+    async with here.connected() as stream:
+        await good(stream, 1)
+        await yard.update(await yard.model())
+        await good(stream, 2)
+
+        async def newest() -> bool:
+            return await _stages(yard, 0) == {"away": Stage.OFFERED, "here": Stage.SUCCEEDED}
+
+        await eventually(newest)
+    assert await _stages(yard, 1) == {"away": Stage.SUPERSEDED, "here": Stage.SUCCEEDED}
+    assert await _stages(yard, 2) == await _stages(yard, 0)
+    code, message = await refusal(_stages(yard, 3))
+    assert code is grpc.StatusCode.NOT_FOUND
+    assert "those of 1 to 2 are kept" in message
+
+
+async def _stages(yard: DeviceYard, rollout: int) -> dict[str, Stage]:
+    request = device_pb2.ListRolloutDevicesRequest(deployment="reader", rollout=rollout)
+    told = await yard.wire.once(request, device_pb2.ListRolloutDevicesResponse)
+    return {one.device.removeprefix("devices/"): Stage(one.stage) for one in told.devices}
+
+
+async def test_what_nobody_approves_is_given_up(yard: DeviceYard) -> None:
+    await yard.device("reader-1")
+    request = deployment_pb2.CreateDeploymentRequest(deployment="reader")
+    request.spec.model = await yard.model()
+    request.spec.devices.selector.add(key="site", values=["tokyo"])
+    request.spec.devices.groups.add(devices=1, approve=True)
+    request.spec.devices.approve_deadline.seconds = 2
+    await yard.wire.once(request, deployment_pb2.Deployment)
+    shown = await yard.until_state(deployment_pb2.DEPLOYMENT_STATE_FAILED)
+    assert "Nobody resumed the roll-out of revision 1" in shown.rollout.cause.message
+
+
+async def test_a_device_that_works_while_the_server_is_away_has_not_failed(
+    yard: DeviceYard,
+) -> None:
+    device = await yard.device("reader-1")
+    request = deployment_pb2.CreateDeploymentRequest(deployment="reader")
+    request.spec.model = await yard.model()
+    targets = request.spec.devices
+    targets.selector.add(key="site", values=["tokyo"])
+    targets.apply_deadline.seconds, targets.retries = 4, 0
+    await yard.wire.once(request, deployment_pb2.Deployment)
+    async with device.connected() as stream:
+        desired = await stream.wanted(1)
+        await stream.report(desired, device_pb2.SLOT_PHASE_FETCHING)
+
+        async def taken_up() -> bool:
+            return await _stages(yard, 0) == {"reader-1": Stage.APPLYING}
+
+        await eventually(taken_up)
+        over = time.monotonic() + 4
+        await yard.server.kill()
+    await until(lambda: time.monotonic() > over)
+    await yard.server.start()
+    async with device.connected() as stream:
+        await stream.report(await stream.wanted(1))
+        shown = await yard.until_state(READY)
+    assert (shown.devices.succeeded, shown.devices.timed_out) == (1, 0)
 
 
 async def test_it_follows_an_alias_and_goes_back_by_hand_at_once(yard: DeviceYard) -> None:

@@ -23,7 +23,7 @@ from hatoba_scheduler.domain.device_rollouts import (
     said,
 )
 from hatoba_scheduler.domain.records import Cause, LabelRequirement
-from hatoba_scheduler.domain.rollouts import View, paused, resumed
+from hatoba_scheduler.domain.rollouts import View, paused
 from hatoba_scheduler.domain.states import CauseCode, Operator, Origin
 
 S = Stage
@@ -85,9 +85,7 @@ def test_a_group_that_needs_approval_waits_for_it() -> None:
     site.work(site.names(S.OFFERED))
     assert (site.state(), site.rollout.pause) == (RolloutState.PAUSED, Pause.APPROVAL)
     assert site.tally.waiting == 3
-    change = resumed(View(site.deployment, site.revisions), site.at())
-    assert change is not None
-    site.take(FleetChange(change))
+    site.resume()
     assert site.tally.offered == 3
 
 
@@ -96,10 +94,38 @@ def test_the_first_group_may_need_approval_too() -> None:
     assert (site.state(), site.rollout.pause) == (RolloutState.PAUSED, Pause.APPROVAL)
     assert not site.rows
     site.pass_time(MINUTE)
-    change = resumed(View(site.deployment, site.revisions), site.at())
-    assert change is not None
-    site.take(FleetChange(change))
+    site.resume()
     assert site.tally.offered == 1
+
+
+def test_what_nobody_approves_is_given_up_in_the_end() -> None:
+    site = Site(Policy(groups=(Group(devices=1), Group(approve=True))))
+    site.work(site.devices)
+    site.resume()
+    site.work(site.devices)
+    site.deploy(2)
+    site.work(site.names(S.OFFERED))
+    assert site.rollout.pause is Pause.APPROVAL
+    assert next_look(site.fleet, site.now) == site.rollout.since + site.policy.approve_deadline
+    site.pass_time(site.policy.approve_deadline - MINUTE)
+    assert site.state() is RolloutState.PAUSED
+    site.pass_time(MINUTE)
+    assert site.state() is RolloutState.ROLLING_BACK
+    assert site.rollout.cause is not None
+    assert "in 30 days" in site.rollout.cause.message
+    assert {site.runs(name) for name in site.devices} == {1}
+
+
+def test_each_further_try_waits_twice_as_long() -> None:
+    site = Site(Policy(retries=2))
+    site.fail(["d0"], PASSES)
+    site.pass_time(site.policy.retry_wait)
+    assert site.stage("d0") is S.OFFERED
+    site.fail(["d0"], PASSES)
+    site.pass_time(site.policy.retry_wait)
+    assert site.stage("d0") is S.WAITING
+    site.pass_time(site.policy.retry_wait)
+    assert site.stage("d0") is S.OFFERED
 
 
 def test_groups_by_labels_and_shares_are_the_same_each_time() -> None:
@@ -300,6 +326,33 @@ def test_what_cannot_be_somewhere_is_refused_there_and_the_former_stays() -> Non
     assert site.state() is RolloutState.ROLLING_BACK
 
 
+def test_what_was_refused_is_offered_once_it_fits_there() -> None:
+    site = Site(Policy(abort_share=1.0, groups=(Group(devices=4),)))
+    site.work(site.devices)
+    why = Cause(CauseCode.NO_CAPACITY, Origin.CAPACITY, "it needs 410 MiB", False)
+    site.refuse = lambda _: why
+    site.deploy(2)
+    site.roomier = {"d0", "gone"}
+    site.settle()
+    assert site.tally.rejected == 4
+    site.refuse = lambda one: why if one.name == "d1" else None
+    site.roomier = {"d0", "d1"}
+    site.settle()
+    row = site.rows["d0"]
+    assert (row.stage, row.tries, row.cause) == (S.OFFERED, 0, None)
+    assert [site.runs(f"d{number}") for number in range(4)] == [2, 1, 1, 1]
+    site.work(["d0"])
+    assert (site.tally.succeeded, site.tally.rejected) == (1, 3)
+
+
+def test_what_a_device_refused_itself_is_not_offered_for_more_room() -> None:
+    site = Site(Policy(abort_share=1.0, retries=0))
+    site.say(["d0"], S.APPLYING, S.REJECTED, cause=PASSES)
+    site.roomier = {"d0"}
+    site.settle()
+    assert site.stage("d0") is S.REJECTED
+
+
 def test_who_does_not_belong_to_it_any_more_is_not_waited_for() -> None:
     site = Site()
     site.work(["d0", "d1"])
@@ -308,6 +361,34 @@ def test_who_does_not_belong_to_it_any_more_is_not_waited_for() -> None:
     site.settle()
     assert site.state() is RolloutState.SUCCEEDED
     assert (site.tally.left, site.tally.total) == (2, 4)
+
+
+def test_who_leaves_and_comes_back_gets_the_newest_as_who_comes_late_does() -> None:
+    site = Site(Policy(groups=(Group(devices=4),)))
+    site.work(site.devices)
+    site.deploy(2)
+    site.say(["d0"], S.APPLYING)
+    site.leave("d0")
+    site.leave("d1")
+    assert (site.tally.left, site.stage("d0")) == (2, S.LEFT)
+    site.work(["d2", "d3"])
+    assert site.state() is RolloutState.SUCCEEDED
+    for name in ("d0", "d1"):
+        site.back(name)
+        row = site.rows[name]
+        assert (row.stage, row.group, row.tries) == (S.OFFERED, 1, 1)
+        assert site.runs(name) == 2
+    site.work(["d0", "d1"])
+    assert (site.tally.succeeded, site.tally.total) == (4, 4)
+
+
+def test_who_left_before_its_turn_waits_for_it_with_the_last() -> None:
+    site = Site(Policy(groups=(Group(devices=1),)))
+    waits = site.names(S.WAITING)[0]
+    site.leave(waits)
+    site.back(waits)
+    row = site.rows[waits]
+    assert (row.stage, row.group, row.tries, site.runs(waits)) == (S.WAITING, 1, 0, 0)
 
 
 def test_a_pause_stops_starts_and_roll_backs_but_no_deadline() -> None:
@@ -384,20 +465,18 @@ class Releases(RuleBasedStateMachine):
     def report(self) -> None:
         self.site.report()
 
-    @rule(joins=st.booleans())
-    def last(self, joins: bool) -> None:
-        if joins:
-            self.site.join("d6")
-        else:
-            self.site.devices.pop("d6", None)
-        self.site.settle()
+    @rule(name=st.integers(0, 6).map(lambda n: f"d{n}"))
+    def leave(self, name: str) -> None:
+        self.site.leave(name)
+
+    @rule(name=st.integers(0, 6).map(lambda n: f"d{n}"))
+    def back(self, name: str) -> None:
+        self.site.back(name)
 
     @rule()
     def resume(self) -> None:
         if self.site.state() is RolloutState.PAUSED:
-            change = resumed(View(self.site.deployment, self.site.revisions), self.site.at())
-            assert change is not None
-            self.site.take(FleetChange(change))
+            self.site.resume()
 
     @invariant()
     def columns_add_up(self) -> None:
@@ -427,9 +506,23 @@ class Releases(RuleBasedStateMachine):
         if not hasattr(self, "site"):
             return
         for _ in range(10):
-            self.resume()
             self.site.pass_time(30 * 24 * 60 * MINUTE)
+        if not self.site.devices and not self.site.rows:
+            # What is for nobody waits for the first one.
+            return
         assert self.site.state().over
+        if self.site.state() is RolloutState.SUCCEEDED:
+            self.everybody_has_the_newest()
+
+    def everybody_has_the_newest(self) -> None:
+        for name in [*self.site.devices, *self.site.names(S.LEFT)]:
+            self.site.back(name)
+        self.site.pass_time(10 * MINUTE)
+        self.site.work(self.site.devices)
+        newest = self.site.rollout.to_revision
+        assert {self.site.runs(name) for name in self.site.devices} <= {newest}
+        tried = (S.SUCCEEDED, S.FAILED)
+        assert all(self.site.stage(name) in tried for name in self.site.devices)
 
 
 Releases.TestCase.settings = limits(max_examples=60, stateful_step_count=40, deadline=None)

@@ -371,6 +371,13 @@ def event_line(one: deployment_pb2.DeploymentEvent) -> str:
     "not-reached, superseded, left.",
 )
 @click.option(
+    "--rollout",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Where they stood in an earlier roll-out; `get` shows its number. [default: the newest]",
+)
+@click.option(
     "--plot",
     type=click.Path(dir_okay=False),
     metavar="FILE.png",
@@ -378,13 +385,15 @@ def event_line(one: deployment_pb2.DeploymentEvent) -> str:
 )
 @output_option
 @server_options()
-def devices(name: str, stages: tuple[str, ...], plot: str | None, output: str) -> None:
+def devices(
+    name: str, stages: tuple[str, ...], rollout: int, plot: str | None, output: str
+) -> None:
     """List the devices of a deployment by name, and where each stands on the way to the newest
     revision.
     """
     from hatoba.v1 import device_pb2
 
-    found = with_client(lambda client: client.devices.rollout(name, stages))
+    found = with_client(lambda client: client.devices.rollout(name, stages, rollout))
     if plot:
         _draw(found, plot, name)
         return

@@ -103,7 +103,7 @@ DEVICE_OPTIONS = [
         "--retry-wait",
         type=DURATION,
         metavar="DURATION",
-        help="How long after. [default: 5m]",
+        help="How long after; twice as long after each further one. [default: 5m]",
     ),
     click.option(
         "--offer-deadline",
@@ -117,6 +117,13 @@ DEVICE_OPTIONS = [
         type=DURATION,
         metavar="DURATION",
         help="A device that took it up and does not run it by then has an error. [default: 1h]",
+    ),
+    click.option(
+        "--approve-deadline",
+        type=DURATION,
+        metavar="DURATION",
+        help="Given up when nobody resumes it so long after a group with `approve` had its turn. "
+        "[default: 30d]",
     ),
     click.option(
         "--allow-unenforced-limits/--only-enforced-limits",

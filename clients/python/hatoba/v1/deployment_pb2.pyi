@@ -364,6 +364,7 @@ class DeviceTargets(_message.Message):
     OFFER_DEADLINE_FIELD_NUMBER: _builtins.int
     APPLY_DEADLINE_FIELD_NUMBER: _builtins.int
     ALLOW_UNENFORCED_LIMITS_FIELD_NUMBER: _builtins.int
+    APPROVE_DEADLINE_FIELD_NUMBER: _builtins.int
     per_minute: _builtins.int
     """So many devices are offered it in a minute; 0: any number."""
     growth: _builtins.float
@@ -394,7 +395,7 @@ class DeviceTargets(_message.Message):
 
     @_builtins.property
     def retry_wait(self) -> _duration_pb2.Duration:
-        """How long after; default 5 min."""
+        """How long after the first of them, and twice as long after each further one; default 5 min."""
 
     @_builtins.property
     def offer_deadline(self) -> _duration_pb2.Duration:
@@ -405,6 +406,12 @@ class DeviceTargets(_message.Message):
     @_builtins.property
     def apply_deadline(self) -> _duration_pb2.Duration:
         """A device that took it up and has not applied it in this time has an error; default 1 h."""
+
+    @_builtins.property
+    def approve_deadline(self) -> _duration_pb2.Duration:
+        """A roll-out that waits for somebody to resume it (see DeviceGroup.approve) is given up after this time;
+        default 30 days.
+        """
 
     def __init__(
         self,
@@ -423,10 +430,11 @@ class DeviceTargets(_message.Message):
         offer_deadline: _duration_pb2.Duration | None = ...,
         apply_deadline: _duration_pb2.Duration | None = ...,
         allow_unenforced_limits: _builtins.bool = ...,
+        approve_deadline: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_abort_share", b"_abort_share", "_go_on_share", b"_go_on_share", "_retries", b"_retries", "abort_share", b"abort_share", "apply_deadline", b"apply_deadline", "go_on_share", b"go_on_share", "group_wait", b"group_wait", "offer_deadline", b"offer_deadline", "retries", b"retries", "retry_wait", b"retry_wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_abort_share", b"_abort_share", "_go_on_share", b"_go_on_share", "_retries", b"_retries", "abort_share", b"abort_share", "apply_deadline", b"apply_deadline", "approve_deadline", b"approve_deadline", "go_on_share", b"go_on_share", "group_wait", b"group_wait", "offer_deadline", b"offer_deadline", "retries", b"retries", "retry_wait", b"retry_wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_abort_share", b"_abort_share", "_go_on_share", b"_go_on_share", "_retries", b"_retries", "abort_least", b"abort_least", "abort_share", b"abort_share", "allow_unenforced_limits", b"allow_unenforced_limits", "apply_deadline", b"apply_deadline", "go_on_share", b"go_on_share", "group_wait", b"group_wait", "groups", b"groups", "growth", b"growth", "growth_after", b"growth_after", "offer_deadline", b"offer_deadline", "per_minute", b"per_minute", "retries", b"retries", "retry_wait", b"retry_wait", "selector", b"selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_abort_share", b"_abort_share", "_go_on_share", b"_go_on_share", "_retries", b"_retries", "abort_least", b"abort_least", "abort_share", b"abort_share", "allow_unenforced_limits", b"allow_unenforced_limits", "apply_deadline", b"apply_deadline", "approve_deadline", b"approve_deadline", "go_on_share", b"go_on_share", "group_wait", b"group_wait", "groups", b"groups", "growth", b"growth", "growth_after", b"growth_after", "offer_deadline", b"offer_deadline", "per_minute", b"per_minute", "retries", b"retries", "retry_wait", b"retry_wait", "selector", b"selector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__abort_share: _TypeAlias = _typing.Literal["abort_share"]  # noqa: Y015
     _WhichOneofArgType__abort_share: _TypeAlias = _typing.Literal["_abort_share", b"_abort_share"]  # noqa: Y015

@@ -1643,6 +1643,7 @@ class ListRolloutDevicesRequest(_message.Message):
     STAGES_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """Empty: `default`."""
     deployment: _builtins.str
@@ -1651,6 +1652,10 @@ class ListRolloutDevicesRequest(_message.Message):
     """1 to 1,000; 0: 100."""
     page_token: _builtins.str
     """From the last reply; belongs to the same query."""
+    rollout: _builtins.int
+    """Of the roll-out with this number; 0: the newest. Those of the five before it are kept, too: who did not
+    have its revision before another took its place is SUPERSEDED there. Of others: NOT_FOUND.
+    """
     @_builtins.property
     def stages(self) -> _containers.RepeatedScalarFieldContainer[Global___DeviceStage.ValueType]:
         """Those alone; empty: all."""
@@ -1663,10 +1668,11 @@ class ListRolloutDevicesRequest(_message.Message):
         stages: _abc.Iterable[Global___DeviceStage.ValueType] | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        rollout: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "page_size", b"page_size", "page_token", b"page_token", "project", b"project", "stages", b"stages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "page_size", b"page_size", "page_token", b"page_token", "project", b"project", "rollout", b"rollout", "stages", b"stages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -186,7 +186,8 @@ class DeviceServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListRolloutDevices(self, request, context):
-        """Where the devices of a deployment stand on the way to its newest revision, by name.
+        """Where the devices of a deployment stand on the way to its newest revision, or stood on the way to an
+        earlier one, by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

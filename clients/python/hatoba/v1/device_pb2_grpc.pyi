@@ -70,7 +70,9 @@ class DeviceServiceStub:
     forgotten at once, whatever it still runs. Again is the same.
     """
     ListRolloutDevices: _grpc.UnaryUnaryMultiCallable[_device_pb2.ListRolloutDevicesRequest, _device_pb2.ListRolloutDevicesResponse]
-    """Where the devices of a deployment stand on the way to its newest revision, by name."""
+    """Where the devices of a deployment stand on the way to its newest revision, or stood on the way to an
+    earlier one, by name.
+    """
     PlanDevices: _grpc.UnaryUnaryMultiCallable[_device_pb2.PlanDevicesRequest, _device_pb2.DevicePlan]
     """Which devices a selector would bring to a deployment, and which it would take from it. Changes nothing."""
     ListDeviceLogs: _grpc.UnaryUnaryMultiCallable[_device_pb2.ListDeviceLogsRequest, _device_pb2.ListDeviceLogsResponse]
@@ -122,7 +124,9 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     forgotten at once, whatever it still runs. Again is the same.
     """
     ListRolloutDevices: _aio.UnaryUnaryMultiCallable[_device_pb2.ListRolloutDevicesRequest, _device_pb2.ListRolloutDevicesResponse]  # type: ignore[assignment]
-    """Where the devices of a deployment stand on the way to its newest revision, by name."""
+    """Where the devices of a deployment stand on the way to its newest revision, or stood on the way to an
+    earlier one, by name.
+    """
     PlanDevices: _aio.UnaryUnaryMultiCallable[_device_pb2.PlanDevicesRequest, _device_pb2.DevicePlan]  # type: ignore[assignment]
     """Which devices a selector would bring to a deployment, and which it would take from it. Changes nothing."""
     ListDeviceLogs: _aio.UnaryUnaryMultiCallable[_device_pb2.ListDeviceLogsRequest, _device_pb2.ListDeviceLogsResponse]  # type: ignore[assignment]
@@ -231,7 +235,9 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _device_pb2.ListRolloutDevicesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_device_pb2.ListRolloutDevicesResponse, _abc.Awaitable[_device_pb2.ListRolloutDevicesResponse]]:
-        """Where the devices of a deployment stand on the way to its newest revision, by name."""
+        """Where the devices of a deployment stand on the way to its newest revision, or stood on the way to an
+        earlier one, by name.
+        """
 
     @_abc_1.abstractmethod
     def PlanDevices(
