@@ -84,6 +84,7 @@ from hatoba_scheduler.control.counts import JobCounts
 from hatoba_scheduler.control.deployables import ServingGrounds
 from hatoba_scheduler.control.deployment_loop import DeploymentLoop
 from hatoba_scheduler.control.deployments import DeploymentBook
+from hatoba_scheduler.control.device_figures import DeviceFigures
 from hatoba_scheduler.control.device_hub import DeviceHub
 from hatoba_scheduler.control.device_kept import KeptLoop
 from hatoba_scheduler.control.device_records import DeviceRecordDesk
@@ -1098,6 +1099,9 @@ def _show_figures(core: Core) -> None:
         lambda: core.webhooks.failing,
     )
     core.metrics.show(figures.read)
+    days = core.options.config.devices.certificate_days
+    of_devices = DeviceFigures(core.devices, core.fleet_loops.values, core.clock, days)
+    core.metrics.show(of_devices.read)
 
 
 def _queue_parts(core: Core) -> QueueParts:

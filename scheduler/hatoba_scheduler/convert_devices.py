@@ -127,28 +127,30 @@ def words_of(device: str, report: device_pb2.DeviceReport) -> dict[str, Word]:
 
 
 def records_of(told: device_pb2.DeviceRecords, newest: int) -> list[DeviceRecord]:
-    """The records of what a device kept; `newest` is the newest position that is stored."""
-    lost = max(0, told.first - newest - 1)
-    found = []
-    for number, one in enumerate(told.records):
-        kind = one.WhichOneof("record")
-        if kind is None:
-            lost += 1
-            continue
-        body = getattr(one, kind)
-        deployment = getattr(body, "deployment", "")
-        found.append(
-            DeviceRecord(
-                told.first + number,
-                micros(one.time),
-                _KINDS[kind],
-                deployment,
-                _without_bodies(body).SerializeToString(),
-                lost,
-            )
-        )
-        lost = 0
-    return found
+    """The records of what a device kept behind `newest`, the newest position that is stored. What
+    is missing there is a gap, and so is what is of no kind that we know."""
+    found: list[DeviceRecord] = []
+    last, end = newest, told.first + len(told.records) - 1
+    for position, one in enumerate(told.records, told.first):
+        if position > newest and (kind := one.WhichOneof("record")) is not None:
+            found += _gap(last, position - 1, one)
+            found.append(_record(position, kind, one))
+            last = position
+    return found + _gap(last, end, told.records[-1])
+
+
+def _gap(last: int, end: int, near: device_pb2.DeviceRecord) -> list[DeviceRecord]:
+    """What is missing behind a position up to another one, if anything is."""
+    if end <= last:
+        return []
+    return [DeviceRecord(end, micros(near.time), RecordKind.GAP, "", b"", end - last)]
+
+
+def _record(position: int, kind: str, one: device_pb2.DeviceRecord) -> DeviceRecord:
+    body = getattr(one, kind)
+    deployment = getattr(body, "deployment", "")
+    data = _without_bodies(body).SerializeToString()
+    return DeviceRecord(position, micros(one.time), _KINDS[kind], deployment, data)
 
 
 def _without_bodies(body: Message) -> Message:
@@ -162,10 +164,14 @@ def _without_bodies(body: Message) -> Message:
 
 
 def log_to_proto(record: DeviceRecord) -> device_pb2.DeviceLog:
-    """The message of a line that a device sent."""
+    """The message of a line that a device sent, or of a gap."""
     line = device_pb2.DeviceLogLine.FromString(record.body)
     out = device_pb2.DeviceLog(
-        position=record.position, deployment=line.deployment, text=line.text, lost=record.lost
+        position=record.position,
+        deployment=line.deployment,
+        text=line.text,
+        lost=record.lost,
+        trimmed=record.trimmed,
     )
     set_time(out.time, record.time)
     return out
@@ -177,11 +183,14 @@ def kind_of(asked: device_pb2.DeviceRecordKind.ValueType) -> RecordKind:
 
 
 def record_to_proto(record: DeviceRecord) -> device_pb2.StoredDeviceRecord:
-    """The message of a record that a device sent."""
-    out = device_pb2.StoredDeviceRecord(position=record.position, lost=record.lost)
+    """The message of a record that a device sent, or of a gap."""
+    out = device_pb2.StoredDeviceRecord(
+        position=record.position, lost=record.lost, trimmed=record.trimmed
+    )
     set_time(out.record.time, record.time)
-    field = next(name for name, kind in _KINDS.items() if kind is record.kind)
-    getattr(out.record, field).ParseFromString(record.body)
+    if record.kind is not RecordKind.GAP:
+        field = next(name for name, kind in _KINDS.items() if kind is record.kind)
+        getattr(out.record, field).ParseFromString(record.body)
     return out
 
 

@@ -82,6 +82,10 @@ PATTERN_WORDS: dict[str, tuple[str, str]] = {
         "must be at most 32 lower-case letters, digits or `.`",
         "send a variant as images name it, for example `v7`, or none",
     ),
+    "^([a-z0-9_]{1,32}(/[a-z0-9.]{1,32})?)?$": (
+        "must be empty or ARCHITECTURE[/VARIANT]",
+        "write for example `arm64`, `arm` or `arm/v7`",
+    ),
     "^[0-9a-f]{32}$": ("must be 32 lower-case hex digits", "send a W3C trace id"),
     "^[0-9a-f]{16}$": ("must be 16 lower-case hex digits", "send a W3C span id"),
     "^([0-9a-f]{16})?$": ("must be empty or 16 lower-case hex digits", "send a W3C span id"),

@@ -72,6 +72,7 @@ async def test_rolling_updates_lose_no_request(
         ("never-ready", common_pb2.CAUSE_CODE_NOT_READY),
         ("crashes", common_pb2.CAUSE_CODE_CRASH_LOOP),
         ("predict-fails", common_pb2.CAUSE_CODE_PREDICTIONS_FAIL),
+        ("answers-wrongly", common_pb2.CAUSE_CODE_PREDICTIONS_FAIL),
     ],
 )
 async def test_a_broken_revision_is_rolled_back(
@@ -101,6 +102,9 @@ async def test_a_broken_revision_is_rolled_back(
     lines = "\n".join(found.rollout.cause.last_log_lines)
     if how == "predict-fails":
         assert "these weights are of another model" in lines + found.rollout.cause.message
+    if how == "answers-wrongly":
+        assert "golden case 1" in found.rollout.cause.message
+        assert "$.x is 4, expected 3" in found.rollout.cause.message
     if how == "crashes":
         assert "a segmentation fault, nearly" in lines
 

@@ -17,17 +17,29 @@ from pathlib import Path
 import grpc
 import grpc.aio
 import pytest
+from bed_processes import free_port
 from grpc_health.v1 import health_pb2
+from hand_device import HandDevice
 from server_process import HatobaServer, configured, running_server, runs
 from trees import put_chunks
 from waiting import PATIENCE, eventually, until
 from wire import Wire, shell
 
-from hatoba.v1 import admin_pb2, common_pb2, job_pb2
+from hatoba.v1 import admin_pb2, common_pb2, device_pb2, job_pb2
 from hatoba_scheduler.store.sqlite.database import connect
 from hatoba_scheduler.store.sqlite.doctor import check
 
 MEGABYTES = 24
+DEVICES = """
+[server]
+listen = "127.0.0.1:{api}"
+
+[devices]
+listen = "127.0.0.1:{devices}"
+
+[backends.edge]
+type = "iot-edge-arm"
+"""
 CONFIG = '[defaults]\ntrain = "null"\n\n[backends.null]\ntype = "null"\n'
 
 pytestmark = [pytest.mark.faults, pytest.mark.root, pytest.mark.timeout(180)]
@@ -154,6 +166,62 @@ async def test_a_full_disk(small_disk: Path) -> None:
         await server.restart()
         await all_there(wire, acknowledged, data)
         assert "Traceback" not in server.log_text()
+
+
+class Keeper:
+    """What a device keeps for the server: lines `1`, `2` and so on, till each is stored."""
+
+    def __init__(self, device: HandDevice) -> None:
+        self.stored = self.kept = 0
+        self._device = device
+
+    async def sends(self, count: int) -> None:
+        """Send so many new lines, and all that are not known to be stored; until these are, or the
+        stream ends.
+        """
+        self.kept += count
+        async with self._device.connected() as stream:
+            self.stored = stream.welcome.stored
+            records = device_pb2.DeviceRecords(first=self.stored + 1)
+            for number in range(records.first, self.kept + 1):
+                records.records.add().log.text = f"{number}"
+            await stream.say(device_pb2.DeviceItem(records=records))
+            while self.stored < self.kept:
+                told = await stream.next(lambda one: one.HasField("stored"))
+                self.stored = told.stored.position
+
+
+async def lines(wire: Wire) -> list[str]:
+    """All that the device said, as far as the server knows."""
+    request = device_pb2.ListDeviceLogsRequest(name="reader-1")
+    told = await wire.once(request, device_pb2.ListDeviceLogsResponse)
+    return [one.text for one in told.lines]
+
+
+async def test_what_devices_kept_waits_for_room(small_disk: Path) -> None:
+    ports = DEVICES.format(api=free_port("127.0.0.1"), devices=free_port("127.0.0.1"))
+    data = await asyncio.to_thread(configured, small_disk / "data", ports + CONFIG)
+    async with running_server(data, worker=False) as server, Wire(server) as wire:
+        token = await wire.once(device_pb2.CreateDeviceTokenRequest(uses=1), device_pb2.DeviceToken)
+        device = HandDevice()
+        await device.enroll(server.address, token.secret, "reader-1")
+        keeper, acknowledged = Keeper(device), [await submitted(wire, 0, hold=True)]
+        await keeper.sends(5)
+        ballast = small_disk / "ballast"
+        await asyncio.to_thread(fill, ballast)
+        await until_refused(wire, acknowledged)
+        await until_phase(wire, "read-only")
+        for _ in range(3):
+            with pytest.raises((EOFError, grpc.aio.AioRpcError)):
+                await keeper.sends(5)
+            assert keeper.stored == 5
+        assert await lines(wire) == [f"{number}" for number in range(1, 6)]
+        await asyncio.to_thread(ballast.unlink)
+        await until_phase(wire, "serving", patience=5)
+        await keeper.sends(0)
+        assert keeper.stored == keeper.kept == 20
+        await server.restart()
+        assert await lines(wire) == [f"{number}" for number in range(1, 21)]
 
 
 @contextmanager

@@ -17,11 +17,14 @@ TICK = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Resident bytes, share of one core, bytes of the link a minute both ways with all headers."""
+    """Resident bytes, share of one core, bytes of the link a minute both ways with all headers, and
+    how often a second it waits for something anew.
+    """
 
     memory: int
     share: float
     link: float
+    waits: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class _Seen:
     time: float
     cpu: float
     carried: int
+    waits: int
 
 
 async def footprint(machine: FarMachine, seconds: float) -> Footprint:
@@ -42,6 +46,7 @@ async def footprint(machine: FarMachine, seconds: float) -> Footprint:
         memory=await asyncio.to_thread(_resident, machine),
         share=(after.cpu - before.cpu) / took,
         link=(after.carried - before.carried) * 60 / took,
+        waits=(after.waits - before.waits) / took,
     )
 
 
@@ -49,7 +54,14 @@ def _look(machine: FarMachine) -> _Seen:
     assert machine.link is not None
     fields = Path(f"/proc/{machine.agent_pid()}/stat").read_text().rpartition(")")[2].split()
     cpu = (int(fields[11]) + int(fields[12])) / TICK
-    return _Seen(time.monotonic(), cpu, sum(machine.link.carried()))
+    return _Seen(time.monotonic(), cpu, sum(machine.link.carried()), _waits(machine))
+
+
+def _waits(machine: FarMachine) -> int:
+    """Switches that its threads asked for themselves."""
+    told = Path(f"/proc/{machine.agent_pid()}/task").glob("*/status")
+    lines = (line for one in told for line in one.read_text().splitlines())
+    return sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt"))
 
 
 def _resident(machine: FarMachine) -> int:

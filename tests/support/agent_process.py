@@ -21,6 +21,8 @@ class AgentProcess:
         self.data = data
         self.last = Done(0, "", "")
         """What a command said that a test has kept."""
+        self.entering: tuple[str, ...] = ()
+        """Words that begin the agent's command: what runs the rest in another place."""
         self._process: asyncio.subprocess.Process | None = None
 
     async def command(self, *arguments: str) -> Done:
@@ -38,8 +40,10 @@ class AgentProcess:
     async def start(self) -> None:
         """Switch the agent on."""
         log = await asyncio.to_thread((self.data / "agent.log").open, "ab")
+        words = (sys.executable, "-m", "hatoba_worker.agent", "run", "--data", str(self.data))
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "hatoba_worker.agent", "run", "--data", str(self.data)),
+            *self.entering,
+            *words,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,

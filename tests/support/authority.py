@@ -75,12 +75,15 @@ class Authority:
         )
         return path
 
-    def signed(self, csr: str, uri: str, begins: dt.datetime, ends: dt.datetime) -> str:
+    def signed(
+        self, csr: str, uri: str, begins: dt.datetime, ends: dt.datetime, name: str = ""
+    ) -> str:
         """The certificate (PEM) that a signing request asks for."""
         request = x509.load_pem_x509_csr(csr.encode())
         key = request.public_key()
         assert request.is_signature_valid
         assert isinstance(key, Public)
         uris = [x509.UniformResourceIdentifier(uri)]
-        made = self._made(x509.Name([]), key, (begins, ends), uris)
+        subject = [x509.NameAttribute(NameOID.COMMON_NAME, name)] if name else []
+        made = self._made(x509.Name(subject), key, (begins, ends), uris)
         return made.public_bytes(serialization.Encoding.PEM).decode()

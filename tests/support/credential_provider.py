@@ -33,7 +33,7 @@ class CredentialProvider:
         given = {
             "accessKeyId": "hatoba-test",
             "secretAccessKey": "hatoba-test-secret",
-            "sessionToken": "token",
+            "sessionToken": f"token-{len(self.asked)}",
             "expiration": until.strftime("%Y-%m-%dT%H:%M:%SZ"),
         }
         return web.json_response({"credentials": given})

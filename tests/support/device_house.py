@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -209,17 +210,28 @@ class FleetHouse:
         """A new disk is enrolled as the device that lost its own."""
         before = self.devices.named(name)
         after = replace(before, state=DeviceState.ENROLLED, version=before.version + 1)
-        enrolment = Enrolment(Write(after, before.version), DeviceEvent(name, 1, "enrolled", "", ""))
+        enrolment = Enrolment(
+            Write(after, before.version), DeviceEvent(name, 1, "enrolled", "", "")
+        )
         await self.devices.enroll(name, lambda _: enrolment, name, "token")
 
     async def come(
-        self, *names: str, generation: int = 0, transport: str = "grpc", vouched: bool = False
+        self,
+        *names: str,
+        generation: int = 0,
+        transport: str = "grpc",
+        vouched: bool = False,
+        capacity: device_pb2.DeviceCapacity | None = None,
     ) -> None:
         """They connect."""
         for name in names:
             self.streams.there.add(name)
             hello = device_pb2.DeviceHello(
-                device=name, boot_id="b", installation="i-" + name, generation=generation
+                device=name,
+                boot_id="b",
+                installation="i-" + name,
+                generation=generation,
+                capacity=capacity,
             )
             self.streams.tell.put_nowait(DeviceCame(name, hello, transport, vouched))
         await self.turn()
@@ -246,10 +258,12 @@ class FleetHouse:
         *,
         running: int = 0,
         cause: common_pb2.Cause | None = None,
+        disk: int = 0,
     ) -> None:
         """Devices say how the newest that they were told fares."""
         for name in names:
             report = report_on(self.wanted(name), phase, running=running, cause=cause)
+            report.disk_bytes = disk
             self.streams.tell.put_nowait(DeviceTold(name, report))
         await self.turn()
 
@@ -260,17 +274,19 @@ class FleetHouse:
 
     # -- deployments ----------------------------------------------------------------------------
 
-    async def deploy(self, selector: str = "tokyo", **targets: object) -> Live:
+    async def deploy(
+        self, selector: str = "tokyo", *, name: str = "reader", **targets: object
+    ) -> Live:
         """A new deployment to the devices of a site."""
         spec = deployment_pb2.DeploymentSpec(model="digits:1", backend="edge")
         spec.devices.selector.append(job_pb2.LabelRequirement(key="site", values=[selector]))
-        for name, value in targets.items():
+        for field_name, value in targets.items():
             if isinstance(value, list):
-                getattr(spec.devices, name).extend(value)
+                getattr(spec.devices, field_name).extend(value)
             else:
-                setattr(spec.devices, name, value)
+                setattr(spec.devices, field_name, value)
         wanted = settings_of(with_defaults(spec, "edge"), version(1))
-        new = bare(wanted, backend="edge")
+        new = bare(wanted, backend="edge", name=name, uid=str(uuid.uuid5(uuid.NAMESPACE_DNS, name)))
         change = created(new, revision(1), self.book.now("ann"), devices=True)
         live, _ = await self.book.create(change, revision(1), None)
         await self.turn()
@@ -282,11 +298,13 @@ class FleetHouse:
         number: int,
         *,
         memory: int = 0,
+        disk: int = 0,
         images: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """Another revision of it, which needs so much memory and has these images."""
+        """Another revision of it, which needs so much and has these images."""
         template = worker_pb2.ReplicaSpec(model_version=version(number))
         template.resources.memory_bytes = memory
+        template.model.total_bytes = disk
         for architecture, digest in images.items():
             template.images.add(
                 architecture=architecture, digest=digest, reference="r.example/m:1", pushed=True

@@ -56,6 +56,7 @@ class DeviceSite(
     RevokeDevice: Any = _absent
     DecommissionDevice: Any = _absent
     ListRolloutDevices: Any = _absent
+    RetryRolloutDevices: Any = _absent
     PlanDevices: Any = _absent
     ListDeviceLogs: Any = _absent
     ListDeviceRecords: Any = _absent
@@ -228,9 +229,13 @@ class DeviceSite(
 
     @property
     def figures(self) -> dict[str, float]:
-        """Figures by name, each as it was told last."""
-        told = [self.records[at] for at in sorted(self.records)]
-        return {one.figure.name: one.figure.value for one in told if one.HasField("figure")}
+        """Figures of the device by name, each as it was told last."""
+        return self.figures_of("")
+
+    def figures_of(self, deployment: str) -> dict[str, float]:
+        """Figures of a deployment by name, each as it was told last."""
+        told = [self.records[at].figure for at in sorted(self.records)]
+        return {one.name: one.value for one in told if one.name and one.deployment == deployment}
 
     @property
     def happenings(self) -> list[str]:

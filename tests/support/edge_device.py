@@ -43,22 +43,24 @@ class Shop:
         self._root = root
 
     async def read(self, digest: str, offset: int) -> AsyncIterator[bytes]:
-        path = self._root / "chunks" / digest[7:]
-        if not path.exists():
-            raise Gone(digest)
-        data = path.read_bytes()
+        data = await asyncio.to_thread(_bytes, self._root / "chunks" / digest[7:])
         for start in range(offset, len(data), PIECE):
-            if (self._root / "away").exists():
+            if await asyncio.to_thread((self._root / "away").exists):
                 raise Cut("the link is cut")
             yield data[start : start + PIECE]
 
     async def manifest(self, digest: str) -> artifact_pb2.Manifest:
-        if (self._root / "away").exists():
+        if await asyncio.to_thread((self._root / "away").exists):
             raise Cut("the link is cut")
-        path = self._root / "manifests" / digest[7:]
-        if not path.exists():
-            raise Gone(digest)
-        return artifact_pb2.Manifest.FromString(path.read_bytes())
+        data = await asyncio.to_thread(_bytes, self._root / "manifests" / digest[7:])
+        return artifact_pb2.Manifest.FromString(data)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Gone(path.name) from None
 
 
 class Device:

@@ -127,16 +127,21 @@ class EdgeHouse:
         await asyncio.to_thread(fresh.write_text, json.dumps(told))
         await asyncio.to_thread(fresh.replace, self.shop / "desired.json")
 
-    def spec(self, revision: int, bias: int, **env: str) -> worker_pb2.ReplicaSpec:
-        """A model that adds `bias`; blocks."""
+    def spec(
+        self, revision: int, bias: int, *, golden: str = "", **env: str
+    ) -> worker_pb2.ReplicaSpec:
+        """A model that adds `bias`, with golden cases, a line each; blocks."""
+        files = {"bias.txt": f"{bias}".encode()}
+        if golden:
+            files["golden.jsonl"] = golden.encode()
         spec = worker_pb2.ReplicaSpec(
             deployment=DEPLOYMENT,
             revision=revision,
             model_version=f"projects/default/models/adder/versions/{revision}",
-            model=self._stored(f"model-{revision}", {"bias.txt": f"{bias}".encode()}),
+            model=self._stored(f"model-{revision}", files),
             env=env,
         )
-        spec.serving.handler = "model:Model"
+        spec.serving.handler, spec.serving.golden = "model:Model", len(golden.splitlines())
         spec.serving.code.CopyFrom(self._stored(f"code-{revision}", {"model.py": HANDLER.encode()}))
         spec.serving.environment.caller_interpreter = sys.executable
         spec.serving.example.data = json.dumps({"x": 1}).encode()

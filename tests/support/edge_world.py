@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import wrong_clock
 from bed_device import FarMachine
 from bed_edge import EdgeNetwork, edge_network, prepare
 from bed_place import Unavailable
 from bed_processes import free_port
 from command_line import CommandLine
 from counting_link import CountingLink, counting_link
+from cryptography import x509
 from server_process import HatobaServer, configured, running_server
 from serving_house import ready
 from trees import put_tree
@@ -32,10 +34,10 @@ QUICK_LINKS = {"PYTHONPATH": str(HERE / "quick_links")}
 """For an agent whose link is cut often: see there."""
 CONFIG = """
 [server]
-listen = "{address}:{api}"
+listen = "{api}"
 
 [devices]
-listen = "{address}:{devices}"
+listen = "{devices}"
 alive_every = {alive}
 {more}
 
@@ -47,6 +49,7 @@ type = "iot-edge-arm"
 """
 NAME = "reader"
 PATIENCE = 90.0
+HOUR = 3_600.0
 GOOD = "SLOT_PHASE_GOOD"
 # Says what it was made of, as it lies on the device; breaks as its `does` says.
 HANDLER = b"""
@@ -92,6 +95,13 @@ def why_not() -> str:
     except Unavailable as error:
         return str(error)
     return ""
+
+
+def certificate(machine: FarMachine) -> x509.Certificate:
+    """What a device shows to the server; blocks."""
+    tls = machine.seen / "tls"
+    slot = (tls / "current").read_text().strip()
+    return x509.load_pem_x509_certificate((tls / f"device-{slot}.pem").read_bytes())
 
 
 class World:
@@ -185,6 +195,11 @@ class World:
         """Wait until a revision is good on the machine, as it says itself."""
         await self.until_slot(machine, phase=GOOD, running=revision, revision=revision)
 
+    async def later(self, hours: float, library: Path) -> None:
+        """The server is killed, and started again so many hours after now."""
+        self.server.launcher.environ |= wrong_clock.wrong_by(hours * HOUR, library)
+        await self.server.restart()
+
     # -- models and deployments -----------------------------------------------------------------
 
     async def model(
@@ -249,6 +264,12 @@ class World:
             request.spec.strategy.bake.FromNanoseconds(round(bake * 1e9))
         return await self.wire.once(request, deployment_pb2.Deployment)
 
+    async def promote(self, model: str, alias: str) -> None:
+        """Have an alias of `toy` name a version, given as `toy:3`."""
+        request = model_pb2.SetAliasRequest(model="toy", alias=alias)
+        request.version = int(model.partition(":")[2])
+        await self.wire.once(request, model_pb2.SetAliasResponse)
+
     async def shown(self) -> deployment_pb2.Deployment:
         """The deployment as it is now."""
         request = deployment_pb2.GetDeploymentRequest(name=NAME)
@@ -265,9 +286,9 @@ class World:
 
         return await eventually(look, PATIENCE)
 
-    async def rows(self, name: str = NAME) -> dict[str, device_pb2.RolloutDevice]:
-        """Where devices stand on the way to the newest revision."""
-        request = device_pb2.ListRolloutDevicesRequest(deployment=name)
+    async def rows(self, name: str = NAME, rollout: int = 0) -> dict[str, device_pb2.RolloutDevice]:
+        """Where devices stand on the way to the newest revision, or how an earlier one ended."""
+        request = device_pb2.ListRolloutDevicesRequest(deployment=name, rollout=rollout)
         told = await self.wire.once(request, device_pb2.ListRolloutDevicesResponse)
         return {one.device.removeprefix("devices/"): one for one in told.devices}
 
@@ -308,21 +329,29 @@ class World:
 
 @asynccontextmanager
 async def edge_world(
-    root: Path, *, relayed: bool = False, alive_every: int = 1, more: str = ""
+    root: Path,
+    *,
+    relayed: bool = False,
+    alive_every: int = 1,
+    more: str = "",
+    port: int = 0,
 ) -> AsyncIterator[World]:
     """A world. `relayed`: devices reach their port through a link that counts and breaks; what else
-    is given is said of that port.
+    is given is said of that port. `port`: both of the server's have this number, each on an address
+    of its own.
     """
     async with AsyncExitStack() as stack:
         beside = ExitStack()
         stack.push_async_callback(asyncio.to_thread, beside.close)
         network = await asyncio.to_thread(beside.enter_context, edge_network())
-        address, port, relay = network.address, free_port(network.address), None
+        api, devices = await asyncio.to_thread(_places, network, port)
+        relay = None
         if relayed:
-            relay = await stack.enter_async_context(counting_link(address, port, address))
-            more += f'\nadvertise = "{address}:{relay.port}"'
-        places = {"address": address, "api": free_port(address), "devices": port}
-        text = CONFIG.format(**places, alive=alive_every, more=more)
+            there = devices.rpartition(":")[2]
+            link = counting_link(network.address, int(there), network.address)
+            relay = await stack.enter_async_context(link)
+            more += f'\nadvertise = "{network.address}:{relay.port}"'
+        text = CONFIG.format(api=api, devices=devices, alive=alive_every, more=more)
         data = await asyncio.to_thread(configured, root / "server", text)
         server = await stack.enter_async_context(running_server(data, worker=False))
         authority = await asyncio.to_thread(Path(server.ready["ca_file"]).read_bytes)
@@ -331,3 +360,11 @@ async def edge_world(
         world = World(root, server, wire, network, relay)
         stack.push_async_callback(world.close)
         yield world
+
+
+def _places(network: EdgeNetwork, port: int) -> tuple[str, str]:
+    """Where the server listens for everybody, and where for devices."""
+    if port:
+        return f"{network.address}:{port}", f"{network.second_address()}:{port}"
+    address = network.address
+    return f"{address}:{free_port(address)}", f"{address}:{free_port(address)}"

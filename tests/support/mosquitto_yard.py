@@ -35,28 +35,37 @@ CONFIG = """\
 user root
 persistence true
 persistence_location {root}/
-allow_anonymous true
+per_listener_settings true
 listener {port} 127.0.0.1
+{rights}
 cafile {root}/tls/ca.pem
 certfile {root}/tls/broker.pem
 keyfile {root}/tls/broker.pem
 require_certificate true
 listener {plain} 127.0.0.1
+allow_anonymous true
 protocol websockets
 """
+ANY = "allow_anonymous true"
+LISTED = "use_identity_as_username true\nacl_file {root}/rights"
 
 
 class Mosquitto:
-    """One broker. What it keeps outlives it as long as it is ended in good order."""
+    """One broker. What it keeps outlives it as long as it is ended in good order. `rights` are
+    what clients with certificates have (`acl_file`); empty: all.
+    """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, rights: str = "") -> None:
         root.mkdir()
         self.root = root
         self.today = dt.datetime.now(dt.UTC).replace(microsecond=0)
         self.authority = Authority(root / "tls", self.today)
         self.authority.pair("broker.pem", HOST, self.today - DAY, self.today + 90 * DAY)
         self.port, self.plain = _free(), _free()
-        (root / "conf").write_text(CONFIG.format(root=root, port=self.port, plain=self.plain))
+        (root / "rights").write_text(rights)
+        given = LISTED.format(root=root) if rights else ANY
+        text = CONFIG.format(root=root, port=self.port, plain=self.plain, rights=given)
+        (root / "conf").write_text(text)
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -84,9 +93,10 @@ class Mosquitto:
             process.send_signal(number)
             await process.wait()
 
-    def signed(self, csr: str) -> str:
+    def signed(self, csr: str, name: str = "") -> str:
         """A certificate for a request; blocks."""
-        return self.authority.signed(csr, "urn:thing", self.today - DAY, self.today + 90 * DAY)
+        begins, ends = self.today - DAY, self.today + 90 * DAY
+        return self.authority.signed(csr, "urn:thing", begins, ends, name)
 
     def claim(self, path: Path) -> None:
         """A file with a key and a certificate; blocks."""
@@ -97,14 +107,23 @@ class Mosquitto:
 @pytest.fixture
 async def mosquitto(tmp_path: Path) -> AsyncIterator[Mosquitto]:
     """A broker of a test's own."""
+    async with running(tmp_path / "broker") as broker:
+        yield broker
+
+
+@asynccontextmanager
+async def running(root: Path, rights: str = "") -> AsyncIterator[Mosquitto]:
+    """A broker; skips where there is none."""
     try:
         await asyncio.to_thread(install, "mosquitto")
     except (Unavailable, OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"there is no mosquitto: {error}")
-    broker = await asyncio.to_thread(Mosquitto, tmp_path / "broker")
+    broker = await asyncio.to_thread(Mosquitto, root, rights)
     await broker.start()
-    yield broker
-    await broker.stop()
+    try:
+        yield broker
+    finally:
+        await broker.stop()
 
 
 @dataclass

@@ -49,8 +49,10 @@ class Echo:
             os._exit(139)
         time.sleep(float(os.environ.get("SECONDS", "0.001")))
         revision = os.environ.get("HATOBA_REVISION", "")
-        return {"model": self.name, "revision": revision, "x": inputs["x"]}
+        x = inputs["x"] + (BREAK == "answers-wrongly")
+        return {"model": self.name, "revision": revision, "x": x}
 """
+GOLDEN = '{"input": {"x": 3}, "expected": {"x": 3}}\n'
 PATIENCE = 60.0
 SETTLED = frozenset({deployment_pb2.DEPLOYMENT_STATE_READY, deployment_pb2.DEPLOYMENT_STATE_FAILED})
 
@@ -65,7 +67,8 @@ async def upload(wire: Wire, directory: Path) -> common_pb2.ManifestRef:
 async def registered(
     wire: Wire, home: Path, name: str = "echo", *, python: str = ""
 ) -> model_pb2.ModelVersion:
-    """A READY version of a model that answers with its name; each call makes another.
+    """A READY version of a model that answers with its name and with what it was asked, as it has
+    to; each call makes another.
 
     It runs in this interpreter, on this server's own host, or in `python` of whatever host.
     """
@@ -73,8 +76,9 @@ async def registered(
     for directory in (model, code):
         await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
     await asyncio.to_thread((model / "name").write_text, f"{name}-{time.time_ns()}")
+    await asyncio.to_thread((model / "golden.jsonl").write_text, GOLDEN)
     await asyncio.to_thread((code / "echo.py").write_text, HANDLER)
-    serving = model_pb2.Serving(handler="echo:Echo", code=await upload(wire, code))
+    serving = model_pb2.Serving(handler="echo:Echo", code=await upload(wire, code), golden=1)
     if python:
         serving.environment.python = python
     else:

@@ -21,6 +21,7 @@ from hatoba_scheduler.domain.device_rollouts import (
     Row,
     Stage,
     Word,
+    retried,
     said,
     step,
     superseded,
@@ -57,6 +58,8 @@ LATER = 1
 """Microseconds after something is due."""
 NO_ROOM = Cause(CauseCode.NO_CAPACITY, Origin.CAPACITY, "no room", retryable=False)
 
+RETRIED = (Stage.FAILED, Stage.REJECTED, Stage.TIMED_OUT, Stage.NOT_REACHED)
+_BY_ITSELF = {Stage.WAITING: "its turn", Stage.LEFT: "selector"}
 SAYS = (Stage.APPLYING, Stage.BAKING, Stage.SUCCEEDED, Stage.FAILED, Stage.REJECTED)
 
 Arrows = dict[tuple[str, str], set[str]]
@@ -81,17 +84,21 @@ def arrows() -> Arrows:
     return found
 
 
-def _shape(row: Row) -> tuple[Stage, int, bool]:
-    """What of a row decides what can follow."""
-    return row.stage, row.tries, bool(row.due)
+def _shape(row: Row) -> tuple[Stage, int, bool, bool]:
+    """What of a row decides what can follow; more tries than are made by themselves are alike."""
+    return row.stage, min(row.tries, POLICY.retries), bool(row.due), row.refused
 
 
 def _following(row: Row) -> Found:
     """What can become of a device."""
     for after in _by_itself(row):
-        yield ("its turn" if row.stage is Stage.WAITING else "no answer"), after
+        yield _BY_ITSELF.get(row.stage, "no answer"), after
     for after in _by_word(row):
         yield ("tried again" if after.stage is Stage.WAITING else "device"), after
+    roomier = step(replace(_view(row), roomier=[row.device]), NOW) if row.refused else None
+    yield from (("more room", one) for one in (roomier.rows if roomier is not None else ()))
+    again = retried(_view(row), [], RETRIED, NOW)
+    yield from (("retry", one) for one in (again.rows if again is not None else ()))
     gone = step(replace(_view(row), devices={}), NOW)
     yield from (("selector", one) for one in (gone.rows if gone is not None else ()))
     yield from (("another revision", one) for one in superseded([row], NOW))

@@ -83,8 +83,9 @@ speaks of an ending goes before this table; each decision is told in the note of
 DEVICE_STAGES = """A deployment to devices has a row for each device and roll-out
 ([devices](devices.md)). The words on the arrows say what leads along them: the device's own word,
 no answer in the time that it had, its turn in the roll-out, a `selector` or label that changed,
-another revision. Errors are what roll-outs are given up by. What may pass is offered anew, as often
-as `--retries` says: tried again when the device says so, or for want of an answer."""
+another revision, more room on a device that it did not fit, somebody's `hatoba deployments retry`.
+Errors are what roll-outs are given up by. What may pass is offered anew, as often as `--retries`
+says: tried again when the device says so, or for want of an answer."""
 
 GANGS = (
     (CauseCode.GANG_FAILED, Origin.POLICY, "with its gang's next generation, if there is one"),

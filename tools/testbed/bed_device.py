@@ -294,8 +294,19 @@ class FarMachine:
     def reap(self) -> None:
         """Wait for the agent's end."""
         if self._agent is not None:
+            self.resume_agent()
             self._agent.wait()
             self._agent = None
+
+    def resume_agent(self) -> None:
+        """Have an agent go on that stands still: who waits for it does so, too, and wakes it."""
+        if self._agent is not None:
+            self._agent.send_signal(signal.SIGCONT)
+
+    def stands_still(self) -> bool:
+        """Whether its agent was stopped, and who waits for it has seen that."""
+        waits = [self._agent.pid] if self._agent is not None else []
+        return all(_is_stopped(pid) for pid in [*waits, self.agent_pid()])
 
     @property
     def log(self) -> Path:
@@ -341,6 +352,10 @@ class FarMachine:
             if deployment in ("", one["deployment"].rpartition("/")[2]):
                 return dict(one)
         return {}
+
+
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def until(holds: Any, within: float, what: str) -> Any:

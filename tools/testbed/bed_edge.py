@@ -119,6 +119,25 @@ class EdgeNetwork:
         (line,) = (one for one in listed.splitlines() if f" --sport {port} " in one)
         return int(line.split()[-1])
 
+    def second_address(self) -> str:
+        """One more of this machine's."""
+        address = str(self.subnet[4])
+        run("ip", "address", "add", f"{address}/28", "dev", self._own)
+        return address
+
+    def let_out_only(self, port: int) -> None:
+        """Devices reach this TCP port from now on, wherever it is, and nothing else."""
+        lets_out = ["-p", "tcp", "--dport", str(port), "-j", "ACCEPT"]
+        for rule in (lets_out, ["-j", "DROP"]):
+            self._iptables("-A", "FORWARD", "-i", "lan", *rule)
+
+    def kept_in(self) -> int:
+        """Packets that devices sent elsewhere since then."""
+        listed = self._iptables("-S", "FORWARD", "-v")
+        (line,) = (one for one in listed.splitlines() if "-i lan" in one and one.endswith("DROP"))
+        packets, _ = line.partition(" -c ")[2].split()[:2]
+        return int(packets)
+
     def _sent_from(self, port: int) -> list[str]:
         return ["-i", "wan", "-s", self.address, "-p", "tcp", "--sport", str(port)]
 

@@ -18,6 +18,7 @@ from typing import Any
 from google.protobuf import json_format
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from hatoba.golden import MOST_CASES
 from hatoba.v1 import job_pb2, runner_pb2
 from hatoba_worker import tinyfiles
 from hatoba_worker.attempts import Checkpoint, Logged
@@ -145,6 +146,11 @@ def _fill_serving(model: runner_pb2.LoggedModel, body: Mapping[str, Any]) -> Non
     serving.batch_wait_ms = _value(body["batch_wait_ms"])
     if not 0 <= serving.max_batch <= 4096 or not 0 <= serving.batch_wait_ms <= 10_000:
         raise Malformed("max_batch")
+    # A job's own Hatoba may be older than golden cases.
+    golden = _step(body.get("golden", 0))
+    if not 0 <= golden <= MOST_CASES:
+        raise Malformed("golden")
+    serving.golden = golden
     if not serving.example.media_type:
         serving.ClearField("example")
     try:

@@ -217,9 +217,14 @@ class AsyncDeployments:
         )
         return await self._client.call(request, Deployment)
 
-    async def delete(self, name: str) -> Deployment:
-        """Take it away; its replicas finish what they have. `watch` tells when it is gone."""
-        request = deployment_pb2.DeleteDeploymentRequest(project=self._client.project, name=name)
+    async def delete(self, name: str, *, allow_removal: bool = False) -> Deployment:
+        """Take it away; its replicas finish what they have. `watch` tells when it is gone.
+
+        Raises FailedPrecondition where devices run it and `allow_removal` is not set.
+        """
+        request = deployment_pb2.DeleteDeploymentRequest(
+            project=self._client.project, name=name, allow_removal=allow_removal
+        )
         return await self._client.call(request, Deployment)
 
     async def watch(self, name: str, *, follow: bool = False) -> AsyncGenerator[Deployment, None]:
@@ -357,9 +362,9 @@ class Deployments:
         """See AsyncDeployments.traffic."""
         return self._loop.run(self._deployments.traffic(name, weights))
 
-    def delete(self, name: str) -> Deployment:
+    def delete(self, name: str, *, allow_removal: bool = False) -> Deployment:
         """See AsyncDeployments.delete."""
-        return self._loop.run(self._deployments.delete(name))
+        return self._loop.run(self._deployments.delete(name, allow_removal=allow_removal))
 
     def watch(self, name: str, *, follow: bool = False) -> Generator[Deployment, None, None]:
         """See AsyncDeployments.watch."""

@@ -15,7 +15,7 @@ from collections.abc import (
 from contextlib import aclosing
 from datetime import timedelta
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 from hatoba.errors import Exhausted, InvalidSpec, Unavailable
 from hatoba.following import Patience
@@ -59,6 +59,19 @@ _TIMES = ("group_wait", "retry_wait", "offer_deadline", "apply_deadline", "appro
 _LABELLED = ("selector", "groups")
 
 
+class ListOptions(TypedDict, total=False):
+    """Which devices are listed. `away`: out of reach for so many seconds or longer; `behind`: they
+    have not done all that is wanted of them; `states`: words such as `revoked`; `platform`:
+    `arm64`, `arm`, `arm/v7`; `agent`: a version, `none` for those that never said theirs.
+    """
+
+    away: float
+    behind: bool
+    states: Sequence[str]
+    platform: str
+    agent: str
+
+
 class AsyncDevices:
     """Devices of the installation; `AsyncClient.devices`."""
 
@@ -86,9 +99,20 @@ class AsyncDevices:
             request.ttl.FromTimedelta(timedelta(seconds=ttl))
         return await self._client.call(request, device_pb2.DeviceToken)
 
-    async def list(self, selector: Sequence[Label] = ()) -> list[Device]:
+    async def list(
+        self, selector: Sequence[Label] = (), **asked: Unpack[ListOptions]
+    ) -> list[Device]:
         """Devices for which all of these hold, by name."""
-        request = device_pb2.ListDevicesRequest(selector=requirements(selector), page_size=_PAGE)
+        request = device_pb2.ListDevicesRequest(
+            selector=requirements(selector),
+            page_size=_PAGE,
+            behind=asked.get("behind", False),
+            states=[state_of(word) for word in asked.get("states", ())],
+            platform=asked.get("platform", ""),
+            agent=asked.get("agent", ""),
+        )
+        if (away := asked.get("away")) is not None:
+            request.away.FromTimedelta(timedelta(seconds=away))
         found: list[Device] = []
         while True:
             page = await self._client.call(request, device_pb2.ListDevicesResponse)
@@ -164,6 +188,23 @@ class AsyncDevices:
             if not page.next_page_token:
                 return found
 
+    async def retry(
+        self, deployment: str, devices: Sequence[str] = (), stages: Sequence[str] = ()
+    ) -> device_pb2.RetryRolloutDevicesResponse:
+        """Have a deployment's newest revision tried again on devices that do not have it.
+
+        `devices`: on those alone; `stages`: on those that are `failed`, `rejected`, `timed-out` or
+        `not-reached` (default: the first three). Raises InvalidSpec, NotFound, WrongState once the
+        revision was given up.
+        """
+        request = device_pb2.RetryRolloutDevicesRequest(
+            project=self._client.project,
+            deployment=deployment,
+            devices=devices,
+            stages=[stage_of(word) for word in stages],
+        )
+        return await self._client.call(request, device_pb2.RetryRolloutDevicesResponse)
+
     async def events(self, name: str, limit: int = 100) -> Sequence[device_pb2.DeviceEvent]:
         """What happened to a device, newest first."""
         request = device_pb2.ListDeviceEventsRequest(name=name, page_size=min(limit, 1000))
@@ -176,7 +217,8 @@ class AsyncDevices:
         """The last `tail` lines (default: 100) that came from a device, oldest first.
 
         `deployment`: of that one alone. With `follow` also those that come later, for ever;
-        servers and connections may go and come back meanwhile.
+        servers and connections may go and come back meanwhile. What was lost on the device behind
+        the last line is one more, which has a number of `lost` records and no text.
         """
 
         async def page(after: int, limit: int) -> Sequence[device_pb2.DeviceLog]:
@@ -202,7 +244,8 @@ class AsyncDevices:
     async def happenings(
         self, name: str, limit: int = 100
     ) -> Sequence[device_pb2.StoredDeviceRecord]:
-        """What a device told of what happened there, the last `limit`, oldest first."""
+        """What a device told of what happened there, the last `limit`, oldest first, and gaps as
+        in `logs`."""
         kind = device_pb2.DEVICE_RECORD_KIND_HAPPENING
         async with aclosing(self._records(name, kind, "", limit, follow=False)) as records:
             return [record async for record in records]
@@ -281,9 +324,9 @@ class Devices:
         )
         return self._loop.run(made)
 
-    def list(self, selector: Sequence[Label] = ()) -> list[Device]:
+    def list(self, selector: Sequence[Label] = (), **asked: Unpack[ListOptions]) -> list[Device]:
         """See AsyncDevices.list."""
-        return self._loop.run(self._devices.list(selector))
+        return self._loop.run(self._devices.list(selector, **asked))
 
     def get(self, name: str) -> Device:
         """One device. Raises NotFound."""
@@ -318,6 +361,12 @@ class Devices:
     ) -> Sequence[device_pb2.RolloutDevice]:
         """See AsyncDevices.rollout."""
         return self._loop.run(self._devices.rollout(deployment, stages, rollout))
+
+    def retry(
+        self, deployment: str, devices: Sequence[str] = (), stages: Sequence[str] = ()
+    ) -> device_pb2.RetryRolloutDevicesResponse:
+        """See AsyncDevices.retry."""
+        return self._loop.run(self._devices.retry(deployment, devices, stages))
 
     def events(self, name: str, limit: int = 100) -> Sequence[device_pb2.DeviceEvent]:
         """What happened to a device, newest first."""
@@ -399,6 +448,16 @@ def say_requirement(one: job_pb2.LabelRequirement) -> str:
             return f"!{one.key}"
         case _:
             return f"{one.key}={values}"
+
+
+def state_of(word: str) -> device_pb2.DeviceState.ValueType:
+    """The state of a word such as `revoked`. Raises InvalidSpec."""
+    if word not in STATES:
+        raise InvalidSpec(f"{word!r} is no state", remedy=f"write one of {', '.join(STATES)}")
+    return device_pb2.DeviceState.Value(f"DEVICE_STATE_{word.upper()}")
+
+
+STATES = ("enrolled", "revoked", "leaving")
 
 
 def stage_of(word: str) -> device_pb2.DeviceStage.ValueType:

@@ -292,6 +292,14 @@ def encode(result: Any) -> Payload:
         ) from None
 
 
+def encode_json(value: Any) -> bytes:
+    """Any value as JSON, arrays of numpy and its like included; raises ExampleRefused."""
+    try:
+        return _ENCODER.encode(value).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ExampleRefused(f"JSON cannot carry {type(value).__name__}: {error}") from None
+
+
 def payload_of(example: Any) -> Payload:
     """An example as it would come over the wire: bytes, `(bytes, media type)`, or JSON.
 

@@ -226,6 +226,7 @@ class JobContext:
         *,
         handler: str = "",
         example: Any = None,
+        golden: Any = None,
         metrics: Mapping[str, float] | None = None,
         description: str = "",
         labels: Mapping[str, str] | None = None,
@@ -237,13 +238,16 @@ class JobContext:
         """Make a model version of a file or directory, once the job has succeeded.
 
         `handler`, `MODULE:CLASS` in `code` (the working directory), serves it. It is imported here
-        and now and has to answer `example`: JSON, bytes, or `(bytes, media type)`. `parent` is the
-        version it was made from (`digits:6`). A server asks for up to `max_batch` answers at once,
-        for which the first request waits `batch_wait_ms` at most.
+        and now and has to answer `example`: JSON, bytes, or `(bytes, media type)`; and `golden` as
+        expected, a file (Path) or a list of `{"input", "expected", "tolerance"}`, as each of its
+        servers has to (`hatoba.golden`). `parent` is the version it was made from (`digits:6`). A
+        server asks for up to `max_batch` answers at once, for which the first request waits
+        `batch_wait_ms` at most.
 
         Unlike the other methods it raises: ValueError for what cannot be a model, HandlerNotFound,
-        HandlerFailed or ExampleRefused (`hatoba.handlers`) for one that could not be served, and
-        OSError when it cannot be kept. Outside Hatoba it checks the same, and keeps nothing.
+        HandlerFailed or ExampleRefused (`hatoba.handlers`) for one that could not be served,
+        GoldenRefused for golden cases that are none or answered otherwise, and OSError when it
+        cannot be kept. Outside Hatoba it checks the same, and keeps nothing.
         """
         from hatoba import logged_models
 
@@ -252,6 +256,7 @@ class JobContext:
             path=Path(path),
             handler=handler,
             example=example,
+            golden=golden,
             metrics=metrics or {},
             description=description,
             labels=labels or {},

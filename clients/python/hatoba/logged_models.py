@@ -1,8 +1,8 @@
 """What `current_job().log_model` does: check a model in the job's own process, and lay it aside.
 
-Standard library only. A logged model lies in `HATOBA_DIR/models/N`: its files in `files`, code of
-its own in `code`, its example in `example`. The line of the spool that names N comes last; the
-worker brings all of it out when the job has ended well.
+Standard library only. A logged model lies in `HATOBA_DIR/models/N`: its files in `files`, golden
+cases among them, code of its own in `code`, its example in `example`. The line of the spool that
+names N comes last; the worker brings all of it out when the job has ended well.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hatoba import handlers
+from hatoba import golden, handlers
 from hatoba.handlers import Checked, ExampleRefused, Payload
 
 DIRECTORY = "models"
@@ -46,6 +46,7 @@ class LoggedModel:
     path: Path
     handler: str = ""
     example: Any = None
+    golden: Any = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     description: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -57,14 +58,20 @@ class LoggedModel:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A model that may be logged: its example as it is sent, and what was made of it."""
+    """A model that may be logged: its example and golden cases as they are sent, how many of
+    these, and what was made of the example."""
 
     example: Payload | None = None
     checked: Checked | None = None
+    golden: bytes = b""
+    cases: int = 0
 
 
 def examine(model: LoggedModel) -> Examined:
-    """Import the handler, make it, have it answer the example; raises ValueError, HandlerError."""
+    """Import the handler, make it, have it answer example and golden cases.
+
+    Raises ValueError, HandlerError.
+    """
     _validate(model)
     if not model.handler:
         return Examined()
@@ -79,7 +86,14 @@ def examine(model: LoggedModel) -> Examined:
                 f"the example of model {model.name!r} has {size:,} bytes and may have "
                 f"{MOST_EXAMPLE_BYTES:,}: give a smaller one"
             )
-        return Examined(example, handlers.check(loaded, example))
+        checked = handlers.check(loaded, example)
+        if model.golden is None:
+            return Examined(example, checked)
+        content = golden.content_of(model.golden)
+        golden.refuse_another(directory, content)
+        cases = golden.parse(content)
+        golden.check(loaded, cases)
+        return Examined(example, checked, content, len(cases))
 
 
 def keep(model: LoggedModel, examined: Examined, directory: Path) -> int:
@@ -93,6 +107,8 @@ def keep(model: LoggedModel, examined: Examined, directory: Path) -> int:
         _copy(model.path, place / FILES)
         if model.code is not None:
             _copy(model.code, place / CODE, _IGNORED)
+        if examined.golden and not (place / FILES / golden.FILE).exists():
+            (place / FILES / golden.FILE).write_bytes(examined.golden)
         if examined.example is not None:
             (place / EXAMPLE).write_bytes(examined.example.data)
         _validate_examples(place.parent)
@@ -110,6 +126,7 @@ def record(model: LoggedModel, examined: Examined) -> dict[str, Any]:
         "handler": model.handler,
         "own_code": model.code is not None,
         "example": examined.example.media_type if examined.example else "",
+        "golden": examined.cases,
         "signature": examined.checked.signature if examined.checked else {},
         "metrics": {str(key): float(value) for key, value in model.metrics.items()},
         "description": model.description,
@@ -131,6 +148,8 @@ def _validate(model: LoggedModel) -> None:
         )
     if not model.handler and model.example is not None:
         raise ValueError("an example needs a handler that answers it: handler='MODULE:CLASS'")
+    if model.golden is not None and model.example is None:
+        raise ValueError("golden cases need an example too, which tells what goes in and out")
     _validate_path(model.path, "model")
     if model.code is not None and not model.code.is_dir():
         raise ValueError(f"code: there is no directory {model.code}")

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from hatoba import handlers, packing
+from hatoba import golden, handlers, packing
 from hatoba.artifacts.scan import Selection
 from hatoba.errors import DeadlineExceeded, InvalidSpec
 from hatoba.options import ParamValue, default_interpreter, read_requirements, set_param
@@ -36,7 +36,9 @@ class RegisterOptions(TypedDict, total=False):
 
     `handler` is `MODULE:CLASS`, importable from the directory `code` (left out: from the model's
     own). `example` is an input as a request would have it: a file (Path), bytes, or anything that
-    JSON can carry; a handler needs one. `requirements` is a file in pip's format, `python` is a
+    JSON can carry; a handler needs one. `golden` are inputs whose answers are known, which every
+    replica has to answer so: a file (Path) or a list of `{"input", "expected", "tolerance"}`, see
+    `hatoba.golden`. `requirements` is a file in pip's format, `python` is a
     version or path, `image` a container image; left out: this interpreter. `metrics` and `params`
     tell how good it is and what it was made with, `job`, `datasets`, `code_version` and `parent`
     where it comes from.
@@ -45,6 +47,7 @@ class RegisterOptions(TypedDict, total=False):
     handler: str
     code: str | Path
     example: Any
+    golden: Any
     requirements: str | Path
     python: str
     image: str
@@ -72,15 +75,18 @@ class AsyncModels:
     ) -> model_pb2.ModelVersion:
         """Make the next version of a model out of a directory or file.
 
-        With a handler a job imports it and has it answer the example; with `wait` this returns once
-        it has ended, and the version is READY or FAILED with its `cause`. Raises InvalidSpec for
-        what cannot be sent.
+        With a handler a job imports it and has it answer example and golden cases; with `wait` this
+        returns once it has ended, and the version is READY or FAILED with its `cause`. Raises
+        InvalidSpec for what cannot be sent.
         """
         request = model_pb2.RegisterModelRequest(
             project=self._client.project, model=name, request_id=uuid.uuid4().hex
         )
         await asyncio.to_thread(_describe, request, options)
-        request.manifest.CopyFrom(await self._send(Path(path)))
+        cases = await asyncio.to_thread(golden_of, options.get("golden"))
+        if cases:
+            request.serving.golden = len(golden.parse(cases))
+        request.manifest.CopyFrom(await self._send(Path(path), cases))
         if "code" in options:
             code = await packing.send_tree(
                 self._client, Path(options["code"]), Selection.CODE, "the code"
@@ -89,12 +95,13 @@ class AsyncModels:
         made = await self._client.call(request, model_pb2.ModelVersion, timeout=REGISTER_SECONDS)
         return await self.checked(made) if wait else made
 
-    async def _send(self, path: Path) -> common_pb2.ManifestRef:
+    async def _send(self, path: Path, cases: bytes) -> common_pb2.ManifestRef:
         stack = ExitStack()
         try:
             directory = await asyncio.to_thread(stack.enter_context, as_directory(path))
+            added = await asyncio.to_thread(stack.enter_context, _golden_file(directory, cases))
             return await packing.send_tree(
-                self._client, directory, Selection.EVERYTHING, "the model"
+                self._client, directory, Selection.EVERYTHING, "the model", added
             )
         finally:
             await asyncio.to_thread(stack.close)
@@ -324,9 +331,10 @@ def _describe(request: model_pb2.RegisterModelRequest, options: RegisterOptions)
     request.code_version = options.get("code_version", "")
     if options.get("handler"):
         _set_serving(request.serving, options)
-    elif "code" in options or "example" in options:
+    elif {"code", "example", "golden"} & options.keys():
         raise InvalidSpec(
-            "code and example are for a handler", remedy="say which class answers: handler=M:C"
+            "code, example and golden are for a handler",
+            remedy="say which class answers: handler=M:C",
         )
 
 
@@ -344,6 +352,33 @@ def _set_serving(serving: model_pb2.Serving, options: RegisterOptions) -> None:
     if "example" in options:
         payload = example_of(options["example"])
         serving.example.data, serving.example.media_type = payload
+
+
+def golden_of(cases: Any) -> bytes:
+    """Golden cases as they are kept; nothing of None. Raises InvalidSpec."""
+    try:
+        return golden.content_of(cases) if cases is not None else b""
+    except golden.GoldenRefused as error:
+        raise InvalidSpec(str(error)) from None
+
+
+@contextmanager
+def _golden_file(directory: Path, cases: bytes) -> Generator[Path | None, None, None]:
+    """A file to be sent with a model: its golden cases; None where it has none or that very file.
+    Raises InvalidSpec."""
+    try:
+        golden.refuse_another(directory, cases)
+    except golden.GoldenRefused as error:
+        raise InvalidSpec(str(error)) from None
+    if not cases or (directory / golden.FILE).exists():
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="hatoba-model-") as made:
+        path = Path(made, golden.FILE)
+        path.write_bytes(cases)
+        # The same tree whatever the umask.
+        path.chmod(0o644)
+        yield path
 
 
 def example_of(example: Any) -> handlers.Payload:

@@ -67,14 +67,21 @@ async def _recorded(
 
 
 async def send_tree(
-    client: AsyncClient, directory: Path, selection: Selection, what: str
+    client: AsyncClient,
+    directory: Path,
+    selection: Selection,
+    what: str,
+    added: Path | None = None,
 ) -> common_pb2.ManifestRef:
-    """Pack a directory and store it; `what` is what people call it.
+    """Pack a directory, with `added`, a file from elsewhere, in it, and store it; `what` is what
+    people call it.
 
     Raises InvalidSpec for what is no directory, TreeRefused.
     """
     with client.transport.tracer.span(f"pack {what}"):
         scan = await asyncio.to_thread(_scan, directory, selection, what)
+        if added is not None:
+            await asyncio.to_thread(scan.add, added)
         for warning in [*scan.warnings, scan.size_warning()]:
             if warning:
                 client.notify(warning)

@@ -16,16 +16,21 @@ from cryptography import x509
 
 from hatoba.v1 import artifact_pb2
 from hatoba_scheduler.auth.authority import Authority, DeviceIdentity
+from hatoba_scheduler.auth.bursts import Bursts
 from hatoba_scheduler.auth.roles import Role
 from hatoba_scheduler.domain.devices import Device, DeviceState
 from hatoba_scheduler.domain.records import Micros, TokenRecord
-from hatoba_scheduler.errors import PermissionDenied, Reason, Unauthenticated
+from hatoba_scheduler.errors import (
+    HatobaError,
+    InvalidArgument,
+    PermissionDenied,
+    Reason,
+    Unauthenticated,
+)
 
 log = structlog.get_logger(__name__)
 
 PREFIX = "dc_"
-AUDIT_BURST = 100
-AUDIT_SECONDS = 10.0
 _TEXT = re.compile(r"dc_([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)")
 _CERTIFICATE = "x509_pem_cert"
 
@@ -78,6 +83,12 @@ class DeviceCaller(TokenRecord):
         if self.audit is not None:
             named = other.removeprefix("devices/") if other.startswith("devices/") else ""
             self.audit.refused(Refusal(named, self.device, method, "the port of devices", why))
+
+    def sent(self, error: HatobaError, method: str, peer: str) -> None:
+        """Keep for the audit what it sent, if that was no message that may be sent."""
+        unfit = isinstance(error, InvalidArgument) or error.reason is Reason.MESSAGE_TOO_LARGE
+        if unfit and self.audit is not None:
+            self.audit.refused(Refusal("", self.device, method, peer, error.message))
 
     def check_method(self, method: str) -> None:
         """Raise PermissionDenied for what only a device with jobs may call, unless it has any."""
@@ -140,35 +151,26 @@ class Refusal(NamedTuple):
 
 
 class Audit:
-    """Tells of refused calls: each, up to AUDIT_BURST at once of one caller, then one every
-    AUDIT_SECONDS, so that nobody fills logs and events; `unheard` counts the others.
-    """
+    """Tells of refused calls, of none so many that it would fill logs and events: see Bursts."""
 
     def __init__(self, monotonic: Callable[[], float], denied: Denied) -> None:
-        self.unheard = 0
-        self._monotonic = monotonic
+        self._bursts = Bursts(monotonic)
         self._denied = denied
-        self._until: dict[str, float] = {}
+
+    @property
+    def unheard(self) -> int:
+        """Refused calls that were too many to tell of."""
+        return self._bursts.unheard
 
     def refused(self, one: Refusal) -> None:
         """A call was refused."""
-        if not self._hears(one.by):
-            self.unheard += 1
+        if not self._bursts.hears(one.by):
             return
         log.warning("device.denied", **one._asdict(), unheard=self.unheard)
         who = f"devices/{one.by}" if one.by else "somebody without a device's certificate"
         message = f"{who} at {one.peer} was refused {one.method}: {one.why}"
         for device in sorted({one.device, one.by} - {""}):
             self._denied(device, message)
-
-    def _hears(self, by: str) -> bool:
-        """Whether there is room for one more of this caller; those without a proof are one."""
-        now = self._monotonic()
-        until = max(self._until.get(by, now), now) + AUDIT_SECONDS
-        if until > now + AUDIT_BURST * AUDIT_SECONDS:
-            return False
-        self._until[by] = until
-        return True
 
 
 class DeviceGate:

@@ -163,6 +163,7 @@ _SERVICES: dict[str, dict[str, Access]] = {
         "RevokeDevice": OPERATE,
         "DecommissionDevice": OPERATE,
         "ListRolloutDevices": READ,
+        "RetryRolloutDevices": WRITE,
         "PlanDevices": READ,
         "ListDeviceLogs": READ,
         "ListDeviceRecords": READ,

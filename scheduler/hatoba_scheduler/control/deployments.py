@@ -272,7 +272,7 @@ class DeploymentBook:
             try:
                 change = decide(self.view(live))
             except Refused as refused:
-                raise _precondition(live.deployment, str(refused)) from None
+                raise precondition(live.deployment, str(refused)) from None
             if change is None:
                 return False
             if not await whole(self._write(live, change, request, rows)):
@@ -408,7 +408,8 @@ def outrun(view: View, generation: int, now: Now) -> Change | None:
     return Change(changed(one, version=one.version + 1, generation=generation + 1), one.version)
 
 
-def _precondition(deployment: Deployment, message: str) -> FailedPrecondition:
+def precondition(deployment: Deployment, message: str) -> FailedPrecondition:
+    """What was asked of it cannot be done now."""
     return FailedPrecondition(
         f"deployment {deployment.name!r}: {message}",
         resource=Resource("deployment", deployment.resource),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 
@@ -30,7 +31,7 @@ from hatoba_plugins.values import (
 )
 from hatoba_scheduler.control.alarm import LONGEST, Alarm
 from hatoba_scheduler.control.built_images import choose_image
-from hatoba_scheduler.control.deployments import DeploymentBook, Live
+from hatoba_scheduler.control.deployments import DeploymentBook, Live, precondition
 from hatoba_scheduler.control.devices import DeviceBook, Happening
 from hatoba_scheduler.control.forever import forever
 from hatoba_scheduler.convert_deployments import FleetShown, spec_of
@@ -47,13 +48,15 @@ from hatoba_scheduler.convert_devices import (
     words_of,
 )
 from hatoba_scheduler.domain.changing import changed
-from hatoba_scheduler.domain.deployments import RolloutState
+from hatoba_scheduler.domain.deployments import Change, RolloutState
 from hatoba_scheduler.domain.device_rollouts import (
     FleetView,
     Row,
+    Stage,
     Word,
     excused,
     next_look,
+    retried,
     revision_for,
     said,
     step,
@@ -63,15 +66,18 @@ from hatoba_scheduler.domain.device_rollouts import (
 from hatoba_scheduler.domain.devices import (
     Device,
     DeviceState,
+    Misfit,
     Needs,
     Want,
     desired,
     matches,
     misfit,
+    roomier,
 )
 from hatoba_scheduler.domain.records import Cause, LabelRequirement, Micros
+from hatoba_scheduler.domain.rollouts import Refused
 from hatoba_scheduler.domain.states import CauseCode, Origin
-from hatoba_scheduler.errors import HatobaError
+from hatoba_scheduler.errors import Aborted, HatobaError
 from hatoba_scheduler.store.devices import DeviceStore, batches
 
 log = structlog.get_logger(__name__)
@@ -85,6 +91,7 @@ WISHED_AGAIN = 5.0
 STEPS_AT_ONCE = 50
 CLOCK_WAS_SET = 5.0
 """Seconds that the clock of the day may gain on the monotonic one between two looks."""
+_GIVEN_UP = (RolloutState.ROLLING_BACK, RolloutState.ROLLED_BACK, RolloutState.FAILED)
 KEPT_ROLLOUTS = 5
 """Rows of so many of the newest roll-outs are kept."""
 
@@ -102,14 +109,28 @@ class Fleet:
     number: int = 0
     """The roll-out that `rows` are of."""
     rows: dict[str, Row] = field(default_factory=dict)
+    stages: Counter[Stage] = field(default_factory=Counter)
+    """How many rows are of each stage."""
     meant: dict[str, Device] = field(default_factory=dict)
     words: dict[str, Word] = field(default_factory=dict)
     """What devices said of the newest revision since the last turn."""
+    _running: dict[str, int] = field(default_factory=dict)
+    """The revisions that devices say they run (0: none), of those whose last report was read."""
+    roomier: set[str] = field(default_factory=set)
+    """Devices that it may fit now, though it was refused there."""
+    _needs: dict[int, Needs] = field(default_factory=dict)
+    """By revision."""
 
     @property
     def name(self) -> str:
         """Its deployment (resource name)."""
         return self.live.deployment.resource
+
+    @property
+    def offers(self) -> bool:
+        """Devices that come are offered the newest revision: it was not given up."""
+        rollout = self.live.deployment.rollout
+        return rollout is not None and rollout.state not in _GIVEN_UP
 
     def refresh(self) -> bool:
         """Read the specification, if it is another one; whether it was."""
@@ -117,6 +138,7 @@ class Fleet:
         if settings.spec == self.read_from:
             return False
         self.targets, self.read_from = targets_of(spec_of(settings)), settings.spec
+        self._needs.clear()
         return True
 
     def select(self, devices: Iterable[Device]) -> None:
@@ -125,12 +147,42 @@ class Fleet:
         for device in devices:
             self.note(device)
 
-    def note(self, device: Device) -> None:
-        """A device is new or changed."""
-        if matches(device, self.targets.selector):
-            self.meant[device.name] = device
-        else:
+    def note(self, device: Device) -> bool:
+        """A device is new or changed; whether something is to be decided by that."""
+        before = self.meant.get(device.name)
+        if not matches(device, self.targets.selector):
             self.meant.pop(device.name, None)
+            self._running.pop(device.name, None)
+            return before is not None
+        self.meant[device.name] = device
+        if before is None or before.report != device.report:
+            self._running.pop(device.name, None)
+        row = self.rows.get(device.name)
+        if row is not None and row.refused and (before is None or roomier(before, device)):
+            self.roomier.add(device.name)
+            return True
+        return before is None
+
+    def judged(self) -> None:
+        """Nothing more follows now. What is paused is looked at when it goes on."""
+        active = self.live.deployment.active
+        if active is None or active.state is not RolloutState.PAUSED:
+            self.roomier.clear()
+
+    def take(self, number: int, rows: Iterable[Row]) -> None:
+        """These are the rows of its newest roll-out. What was refused before we were here is
+        looked at once more."""
+        self.number, self.rows = number, {row.device: row for row in rows}
+        self.stages = Counter(row.stage for row in self.rows.values())
+        self.roomier = {row.device for row in self.rows.values() if row.refused}
+
+    def put(self, row: Row) -> None:
+        """A device stands elsewhere now."""
+        before = self.rows.get(row.device)
+        if before is not None:
+            self.stages[before.stage] -= 1
+        self.stages[row.stage] += 1
+        self.rows[row.device] = row
 
     def template(self, revision: int) -> worker_pb2.ReplicaSpec | None:
         """What a revision is made from."""
@@ -139,8 +191,12 @@ class Fleet:
 
     def needs(self, revision: int) -> Needs:
         """What a revision asks of a device."""
+        if (found := self._needs.get(revision)) is not None:
+            return found
         template = self.template(revision)
-        return needs_of(template, self.targets) if template is not None else Needs()
+        if template is None:
+            return Needs()
+        return self._needs.setdefault(revision, needs_of(template, self.targets))
 
     def want(self, device: Device) -> Want | None:
         """What a device is to run of it."""
@@ -159,16 +215,24 @@ class Fleet:
 
     def shown(self) -> FleetShown:
         """See `FleetSeen`."""
-        wanted, running = Counter[int](), Counter[int]()
-        for device in self.meant.values():
-            if want := device.want(self.name):
-                wanted[want.revision] += 1
-            running.update(slot.running for slot in _slots(device, self.name) if slot.running)
+        devices = self.meant.values()
+        wants = (device.want(self.name) for device in devices)
+        wanted = Counter(want.revision for want in wants if want is not None)
+        running = Counter(map(self._runs, devices))
+        del running[0]
         connected = len(self.connected & self.meant.keys())
         rollout = self.live.deployment.rollout
         # Of one that has just begun there are none yet.
         rows = self.rows if rollout is None or rollout.number == self.number else {}
         return FleetShown(tally(rows.values()), connected, wanted, running)
+
+    def _runs(self, device: Device) -> int:
+        """The revision that a device says it runs; each report is read once."""
+        found = self._running.get(device.name)
+        if found is None:
+            slots = _slots(device, self.name)
+            found = self._running[device.name] = next((slot.running for slot in slots), 0)
+        return found
 
     def lost_by(self, selector: Sequence[LabelRequirement]) -> list[str]:
         """See `FleetSeen`."""
@@ -211,6 +275,8 @@ class FleetLoop:
         self._deaf = True
         """Devices may have said something that did not come to us."""
         self._ahead = clock.time() - clock.monotonic()
+        self._deciding = asyncio.Lock()
+        """Rows are changed by one at a time."""
         self._alarm = Alarm(clock)
         deployments.listen(self._deployment_changed)
         devices.listen(self._device_changed)
@@ -228,6 +294,7 @@ class FleetLoop:
         spec = spec_of(deployment.settings)
         fleet = Fleet(live, targets_of(spec), deployment.settings.spec, self._connected)
         if deployment.rollout is not None:
+            await self._end_earlier(live.uid, deployment.rollout.number)
             await self._load_rows(fleet, deployment.rollout.number)
         fleet.select(self._devices.all())
         live.fleet = fleet
@@ -235,9 +302,17 @@ class FleetLoop:
         self._todo.add(live.uid)
         return fleet
 
+    async def _end_earlier(self, uid: str, number: int) -> None:
+        """A server that died just after another roll-out began left rows of an earlier one open."""
+        for earlier in range(number - 1, max(number - KEPT_ROLLOUTS, 1) - 1, -1):
+            rows = await self._store.rows(uid, earlier)
+            for some in batches(superseded(rows, self._deployments.now())):
+                await self._store.put_rows(some)
+            if rows:
+                return
+
     async def _load_rows(self, fleet: Fleet, number: int) -> None:
-        rows = await self._store.rows(fleet.live.uid, number)
-        fleet.number, fleet.rows = number, {row.device: row for row in rows}
+        fleet.take(number, await self._store.rows(fleet.live.uid, number))
 
     # -- news -----------------------------------------------------------------------------------
 
@@ -248,9 +323,7 @@ class FleetLoop:
 
     def _device_changed(self, device: Device) -> None:
         for fleet in self._fleets.values():
-            had = device.name in fleet.meant
-            fleet.note(device)
-            if had != (device.name in fleet.meant):
+            if fleet.note(device):
                 self._todo.add(fleet.live.uid)
                 self._stale.add(device.name)
         if device.state is not DeviceState.ENROLLED and device.wants:
@@ -285,6 +358,11 @@ class FleetLoop:
     def connected(self, device: str) -> bool:
         """Whether a device can be reached now."""
         return device in self._connected
+
+    @property
+    def reachable(self) -> AbstractSet[str]:
+        """Devices that can be reached now; changes as they come and go."""
+        return self._connected
 
     # -- the loops ------------------------------------------------------------------------------
 
@@ -329,7 +407,8 @@ class FleetLoop:
         try:
             while todo:
                 uid = next(iter(todo))
-                await self._tend(uid)
+                async with self._deciding:
+                    await self._tend(uid)
                 todo.discard(uid)
         finally:
             self._todo |= todo
@@ -433,9 +512,8 @@ class FleetLoop:
 
     def _view(self, fleet: Fleet) -> FleetView:
         view = self._deployments.view(fleet.live)
-        # Read once, and not for each of thousands of devices.
-        refuse = partial(self._refuse, fleet, cache(Fleet.needs))
-        return FleetView(view, fleet.targets.policy, fleet.rows, fleet.meant, refuse)
+        refuse = partial(_refuse, fleet, self._fleets.values())
+        return FleetView(view, fleet.targets.policy, fleet.rows, fleet.meant, refuse, fleet.roomier)
 
     async def _tend(self, uid: str) -> None:
         """Decide about one deployment, until nothing more follows."""
@@ -495,12 +573,20 @@ class FleetLoop:
     async def _step(self, fleet: Fleet) -> bool:
         decided = step(self._view(fleet), self._deployments.now())
         if decided is None:
+            fleet.judged()
             return False
         if decided.change is None:
             await self._put_rows(fleet, decided.rows)
             fleet.live.tell()
             return True
-        change, rows = decided.change, decided.rows
+        if await self._write(fleet, decided.change, decided.rows):
+            self._stale |= fleet.meant.keys()
+            # What follows is judged by what devices have done of what is wanted from now on.
+            await self._compose()
+        return True
+
+    async def _write(self, fleet: Fleet, change: Change, rows: Sequence[Row]) -> bool:
+        """Whether nobody else had changed the deployment."""
         current = await self._deployments.change(
             fleet.live,
             lambda view: change if view.deployment.version == change.expected else None,
@@ -508,10 +594,29 @@ class FleetLoop:
         )
         if current:
             self._took(fleet, rows)
-            self._stale |= fleet.meant.keys()
-            # What follows is judged by what devices have done of what is wanted from now on.
-            await self._compose()
-        return True
+        return current
+
+    async def retry(
+        self, uid: str, names: Collection[str], stages: Collection[Stage], actor: str
+    ) -> int:
+        """Offer a deployment's newest revision anew to those of these devices (none: of all) that
+        stand there; to how many. Raises FailedPrecondition, Aborted, Unavailable."""
+        async with self._deciding:
+            fleet = self._fleets.get(uid)
+            if fleet is None:
+                return 0
+            await self._follow_rollout(fleet)
+            try:
+                decided = retried(self._view(fleet), names, stages, self._deployments.now(actor))
+            except Refused as refused:
+                raise precondition(fleet.live.deployment, str(refused)) from None
+            if decided is None or decided.change is None:
+                return 0
+            if not await self._write(fleet, decided.change, decided.rows):
+                raise Aborted(f"{fleet.name} was changed at the same time; ask again")
+        self._todo.add(uid)
+        self._alarm.ring()
+        return len(decided.rows)
 
     async def _put_rows(self, fleet: Fleet, rows: Sequence[Row]) -> None:
         for some in batches(rows):
@@ -520,25 +625,8 @@ class FleetLoop:
 
     def _took(self, fleet: Fleet, rows: Iterable[Row]) -> None:
         for row in rows:
-            fleet.rows[row.device] = row
+            fleet.put(row)
             self._stale.add(row.device)
-
-    def _refuse(
-        self, fleet: Fleet, needs: Callable[[Fleet, int], Needs], device: Device
-    ) -> Cause | None:
-        """Why the newest revision cannot be on a device beside what it goes on with."""
-        rollout = fleet.live.deployment.rollout
-        if rollout is None:
-            return None
-        others = [
-            needs(one, want.revision)
-            for one in self._fleets.values()
-            if one is not fleet and (want := device.want(one.name)) is not None
-        ]
-        found = misfit(device, needs(fleet, rollout.to_revision), others)
-        if found is None:
-            return None
-        return Cause(CauseCode.NO_CAPACITY, Origin.CAPACITY, found.message, found.passing)
 
     # -- telling --------------------------------------------------------------------------------
 
@@ -635,6 +723,26 @@ class FleetLoop:
         return list(self._fleets.values())
 
 
+def unfit(fleet: Fleet, fleets: Iterable[Fleet], device: Device) -> Misfit | None:
+    """Why the newest revision cannot be on a device beside what it goes on with of others."""
+    rollout = fleet.live.deployment.rollout
+    if rollout is None:
+        return None
+    others = [
+        one.needs(want.revision)
+        for one in fleets
+        if one is not fleet and (want := device.want(one.name)) is not None
+    ]
+    return misfit(device, fleet.needs(rollout.to_revision), others)
+
+
+def _refuse(fleet: Fleet, fleets: Iterable[Fleet], device: Device) -> Cause | None:
+    found = unfit(fleet, fleets, device)
+    if found is None:
+        return None
+    return Cause(CauseCode.NO_CAPACITY, Origin.CAPACITY, found.message, found.passing)
+
+
 def _slots(device: Device, deployment: str) -> Iterable[device_pb2.DeviceSlot]:
     """What a device said last of a deployment."""
     report = device_pb2.DeviceReport.FromString(device.report)
@@ -689,9 +797,14 @@ def _reported(device: Device, report: device_pb2.DeviceReport) -> Device:
     if report.generation < device.acked:
         return device
     done = report.settled and report.generation == device.generation
+    told, has = report.SerializeToString(deterministic=True), device.capacity
+    # Said once more it changes nothing: what it came with since is newer.
+    if report.disk_bytes and told != device.report:
+        has = changed(has, disk=report.disk_bytes)
     return changed(
         device,
         acked=report.generation,
         reported=device.generation if done else device.reported,
-        report=report.SerializeToString(deterministic=True),
+        report=told,
+        capacity=has,
     )

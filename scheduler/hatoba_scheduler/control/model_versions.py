@@ -92,3 +92,11 @@ def check_serving(serving: model_pb2.Serving) -> None:
             remedy="give an input such as a request would have",
             rule="serving.example",
         )
+    if serving.golden and not serving.handler:
+        raise InvalidArgument.field(
+            "serving.golden",
+            "is for a version with a handler, which answers them",
+            value=str(serving.golden),
+            remedy="say which class answers",
+            rule="serving.golden",
+        )

@@ -1,5 +1,5 @@
 """Checks of registered models: a job in the model's environment imports its handler and has it
-answer its example; the job's end makes the version READY or FAILED.
+answer its example and its golden cases; the job's end makes the version READY or FAILED.
 
 A version is REGISTERING from its own commit on, and what is REGISTERING is looked at again after
 every start: neither a check that was not submitted nor an end that was not seen is forgotten.
@@ -254,6 +254,7 @@ def check_command(serving: model_pb2.Serving) -> list[str]:
         *("--handler", serving.handler),
         *("--example", f"../inputs/{EXAMPLE}/{EXAMPLE}"),
         *("--media-type", serving.example.media_type or "application/json"),
+        *(("--golden", str(serving.golden)) if serving.golden else ()),
         *("--report", f"../outputs/{REPORT}"),
     ]
 

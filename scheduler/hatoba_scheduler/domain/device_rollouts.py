@@ -8,6 +8,7 @@
     WAITING | OFFERED | APPLYING | BAKING -> LEFT           the deployment is not for it any more
     LEFT -> WAITING                         it is again
     REJECTED -> WAITING                     of what we did not offer: it fits there now
+    FAILED | REJECTED | TIMED_OUT | NOT_REACHED -> WAITING     somebody has it tried again
 
 Every stage that something must follow has a deadline of ours: a device that falls silent holds
 nothing up for ever. Errors are judged before successes, also at the end, and over the devices that
@@ -36,7 +37,15 @@ from hatoba_scheduler.domain.deployments import (
 )
 from hatoba_scheduler.domain.devices import Device, matches
 from hatoba_scheduler.domain.records import Cause, LabelRequirement, Micros
-from hatoba_scheduler.domain.rollouts import PAUSED, Draft, Now, View, promotion, unsettled
+from hatoba_scheduler.domain.rollouts import (
+    PAUSED,
+    Draft,
+    Now,
+    Refused,
+    View,
+    promotion,
+    unsettled,
+)
 from hatoba_scheduler.domain.states import CauseCode, Origin
 
 MINUTE = 60_000_000
@@ -265,6 +274,35 @@ def promoted(view: View, policy: Policy, now: Now) -> Change | None:
         draft.tell("promote", "All devices get the new revision.", rollout.to_revision)
         draft.move(RolloutState.RUNNING, step=len(policy.groups))
     return draft.change() if draft.deployment != view.deployment else None
+
+
+_GIVEN_UP = (
+    RolloutState.ROLLING_BACK,
+    RolloutState.ROLLED_BACK,
+    RolloutState.FAILED,
+    RolloutState.SUPERSEDED,
+)
+
+
+def retried(
+    fleet: FleetView, names: Collection[str], stages: Collection[Stage], now: Now
+) -> FleetChange | None:
+    """It is offered anew to those that stand there, of these devices (none: of all); None: there
+    are none. Raises Refused of a revision that was given up, and for devices not of the roll-out.
+    """
+    rollout = fleet.view.deployment.rollout
+    if rollout is None or fleet.view.deployment.deleting or rollout.state in _GIVEN_UP:
+        raise Refused("its newest revision was given up; deploy it anew, or another one")
+    if unknown := sorted(set(names) - fleet.rows.keys()):
+        raise Refused(f"its roll-out is not for {', '.join(unknown[:5])}; name others")
+    found = (fleet.rows[name] for name in names or fleet.rows if name in fleet.devices)
+    rows = tuple(_anew(row, now.time) for row in found if row.stage in stages)
+    if not rows:
+        return None
+    draft = Draft(fleet.view, now)
+    some = "1 device" if len(rows) == 1 else f"{len(rows):,} devices"
+    draft.tell("retry", f"It is tried again on {some}.", rollout.to_revision)
+    return FleetChange(draft.change(), rows)
 
 
 # -- what devices say -----------------------------------------------------------------------------

@@ -104,6 +104,11 @@ class Device:
         """`devices/NAME`."""
         return f"devices/{self.name}"
 
+    @property
+    def behind(self) -> bool:
+        """It has not done all that is wanted of it."""
+        return self.reported < self.generation
+
     def want(self, deployment: str) -> Want | None:
         """What it is to run of a deployment."""
         return next((one for one in self.wants if one.deployment == deployment), None)
@@ -199,10 +204,38 @@ def _short(device: Device, needs: Needs, others: Sequence[Needs]) -> Misfit | No
     return None
 
 
+def roomier(before: Device, after: Device) -> bool:
+    """Whether something may fit a device now that did not before: it has more of anything, is
+    another one, or is to run something else."""
+    had, has = before.capacity, after.capacity
+    return (
+        (before.platform, before.wants) != (after.platform, after.wants)
+        or _more(had.memory, has.memory)
+        or _more(had.disk, has.disk)
+        or (has.limits_memory and not had.limits_memory)
+        or (has.images and not had.images)
+    )
+
+
+def _more(had: int, has: int) -> bool:
+    return had > 0 and (has > had or not has)
+
+
 def _figures(what: str, needed: int, free: int, has: int) -> str:
     free = max(free, 0)
     of = f" of {_mib(has)}" if free != has else ""
     return f"it needs {_mib(needed)} of {what}, there are {_mib(free)}{of}"
+
+
+def asked(needs: Needs, has: Capacity) -> str:
+    """`410 MiB of disk (it has 8,192 MiB)`: what is asked of a device that has so much; empty
+    where nothing is."""
+    figures = (("disk", needs.disk, has.disk), ("memory", needs.memory, has.memory))
+    return " and ".join(
+        f"{_mib(needed)} of {what} (it {f'has {_mib(there)}' if there else 'told of none'})"
+        for what, needed, there in figures
+        if needed
+    )
 
 
 def _mib(size: int) -> str:

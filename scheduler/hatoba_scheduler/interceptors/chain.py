@@ -37,6 +37,7 @@ from hatoba_scheduler.errors import (
 from hatoba_scheduler.interceptors import failures
 from hatoba_scheduler.interceptors.admission import Admission
 from hatoba_scheduler.interceptors.context import CallContext, current_call, enter_call
+from hatoba_scheduler.interceptors.denials import Denials
 from hatoba_scheduler.interceptors.options import MAX_MESSAGE_BYTES
 from hatoba_scheduler.interceptors.principals import NEW_JOBS, PrincipalLimits, Principals
 from hatoba_scheduler.interceptors.requests import (
@@ -119,6 +120,7 @@ class Front(grpc.aio.ServerInterceptor):
         self._tracer = tracer
         self._metrics = metrics
         self._admission = admission
+        self._denials = Denials(time.monotonic)
         self._access = access
         self._max_bytes, self._max_seconds, principals = limits or CallLimits()
         self._principals = Principals(principals)
@@ -249,6 +251,7 @@ class Front(grpc.aio.ServerInterceptor):
         self._metrics.refused(call.method, error.code.name)
 
         async def refuse(requests: Any, context: Context) -> None:
+            self._denials.refused(error, call, context.peer())
             await failures.abort(error, call, context)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
@@ -396,6 +399,9 @@ class Front(grpc.aio.ServerInterceptor):
             self._end(call, code.name if code else "CANCELLED", None)
             return
         error = failures.as_error(failure, call, context)
+        if isinstance(call.token, DeviceCaller):
+            call.token.sent(error, call.method, context.peer())
+        self._denials.refused(error, call, context.peer())
         cancelled = isinstance(failure, asyncio.CancelledError)
         code_name = (
             "CANCELLED" if cancelled and error.reason is Reason.DRAINING else error.code.name

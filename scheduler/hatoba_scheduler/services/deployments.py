@@ -339,9 +339,13 @@ class DeploymentServicer(deployment_pb2_grpc.DeploymentServiceServicer):
     ) -> deployment_pb2.Deployment:
         """Take a deployment away."""
         live = self._book.named(request.name, request.project)
-        return await self._simple(
-            live, "DeleteDeployment", request, lambda view: deleted(view, self._now())
-        )
+
+        def decide(view: View) -> Change | None:
+            if not request.allow_removal and not view.deployment.deleting:
+                _require_on_no_device(live)
+            return deleted(view, self._now())
+
+        return await self._simple(live, "DeleteDeployment", request, decide)
 
     def _now(self) -> Any:
         return self._book.now(current_call().principal)
@@ -659,6 +663,18 @@ def _check_etag(deployment: Deployment, etag: str) -> None:
         raise Aborted(
             f"deployment {deployment.name!r} was changed since it was read "
             f"(etag {etag_of(deployment)}, not {etag}); read it again and retry"
+        )
+
+
+def _require_on_no_device(live: Live) -> None:
+    """Raise FailedPrecondition where devices run it."""
+    running = sum(live.fleet.shown().running.values()) if live.fleet is not None else 0
+    if running:
+        many = "1 device" if running == 1 else f"{running:,} devices"
+        raise FailedPrecondition(
+            f"deployment {live.deployment.name!r} runs on {many}, which would lose it; "
+            "allow that with --allow-removal",
+            resource=Resource("deployment", live.deployment.resource),
         )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from hatoba.v1 import device_pb2
-from hatoba_scheduler.control.fleet import Fleet
-from hatoba_scheduler.domain.device_rollouts import Stage
-from hatoba_scheduler.domain.devices import Device, DeviceState, Want
+from hatoba_scheduler.control.fleet import Fleet, unfit
+from hatoba_scheduler.domain.device_rollouts import Row, Stage
+from hatoba_scheduler.domain.devices import Device, DeviceState, Want, asked
 from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.domain.references import short
 
@@ -33,13 +33,16 @@ def explained(
     now: Micros,
     jobs: Sequence[str] = (),
 ) -> str:
-    """`away for 3 d; gets generation 12 (reader: digits:7) when it comes; has the job collect-3`.
+    """`away for 3 d; gets generation 12 (reader: digits:7) when it comes; reader: digits:7 needs
+    410 MiB of disk (it has 8,192 MiB); has the job collect-3`.
 
     `jobs` are names of those that have something to do there.
     """
     report = device_pb2.DeviceReport.FromString(device.report)
     way = _on_the_way(device, report.slots, connected, fleets)
     parts = [_link(device, connected, now), *way, *_cannot_have(device, fleets)]
+    if not connected:
+        parts.extend(_to_come(device, fleets))
     parts.extend(_broken(slot) for slot in report.slots if slot.inconsistent)
     parts.extend(report.problems)
     parts.append(_working(jobs))
@@ -121,10 +124,39 @@ def _broken(slot: device_pb2.DeviceSlot) -> str:
     return f"{name}: nothing runs, what was good before does not come up either"
 
 
+def _to_come(device: Device, fleets: Sequence[Fleet]) -> Iterable[str]:
+    """What the newest asks of a device that is away, judged by what it had when it was seen."""
+    for fleet in fleets:
+        row, rollout = fleet.rows.get(device.name), fleet.live.deployment.rollout
+        if row is None or rollout is None or row.stage not in _COMES:
+            continue
+        named = _named(Want(fleet.name, rollout.to_revision), fleets)
+        found = unfit(fleet, fleets, device)
+        if found is not None:
+            yield f"{named} would not fit: {found.message}"
+        elif needs := asked(fleet.needs(rollout.to_revision), device.capacity):
+            yield f"{named} needs {needs}"
+
+
+_COMES = (Stage.WAITING, Stage.OFFERED, Stage.NOT_REACHED)
+
+
 def _cannot_have(device: Device, fleets: Sequence[Fleet]) -> Iterable[str]:
     for fleet in fleets:
         row = fleet.rows.get(device.name)
         if row is None or row.cause is None or not row.stage.bad:
             continue
         verb = "cannot be here" if row.stage is Stage.REJECTED else "failed here"
-        yield f"the newest {fleet.live.deployment.name} {verb}: {row.cause.message}"
+        why = f"the newest {fleet.live.deployment.name} {verb}: {row.cause.message}"
+        yield f"{why}{_when_again(fleet, row)}"
+
+
+def _when_again(fleet: Fleet, row: Row) -> str:
+    """What has it tried again, where anything does."""
+    if not fleet.offers:
+        return ""
+    if row.refused:
+        passes = row.cause is not None and row.cause.retryable
+        return " (it is offered once that is different)" if passes else ""
+    name = fleet.live.deployment.name
+    return f" (`hatoba deployments retry {name} --device {row.device}` has it tried again)"

@@ -14,12 +14,14 @@ from hatoba import __version__
 from hatoba.scopes import lapse
 from hatoba.v1 import device_pb2, device_pb2_grpc, worker_pb2
 from hatoba_plugins.backend import Clock
-from hatoba_scheduler.control.deployments import DeploymentBook, Live
+from hatoba_scheduler.auth.device_credentials import DeviceCaller
+from hatoba_scheduler.control.deployments import DeploymentBook, Live, precondition
 from hatoba_scheduler.control.device_hub import DeviceHub, DeviceSession
 from hatoba_scheduler.control.device_records import DeviceRecordDesk
 from hatoba_scheduler.control.devices import DeviceBook, Happening, put_into, relabelled, showed
-from hatoba_scheduler.control.fleet import KEPT_ROLLOUTS, Fleet, FleetLoop
+from hatoba_scheduler.control.fleet import KEPT_ROLLOUTS, Fleet, FleetLoop, unfit
 from hatoba_scheduler.convert import requirements_of, set_time
+from hatoba_scheduler.convert_deployments import is_for_devices
 from hatoba_scheduler.convert_devices import (
     ShownDevice,
     device_etag,
@@ -33,22 +35,25 @@ from hatoba_scheduler.convert_devices import (
 from hatoba_scheduler.domain.changing import changed
 from hatoba_scheduler.domain.device_rollouts import Stage
 from hatoba_scheduler.domain.devices import AWS_IOT, Device, DeviceState, matches, reach
-from hatoba_scheduler.domain.records import LabelRequirement
+from hatoba_scheduler.domain.records import Micros
 from hatoba_scheduler.errors import (
     Aborted,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    PermissionDenied,
+    Reason,
     Resource,
     Unavailable,
 )
 from hatoba_scheduler.interceptors.context import current_call
+from hatoba_scheduler.services.device_filters import filter_of
 from hatoba_scheduler.services.device_words import explained
 from hatoba_scheduler.services.enrolling import Enrolling
 from hatoba_scheduler.services.labels import reserved_labels
 from hatoba_scheduler.services.paging import Pager, page_size
 from hatoba_scheduler.services.signing import Signing
-from hatoba_scheduler.store.devices import DeviceStore, RecordKind
+from hatoba_scheduler.store.devices import DeviceStore, RecordKind, batches
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Order = device_pb2.DeviceOrder
@@ -58,6 +63,8 @@ log = structlog.get_logger(__name__)
 PROTOCOL = 1
 NAMED = 100
 """Names of devices that a plan tells."""
+REFUSALS = 20
+"""Devices of which a plan tells why they cannot have it."""
 
 
 def _no_jobs(device: str) -> Sequence[str]:
@@ -184,11 +191,12 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
         self, request: device_pb2.ListDevicesRequest, context: Context
     ) -> device_pb2.ListDevicesResponse:
         """Devices by name."""
-        selector = requirements_of(request.selector)
-        scope = f"devices:{selector!r}"
+        asked = filter_of(request)
+        scope = f"devices:{asked!r}"
         after = self._parts.pager.position(scope, request.page_token)
         size = page_size(request.page_size)
-        fits = [one for one in self._book.all() if _fits(one, selector)]
+        now = round(self._parts.clock.time() * 1e6)
+        fits = [one for one in self._book.all() if asked.fits(one, self._silent(one, now))]
         found = sorted((one for one in fits if one.name > after), key=lambda one: one.name)
         reply = device_pb2.ListDevicesResponse(
             devices=[self._shown(one) for one in found[:size]],
@@ -198,6 +206,12 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
         if len(found) > size:
             reply.next_page_token = self._parts.pager.token(scope, found[size - 1].name)
         return reply
+
+    def _silent(self, device: Device, now: Micros) -> Micros | None:
+        """For how long nothing was heard of a device; None: it is connected."""
+        if self._connected(device.name):
+            return None
+        return now - self._book.last_seen(device)
 
     async def UpdateDevice(
         self, request: device_pb2.UpdateDeviceRequest, context: Context
@@ -243,16 +257,36 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
     ) -> device_pb2.DevicePlan:
         """What a selector would change."""
         live = self._parts.deployments.find(request.deployment, request.project)
-        fleets = (loop.fleet(live.uid) for loop in self._parts.loops()) if live else ()
-        have = next((fleet.meant for fleet in fleets if fleet is not None), {})
+        found = (loop.fleet(live.uid) for loop in self._parts.loops()) if live else ()
+        fleet = next((one for one in found if one is not None), None)
+        have = fleet.meant if fleet is not None else {}
         plan = reach(self._book.all(), requirements_of(request.selector), have)
+        refused = await self._refused(fleet, plan.comes) if fleet is not None else []
         return device_pb2.DevicePlan(
+            refused=len(refused),
+            refusals=refused[:REFUSALS],
             comes=len(plan.comes),
             stays=len(plan.stays),
             goes=len(plan.goes),
             coming=plan.comes[:NAMED],
             going=plan.goes[:NAMED],
         )
+
+    async def _refused(self, fleet: Fleet, names: Sequence[str]) -> list[device_pb2.DeviceRefusal]:
+        """Which of these cannot have what they would be offered, as the fleet's loop judges it."""
+        found: list[device_pb2.DeviceRefusal] = []
+        if not fleet.offers:
+            return found
+        for some in batches(names):
+            fleets = self._fleets()
+            found.extend(
+                device_pb2.DeviceRefusal(device=device.name, message=why.message)
+                for device in filter(None, map(self._book.get, some))
+                if (why := unfit(fleet, fleets, device)) is not None
+            )
+            # Others have a turn between hundreds of devices.
+            await asyncio.sleep(0)
+        return found
 
     async def ListRolloutDevices(
         self, request: device_pb2.ListRolloutDevicesRequest, context: Context
@@ -273,6 +307,23 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
         if len(found) > size:
             reply.next_page_token = self._parts.pager.token(scope, found[size - 1].device)
         return reply
+
+    async def RetryRolloutDevices(
+        self, request: device_pb2.RetryRolloutDevicesRequest, context: Context
+    ) -> device_pb2.RetryRolloutDevicesResponse:
+        """Offer it anew to devices that do not have it."""
+        live = self._parts.deployments.named(request.deployment, request.project, "deployment")
+        if not is_for_devices(live.deployment):
+            raise precondition(live.deployment, "it is not for devices; nothing of it is offered")
+        names = {one.removeprefix("devices/") for one in request.devices}
+        stages = {Stage(one) for one in request.stages} or {one for one in Stage if one.bad}
+        actor = current_call().principal
+        found = [
+            await loop.retry(live.uid, names, stages, actor)
+            for loop in self._parts.loops()
+            if loop.fleet(live.uid) is not None
+        ]
+        return device_pb2.RetryRolloutDevicesResponse(devices=sum(found))
 
     async def ListDeviceLogs(
         self, request: device_pb2.ListDeviceLogsRequest, context: Context
@@ -380,11 +431,10 @@ class DeviceServicer(device_pb2_grpc.DeviceServiceServicer):
             raise InvalidArgument.field("items", "must begin with a hello", value="")
         hello, call = items[0].hello, current_call()
         if call.principal != f"devices/{hello.device}":
-            raise InvalidArgument.field(
-                "items[0].hello.device",
-                f"must be the caller's own name, {call.principal}",
-                value=hello.device,
-            )
+            why = f"its hello names {hello.device!r}, and it is {call.principal}"
+            if isinstance(call.token, DeviceCaller):
+                call.token.spoke_for(f"devices/{hello.device}", call.method, why)
+            raise PermissionDenied(why, reason=Reason.OUT_OF_SCOPE)
         if hello.protocol != PROTOCOL:
             raise FailedPrecondition(
                 f"the agent speaks protocol {hello.protocol}, this server {PROTOCOL}; "
@@ -492,8 +542,3 @@ def _farewell(seconds: float) -> Response:
     away = worker_pb2.ServerGoingAway()
     away.after.FromMilliseconds(round(1e3 * seconds))
     return Response(items=[Order(going_away=away)])
-
-
-def _fits(device: Device, selector: tuple[LabelRequirement, ...]) -> bool:
-    """Whether a device is listed; who may not have anything any more is, too."""
-    return matches(changed(device, state=DeviceState.ENROLLED), selector)

@@ -31,6 +31,7 @@ from hatoba_scheduler.store.errors import WriteRefused
 UID = "019a0000-0000-7000-8000-000000000001"
 TOKEN = DeviceToken("t1", 2, (("site", "tokyo"), ("größe", "")), transport="aws-iot")
 LOG, FIGURE, HAPPENING = RecordKind.LOG, RecordKind.FIGURE, RecordKind.HAPPENING
+GAP = RecordKind.GAP
 
 
 def new_device(name: str = "edge-1", version: int = 1) -> Device:
@@ -80,6 +81,16 @@ def row(device: str, number: int = 1, stage: Stage = Stage.WAITING, uid: str = U
 def record(position: int, kind: RecordKind = LOG, deployment: str = "") -> DeviceRecord:
     """Something that a device sent."""
     return DeviceRecord(position, 1_000 + position, kind, deployment, b"body %d" % position)
+
+
+def gap(position: int, lost: int) -> DeviceRecord:
+    """So many records that never came, up to a position."""
+    return DeviceRecord(position, 1_000 + position, GAP, "", b"", lost)
+
+
+def places(found: Iterable[DeviceRecord]) -> list[tuple[int, int]]:
+    """Where records are, and what was lost before each."""
+    return [(one.position, one.lost) for one in found]
 
 
 def deployment(version: int = 1) -> Deployment:
@@ -450,16 +461,44 @@ class DeviceStoreConformance:
     # -- what they sent -------------------------------------------------------------------------
 
     async def test_records_are_stored_whole(self, store: Store) -> None:
-        """With their gaps."""
+        """Whatever their positions are."""
         await put(store, new_device())
         sent = [
-            DeviceRecord(3, 1, LOG, "projects/p/deployments/a", b"\x00\xff", 2),
+            DeviceRecord(3, 1, LOG, "projects/p/deployments/a", b"\x00\xff"),
             DeviceRecord(4, 2, FIGURE, "", b""),
-            DeviceRecord(2**53, 3, HAPPENING, "", b"x", 2**53 - 5),
+            DeviceRecord(2**53, 3, HAPPENING, "", b"x"),
         ]
         assert await store.devices.add_records("edge-1", sent) == 2**53
         for place, kind in enumerate((LOG, FIGURE, HAPPENING)):
             assert await store.devices.records("edge-1", kind, "", 0, 9) == [sent[place]]
+
+    async def test_what_was_lost_is_told_of_any_kind(self, store: Store) -> None:
+        """Once to whoever asks for one of them, also where nothing of that kind came since."""
+        await put(store, new_device())
+        sent = [record(1), gap(8, 7), record(9, FIGURE, "a"), gap(11, 2), record(12), gap(20, 8)]
+        assert await store.devices.add_records("edge-1", sent) == 20
+        records = store.devices.records
+        assert places(await records("edge-1", LOG, "", 0, 9)) == [(1, 0), (12, 9), (20, 8)]
+        assert places(await records("edge-1", LOG, "", 0, 1)) == [(12, 9), (20, 8)]
+        assert places(await records("edge-1", FIGURE, "a", 0, 9)) == [(9, 7), (20, 10)]
+        assert places(await records("edge-1", FIGURE, "b", 0, 9)) == [(20, 17)]
+        (last,) = await records("edge-1", HAPPENING, "", 0, 9)
+        assert last == gap(20, 17)
+
+    async def test_what_was_lost_is_told_once_over_pages(self, store: Store) -> None:
+        """To who goes on after the last of a page, also when more comes meanwhile."""
+        await put(store, new_device())
+        await store.devices.add_records("edge-1", [record(1), gap(4, 3), record(5), gap(7, 2)])
+
+        async def after(position: int, limit: int = 1) -> list[tuple[int, int]]:
+            return places(await store.devices.records("edge-1", LOG, "", position, limit))
+
+        assert await after(1) == [(5, 3)]
+        assert await after(5) == [(7, 2)]
+        assert await after(7) == []
+        await store.devices.add_records("edge-1", [record(8, FIGURE), gap(9, 1), record(10)])
+        assert await after(7) == [(10, 1)]
+        assert await after(1, 2) == [(5, 3), (10, 3)]
 
     async def test_what_comes_again_is_kept_once(self, store: Store) -> None:
         """As it came first; what is newer in the same call is kept."""
@@ -490,10 +529,11 @@ class DeviceStoreConformance:
         assert await records("edge-1", LOG, "b", 0, 4) == []
         assert await records("edge-1", LOG, "", 30, 4) == []
 
-    async def test_of_records_the_newest_stay(self, store: Store) -> None:
+    async def test_of_records_the_newest_of_each_kind_stay(self, store: Store) -> None:
         """So many, whatever gaps there are, and the newest position goes on."""
         await put(store, new_device(), new_device("edge-2"))
         await store.devices.add_records("edge-2", [record(1)])
+        await store.devices.add_records("edge-1", [record(1, FIGURE), record(2, LOG, "quiet")])
         count = KEPT_RECORDS + 700
         sent = [record(3 * n) for n in range(1, count + 1)]
         for start in range(0, count, AT_ONCE):
@@ -506,7 +546,14 @@ class DeviceStoreConformance:
         assert await store.devices.add_records("edge-1", [late]) == late.position
         found = await store.devices.records("edge-1", LOG, "", 1, 2 * count)
         assert positions(found) == positions([*sent[701:], late])
+        assert [one.trimmed for one in found[:2]] == [True, False]
         assert await store.devices.newest_record("edge-2") == 1
+        assert await store.devices.records("edge-1", FIGURE, "", 0, 9) == [record(1, FIGURE)]
+        (quiet,) = await store.devices.records("edge-1", LOG, "quiet", 0, 9)
+        assert (quiet.position, quiet.kind, quiet.lost) == (sent[700].position, GAP, 0)
+        assert quiet.trimmed
+        (newest,) = await store.devices.records("edge-1", LOG, "", 0, 1)
+        assert newest == late
 
     # -- a restart ------------------------------------------------------------------------------
 

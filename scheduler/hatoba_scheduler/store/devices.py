@@ -6,6 +6,7 @@ deployment's change by `DeploymentStore.apply`, or alone by `put_rows`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -19,7 +20,7 @@ T = TypeVar("T")
 KEPT_EVENTS = 200
 """Of one device; older ones are dropped."""
 KEPT_RECORDS = 10_000
-"""Of one device; older ones are dropped."""
+"""Of one device and of each kind; older ones are dropped."""
 AT_ONCE = 500
 """Devices or rows that one transaction writes; callers split what is more."""
 
@@ -78,11 +79,13 @@ class RecordKind(Enum):
     FIGURE = 2
     HAPPENING = 3
     PREDICTION = 4
+    GAP = 5
+    """Records that never came, up to its position."""
 
 
 class DeviceRecord(NamedTuple):
     """Something that a device kept for us, at a position; `body` is the contract's message,
-    serialised. `lost`: so many before it never came."""
+    serialised."""
 
     position: int
     time: Micros
@@ -90,6 +93,28 @@ class DeviceRecord(NamedTuple):
     deployment: str
     body: bytes
     lost: int = 0
+    """Of a gap: how many. Of any other that is read: so many, of whatever kind, never came since
+    the one before that the same was asked for."""
+    trimmed: bool = False
+    """What may have been before it is not kept any more."""
+
+
+def with_gaps(
+    found: Sequence[DeviceRecord], gaps: Sequence[DeviceRecord], *, trimmed: bool
+) -> list[DeviceRecord]:
+    """Records of a kind, each with the gaps before it; those behind the last one are one gap. Both
+    are in order. `trimmed`: what was before all of them is not kept any more."""
+    told, rest = [], deque(gaps)
+    for one in found:
+        lost = 0
+        while rest and rest[0].position < one.position:
+            lost += rest.popleft().lost
+        told.append(one._replace(lost=lost))
+    if rest:
+        told.append(rest[-1]._replace(lost=sum(one.lost for one in rest)))
+    if told and trimmed:
+        told[0] = told[0]._replace(trimmed=True)
+    return told
 
 
 class DeviceStore(Protocol):
@@ -163,8 +188,8 @@ class DeviceStore(Protocol):
     # -- what they sent -------------------------------------------------------------------------
 
     async def add_records(self, device: str, records: Sequence[DeviceRecord]) -> int:
-        """Keep what is newer than what is kept already, only the newest KEPT_RECORDS; the newest
-        position that is durable now. 0, and nothing is kept, for who is no device."""
+        """Keep what is newer than what is kept already, of each kind only the newest KEPT_RECORDS;
+        the newest position that is durable now. 0, and nothing is kept, for who is no device."""
         ...
 
     async def newest_record(self, device: str) -> int:
@@ -175,7 +200,10 @@ class DeviceStore(Protocol):
         self, device: str, kind: RecordKind, deployment: str, after: int, limit: int
     ) -> list[DeviceRecord]:
         """Records of a kind in order, after a position (0: the last ones), of a deployment (empty:
-        of all)."""
+        of all).
+
+        Where more was lost behind the last one than is told of any, or what is asked for is not
+        kept any more, a gap follows as one more: to go on after it misses nothing."""
         ...
 
     async def events(self, device: str, below: int, limit: int) -> list[DeviceEvent]:

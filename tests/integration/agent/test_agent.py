@@ -52,6 +52,20 @@ async def running(house: AgentHouse) -> int:
     return int(answer["pid"])
 
 
+async def test_what_runs_there_has_figures(house: AgentHouse) -> None:
+    """What its model server counted outlives the agent that tells of it."""
+    await running(house)
+    await until(lambda: house.site.figures_of(DEPLOYMENT).get("memory_bytes", 0) > 1e6, PATIENCE)
+    await house.answers(3)
+    await house.terminate()
+    await house.start()
+    await until(lambda: house.site.figures_of(DEPLOYMENT).get("predictions", 0) >= 2, PATIENCE)
+    found = house.site.figures_of(DEPLOYMENT)
+    assert (found["errors"], found["restarts"]) == (0, 0)
+    assert found["cpu_seconds"] > 0
+    assert 0 < found["latency_p50_seconds"] <= found["latency_p95_seconds"] < 60
+
+
 async def test_what_is_wanted_runs_and_is_told(house: AgentHouse) -> None:
     await running(house)
     happenings = {"boot", "switched", "good"}
@@ -64,6 +78,7 @@ async def test_what_is_wanted_runs_and_is_told(house: AgentHouse) -> None:
     )
     assert house.site.figures["agent_memory_bytes"] > 1e6
     assert house.site.figures["free_disk_bytes"] > 1e6
+    assert {"free_memory_bytes", "load_1m"} <= house.site.figures.keys()
     (hello,) = house.site.hellos
     assert hello.platform.architecture
     done = await house.command("diagnose")

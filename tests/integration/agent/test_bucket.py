@@ -6,20 +6,24 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from agent_house import DEPLOYMENT, PATIENCE, AgentHouse
+from counting_link import counting_link
 from credential_provider import CredentialProvider, provider
 from device_site import DeviceSite
+from expiring_bucket import expiring_bucket
 from mosquitto_yard import HOST, Mosquitto, SmallIot, mosquitto, small_iot
 from s3_server import PYTHON, S3Server, running_s3
 
 from hatoba.v1 import device_pb2
-from hatoba_worker.agent.blobs import Cut, Gone
+from hatoba_worker.agent.blobs import BlobStore, Cut, Gone
 from hatoba_worker.agent.bucket import BucketLibrary
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.provisioning import AwsWish, Endpoint, adopt, request
@@ -34,6 +38,7 @@ pytestmark = [
 
 THING = "hatoba-cam-1"
 BUCKET = "models"
+SIZE = 20 << 20
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +81,18 @@ def enrolled(
     adopt(house.data, wish, broker.signed(request(house.data)))
 
 
-def library(house: AgentHouse) -> BucketLibrary:
+def library(house: AgentHouse, endpoint: str = "") -> BucketLibrary:
+    """What the device reads from, at an endpoint instead of its own."""
     settings = house.settings()
     assert settings.aws_iot is not None
+    thing = settings.aws_iot
+    if endpoint:
+        thing = replace(
+            thing, content=f"{thing.content.partition('&endpoint=')[0]}&endpoint={endpoint}"
+        )
     clock = FloorClock(house.data / "clock", 0.0, time.time, time.monotonic)
     clock.learn(time.time())
-    return BucketLibrary(house.data, settings.aws_iot, clock)
+    return BucketLibrary(house.data, thing, clock)
 
 
 def published(site: DeviceSite, s3: S3Server) -> None:
@@ -159,6 +170,38 @@ async def test_objects_from_an_offset_on_and_credentials_while_they_last(
     for _ in range(2):
         assert [piece async for piece in found.read(digest, 0)]
     assert len(credentials.asked) == 3
+
+
+async def test_credentials_that_end_and_links_that_break_bring_hardly_more(
+    house: AgentHouse, s3: S3Server, credentials: CredentialProvider
+) -> None:
+    """The link at every tenth, the credentials at three of them."""
+    data = os.urandom(SIZE)
+    digest = await asyncio.to_thread(house.site.chunk, data)
+    await asyncio.to_thread(published, house.site, s3)
+    blobs = BlobStore(house.data / "blobs")
+    await asyncio.to_thread(blobs.prepare)
+    async with (
+        expiring_bucket(s3.endpoint) as bucket,
+        counting_link(HOST, bucket.port) as link,
+    ):
+        link.cut_at = [SIZE * tenth // 10 for tenth in range(1, 10)]
+        bucket.expires_at = [SIZE * tenth // 10 for tenth in (2, 5, 8)]
+        source = await asyncio.to_thread(library, house, f"http://{HOST}:{link.port}")
+        path = await brought(blobs, digest, len(data), source)
+        assert (link.cut_at, bucket.expires_at, bucket.refusals) == ([], [], 3)
+        share = link.carried / len(data)
+    print(f"{share:.3f} times its size came")
+    assert 1.0 <= share <= 1.05
+    assert len(credentials.asked) == 4
+    assert await asyncio.to_thread(path.read_bytes) == data
+
+
+async def brought(blobs: BlobStore, digest: str, size: int, source: BucketLibrary) -> Path:
+    """A blob, asked for again after each cut."""
+    while True:
+        with suppress(Cut):
+            return await blobs.fetch(digest, size, source)
 
 
 async def test_what_is_not_there(house: AgentHouse, credentials: CredentialProvider) -> None:

@@ -28,8 +28,8 @@ async def house(tmp_path: Path) -> AsyncIterator[EdgeHouse]:
     assert await asyncio.to_thread(place.marked) == []
 
 
-async def made(house: EdgeHouse, revision: int, bias: int, **env: str) -> worker_pb2.ReplicaSpec:
-    return await asyncio.to_thread(lambda: house.spec(revision, bias, **env))
+async def made(house: EdgeHouse, revision: int, bias: int, **told: str) -> worker_pb2.ReplicaSpec:
+    return await asyncio.to_thread(lambda: house.spec(revision, bias, **told))
 
 
 async def running(house: EdgeHouse) -> int:
@@ -57,6 +57,21 @@ async def test_a_bad_model_is_taken_back_without_anybody(house: EdgeHouse) -> No
     status = await house.until(phase="bad", running=1)
     assert "no luck at load" in " ".join(status["cause"]["lines"])
     assert (await house.answers(2))["y"] == 7
+
+
+async def test_a_model_that_answers_wrongly_is_taken_back_with_the_golden_case(
+    house: EdgeHouse,
+) -> None:
+    await running(house)
+    known = '{"input": {"x": 1}, "expected": {"y": 51}}\n{"input": {"x": 2}, "expected": {"y": 52}}'
+    await house.want(await made(house, 2, 50, golden=known))
+    await house.until(phase="good", running=2)
+    await house.want(await made(house, 3, 60, golden=known))
+    status = await house.until(phase="bad", running=2)
+    cause = status["cause"]
+    assert (cause["code"], cause["passing"]) == ("PREDICTIONS_FAIL", False)
+    assert "golden case 1 is answered wrongly: $.y is 61, expected 51" in cause["message"]
+    assert (await house.answers(2))["y"] == 52
 
 
 async def test_what_was_good_comes_back_at_once_each_time(house: EdgeHouse) -> None:

@@ -5,6 +5,7 @@ kept, links that are cut or held, a broker that restarts, and another client wit
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import signal
 from collections.abc import AsyncIterator
@@ -12,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from held_link import HeldLink
+from iot_policy import rights
 from linked_thing import LinkedThing
-from mosquitto_yard import HOST, Mosquitto, SmallIot, mosquitto, small_iot
+from mosquitto_yard import HOST, Mosquitto, SmallIot, mosquitto, running, small_iot
 from mqtt_client import MqttClient
 from waiting import until
 
@@ -27,7 +29,7 @@ from hatoba_worker.agent.redial import FIRST_WAIT
 
 __all__ = ["mosquitto"]
 
-THING = "hatoba-cam-1"
+THING, OTHER = "hatoba-cam-1", "hatoba-cam-2"
 
 
 @pytest.fixture
@@ -54,12 +56,12 @@ async def device(mosquitto: Mosquitto, net: HeldLink, tmp_path: Path) -> AsyncIt
         yield made
 
 
-def enrolled(data: Path, broker: Mosquitto, port: int) -> LinkedThing:
+def enrolled(data: Path, broker: Mosquitto, port: int, name: str = "cam-1") -> LinkedThing:
     data.mkdir()
-    made = LinkedThing(data, redials=True)
-    made.hello_said = device_pb2.DeviceHello(device="cam-1", incarnation="0123456789")
-    certificate, authority = broker.signed(request(data)), broker.authority.pem.read_text()
-    made.enroll("cam-1", f"{HOST}:{port}", THING, certificate, authority)
+    made, thing = LinkedThing(data, redials=True), f"hatoba-{name}"
+    made.hello_said = device_pb2.DeviceHello(device=name, incarnation="0123456789")
+    certificate, authority = broker.signed(request(data), thing), broker.authority.pem.read_text()
+    made.enroll(name, f"{HOST}:{port}", thing, certificate, authority)
     return made
 
 
@@ -72,7 +74,7 @@ async def hears(device: LinkedThing, generation: int) -> None:
     await device.news.until(lambda: device.heard and device.heard[-1].generation == generation)
 
 
-async def test_what_is_wanted_comes_and_what_is_said_arrives(
+async def test_what_is_wishcomes_and_what_is_said_arrives(
     iot: SmallIot, device: LinkedThing
 ) -> None:
     await up(device)
@@ -301,3 +303,81 @@ async def test_what_it_keeps_is_sent_piece_by_piece_and_only_once(
     assert told == [*(f"number {number}" for number in range(5)), "the last"]
     assert [one.first for one in iot.pieces] == [1, 6, 6]
     await until(lambda: device.records.durable == 6)
+
+
+# -- a hostile device, and the policy that devices have -------------------------------------------
+
+
+@pytest.fixture
+async def listed(tmp_path: Path) -> AsyncIterator[SmallIot]:
+    """AWS IoT with our policy of devices."""
+    async with running(tmp_path / "broker", rights()) as broker, small_iot(broker) as made:
+        yield made
+
+
+def forgeries() -> dict[str, object]:
+    """What one device would say to another, for it, and to the server in its name."""
+    wish = shadows.wanted(9, shadows.pack(document(9)), 60)["desired"]
+    state = shadows.report_states(report(9), "link", 1)[0]
+    records = device_pb2.DeviceRecords(first=1)
+    records.records.add().log.text = "all is lost"
+    told = {"version": 99, "state": wish}
+    return {
+        shadows.topic(THING, "hatoba", "update/delta"): told,
+        shadows.topic(THING, "hatoba", "get/accepted"): {"version": 99, "state": {"desired": wish}},
+        shadows.topic(THING, "hatoba", "update"): {"state": {"desired": wish}},
+        shadows.topic(THING, "hatoba-said", "update"): {"state": state},
+        shadows.topic(THING, "hatoba-said-2", "update"): {"state": state},
+        shadows.records_topic(THING): {"records": shadows.pack(records)},
+        # What is wanted of itself is not for it to say either.
+        shadows.topic(OTHER, "hatoba", "update"): {"state": {"desired": wish}},
+        "$aws/certificates/create-from-csr/json": {"certificateSigningRequest": "none"},
+    }
+
+
+async def test_a_device_neither_speaks_for_another_nor_hears_what_is_for_it(
+    listed: SmallIot, tmp_path: Path
+) -> None:
+    """Both have the rights of our own policy, and who means no harm gets along with them."""
+    device, hostile = [
+        await asyncio.to_thread(enrolled, tmp_path / name, listed.broker, listed.broker.port, name)
+        for name in ("cam-1", "cam-2")
+    ]
+    async with device.running(), hostile.tunnel.open():
+        await hostile.shown.choose()
+        await up(device)
+        await listed.want(THING, document(1))
+        await hears(device, 1)
+        await device.tells(report(1))
+        await listed.news.until(lambda: listed.report(THING) == report(1))
+        async with mqtt.connected(str(hostile.tunnel.path), OTHER, kept=False) as client:
+            await does_harm(client, listed)
+            await listed.want(THING, document(2))
+            await hears(device, 2)
+            await device.tells(report(2))
+            await listed.news.until(lambda: listed.report(THING) == report(2))
+            # Nothing came to it of all this: the first that does is its own.
+            await listed.want(OTHER, document(5))
+            first = await anext(client.messages())
+            assert first.topic == shadows.topic(OTHER, "hatoba", "update/delta")
+    assert {one.generation for one in device.heard} == {1, 2}
+    assert device.ups == [True]
+
+
+async def does_harm(client: mqtt.Connection, iot: SmallIot) -> None:
+    """All of it is dropped, and what is its own to say is not."""
+    for topics in (
+        [f"$aws/things/{THING}/#", f"hatoba/{THING}/records"],
+        ["$aws/things/+/shadow/name/+/update/delta"],
+        [shadows.topic(OTHER, "hatoba", "update/delta")],
+    ):
+        await client.subscribe(topics)
+    before = iot.report(THING), iot.said(THING).version, len(iot.pieces)
+    for topic, told in forgeries().items():
+        await client.publish(topic, json.dumps(told).encode())
+    own = shadows.topic(OTHER, "hatoba-said", "get")
+    await client.publish(own, b"")
+    await iot.news.until(lambda: own in iot.asked)
+    assert (iot.report(THING), iot.said(THING).version, len(iot.pieces)) == before
+    assert not {shadows.topic(one, "hatoba", "update") for one in (THING, OTHER)} & {*iot.asked}
+    assert "$aws/certificates/create-from-csr/json" not in iot.asked

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from bearer_registry import BearerRegistry, bearer_registry
 from counting_link import counting_link
 from cut_network import CutNetwork
 from locked_registry import locked_registry
@@ -163,6 +164,50 @@ async def test_a_registry_that_wants_to_know_who_one_is(shop: Shop) -> None:
             await shop.registry(image, host, Login("dev", "wrong")).manifest(AMD)
         known = shop.registry(image, host, Login("dev", "secret"))
         assert (await known.manifest(AMD)).digest == image.digest
+
+
+async def test_tokens_that_end_thrice_in_a_blob_and_links_that_break_bring_hardly_more(
+    store: BlobStore,
+) -> None:
+    """The link at every tenth; each token is good for a quarter."""
+    layer = BIG[: 20 << 20]
+    made = BearerRegistry(login="dev:secret", lasts=len(layer) // 4)
+    async with (
+        bearer_registry(made) as there,
+        counting_link("127.0.0.1", there.port) as network,
+        opened() as session,
+    ):
+        reference = there.image(layer, "amd64")
+        at = f"127.0.0.1:{network.port}"
+        login = Login("dev", "secret")
+        source = Registry(session, reference, at=at, plain=True, login=login)
+        manifest = await source.manifest(AMD)
+        network.cut_at = [manifest.size * tenth // 10 for tenth in range(1, 10)]
+        await brought(store, source, manifest)
+        assert network.cut_at == []
+        assert there.tokens >= 4
+        assert network.carried <= 1.05 * manifest.size
+    assert await asyncio.to_thread(store.check, manifest.layers[0].digest)
+
+
+@pytest.mark.parametrize("called", ["token", "access_token"])
+async def test_a_token_that_whoever_asks_gets(called: str) -> None:
+    async with bearer_registry(BearerRegistry(called=called)) as there, opened() as session:
+        source = Registry(session, there.image(b"layer", "amd64"), plain=True)
+        for _ in range(2):
+            assert (await source.manifest(AMD)).layers[0].size == len(b"layer")
+        assert there.tokens == 1
+
+
+async def test_a_service_of_tokens_that_knows_nobody_or_says_nonsense() -> None:
+    async with bearer_registry(BearerRegistry(login="dev:secret")) as there, opened() as session:
+        reference = there.image(b"layer", "amd64")
+        for login in (None, Login("dev", "wrong")):
+            with pytest.raises(Gone, match="log in to it"):
+                await Registry(session, reference, plain=True, login=login).manifest(AMD)
+    async with bearer_registry(BearerRegistry(called="other")) as there, opened() as session:
+        with pytest.raises(Cut, match="gives no token"):
+            await Registry(session, there.image(b"layer", "amd64"), plain=True).manifest(AMD)
 
 
 @pytest.mark.parametrize("text", ["edge:1", "host/edge:1", "host/edge@sha256:12", ""])

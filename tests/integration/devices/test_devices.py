@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 import pytest
-from device_reports import BAD, CRASHES
-from hand_device import HandDevice
+from device_reports import BAD, CRASHES, GOOD, report_on
+from hand_device import HandDevice, HandStream
 from waiting import eventually
 
 from hatoba.v1 import admin_pb2, dataset_pb2, deployment_pb2, device_pb2, job_pb2
@@ -90,12 +91,20 @@ async def test_a_token_makes_as_many_devices_as_it_says(yard: DeviceYard) -> Non
 
 async def test_a_copy_of_a_device_cuts_the_older_one_and_both_are_named(yard: DeviceYard) -> None:
     device = await yard.device("reader-1")
-    copy = HandDevice(device.key, device.identity, installation="installation-2")
+    copy = HandDevice(device.key, device.identity, "installation-2", "boot-2")
     async with device.connected() as older, copy.connected():
         code, message = await older.ended()
         assert code is grpc.StatusCode.ABORTED
         assert "another stream" in message
-        assert (await yard.events("reader-1"))[0] == "cloned"
+        request = device_pb2.ListDeviceEventsRequest(name="reader-1")
+        told = await yard.wire.once(request, device_pb2.ListDeviceEventsResponse)
+        cloned = told.events[0]
+        assert cloned.kind == "cloned"
+        one, other = re.findall(r"one at (\S+) \(boot (\S+), installation (\S+)\)", cloned.message)
+        assert one[1:] == ("boot-1", "installation-1")
+        assert other[1:] == ("boot-2", "installation-2")
+        assert one[0] != other[0]
+        assert all(peer.startswith("ipv4:127.0.0.1:") for peer in (one[0], other[0]))
 
 
 async def test_a_copied_disk_shows_when_both_come_by_turns(yard: DeviceYard) -> None:
@@ -106,6 +115,49 @@ async def test_a_copied_disk_shows_when_both_come_by_turns(yard: DeviceYard) -> 
         assert "cloned" not in await yard.events("reader-1")
         async with device.connected():
             assert (await yard.events("reader-1"))[0] == "cloned"
+
+
+@pytest.mark.parametrize("protocol", [0, 2])
+async def test_an_agent_of_another_version_is_refused_and_both_are_named(
+    yard: DeviceYard, protocol: int
+) -> None:
+    """It keeps its model, and goes on with it once an agent that fits is there."""
+    device = await yard.device("reader-1")
+    await yard.deploy(await yard.model())
+    async with device.connected() as stream:
+        await stream.report(await stream.wanted(1))
+        await yard.until_state(READY)
+    async with device.channel() as stub:
+        call = stub.Connect(metadata=device.metadata())
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await HandStream(device, call).hello(protocol=protocol)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    words = str(refused.value.details())
+    assert f"the agent speaks protocol {protocol}, this server 1" in words
+    found = await yard.get("reader-1")
+    assert found.settled == found.desired.generation
+    async with device.connected() as stream:
+        await stream.report(await stream.wanted(1))
+        assert (await yard.shown()).devices.succeeded == 1
+
+
+async def test_what_a_newer_agent_adds_is_passed_over(yard: DeviceYard) -> None:
+    device = await yard.device("reader-1")
+    await yard.deploy(await yard.model())
+    async with device.channel() as stub:
+        call = stub.Connect(metadata=device.metadata())
+        stream = HandStream(device, call)
+        await stream.hello(version="999.0.0+later")
+        desired = await stream.wanted(1)
+        report = device_pb2.DeviceReport()
+        # A field of the number 500, in the report and in what goes with it.
+        report.ParseFromString(report_on(desired, GOOD).SerializeToString() + b"\xa2\x1f\x05later")
+        item = device_pb2.DeviceItem()
+        item.MergeFromString(b"\xa2\x1f\x05later")
+        await stream.say(item, device_pb2.DeviceItem(report=report))
+        await yard.until_state(READY)
+        assert (await yard.get("reader-1")).settled == desired.generation
+        call.cancel()
 
 
 async def test_a_revoked_device_is_cut_and_does_not_come_back(yard: DeviceYard) -> None:
@@ -120,6 +172,30 @@ async def test_a_revoked_device_is_cut_and_does_not_come_back(yard: DeviceYard) 
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call.read()
         assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_lost_device_that_is_made_anew_gets_the_newest(yard: DeviceYard) -> None:
+    stays, lost = await yard.device("reader-1"), await yard.device("reader-2")
+    await yard.deploy(await yard.model())
+    async with stays.connected() as stream, lost.connected() as other:
+        await stream.report(await stream.wanted(1))
+        await other.report(await other.wanted(1))
+        await yard.until_state(READY)
+    await yard.update(await yard.model())
+    async with stays.connected() as stream:
+        desired = await stream.wanted(2)
+        await yard.wire.once(device_pb2.RevokeDeviceRequest(name=lost.name), device_pb2.Device)
+        await stream.report(desired)
+        assert (await yard.until_state(READY)).devices.left == 1
+    found = HandDevice(installation="installation-2")
+    await found.enroll(yard.server.address, await yard.token(device=lost.name), lost.name)
+    async with found.connected() as stream:
+        await stream.report(await stream.wanted(2))
+
+        async def has_it() -> bool:
+            return (await yard.shown()).devices.succeeded == 2
+
+        await eventually(has_it)
 
 
 async def test_nobody_speaks_for_another(yard: DeviceYard) -> None:
@@ -218,6 +294,29 @@ async def test_figures_and_happenings_are_told_by_kind(yard: DeviceYard) -> None
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await told(yard, device_pb2.DEVICE_RECORD_KIND_UNSPECIFIED)
     assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_gap_shows_in_every_kind_of_records(yard: DeviceYard) -> None:
+    """Also where the record behind it is of another kind, or of none that the server knows."""
+    device = await yard.device("reader-1")
+    async with device.connected() as stream:
+        records = device_pb2.DeviceRecords(first=1)
+        records.records.add().log.text = "one"
+        await stream.say(device_pb2.DeviceItem(records=records))
+        await stream.next(lambda one: one.stored.position == 1)
+        late = device_pb2.DeviceRecords(first=9)
+        late.records.add().figure.name = "free_disk_bytes"
+        late.records.add().time.FromSeconds(1_790_000_000)
+        await stream.say(device_pb2.DeviceItem(records=late))
+        await stream.next(lambda one: one.stored.position == 10)
+    request = device_pb2.ListDeviceLogsRequest(name="reader-1", deployment="quiet")
+    lines = (await yard.wire.once(request, device_pb2.ListDeviceLogsResponse)).lines
+    assert [(one.position, one.text, one.lost) for one in lines] == [(10, "", 8)]
+    figures = await told(yard, device_pb2.DEVICE_RECORD_KIND_FIGURE)
+    assert [(one.position, one.lost) for one in figures] == [(9, 7), (10, 1)]
+    assert figures[1].record.WhichOneof("record") is None
+    assert [one.lost for one in await told(yard, device_pb2.DEVICE_RECORD_KIND_HAPPENING)] == [8]
+    assert await told(yard, device_pb2.DEVICE_RECORD_KIND_FIGURE, after=10) == []
 
 
 async def test_predictions_of_what_is_not_its_own_are_dropped(yard: DeviceYard) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +38,13 @@ pytestmark = pytest.mark.timeout(300)
 Make = Callable[..., Awaitable[JobDevice]]
 SUCCEEDED, FAILED = common_pb2.JOB_STATE_SUCCEEDED, common_pb2.JOB_STATE_FAILED
 QUEUED, RUNNING = common_pb2.JOB_STATE_QUEUED, common_pb2.JOB_STATE_RUNNING
-LOST = common_pb2.ATTEMPT_STATE_LOST
+LOST, WELL = common_pb2.ATTEMPT_STATE_LOST, common_pb2.ATTEMPT_STATE_SUCCEEDED
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 PATIENCE = 120.0
+SHORT, FULL = 4, 10
+"""Devices that come back at once."""
+MENDED_WITHIN = 60.0
+"""Seconds within which a device that comes back has the one run that it is to have."""
 
 
 @pytest.fixture
@@ -295,6 +301,98 @@ async def test_it_stops_itself_and_is_taken_for_lost(yard: DeviceYard, make: Mak
     ended = await until_state(yard, job, FAILED)
     assert ended.cause.code == common_pb2.CAUSE_CODE_DISCONNECTED
     assert [one.state for one in await attempts(yard, job)] == [LOST]
+
+
+def alone(place: Path) -> str:
+    """A script that tells whether another run of it is there, and then waits for a file."""
+    place.mkdir(exist_ok=True)
+    own = f"{place}/$HATOBA_DEVICE"
+    return (
+        f"exec 9> {own}.lock; flock -n 9 || touch {place}/two; echo $$ >> {own}.runs; "
+        f"while [ ! -e {place}/go ]; do sleep 0.1 9>&-; done"
+    )
+
+
+def runs(place: Path, device: str) -> int:
+    """How often it began on a device."""
+    path = place / f"{device}.runs"
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+async def until_lost(yard: DeviceYard, job: job_pb2.Job, count: int) -> None:
+    """Wait until so many attempts are taken for lost."""
+
+    async def holds() -> bool:
+        return [one.state for one in await attempts(yard, job)].count(LOST) == count
+
+    await eventually(holds, PATIENCE)
+
+
+def once_more(script: str, *devices: str, stop_after: int = 2) -> job_pb2.JobSpec:
+    """A job that is begun anew once it is taken for lost."""
+    spec = job_pb2.JobSpec(name="collect", command=["sh", "-c", script])
+    spec.devices.names.extend(devices)
+    spec.disconnect.stop_after.seconds = stop_after
+    spec.disconnect.lost_after.seconds = stop_after + 30
+    spec.retries.infrastructure = 1
+    return spec
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_one_that_comes_back_has_one_run_and_not_two(
+    yard: DeviceYard, make: Make, tmp_path: Path, *, frozen: bool
+) -> None:
+    """Also where nothing of the device could stop the run: then that is ended before the other
+    begins.
+    """
+    device, place = await make("cam-1"), tmp_path / "place"
+    job = await submitted(yard, once_more(alone(place), "cam-1"))
+    await until(lambda: runs(place, "cam-1") == 1)
+    device.cut()
+    stopped = await asyncio.to_thread(device.workers) if frozen else []
+    signalled(stopped, signal.SIGSTOP)
+    await until_lost(yard, job, 1)
+    assert bool(await asyncio.to_thread(device.running, "HATOBA_DEVICE=cam-1")) == frozen
+    device.mend()
+    signalled(stopped, signal.SIGCONT)
+    await until(lambda: runs(place, "cam-1") == 2, MENDED_WITHIN)
+    (place / "go").touch()
+    await until_state(yard, job, SUCCEEDED)
+    assert [one.state for one in await attempts(yard, job)] == [LOST, WELL]
+    assert runs(place, "cam-1") == 2
+    assert not (place / "two").exists()
+
+
+def signalled(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send this to all of them."""
+    for pid in pids:
+        os.kill(pid, number)
+
+
+@pytest.mark.slow
+async def test_of_many_that_come_back_each_has_one_run(
+    yard: DeviceYard, make: Make, tmp_path: Path, *, full_round: bool
+) -> None:
+    size, place = FULL if full_round else SHORT, tmp_path / "place"
+    names = [f"cam-{number}" for number in range(size)]
+    devices = [await make(name) for name in names]
+    # Long enough for all that begin at once.
+    job = await submitted(yard, once_more(alone(place), *names, stop_after=20))
+    await until(lambda: all(runs(place, name) for name in names))
+    for device in devices:
+        device.cut()
+    await until_lost(yard, job, len(devices))
+    for device in random.Random(37).sample(devices, len(devices)):
+        device.mend()
+    await until(lambda: all(runs(place, name) == 2 for name in names), MENDED_WITHIN)
+    (place / "go").touch()
+    await until_state(yard, job, SUCCEEDED)
+    assert not (place / "two").exists()
+    found = [(one.host, one.state) for one in await attempts(yard, job)]
+    assert sorted(found) == sorted((name, state) for name in names for state in (LOST, WELL))
+    await until(
+        lambda: not any(device.running(f"HATOBA_DEVICE={device.name}") for device in devices)
+    )
 
 
 # -- devices that are gone for good ---------------------------------------------------------------

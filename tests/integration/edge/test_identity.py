@@ -13,21 +13,13 @@ import pytest
 import wrong_clock
 from bed_device import FarMachine
 from cryptography import x509
-from edge_world import QUICK_LINKS, World, edge_world
+from edge_world import QUICK_LINKS, World, certificate, edge_world
 from waiting import until
 
 from hatoba.v1 import device_pb2
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
-HOUR = 3_600.0
 CUT_WITHIN = 60.0
-
-
-def serial(machine: FarMachine) -> int:
-    """Of the certificate that it uses."""
-    tls = machine.seen / "tls"
-    slot = (tls / "current").read_text().strip()
-    return x509.load_pem_x509_certificate((tls / f"device-{slot}.pem").read_bytes()).serial_number
 
 
 @pytest.mark.skipif(bool(wrong_clock.why_not()), reason=wrong_clock.why_not())
@@ -40,26 +32,20 @@ async def test_certificates_are_renewed_before_they_end_and_for_a_while_after(pl
         for hours in (17, 30):
             name = f"off-for-{hours}"
             machine = await world.device(name, environ=QUICK_LINKS)
-            first = await asyncio.to_thread(serial, machine)
+            first = await asyncio.to_thread(certificate, machine)
             await asyncio.to_thread(machine.power_cut)
-            await later(world, hours, library)
+            await world.later(hours, library)
             await asyncio.to_thread(machine.boot)
             await until(partial(renewed, machine, first))
             await asyncio.to_thread(machine.close)
-            await later(world, 0, library)
+            await world.later(0, library)
 
 
-def renewed(machine: FarMachine, first: int) -> bool:
+def renewed(machine: FarMachine, first: x509.Certificate) -> bool:
     """Whether it is connected by another certificate, and has no other one any more."""
     one_is_left = len(list((machine.seen / "tls").glob("device-*.pem"))) == 1
     connected = machine.status().get("link", {}).get("connected")
-    return bool(connected) and one_is_left and serial(machine) != first
-
-
-async def later(world: World, hours: float, library: Path) -> None:
-    """The server is killed, and started again so many hours after now."""
-    world.server.launcher.environ |= wrong_clock.wrong_by(hours * HOUR, library)
-    await world.server.restart()
+    return bool(connected) and one_is_left and certificate(machine) != first
 
 
 async def test_who_is_revoked_is_cut_and_stays_out_and_runs_what_it_has(world: World) -> None:

@@ -6,16 +6,26 @@ import asyncio
 import hashlib
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from bed_device import FarMachine
-from edge_world import QUICK_LINKS, World
+from edge_world import QUICK_LINKS, World, edge_world
 from waiting import until
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 SIZE = 64 << 20
+PARTS, PART = 20, 1 << 20
 BITS = 200_000_000
+HTTPS = 443
+KNOCK = """
+import socket, sys
+with socket.socket() as knock:
+    knock.settimeout(2)
+    sys.exit(knock.connect_ex((sys.argv[1], 80)) != 0)
+"""
 LISTENS = "0A"
 STOPS_WITHIN = 15.0
 """Seconds: for so long `hatoba server stop` waits."""
@@ -42,6 +52,24 @@ async def test_of_a_download_that_is_cut_at_every_tenth_nothing_much_comes_twice
     assert (await world.answer(shop))["weights"] == hashlib.sha256(weights).hexdigest()
 
 
+async def test_of_new_weights_only_what_is_new_moves(relayed_world: World) -> None:
+    world, relay = relayed_world, relayed_world.relay
+    assert relay is not None
+    shop = await world.device("shop")
+    weights = os.urandom(PARTS * PART)
+    await world.deploy(await world.model("one", weights, parts=PARTS))
+    await world.until_runs(shop, 1)
+    weights = os.urandom(len(weights) // 10) + weights[len(weights) // 10 :]
+    version = await world.model("two", weights, parts=PARTS)
+    before = relay.carried
+    await world.update(version)
+    await world.until_runs(shop, 2)
+    share = (relay.carried - before) / len(weights)
+    print(f"{share:.3f} times its size came")
+    assert 0.1 <= share <= 0.15
+    assert (await world.answer(shop))["weights"] == hashlib.sha256(weights).hexdigest()
+
+
 async def test_nobody_reaches_a_device_and_it_lives_through_a_router_that_forgets_it(
     world: World,
 ) -> None:
@@ -60,6 +88,24 @@ async def test_nobody_reaches_a_device_and_it_lives_through_a_router_that_forget
     assert await world.answer(shop) == answer
     await world.update(await world.model("two"))
     await world.until_runs(shop, 2)
+
+
+async def test_a_device_that_may_reach_443_alone_has_all_that_it_needs(place: Path) -> None:
+    async with edge_world(place, port=HTTPS) as world:
+        await asyncio.to_thread(world.network.let_out_only, HTTPS)
+        shop = await world.device("shop")
+        first, second = await world.model("one"), await world.model("two")
+        await world.promote(first, "production")
+        await world.deploy("toy@production")
+        await world.until_runs(shop, 1)
+        await world.promote(second, "production")
+        await world.until_runs(shop, 2)
+        assert (await world.answer(shop))["name"] == "two"
+        # Nothing was tried that did not get through; what is not allowed does not.
+        assert await asyncio.to_thread(world.network.kept_in) == 0
+        knock = shop.beside(sys.executable, "-c", KNOCK, world.network.address)
+        assert await asyncio.to_thread(subprocess.call, knock, timeout=30) == 1
+        assert await asyncio.to_thread(world.network.kept_in) > 0
 
 
 def listeners(machine: FarMachine) -> set[str]:

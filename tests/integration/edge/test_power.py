@@ -5,63 +5,46 @@ the device comes back with what was good before, or what is new, and never with 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
 import random
 import time
 from collections.abc import Set
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from bed_device import FarMachine
+from edge_versions import (
+    Content,
+    Version,
+    boot_without_link,
+    mend_link,
+    pointed_device,
+    said,
+    spoil,
+    stop_at,
+    until_stopped,
+    version,
+)
 from edge_world import QUICK_LINKS, World
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
-SIZE = 3 << 20
 BITS = 40_000_000
 SHOPS = ("north", "east", "south", "west")
 SHORT, FULL = 12, 500
+POINTS = [
+    f"journal.{kind}.{where}"
+    for kind in ("wanted", "staged", "switched", "good")
+    for where in ("before", "between", "after")
+]
+AT_A_POINT = 2 / 3
+"""Share of the updates of what is settled, about half of all, that are cut at one of these."""
 LONGEST_UPDATE = 3.0
 """Seconds, about, from the order to the moment when it is good."""
 
 
-class Content(NamedTuple):
-    """What a model says that is whole."""
-
-    name: str
-    weights: str
-
-
-class Version(NamedTuple):
-    """A model's version, and what it says."""
-
-    model: str
-    content: Content
-
-
-async def version(world: World, name: str) -> Version:
-    weights = os.urandom(SIZE)
-    model = await world.model(name, weights)
-    return Version(model, Content(name, hashlib.sha256(weights).hexdigest()))
-
-
-async def said(world: World, machine: FarMachine) -> Content:
-    answer = await world.answer(machine)
-    return Content(answer["name"], answer["weights"])
-
-
 async def fail(machine: FarMachine) -> None:
     """The power fails; it comes back, the network does not."""
-    assert machine.link is not None
     await asyncio.to_thread(machine.power_cut)
-    await asyncio.to_thread(machine.link.cut)
-    await asyncio.to_thread(machine.boot)
-
-
-async def mend(machine: FarMachine) -> None:
-    assert machine.link is not None
-    await asyncio.to_thread(machine.link.mend)
+    await boot_without_link(machine)
 
 
 def cut_once_written(machine: FarMachine, journal: Path, known: int, kind: str) -> None:
@@ -78,7 +61,6 @@ async def test_after_a_power_cut_at_each_step_it_runs_what_was_good_or_is_new(
     world: World,
 ) -> None:
     shop = await world.device("shop", environ=QUICK_LINKS)
-    assert shop.link is not None
     before = await version(world, "one")
     await world.deploy(before.model)
     await world.until_runs(shop, 1)
@@ -88,10 +70,9 @@ async def test_after_a_power_cut_at_each_step_it_runs_what_was_good_or_is_new(
         newer = await version(world, f"to be cut once {kind}")
         cut = asyncio.to_thread(cut_once_written, shop, journal, known, kind)
         await asyncio.gather(cut, world.update(newer.model))
-        await asyncio.to_thread(shop.link.cut)
-        await asyncio.to_thread(shop.boot)
+        await boot_without_link(shop)
         assert await said(world, shop) in (before.content, newer.content), kind
-        await mend(shop)
+        await mend_link(shop)
         await world.until_runs(shop, revision)
         assert await said(world, shop) == newer.content
         before = newer
@@ -99,7 +80,6 @@ async def test_after_a_power_cut_at_each_step_it_runs_what_was_good_or_is_new(
 
 async def test_what_was_spoiled_on_the_disk_is_found_out_and_fetched_anew(world: World) -> None:
     shop = await world.device("shop", environ=QUICK_LINKS)
-    assert shop.link is not None
     first, second = await version(world, "one"), await version(world, "two")
     await world.deploy(first.model)
     await world.until_runs(shop, 1)
@@ -108,31 +88,11 @@ async def test_what_was_spoiled_on_the_disk_is_found_out_and_fetched_anew(world:
     cut = asyncio.to_thread(cut_once_written, shop, journal, known, "staged")
     await asyncio.gather(cut, world.update(second.model))
     await asyncio.to_thread(spoil, shop, second.content)
-    await asyncio.to_thread(shop.link.cut)
-    await asyncio.to_thread(shop.boot)
+    await boot_without_link(shop)
     assert await said(world, shop) == first.content
-    await mend(shop)
+    await mend_link(shop)
     await world.until_runs(shop, 2)
     assert await said(world, shop) == second.content
-
-
-def spoil(machine: FarMachine, content: Content) -> None:
-    """Turn one bit of what is on the disk of this content."""
-    with machine.opened() as data:
-        trees = data / "trees"
-        weights = [one for one in trees.glob("*/weights*") if _digest(one) == content.weights]
-        assert weights, "it is not on the disk"
-        for path in weights:
-            path.chmod(0o600)
-            with path.open("r+b") as file:
-                file.seek(SIZE // 2)
-                byte = file.read(1)[0]
-                file.seek(SIZE // 2)
-                file.write(bytes([byte ^ 1]))
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.slow
@@ -141,7 +101,9 @@ def _digest(path: Path) -> str:
 async def test_whenever_the_power_fails_it_comes_back_with_what_was_good_or_is_new(
     world: World, full_round: bool
 ) -> None:
-    """Cuts at random points of updates, which mostly begin before the last one is through."""
+    """Cuts at random times of updates, half of which begin before the last one is through; a third
+    of them just before an entry is in the journal, just after, or when one of its files has it.
+    """
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     versions = [await version(world, name) for name in ("even", "odd")]
@@ -169,24 +131,38 @@ class Shop:
     async def live(self, cuts: int) -> None:
         """Updates, and so many power cuts."""
         world, name = self._world, self._name
-        machine = await world.device(name, site=name, environ=QUICK_LINKS)
+        machine = await pointed_device(world, name, site=name)
         assert machine.link is not None
         await asyncio.to_thread(machine.link.slow, BITS)
         may_be = await self._release()
         await world.until_runs(machine, self._revision)
         settled = True
         for number in range(cuts):
+            point = self._point() if settled else ""
+            await asyncio.to_thread(stop_at, machine, point)
             if settled:
                 may_be = {await said(world, machine)} | await self._release()
-            await asyncio.sleep(self._rng.uniform(0, LONGEST_UPDATE))
+            await self._until(machine, point)
             await fail(machine)
-            await self._comes_back(machine, may_be, f"cut {number} of {name}")
-            await mend(machine)
+            await self._comes_back(machine, may_be, f"cut {number} of {name} {point}")
+            await mend_link(machine)
             settled = self._rng.random() < 0.5
             if settled:
                 await world.until_runs(machine, self._revision)
         await world.until_runs(machine, self._revision)
         print(f"{name}: {cuts} power cuts, answers again after {self._longest:.1f} s at most")
+
+    def _point(self) -> str:
+        """Of the journal; empty: none, but any time."""
+        return self._rng.choice(POINTS) if self._rng.random() < AT_A_POINT else ""
+
+    async def _until(self, machine: FarMachine, point: str) -> None:
+        """The moment of a cut."""
+        if point:
+            await asyncio.to_thread(until_stopped, machine, point)
+            await asyncio.to_thread(stop_at, machine)
+        else:
+            await asyncio.sleep(self._rng.uniform(0, LONGEST_UPDATE))
 
     async def _comes_back(self, machine: FarMachine, may_be: Set[Content], when: str) -> None:
         began = time.monotonic()

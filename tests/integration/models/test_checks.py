@@ -46,11 +46,12 @@ async def register(
     handler: str = "serve:Doubler",
     example: bytes = b'{"value": 3}',
     files: dict[str, bytes] | None = None,
+    golden: int = 0,
 ) -> model_pb2.ModelVersion:
     """Register a model whose handler stands in `serve.py` of its code, or (None) in its tree."""
     request = model_pb2.RegisterModelRequest(model=model)
     request.manifest.CopyFrom(await put_tree(wire, MODEL | (files or {})))
-    request.serving.handler = handler
+    request.serving.handler, request.serving.golden = handler, golden
     request.serving.example.data = example
     request.serving.example.media_type = "application/json"
     if code is not None:
@@ -107,6 +108,19 @@ async def test_a_bad_model_fails_with_the_reason(
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await aliased(wire, model)
     assert "FAILED" in (refused.value.details() or "")
+
+
+async def test_golden_cases_have_to_be_answered_as_expected(wire: Wire, model: str) -> None:
+    cases = b'{"input": {"value": 3}, "expected": {"value": 6}}\n'
+    made = await register(wire, model, GOOD, files={"golden.jsonl": cases}, golden=1)
+    found = await checked(wire, made.name)
+    assert (found.state, found.serving.golden) == (READY, 1)
+    cases += b'{"input": {"value": 4}, "expected": {"value": 9}, "tolerance": 0.5}\n'
+    made = await register(wire, model, GOOD, files={"golden.jsonl": cases}, golden=2)
+    found = await checked(wire, made.name)
+    assert found.state == FAILED
+    said = "golden case 2 is answered wrongly: $.value is 8, expected 9 within 0.5"
+    assert said in "\n".join(found.cause.last_log_lines)
 
 
 async def test_a_check_that_cannot_be_submitted_fails_at_once(wire: Wire, model: str) -> None:

@@ -28,7 +28,7 @@ from hatoba.v1 import (
 from hatoba_plugins.clock import FakeClock, SystemClock
 from hatoba_scheduler.auth import Role
 from hatoba_scheduler.auth.authority import DEVICES_NAME, HostIdentity, read_request
-from hatoba_scheduler.auth.device_credentials import AUDIT_BURST
+from hatoba_scheduler.auth.bursts import AUDIT_BURST
 from hatoba_scheduler.device_port import DevicePort
 from hatoba_scheduler.domain.devices import DeviceState
 from hatoba_scheduler.errors import Reason

@@ -737,6 +737,12 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
         "INVALID_ARGUMENT",
         "serving.example",
     ),
+    "golden cases without a handler": (
+        {"serving": model_pb2.Serving(golden=1)},
+        "INVALID_ARGUMENT",
+        "serving.golden",
+    ),
+    "too many golden cases": ({"serving": _serving(golden=65)}, "INVALID_ARGUMENT", "golden"),
     "code that is not stored": (
         {"serving": _serving(code=common_pb2.ManifestRef(digest=MISSING))},
         "FAILED_PRECONDITION",

@@ -78,6 +78,54 @@ async def test_it_is_ready_only_when_the_example_was_answered(replica: Replica) 
     await replica.ready()
 
 
+def golden(replica: Replica, *pairs: tuple[object, object]) -> int:
+    """Put golden cases beside its model; how many."""
+    lines = [json.dumps({"input": given, "expected": expected}) for given, expected in pairs]
+    (replica.root / "model" / "golden.jsonl").write_text("\n".join(lines))
+    return len(lines)
+
+
+async def test_it_is_ready_only_when_golden_cases_are_answered_as_expected(
+    replica: Replica,
+) -> None:
+    right = ({"x": 2}, {"x": 2.0})
+    count = await asyncio.to_thread(golden, replica, right, ({"x": [1, 2]}, {"x": [1, 3]}), right)
+    await replica.start(ready=False, golden=count)
+    found = await replica.says("/readyz", 503, "golden_refused")
+    told = "golden case 2 is answered wrongly: $.x[1] is 2, expected 3"
+    assert found.json["error"] == told
+    assert (await replica.ask({"x": 1})).json["kind"] == "golden_refused"
+    assert (await replica.ask(path="/healthz")).status == 200
+    (line,) = await asyncio.to_thread(lambda: [one for one in replica.failures() if "t" in one][:1])
+    assert (line["kind"], line["error"]) == ("golden_refused", told)
+
+
+async def test_golden_cases_that_are_not_answered_yet_are_asked_again(replica: Replica) -> None:
+    count = await asyncio.to_thread(golden, replica, ({"x": 2}, {"x": 2}), ({"x": 3}, {"x": 3}))
+    await replica.start(ready=False, handler="serving_model:Picky", example=None, golden=count)
+    found = await replica.says("/readyz", 503, "example_refused")
+    assert "golden case 1 was not answered: RuntimeError: not before" in found.json["error"]
+    replica.open("content")
+    await replica.ready()
+
+
+async def test_golden_cases_are_asked_together_as_requests_will_be(replica: Replica) -> None:
+    pairs = [({"x": number}, {"x": number}) for number in range(5)]
+    count = await asyncio.to_thread(golden, replica, *pairs)
+    batching = {"max_batch": 4, "batch_wait_ms": 50}
+    await replica.start(
+        handler="serving_model:Batches", golden=count, batching=batching, example=None
+    )
+    assert await asyncio.to_thread((replica.code / "batches").read_text) == "4\n"
+    assert (await replica.ask({"x": 9})).json["x"] == 9
+
+
+async def test_golden_cases_that_are_not_there_end_it(replica: Replica) -> None:
+    await replica.spawn(golden=1)
+    assert await replica.ended() == 3
+    assert "golden cases cannot be read" in await asyncio.to_thread(replica.log)
+
+
 async def test_without_an_example_it_is_ready_once_the_handler_is_made(replica: Replica) -> None:
     await replica.start(handler="serving_model:Picky", example=None)
     assert (await replica.ask({"x": 1})).status == 500

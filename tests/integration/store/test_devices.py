@@ -127,10 +127,15 @@ PAGE = (
     f"{of('devices', 'rows')} ORDER BY device",
     f"{of('devices', 'records')} ORDER BY position LIMIT ?",
     f"{of('devices', 'records')} AND deployment = ? ORDER BY position DESC LIMIT ?",
+    f"{of('devices', 'records')} AND position < ? ORDER BY position",
     f"{of('devices', 'devices')} WHERE name = ?",
 )
-ONE = ("events", "token", "known_key", "kept_records", "note_records", "trim_records")
-DROP = ("drop_device", "drop_rows", "drop_rows_of_device", "drop_records", "drop_events")
+RECORDS = ("newest_record", "note_newest", "kept_records", "oldest_records", "trim_records")
+ONE = ("events", "known_key", *RECORDS)
+DROP = (
+    *("drop_device", "drop_rows", "drop_rows_of_device", "drop_events"),
+    *("drop_records", "drop_record_kinds"),
+)
 MANY = ("versions", "touch", "newest_events", "trim_events")
 
 

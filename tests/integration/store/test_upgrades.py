@@ -13,6 +13,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from hatoba_scheduler.store.base import JobQuery
+from hatoba_scheduler.store.devices import RecordKind
 from hatoba_scheduler.store.errors import SchemaTooNew, StorageFull
 from hatoba_scheduler.store.samples import submission
 from hatoba_scheduler.store.sqlite import backup as copies
@@ -22,6 +23,7 @@ from hatoba_scheduler.store.sqlite.doctor import check
 from hatoba_scheduler.store.sqlite.upgrade import KEPT_COPIES, copies_of
 
 KNOWN = migrations()
+RECORDS_BY_KIND = 18
 VALUES: dict[str, Any] = {"TEXT": "", "INTEGER": 0, "REAL": 0.5, "BLOB": b"x"}
 Contents = dict[str, list[dict[str, Any]]]
 
@@ -148,3 +150,29 @@ async def test_a_newer_schema_is_refused_with_its_number(tmp_path: Path) -> None
         SchemaTooNew, match=r"has schema 999, this version knows .* start the version"
     ):
         await open_store(tmp_path, lambda: 5)
+
+
+async def test_what_a_device_lost_before_records_had_bounds_by_kind_is_told(
+    tmp_path: Path,
+) -> None:
+    def before() -> None:
+        with closing(connect(tmp_path / FILE, reader=False)) as connection:
+            older = [step for step in KNOWN if step.version < RECORDS_BY_KIND]
+            migrate(connection, tmp_path / FILE, older, 5)
+            fill(connection, "devices")
+            connection.execute("UPDATE devices SET name = 'a', newest_record = 9")
+            rows = [(1, RecordKind.LOG, 0), (9, RecordKind.FIGURE, 5)]
+            connection.executemany(
+                "INSERT INTO device_records VALUES ('a', ?, 7, ?, '', x'', ?)",
+                [(position, kind.value, lost) for position, kind, lost in rows],
+            )
+
+    await asyncio.to_thread(before)
+    with capture_logs():
+        store = await open_store(tmp_path, lambda: 86_400_000_000)
+    logs = await store.devices.records("a", RecordKind.LOG, "", 0, 9)
+    assert [(one.position, one.lost) for one in logs] == [(1, 0), (8, 5)]
+    (figure,) = await store.devices.records("a", RecordKind.FIGURE, "", 0, 9)
+    assert (figure.position, figure.lost) == (9, 5)
+    assert await store.devices.newest_record("a") == 9
+    await store.close()

@@ -196,6 +196,35 @@ async def test_what_rots_is_found_and_removed(store: BlobStore) -> None:
     assert not await asyncio.to_thread(store.check, DIGEST)
 
 
+async def test_what_nobody_needs_any_more_is_removed_when_another_is_claimed(
+    store: BlobStore, tmp_path: Path
+) -> None:
+    first, second, third = (f"sha256:{number}{'0' * 63}" for number in range(3))
+    partial = store.path(second).with_name(f"{store.path(second).name}.part")
+    for path in (store.path(first), partial, store.path(third)):
+        await asyncio.to_thread(path.write_bytes, b"x")
+    await asyncio.to_thread(store.claim, "one", [first, second])
+    await asyncio.to_thread(store.claim, "two", [first])
+    # Another boot knows it, too.
+    store = BlobStore(tmp_path / "blobs")
+    await asyncio.to_thread(store.claim, "one", [third])
+    sizes = [await asyncio.to_thread(store.size, one) for one in (first, second, third)]
+    assert sizes == [1, 0, 1]
+    await asyncio.to_thread(store.collect, ())
+    assert not await asyncio.to_thread(os.listdir, tmp_path / "blobs")
+
+
+async def test_a_claim_that_has_no_room_costs_nothing_else(
+    store: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(blobs, "replace", full)
+    await asyncio.to_thread(store.claim, "one", [DIGEST])
+    assert await fetched(store, Link()) == DATA
+
+
 async def test_a_collection_takes_what_is_not_kept(store: BlobStore) -> None:
     await fetched(store, Link())
     other = f"sha256:{'0' * 64}"

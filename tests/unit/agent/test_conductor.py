@@ -7,6 +7,7 @@ import errno
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from waiting import turns
 
 from hatoba_plugins.clock import FakeClock
 from hatoba_worker.agent.blobs import Cut, Full, Gone, NoEngine, NotTaken, Unusable, Wrong
-from hatoba_worker.agent.conductor import Conductor, Phase
+from hatoba_worker.agent.conductor import Conductor, Phase, StillRuns
 from hatoba_worker.agent.journal import Journal
 from hatoba_worker.agent.slots import NOTHING_RUNS, Health, Json, Release, Wanted
+from hatoba_worker.agent.watchdog import EXIT_CODE, SILENT_MOST, Watchdog
 
 NAME = "reader"
 ONE, TWO, THREE = (Release(number, 0, f"sha256:{number}") for number in (1, 2, 3))
@@ -35,6 +37,8 @@ class Disk:
     fetched: list[Release] = field(default_factory=list)
     checked: list[Release] = field(default_factory=list)
     cancelled: int = 0
+    stuck: asyncio.Event | None = None
+    """What is not needed any more is not removed before this."""
 
     async def fetch(self, name: str, release: Release) -> None:
         self.fetched.append(release)
@@ -56,14 +60,18 @@ class Disk:
         return release in self.here
 
     async def collect(self, keep: Mapping[str, frozenset[Release]]) -> None:
+        if self.stuck is not None:
+            await self.stuck.wait()
         self.here &= {one for releases in keep.values() for one in releases}
 
 
 @dataclass
 class Servers:
-    """What runs. A release in `bad` ends at once."""
+    """What runs. A release in `bad` ends at once; `deaf`: none ends when it is told to."""
 
     clock: FakeClock
+    deaf: bool = False
+    refused: int = 0
     bad: set[Release] = field(default_factory=set)
     news: asyncio.Event = field(default_factory=asyncio.Event)
     runs: dict[str, tuple[Release, float]] = field(default_factory=dict)
@@ -75,6 +83,9 @@ class Servers:
         self.news.set()
 
     async def stop(self, name: str) -> None:
+        if self.deaf:
+            self.refused += 1
+            raise StillRuns("it does not end")
         self.runs.pop(name, None)
         self.news.set()
 
@@ -114,7 +125,9 @@ class Boot:
     def __init__(self, device: Device) -> None:
         self.clock = FakeClock()
         self.device = device
-        self.servers = Servers(self.clock, device.bad)
+        self.servers = Servers(self.clock, bad=device.bad)
+        self.ended: list[int] = []
+        self.watchdog = Watchdog({}, self.clock.monotonic, self.ended.append)
         self.journal = Journal(device.root / "journal")
         self.told: list[str] = []
         self.conductor = Conductor(
@@ -123,6 +136,7 @@ class Boot:
             self.servers,
             f"boot-{device.boots}",
             told=self.told.append,
+            beat=self.watchdog.inner_beat,
             sleep=self.clock.sleep,
         )
 
@@ -360,6 +374,56 @@ async def test_what_is_not_wanted_any_more_is_gone(device: Device) -> None:
         await boot.until_good(TWO)
 
 
+async def test_what_does_not_end_is_told_to_again_until_it_has(device: Device) -> None:
+    async with device.boot() as boot:
+        await boot.until_good(ONE)
+        boot.servers.deaf = True
+        await boot.want(None)
+        await boot.until(lambda: boot.servers.refused > 3)
+        boot.watchdog.look()
+        assert boot.ended == []
+        assert boot.runs() == ONE
+        boot.servers.deaf = False
+        await boot.until(lambda: boot.phase() is Phase.REMOVED and boot.runs() is None)
+
+
+async def test_what_is_damaged_is_fetched_anew_though_it_does_not_end(device: Device) -> None:
+    async with device.boot() as boot:
+        await boot.until_good(ONE)
+        device.disk.rotten.add(ONE)
+        device.bad.add(ONE)
+        boot.servers.deaf = True
+        await boot.until(lambda: device.disk.fetched.count(ONE) == 2)
+        assert ONE in device.disk.here
+
+
+async def test_a_slot_that_hangs_is_not_silent(device: Device) -> None:
+    async with device.boot() as boot:
+        await boot.until_good(ONE)
+        device.disk.stuck = asyncio.Event()
+        await boot.want(TWO)
+        await boot.until(lambda: boot.conductor.slots.slot(NAME).good == TWO)
+        boot.watchdog.look()
+        assert boot.ended == []
+        await boot.clock.advance(SILENT_MOST + 1.0)
+        boot.watchdog.look()
+        assert boot.ended == [EXIT_CODE]
+        device.disk.stuck.set()
+
+
+async def test_a_link_or_a_bake_that_lasts_is_no_silence(device: Device) -> None:
+    async with device.boot() as boot:
+        await boot.until_good(ONE)
+        device.disk.gate = asyncio.Event()
+        await boot.want(TWO)
+        await boot.until(lambda: boot.phase() is Phase.FETCHING)
+        await boot.clock.advance(100 * SILENT_MOST)
+        boot.watchdog.look()
+        assert boot.ended == []
+        device.disk.gate.set()
+        await boot.until(lambda: boot.phase() is Phase.GOOD)
+
+
 async def test_a_full_disk_keeps_the_former_set(
     device: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -388,17 +452,49 @@ async def test_two_deployments_go_their_own_ways(device: Device) -> None:
         assert not boot.conductor.slots.settled
 
 
-async def test_a_damaged_journal_is_said_and_the_last_good_entry_counts(device: Device) -> None:
-    async with device.boot() as boot:
-        await boot.until_good(ONE)
-        await boot.want(TWO)
+async def damaged(device: Device, line: int, *names: str) -> None:
+    """A line of these files cannot be read."""
 
     def damage() -> None:
-        path = device.root / "journal"
-        data = path.read_bytes()
-        path.write_bytes(data[: data.rindex(b"\n", 0, -1) + 5])
+        for name in names:
+            lines = (device.root / name).read_bytes().splitlines(keepends=True)
+            lines[line] = b"x" + lines[line][1:]
+            (device.root / name).write_bytes(b"".join(lines))
 
     await asyncio.to_thread(damage)
+
+
+def is_running(boot: Boot) -> bool:
+    return boot.runs() == ONE
+
+
+@pytest.mark.parametrize("line", [0, -1])
+async def test_a_damaged_journal_is_said_and_nothing_of_it_is_lost(
+    device: Device, line: int
+) -> None:
     async with device.boot() as boot:
-        assert boot.conductor.lost > 0
-        await boot.until(lambda: boot.runs() in (ONE, TWO))
+        await boot.until_good(ONE)
+    await damaged(device, line, "journal")
+    async with device.boot() as boot:
+        assert "its entries are all there" in boot.conductor.damage
+        await boot.until(lambda: boot.runs() == ONE)
+        assert boot.phase() is Phase.GOOD
+    async with device.boot() as boot:
+        assert boot.conductor.damage == ""
+
+
+async def test_what_runs_is_not_ended_because_entries_are_missing(device: Device) -> None:
+    async with device.boot() as boot:
+        await boot.until_good(ONE)
+    # What is wanted was said in it.
+    await damaged(device, 0, "journal", "journal.copy")
+    for damage in ("entries are missing", ""):
+        async with device.boot() as boot:
+            assert boot.conductor.damage.endswith(damage)
+            assert boot.conductor.slots.generation == 0
+            await boot.until(partial(is_running, boot))
+    async with device.boot() as boot:
+        assert await boot.conductor.want(5, {})
+        await boot.until(lambda: boot.runs() is None)
+    async with device.boot() as boot:
+        assert boot.conductor.slots.names == []

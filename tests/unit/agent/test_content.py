@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from hatoba_worker.agent.slots import Release
 from hatoba_worker.agent.trees import DeviceTrees
 
 NAME = "default.adder"
+AMD64, ARM64 = 62, 183
 A, B = (f"r.example/adder@sha256:{mark * 64}" for mark in "ab")
 
 
@@ -77,7 +79,9 @@ class Device:
         self.engine, self.shop = Engine(), Shop(self.site)
         blobs = BlobStore(self.data / "blobs")
         self.trees = DeviceTrees(self.data / "trees", blobs)
-        self.content = ModelContent(self.data / "specs", self.trees, blobs, self.shop, self.engine)
+        self.content = ModelContent(
+            self.data / "specs", self.trees, blobs, self.shop, self.engine, "arm64"
+        )
         self.content.prepare()
 
     async def offered(self, revision: int, image: str) -> Release:
@@ -88,8 +92,21 @@ class Device:
         spec.serving.environment.image = image
         return Release(revision, 0, await self.content.offer(spec))
 
+    async def offered_files(self, image: str = "", **files: int) -> Release:
+        """A model with libraries that are made for these machines."""
+        made = {f"{name}.so": _program(machine) for name, machine in files.items()}
+        spec = worker_pb2.ReplicaSpec(revision=9)
+        spec.model.CopyFrom(await asyncio.to_thread(self.site.store, "files", made))
+        spec.serving.environment.image = image
+        return Release(9, 0, await self.content.offer(spec))
+
     def tree_count(self) -> int:
         return sum(path.is_dir() for path in (self.data / "trees").iterdir())
+
+
+def _program(machine: int) -> bytes:
+    """The beginning of a program of 64 bits."""
+    return b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HH", 3, machine) + bytes(44)
 
 
 @pytest.fixture
@@ -159,3 +176,18 @@ async def test_a_device_without_an_engine_says_so(device: Device) -> None:
     with pytest.raises(NoEngine, match="this device has no container engine"):
         await bare.fetch(NAME, await device.offered(1, A))
     assert device.shop.asked == 0
+
+
+async def test_a_library_for_another_machine_is_refused_with_its_name(device: Device) -> None:
+    with pytest.raises(Unusable, match=r"bad\.so of sha256:.* is made for amd64, .* is arm64"):
+        await device.content.fetch(NAME, await device.offered_files(good=ARM64, bad=AMD64))
+
+
+async def test_libraries_of_this_machine_come(device: Device) -> None:
+    await device.content.fetch(NAME, await device.offered_files(one=ARM64, two=ARM64))
+    assert await asyncio.to_thread(device.tree_count) == 1
+
+
+async def test_what_an_image_runs_is_the_images_affair(device: Device) -> None:
+    await device.content.fetch(NAME, await device.offered_files(A, bad=AMD64))
+    assert await asyncio.to_thread(device.tree_count) == 1

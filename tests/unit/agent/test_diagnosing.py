@@ -202,7 +202,7 @@ def test_a_journal_is_read_and_left_as_it_is(bench: Bench) -> None:
     size = path.stat().st_size
     found = bench.one("journal")
     assert found.level is Level.BAD
-    assert "its last 9 bytes are damaged" in found.text
+    assert "its journal was damaged: 9 bytes cannot be read" in found.text
     assert path.stat().st_size == size
 
 
@@ -225,6 +225,7 @@ def test_models_are_said_one_by_one(bench: Bench) -> None:
     found = bench.one("models")
     assert found.level is Level.BAD
     assert "revision 2 was given up: It ended with exit code 1." in found.text
+    assert "`hatoba deployments retry " in found.remedy
     assert "revision 1 before it answers at 127.0.0.1:9" in found.text
     bench.journal(wanted_entry(3, {}))
     assert "is wanted no more" in bench.one("models").text

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import configparser
+import os
+import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -55,3 +60,30 @@ def test_systemd_waits_longer_than_the_agent_itself() -> None:
     assert int(service["WatchdogSec"]) > SILENT_MOST > 2 * LOOK_EVERY
     assert service["RestartPreventExitStatus"] == str(NOT_ENROLLED)
     assert service["KillMode"] == "process"
+
+
+@pytest.mark.parametrize("name", [AGENT, KEEPER])
+def test_nothing_but_the_data_directory_can_be_written(name: str) -> None:
+    service = unit(name)["Service"]
+    assert service["ProtectSystem"] == "strict"
+    assert service["ReadWritePaths"] == f"/var/lib/{service['StateDirectory']}"
+    assert (service["NoNewPrivileges"], service["PrivateTmp"]) == ("yes", "yes")
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+@pytest.mark.parametrize("name", [AGENT, KEEPER])
+def test_systemd_understands_them(name: str, tmp_path: Path) -> None:
+    for each in (AGENT, KEEPER):
+        text = (UNITS / each).read_text()
+        # It asks for the programs, which are not installed where tests run.
+        here = re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", text)
+        (tmp_path / each).write_text(here)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(tmp_path / name)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+    )
+    told = [line for line in done.stderr.splitlines() if "hatoba-agent" in line]
+    assert (done.returncode, told) == (0, []), done.stderr

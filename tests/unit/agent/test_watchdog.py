@@ -67,6 +67,14 @@ def test_loops_that_are_over_are_not_waited_for(yard: Yard) -> None:
     assert yard.ended == []
 
 
+def test_what_goes_on_without_a_link_is_looked_at_when_that_is_over(yard: Yard) -> None:
+    yard.watchdog.inner_beat("slot default.adder")()
+    yard.watchdog.rest_all()
+    yard.now += SILENT_MOST + 1.0
+    yard.watchdog.look()
+    assert yard.ended == [EXIT_CODE]
+
+
 def test_systemd_is_told_while_all_is_well(tmp_path: Path) -> None:
     path = tmp_path / "notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ear:

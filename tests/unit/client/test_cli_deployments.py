@@ -342,6 +342,18 @@ def test_delete_asks_first_and_waits_when_told(
     assert "removed deployment reader" in result.stderr
 
 
+def test_what_devices_run_is_deleted_after_a_question_with_their_number(
+    fake: FakeServer, served: Deployments, cli: Cli
+) -> None:
+    served.known = fleet()
+    asked = cli("deployments", "delete", "shelf", input="y\n")
+    assert "it runs on 812 devices; take deployment shelf away?" in asked.stderr
+    assert cli("deployments", "delete", "shelf", "--yes").exit_code == 0
+    assert cli("deployments", "delete", "shelf", "--yes", "--allow-removal").exit_code == 0
+    said = [one.allow_removal for one in fake.requests("DeleteDeploymentRequest")]
+    assert said == [True, False, True]
+
+
 def test_watch_shows_each_change_once(served: Deployments, cli: Cli) -> None:
     going = deployment("PROGRESSING", "RUNNING", ready=0)
     served.courses = [[going, going, deployment()]]
@@ -551,6 +563,18 @@ def test_devices_of_a_deployment_are_listed_by_stage(fake: FakeServer, cli: Cli)
     assert (bad.exit_code, "'lost' is no stage" in bad.stderr) == (Exit.USAGE, True)
 
 
+def test_it_is_tried_again_on_devices(fake: FakeServer, cli: Cli) -> None:
+    fake.replies["RetryRolloutDevicesRequest"] = device_pb2.RetryRolloutDevicesResponse(devices=2)
+    words = ("deployments", "retry", "shelf", "--device", "shop-1", "--stage", "timed-out")
+    assert cli(*words).stdout == "tried again on 2 devices\n"
+    (asked,) = fake.requests("RetryRolloutDevicesRequest")
+    assert (asked.deployment, list(asked.devices)) == ("shelf", ["shop-1"])
+    assert list(asked.stages) == [device_pb2.DEVICE_STAGE_TIMED_OUT]
+    fake.replies["RetryRolloutDevicesRequest"] = device_pb2.RetryRolloutDevicesResponse()
+    assert "nothing is to be tried again" in cli("deployments", "retry", "shelf").stdout
+    assert cli("deployments", "retry", "shelf", "--stage", "baking").exit_code == Exit.USAGE
+
+
 def test_when_devices_got_there_is_drawn(fake: FakeServer, cli: Cli, tmp_path: Any) -> None:
     pytest.importorskip("matplotlib")
     found = [on_the_way(f"shop-{n}", "FAILED" if n == 3 else "SUCCEEDED") for n in range(6)]
@@ -585,6 +609,21 @@ def test_plan_names_the_devices_that_come_and_go(
     assert (first.deployment, first.project) == ("shelf", "default")
     assert [say_requirement(one) for one in first.selector] == ["site=osaka"]
     assert [say_requirement(one) for one in second.selector] == ["site=tokyo"]
+
+
+def test_plan_says_who_cannot_have_it_and_why(fake: FakeServer, cli: Cli) -> None:
+    why = "it needs 410 MiB of disk, there are 220 MiB"
+    fake.replies["PlanDevicesRequest"] = device_pb2.DevicePlan(
+        comes=1_200,
+        refused=1_100,
+        refusals=[device_pb2.DeviceRefusal(device="shelf-9", message=why)],
+    )
+    result = cli("plan", "--deployment", "shelf", "--selector", "site=osaka")
+    assert result.stdout.splitlines()[-3:] == [
+        "1,100 of the 1,200 that come cannot have it:",
+        f"  ! shelf-9: {why}",
+        "  ! and 1,099 more",
+    ]
 
 
 def test_a_plan_is_of_one_thing(fake: FakeServer, served: Deployments, cli: Cli) -> None:

@@ -155,6 +155,11 @@ def test_a_revocation_says_what_ended(
         (["label", "shop-17", "site"], "KEY- to take one away"),
         (["label", "shop-17", "a=1", "a-"], "a: given and taken away at once"),
         (["label", "shop-17"], "K=V|K-"),
+        (["label", "a=1"], "name a device, or say which with --selector"),
+        (["label", "shop-17", "a=1", "--selector", "a"], "and not both"),
+        (["revoke"], "name a device, or say which with --selector"),
+        (["decommission", "shop-17", "--selector", "a"], "and not both"),
+        (["list", "--state", "lost"], "'lost' is not one of"),
     ],
 )
 def test_what_cannot_be_understood_asks_the_server_nothing(
@@ -185,6 +190,38 @@ def test_devices_are_listed_with_their_link_and_totals(fake: FakeServer, cli: Cl
     assert "3 devices: 1 connected, 2 away; 1 with something to do" in result.stderr
     (asked,) = fake.requests("ListDevicesRequest")
     assert [say_requirement(one) for one in asked.selector] == ["site=tokyo,osaka", "!old"]
+
+
+def test_a_list_asks_for_devices_by_how_they_are(fake: FakeServer, cli: Cli) -> None:
+    words = "--away 7d --behind --state revoked --state leaving --platform arm --agent 0.1.0"
+    assert "no such devices" in cli("devices", "list", *words.split()).stderr
+    cli("devices", "list", "--away", "--behind")
+    cli("devices", "list")
+    first, second, third = fake.requests("ListDevicesRequest")
+    assert (first.away.seconds, first.behind) == (7 * DAY, True)
+    assert (first.platform, first.agent) == ("arm", "0.1.0")
+    assert list(first.states) == [
+        device_pb2.DEVICE_STATE_REVOKED,
+        device_pb2.DEVICE_STATE_LEAVING,
+    ]
+    assert (second.HasField("away"), second.away.seconds) == (True, 0)
+    assert third == device_pb2.ListDevicesRequest(page_size=third.page_size)
+
+
+def test_a_wide_list_says_more_and_the_last_line_which_agents_there_are(
+    fake: FakeServer, cli: Cli
+) -> None:
+    newer = device("shop-3")
+    newer.agent = "0.2.0"
+    fake.replies["ListDevicesRequest"] = device_pb2.ListDevicesResponse(
+        devices=[device("shop-1"), device("shop-2"), newer, Device(name="devices/new")]
+    )
+    result = cli("devices", "list", "-o", "wide")
+    heads, *rows = result.stdout.splitlines()
+    assert heads.split()[5:] == ["AGENT", "TRANSPORT", "SEEN", "LABELS"]
+    assert rows[2].split()[5:7] == ["0.2.0", "grpc"]
+    assert rows[3].split()[6:] == ["-", "-", "-", "-"]
+    assert result.stderr.rstrip().endswith("; agents 0.1.0 (2), 0.2.0 (1)")
 
 
 def test_lists_are_for_programs_too(fake: FakeServer, cli: Cli) -> None:
@@ -260,7 +297,7 @@ def test_logs_name_their_deployment_and_their_gaps(fake: FakeServer, cli: Cli) -
         "shelf  ready",
         "agent  it boots",
     ]
-    assert "1,200 records before this were dropped" in result.stderr
+    assert "1,200 records were dropped on the device here" in result.stderr
     (asked,) = fake.requests("ListDeviceLogsRequest")
     assert (asked.deployment, asked.limit, asked.after) == (SHELF, 3, 0)
     plain = cli("devices", "logs", "shop-17", "-o", "json").stdout.splitlines()
@@ -332,6 +369,46 @@ def test_figures_are_shown_with_their_range_or_one_by_one(fake: FakeServer, cli:
     assert (asked.kind, asked.limit) == (device_pb2.DEVICE_RECORD_KIND_FIGURE, 1000)
 
 
+def missing(seconds: int, lost: int) -> device_pb2.StoredDeviceRecord:
+    """So many records that never came, behind all others of a kind."""
+    made = device_pb2.StoredDeviceRecord(position=seconds, lost=lost)
+    made.record.time.FromSeconds(1_790_000_000 + seconds)
+    return made
+
+
+def test_figures_name_their_gaps(fake: FakeServer, cli: Cli) -> None:
+    first, other, last = figure(1, "a", 1), figure(12, "b", 2), figure(13, "a", 3)
+    other.lost, last.lost, first.trimmed = 4, 5, True
+    fake.replies["ListDeviceRecordsRequest"] = device_pb2.ListDeviceRecordsResponse(
+        records=[first, other, last, missing(20, 7)]
+    )
+    whole = cli("devices", "metrics", "shop-17")
+    assert [row.split()[0] for row in whole.stdout.splitlines()] == ["FIGURE", "a", "b"]
+    assert "16 records were dropped on the device among these" in whole.stderr
+    each = cli("devices", "metrics", "shop-17", "--figure", "a")
+    assert [row.split()[-1] for row in each.stdout.splitlines()] == ["1", "3"]
+    assert [row.partition(": ")[2] for row in each.stderr.splitlines()] == [
+        "what may have been before this is not kept any more",
+        "9 records were dropped on the device here",
+        "7 records were dropped on the device here",
+    ]
+    plain = cli("devices", "metrics", "shop-17", "--figure", "a", "-o", "json").stdout
+    assert [json.loads(row).get("lost") for row in plain.splitlines()] == [None, "9", "7"]
+
+
+def test_events_name_the_gaps_in_what_a_device_told(fake: FakeServer, cli: Cli) -> None:
+    fake.replies["ListDeviceEventsRequest"] = device_pb2.ListDeviceEventsResponse()
+    booted = happening(3, "boot", "It boots.")
+    booted.lost = 1
+    fake.replies["ListDeviceRecordsRequest"] = device_pb2.ListDeviceRecordsResponse(
+        records=[booted, missing(9, 2)]
+    )
+    result = cli("devices", "events", "shop-17")
+    assert len(result.stdout.splitlines()) == 1
+    assert "1 record was dropped on the device here" in result.stderr
+    assert "2 records were dropped on the device here" in result.stderr
+
+
 def test_a_device_that_told_no_figures_is_said_to_have_none(fake: FakeServer, cli: Cli) -> None:
     fake.replies["ListDeviceRecordsRequest"] = device_pb2.ListDeviceRecordsResponse()
     assert "It told no figures yet." in cli("devices", "metrics", "shop-17").stderr
@@ -393,8 +470,8 @@ def test_what_may_be_wrong_with_a_device_has_words() -> None:
     made.capacity.limits_memory, made.report.disk_bytes = False, 100 << 20
     assert "--allow-unenforced-limits" in found(made, "memory").remedy
     assert found(made, "disk").word == "note"
-    made.report.problems.append("its journal lost its end")
-    assert found(made, "problem") == ("problem", "BAD", "its journal lost its end", "")
+    made.report.problems.append("its journal was damaged")
+    assert found(made, "problem") == ("problem", "BAD", "its journal was damaged", "")
     made.state, made.connected = device_pb2.DEVICE_STATE_LEAVING, False
     assert "hatoba devices decommission shop-17 --force" in found(made, "state").remedy
     made.state = device_pb2.DEVICE_STATE_REVOKED
@@ -484,6 +561,78 @@ def test_revoke_and_decommission_ask_first(fake: FakeServer, cli: Cli) -> None:
     assert [one.force for one in fake.requests("DecommissionDeviceRequest")] == [False, True]
 
 
+def three(fake: FakeServer) -> None:
+    """Devices with a label, of which the second cannot be changed."""
+    fake.replies["ListDevicesRequest"] = device_pb2.ListDevicesResponse(
+        devices=[device(name) for name in ("a", "b", "c")]
+    )
+    for kind in ("Get", "Update", "Revoke", "Decommission"):
+        fake.replies[f"{kind}DeviceRequest"] = device()
+
+
+@pytest.mark.parametrize(
+    ("words", "request_name", "question", "told"),
+    [
+        (
+            ["label", "ring=canary"],
+            "UpdateDeviceRequest",
+            "change labels of 3 devices (a, b, c): ring=canary?",
+            "ring=canary site=tokyo",
+        ),
+        (
+            ["revoke", "--reason", "stolen"],
+            "RevokeDeviceRequest",
+            "refuse 3 devices (a, b, c) from now on?",
+            "revoked",
+        ),
+        (
+            ["decommission"],
+            "DecommissionDeviceRequest",
+            "have 3 devices (a, b, c) end all they run?",
+            "leaving",
+        ),
+        (
+            ["decommission", "--force"],
+            "DecommissionDeviceRequest",
+            "forget 3 devices (a, b, c) at once?",
+            "forgotten",
+        ),
+    ],
+)
+def test_many_are_counted_asked_for_and_told_one_by_one(
+    fake: FakeServer, cli: Cli, words: list[str], request_name: str, question: str, told: str
+) -> None:
+    three(fake)
+    asked = cli("devices", *words, "--selector", "site=tokyo", input="n\n")
+    assert (asked.exit_code, question in asked.stderr) == (Exit.DETACHED, True)
+    assert fake.requests(request_name) == []
+    result = cli("devices", *words, "--selector", "site=tokyo", "--yes")
+    assert result.exit_code == 0, result.output
+    assert sorted(result.stdout.splitlines()) == [f"{name}  {told}" for name in "abc"]
+    assert "3 devices done, 0 failed" in result.stderr
+    assert sorted(one.name for one in fake.requests(request_name)) == ["a", "b", "c"]
+    (listed, _) = fake.requests("ListDevicesRequest")
+    assert [say_requirement(one) for one in listed.selector] == ["site=tokyo"]
+
+
+def test_one_that_fails_stops_no_other_and_shows_in_the_exit_code(
+    fake: FakeServer, cli: Cli
+) -> None:
+    three(fake)
+    fake.refuse("RevokeDeviceRequest", grpc.StatusCode.FAILED_PRECONDITION, "it is not ours")
+    result = cli("devices", "revoke", "--selector", "site=tokyo", "--yes", "-o", "json")
+    assert result.exit_code == Exit.FAILURE
+    assert "  failed: it is not ours" in result.stderr
+    assert "2 devices done, 1 failed" in result.stderr
+    assert len([json.loads(row) for row in result.stdout.splitlines()]) == 2
+
+
+def test_a_selector_of_nobody_is_told(fake: FakeServer, cli: Cli) -> None:
+    result = cli("devices", "revoke", "--selector", "site=tokyo", "--yes")
+    assert result.exit_code == Exit.NOT_FOUND
+    assert "no device has these labels" in result.stderr
+
+
 # -- what is said of devices -----------------------------------------------------------------------
 
 
@@ -549,6 +698,8 @@ def test_the_synchronous_client_keeps_devices(fake: FakeServer, tmp_path: Any) -
         assert [one.name for one in client.devices.list(["site=tokyo"])] == ["devices/shop-17"]
         assert [one.text for one in client.devices.logs("shop-17")] == ["a"]
         assert client.devices.plan("shelf", [job_pb2.LabelRequirement(key="a")]).comes == 2
+        with pytest.raises(InvalidSpec, match="'lost' is no state"):
+            client.devices.list(states=["lost"])
         assert list(client.devices.rollout("shelf", ["timed-out"])) == []
         assert list(client.devices.events("shop-17")) == []
         assert list(client.devices.happenings("shop-17")) == []

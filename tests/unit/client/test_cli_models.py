@@ -102,7 +102,7 @@ def test_a_version_is_shown_whole(fake: FakeServer, cli: Cli) -> None:
     )
     made.datasets.append("projects/default/datasets/faces/versions/3")
     made.params["lr"].number_value = 0.1
-    made.serving.handler = "serve:Digits"
+    made.serving.handler, made.serving.golden = "serve:Digits", 3
     made.serving.environment.requirements = "numpy\n\nscipy\n"
     fake.replies["GetModelVersionRequest"] = made
     text = cli("models", "get", "digits@production").stdout
@@ -114,6 +114,7 @@ def test_a_version_is_shown_whole(fake: FakeServer, cli: Cli) -> None:
         "code/t:2",
         "digits:6",
         "2 requirements",
+        "3 cases in golden.jsonl",
         "c" * 40,
     ):
         assert words in text
@@ -222,6 +223,35 @@ def test_a_directory_is_registered(fake: FakeServer, cli: Cli) -> None:
     assert asked.request_id
 
 
+@pytest.mark.parametrize("own", [False, True])
+def test_golden_cases_go_with_the_models_files(fake: FakeServer, cli: Cli, own: bool) -> None:
+    Path("out").mkdir()
+    Path("out/weights.bin").write_bytes(b"w")
+    where = "out/golden.jsonl" if own else "known.jsonl"
+    Path(where).write_text('{"input": 1, "expected": 2}\n{"input": 2, "expected": 4}\n')
+    Path(where).chmod(0o644)
+    fake.replies["RegisterModelRequest"] = version(1)
+    said = ["--handler", "serve:Digits", "--example", "1", "--golden", where]
+    result = cli("models", "register", "digits", "out", *said)
+    assert result.exit_code == 0, result.stderr
+    (asked,) = fake.requests("RegisterModelRequest")
+    assert asked.serving.golden == 2
+    files = fake.manifests[asked.manifest.digest].entries
+    assert [one.path for one in files] == ["golden.jsonl", "weights.bin"]
+    assert files[0].mode == 0o644
+
+
+def test_a_model_has_no_other_file_of_that_name(fake: FakeServer, cli: Cli) -> None:
+    Path("out").mkdir()
+    Path("out/golden.jsonl").write_text("mine")
+    Path("known.jsonl").write_text('{"input": 1, "expected": 2}\n')
+    said = ["--handler", "serve:Digits", "--example", "1", "--golden", "known.jsonl"]
+    result = cli("models", "register", "digits", "out", *said)
+    assert result.exit_code == Exit.USAGE
+    assert "another golden.jsonl of its own: give out/golden.jsonl" in result.stderr
+    assert fake.requests("RegisterModelRequest") == []
+
+
 def test_a_check_is_waited_for_and_its_failure_told(fake: FakeServer, cli: Cli) -> None:
     Path("w.bin").write_bytes(b"w")
     check = "projects/default/jobs/check-digits-1"
@@ -249,6 +279,13 @@ def test_a_check_is_waited_for_and_its_failure_told(fake: FakeServer, cli: Cli) 
         (["--example", "{"], "neither a file nor JSON"),
         (["--example", "{" + 5000 * " "], "neither a file nor JSON"),
         (["--example", "1"], "for a handler"),
+        (["--golden", "w.bin"], "for a handler"),
+        (["--handler", "s:D", "--golden", "none.jsonl"], "does not exist"),
+        (["--handler", "s:D", "--golden", "w.bin"], "w.bin: line 1 is not JSON"),
+        (
+            ["--handler", "s:D", "--golden", "bad.jsonl"],
+            "bad.jsonl: line 2: there is no 'expected'",
+        ),
         (["--metric", "f1=good"], "is not a number"),
         (["--metric", "f1"], "a metric"),
         (["--label", "a=1", "--label", "a=2"], "twice"),
@@ -258,6 +295,7 @@ def test_what_cannot_be_registered_is_said_before_anything_is_sent(
     fake: FakeServer, cli: Cli, said: list[str], words: str
 ) -> None:
     Path("w.bin").write_bytes(b"w")
+    Path("bad.jsonl").write_text('{"input": 1, "expected": 2}\n{"input": 1}\n')
     result = cli("models", "register", "digits", "w.bin", *said)
     assert result.exit_code == Exit.USAGE
     assert words in result.stderr

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import hatoba
+from hatoba.golden import GoldenRefused
 from hatoba.handlers import ExampleRefused, HandlerFailed, HandlerNotFound
 from hatoba.job_context import MAX_LINE_BYTES, JobContext
 
@@ -110,6 +111,7 @@ def test_a_model_is_laid_aside_with_what_was_seen(job: JobContext, model: Path) 
         "handler": "factor_handler:Doubles",
         "own_code": False,
         "example": "application/json",
+        "golden": 0,
         "metrics": {"accuracy": 0.97},
         "description": "the first",
         "labels": {"team": "a"},
@@ -166,6 +168,26 @@ def test_bytes_go_in_and_out(job: JobContext, model: Path) -> None:
     assert record["example"] == "image/png"
     assert record["signature"] == {"input_type": "image/png", "output_type": "image/png"}
     assert (place(job) / "example").read_bytes() == b"\x89PNG"
+
+
+def test_golden_cases_are_answered_and_lie_among_its_files(job: JobContext, model: Path) -> None:
+    made: dict[str, Any] = {"handler": "factor_handler:Doubles", "example": {"x": [1]}}
+    cases: list[dict[str, Any]] = [{"input": {"x": [2]}, "expected": {"y": [4]}}]
+    job.log_model("digits", model, golden=cases, **made)
+    assert records(job)[0]["golden"] == 1
+    kept = place(job) / "files/golden.jsonl"
+    assert json.loads(kept.read_bytes()) == cases[0]
+    job.log_model("digits", model / "factor", golden=kept, **made)
+    assert (place(job, 2) / "files/golden.jsonl").read_bytes() == kept.read_bytes()
+    cases.append({"input": {"x": [2, 3]}, "expected": {"y": [4, 9]}, "tolerance": 1})
+    with pytest.raises(
+        GoldenRefused, match=r"golden case 2 .*: \$.y\[1\] is 6, expected 9 within 1"
+    ):
+        job.log_model("digits", model, golden=cases, **made)
+    (model / "golden.jsonl").write_text("mine")
+    with pytest.raises(GoldenRefused, match=r"has another golden.jsonl of its own"):
+        job.log_model("digits", model, golden=cases[:1], **made)
+    assert len(records(job)) == 2
 
 
 class Array:
@@ -240,6 +262,7 @@ def test_what_could_not_be_served_raises_in_the_job(
         ({"path": "empty"}, "is empty"),
         ({"path": "."}, "holds the job's own directory"),
         ({"example": 1}, "an example needs a handler"),
+        ({"golden": []}, "golden cases need an example too"),
         ({"code": "absent"}, "there is no directory absent"),
         ({"metrics": {"loss": float("nan")}}, "metric 'loss'"),
         ({"metrics": {str(n): n for n in range(257)}}, "at most 256 metrics"),
@@ -320,7 +343,8 @@ def test_it_needs_the_standard_library_only(model: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=True
     )
-    names = ["hatoba", "hatoba.handlers", "hatoba.job_context", "hatoba.logged_models"]
+    names = ["hatoba", "hatoba.golden", "hatoba.handlers", "hatoba.job_context"]
+    names.append("hatoba.logged_models")
     assert done.stdout.strip() == str(names)
 
 

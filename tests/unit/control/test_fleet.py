@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from device_house import BAKING, NAME, FleetHouse
 from device_reports import BAD, CRASHES, GOOD, PASSES
 from rollout_rows import version
 
-from hatoba.v1 import common_pb2, deployment_pb2
+from hatoba.v1 import common_pb2, deployment_pb2, device_pb2
 from hatoba_plugins.errors import Throttled
 from hatoba_plugins.values import Gap
 from hatoba_scheduler.control.devices import Happening, put_into, relabelled
@@ -14,7 +15,8 @@ from hatoba_scheduler.convert_devices import NEWEST_GENERATION
 from hatoba_scheduler.domain.deployments import RolloutState
 from hatoba_scheduler.domain.device_rollouts import Stage
 from hatoba_scheduler.domain.devices import Capacity, DeviceState, Platform
-from hatoba_scheduler.domain.rollouts import deleted
+from hatoba_scheduler.domain.rollouts import deleted, paused, resumed
+from hatoba_scheduler.errors import FailedPrecondition
 
 READY = deployment_pb2.DEPLOYMENT_STATE_READY
 THREE = ("a", "b", "c")
@@ -98,6 +100,23 @@ async def test_another_server_tells_the_same_and_no_newer_generation() -> None:
         assert house.shown(live).state == READY
 
 
+async def test_what_a_server_left_open_when_it_died_is_superseded_by_the_next_one() -> None:
+    house = FleetHouse()
+    async with house.running():
+        await house.add("a", "b")
+        live = await house.deploy()
+        await house.work("a")
+    for number in (2, 3):
+        await house.update(live, number)
+    async with house.running():
+        rows = await house.store.rows(live.uid, 1)
+        assert {row.device: row.stage for row in rows} == {
+            "a": Stage.SUCCEEDED,
+            "b": Stage.SUPERSEDED,
+        }
+        assert {row.stage for row in await house.store.rows(live.uid, 3)} == {Stage.OFFERED}
+
+
 async def test_an_error_that_passes_is_tried_again() -> None:
     async with FleetHouse().running() as house:
         await house.add("a")
@@ -130,6 +149,28 @@ async def test_a_model_that_fails_is_not_tried_again_whatever_the_device_says() 
         assert (told.failed, told.superseded, told.under_way) == (1, 1, 0)
 
 
+async def test_it_is_tried_again_when_somebody_says_so() -> None:
+    bad = (Stage.FAILED, Stage.REJECTED, Stage.TIMED_OUT)
+    async with FleetHouse().running() as house:
+        await house.add("a", "b")
+        live = await house.deploy(retries=0, abort_share=1.0)
+        await house.work("a", "b")
+        await house.update(live, 2)
+        await house.work("a")
+        await house.say(["b"], BAD, running=1, cause=PASSES)
+        assert house.shown(live).state == deployment_pb2.DEPLOYMENT_STATE_DEGRADED
+        assert await house.loop.retry(live.uid, ["b"], bad, "ann") == 1
+        assert await house.loop.retry(live.uid, ["b"], bad, "ann") == 0
+        await house.turn()
+        assert house.runs("b") == [(2, 1)]
+        await house.work("b")
+        assert house.shown(live).state == READY
+        with pytest.raises(FailedPrecondition, match="'reader': its roll-out is not for nobody"):
+            await house.loop.retry(live.uid, ["nobody"], bad, "ann")
+        told = [one.message for _, one in house.deployments.log if one.actor == "ann"]
+        assert told[-1] == "It is tried again on 1 device."
+
+
 async def test_groups_wait_for_each_other() -> None:
     async with FleetHouse().running() as house:
         await house.add(*THREE)
@@ -158,6 +199,72 @@ async def test_what_does_not_fit_is_refused_with_figures_and_the_former_stays() 
         shown = house.shown(live)
         assert shown.state == deployment_pb2.DEPLOYMENT_STATE_DEGRADED
         assert (shown.devices.succeeded, shown.devices.rejected) == (1, 1)
+
+
+async def test_what_was_refused_is_offered_once_the_device_has_more_memory() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("big")
+        await house.add("small", capacity=Capacity(1.0, 64 << 20, 1 << 30))
+        live = await house.deploy(abort_share=1.0)
+        await house.work("big", "small")
+        await house.update(live, 2, memory=100 << 20)
+        await house.work("big")
+        assert house.runs("small") == [(1, 0)]
+        has = device_pb2.DeviceCapacity(
+            memory_bytes=4 << 30, disk_bytes=1 << 30, limits_memory=True, images=True
+        )
+        await house.come("small", generation=1, capacity=has)
+        assert house.runs("small") == [(2, 0)]
+        await house.work("small")
+        assert house.shown(live).state == READY
+
+
+async def test_disk_that_becomes_free_is_told_by_reports() -> None:
+    house = FleetHouse()
+    async with house.running():
+        await house.add("a", capacity=Capacity(1.0, 1 << 30, 50 << 20))
+        live = await house.deploy(abort_share=1.0)
+        await house.work("a")
+        await house.update(live, 2, disk=100 << 20)
+        assert house.runs("a") == [(1, 0)]
+        await house.say(["a"], GOOD, disk=90 << 20)
+        assert house.runs("a") == [(1, 0)]
+        writes = house.store.writes
+        await house.say(["a"], GOOD, disk=90 << 20)
+        assert house.store.writes == writes
+        assert house.devices.named("a").capacity.disk == 90 << 20
+    async with house.running():
+        await house.say(["a"], GOOD, disk=110 << 20)
+        assert house.runs("a") == [(2, 0)]
+
+
+async def test_what_was_refused_is_offered_once_another_deployment_is_gone() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("a", capacity=Capacity(1.0, 150 << 20, 1 << 30))
+        other = await house.deploy(name="other")
+        await house.update(other, 2, memory=100 << 20)
+        live = await house.deploy(abort_share=1.0)
+        await house.update(live, 2, memory=100 << 20)
+        row = house.deployments.rows[live.uid, 2, "a"]
+        assert row.stage is Stage.REJECTED
+        await house.book.change(other, lambda view: deleted(view, house.book.now("ann")))
+        await house.turn()
+        assert house.runs("a") == [(2, 0)]
+
+
+async def test_what_was_refused_is_looked_at_again_once_a_pause_ends() -> None:
+    async with FleetHouse().running() as house:
+        await house.add("big")
+        await house.add("small", capacity=Capacity(1.0, 64 << 20, 1 << 30))
+        live = await house.deploy(abort_share=1.0)
+        await house.update(live, 2, memory=100 << 20)
+        await house.book.change(live, lambda view: paused(view, house.book.now("ann")))
+        has = device_pb2.DeviceCapacity(memory_bytes=4 << 30, limits_memory=True)
+        await house.come("small", capacity=has)
+        assert house.deployments.rows[live.uid, 2, "small"].stage is Stage.REJECTED
+        await house.book.change(live, lambda view: resumed(view, house.book.now("ann")))
+        await house.turn()
+        assert house.runs("small") == [(2, 0)]
 
 
 async def test_each_device_gets_the_image_for_it_and_who_has_none_is_refused() -> None:

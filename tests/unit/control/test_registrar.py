@@ -156,8 +156,8 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     await store.close()
 
 
-async def registered(house: House, **fields: Any) -> ModelVersion:
-    serving = model_pb2.Serving(handler="serve:Digits")
+async def registered(house: House, golden: int = 0, **fields: Any) -> ModelVersion:
+    serving = model_pb2.Serving(handler="serve:Digits", golden=golden)
     serving.code.digest = "sha256:" + "2" * 64
     serving.example.data, serving.example.media_type = b"[1]", "application/json"
     serving.environment.python = "3.11"
@@ -204,6 +204,15 @@ async def test_a_check_runs_the_handler_on_the_example(house: House) -> None:
     message = model_pb2.ModelVersion.FromString(found.content)
     assert (found.state, message.signature.input_type) == (ModelState.READY, "application/json")
     assert message.signature.input["type"] == "object"
+
+
+@pytest.mark.parametrize(("golden", "said"), [(0, []), (3, ["--golden", "3"])])
+async def test_a_check_runs_the_golden_cases(house: House, golden: int, said: list[str]) -> None:
+    version = await registered(house, golden)
+    async with house.running() as registrar:
+        await registrar.start(version, Tracer([]).root())
+        command = list(house.specs[0].command)
+    assert command[command.index("application/json") + 1 : -2] == said
 
 
 @pytest.mark.parametrize("report", [b"", b"[]", b'{"signature": 3}', b"\xff", b"[" * 200_000])

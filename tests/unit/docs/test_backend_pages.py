@@ -14,6 +14,7 @@ import backend_options as tool
 import pytest
 from docs_pages import ROOT, links
 
+from hatoba_plugins.backends.iot_edge.backend import OF_JOBS
 from hatoba_plugins.values import BackendOptions, Exit, ExitKind
 from hatoba_scheduler.control.observe import ending_of
 from hatoba_scheduler.domain.causes import judge
@@ -84,6 +85,11 @@ def test_the_index_leads_to_every_page() -> None:
     found = set(links((PAGES / "README.md").read_text()))
     assert {path.name for path in PAGES.glob("*.md")} - {"README.md"} <= found
     assert set(tool.TYPES) == {*RECORDED, DEVICES}
+
+
+def test_the_index_says_whether_devices_run_jobs() -> None:
+    (row,) = [line for line in text_of("README").splitlines() if f"({DEVICES}.md)" in line]
+    assert row.split("|")[2].strip().startswith("yes") is (OF_JOBS.runner != "none")
 
 
 @pytest.mark.parametrize("name", tool.TYPES)

@@ -15,6 +15,7 @@ README_LINES = 150
 PAGES = [str(path.relative_to(ROOT)) for path in pages()]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 CODE = re.compile(r"`([^`\n]+)`")
+METRIC = re.compile(r"\"(hatoba_[a-z_]+)\"")
 FILE = re.compile(r"[\w.-]+(?:/[\w.-]+)+/?")
 
 
@@ -31,6 +32,15 @@ def test_every_relative_link_leads_somewhere(page: str) -> None:
         if not target.exists() or (anchor and anchor not in known):
             dead.append(link)
     assert dead == []
+
+
+def test_every_figure_of_the_metrics_page_is_told_of() -> None:
+    sources = (ROOT / "scheduler" / "hatoba_scheduler").rglob("*.py")
+    texts = [text for path in sources if "prometheus" in (text := path.read_text()).lower()]
+    named = {name for text in texts for name in METRIC.findall(text)}
+    told = (ROOT / "docs" / "operate.md").read_text()
+    assert {"hatoba_loop_lag_seconds", "hatoba_devices_behind"} <= named
+    assert {name for name in named if f"`{name}" not in told} == set()
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 
+import pytest
 from device_rows import PASSES, UNHEALTHY, Site, device
 from hypothesis import settings as limits
 from hypothesis import strategies as st
@@ -20,10 +22,11 @@ from hatoba_scheduler.domain.device_rollouts import (
     Word,
     grouped,
     next_look,
+    retried,
     said,
 )
 from hatoba_scheduler.domain.records import Cause, LabelRequirement
-from hatoba_scheduler.domain.rollouts import View, paused
+from hatoba_scheduler.domain.rollouts import Refused, View, paused
 from hatoba_scheduler.domain.states import CauseCode, Operator, Origin
 
 S = Stage
@@ -327,7 +330,7 @@ def test_what_cannot_be_somewhere_is_refused_there_and_the_former_stays() -> Non
 
 
 def test_what_was_refused_is_offered_once_it_fits_there() -> None:
-    site = Site(Policy(abort_share=1.0, groups=(Group(devices=4),)))
+    site = Site(Policy(abort_share=1.0))
     site.work(site.devices)
     why = Cause(CauseCode.NO_CAPACITY, Origin.CAPACITY, "it needs 410 MiB", False)
     site.refuse = lambda _: why
@@ -416,6 +419,59 @@ def test_late_ones_keep_to_the_rate() -> None:
     assert site.tally.offered == 8
 
 
+BAD_ONES = (S.FAILED, S.REJECTED, S.TIMED_OUT)
+
+
+def test_it_is_tried_again_on_those_that_somebody_names_also_after_the_end() -> None:
+    site = Site(Policy(retries=0, abort_share=1.0))
+    site.work(site.devices)
+    site.deploy(2)
+    site.work(["d0", "d1"])
+    site.fail(["d2", "d3"])
+    assert (site.state(), site.tally.failed) == (RolloutState.SUCCEEDED, 2)
+    change = retried(site.fleet, ["d0", "d2"], BAD_ONES, site.at())
+    assert change is not None
+    assert change.change is not None
+    assert [one.message for one in change.change.events] == ["It is tried again on 1 device."]
+    site.take(change)
+    assert (site.stage("d2"), site.rows["d2"].tries) == (S.OFFERED, 1)
+    assert retried(site.fleet, ["d0", "d2"], BAD_ONES, site.at()) is None
+    site.work(["d2"])
+    again = retried(site.fleet, [], BAD_ONES, site.at())
+    assert again is not None
+    assert [row.device for row in again.rows] == ["d3"]
+    site.take(again)
+    site.fail(["d3"])
+    assert (site.state(), site.stage("d3")) == (RolloutState.SUCCEEDED, S.FAILED)
+    assert site.tally.succeeded == 3
+
+
+def test_who_was_not_reached_is_offered_it_for_as_long_again() -> None:
+    site = Site()
+    site.work(["d0", "d1", "d2"])
+    site.pass_time(site.policy.offer_deadline)
+    assert retried(site.fleet, [], BAD_ONES, site.at()) is None
+    change = retried(site.fleet, [], [S.NOT_REACHED], site.at())
+    assert change is not None
+    site.take(change)
+    row = site.rows["d3"]
+    assert (row.stage, row.due) == (S.OFFERED, site.now + site.policy.offer_deadline)
+
+
+def test_what_was_given_up_is_not_tried_again_and_nobody_else_is() -> None:
+    site = Site(Policy(retries=0, abort_least=1))
+    with pytest.raises(Refused, match="not for elsewhere"):
+        retried(site.fleet, ["elsewhere", "d0"], BAD_ONES, site.at())
+    site.work(site.devices)
+    site.deploy(2)
+    site.fail(site.devices)
+    for _ in range(2):
+        with pytest.raises(Refused, match="given up"):
+            retried(site.fleet, [], BAD_ONES, site.at())
+        site.report()
+    assert site.state() is RolloutState.ROLLED_BACK
+
+
 class Releases(RuleBasedStateMachine):
     """Whatever devices do and do not: columns add up, errors stop it, and nobody is waited for
     for ever."""
@@ -474,6 +530,13 @@ class Releases(RuleBasedStateMachine):
         self.site.back(name)
 
     @rule()
+    def retry(self) -> None:
+        with suppress(Refused):
+            change = retried(self.site.fleet, [], [*BAD_ONES, S.NOT_REACHED], self.site.at())
+            if change is not None:
+                self.site.take(change)
+
+    @rule()
     def resume(self) -> None:
         if self.site.state() is RolloutState.PAUSED:
             self.site.resume()
@@ -517,8 +580,9 @@ class Releases(RuleBasedStateMachine):
     def everybody_has_the_newest(self) -> None:
         for name in [*self.site.devices, *self.site.names(S.LEFT)]:
             self.site.back(name)
-        self.site.pass_time(10 * MINUTE)
-        self.site.work(self.site.devices)
+        for _ in range(len(self.site.devices)):
+            self.site.pass_time(10 * MINUTE)
+            self.site.work(self.site.devices)
         newest = self.site.rollout.to_revision
         assert {self.site.runs(name) for name in self.site.devices} <= {newest}
         tried = (S.SUCCEEDED, S.FAILED)

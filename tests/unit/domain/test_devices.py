@@ -10,6 +10,7 @@ from device_rows import device
 from hatoba_scheduler.domain.devices import (
     MIB,
     Capacity,
+    Device,
     DeviceState,
     Needs,
     Platform,
@@ -18,6 +19,7 @@ from hatoba_scheduler.domain.devices import (
     matches,
     misfit,
     reach,
+    roomier,
     runs,
 )
 from hatoba_scheduler.domain.records import LabelRequirement
@@ -69,6 +71,20 @@ def test_a_change_of_a_selector_is_counted_before_it_is_made() -> None:
 )
 def test_which_images_a_device_runs(has: Platform, image: Platform, does: bool) -> None:
     assert runs(has, image) is does
+
+
+def test_more_of_anything_is_room_and_less_is_not() -> None:
+    before = device("a", capacity=Capacity(1.0, 630 * MIB, 900 * MIB, False, False))
+
+    def after(**fields: object) -> Device:
+        return replace(before, capacity=replace(before.capacity, **fields))  # type: ignore[arg-type]
+
+    more = ({"memory": 631 * MIB}, {"disk": 0}, {"limits_memory": True}, {"images": True})
+    assert all(roomier(before, after(**fields)) for fields in more)
+    assert not any(roomier(after(**fields), before) for fields in more)
+    assert not roomier(before, before)
+    assert roomier(before, replace(before, wants=(Want("other", 2),)))
+    assert roomier(before, replace(before, platform=Platform("amd64")))
 
 
 def test_what_does_not_fit_is_refused_with_figures() -> None:

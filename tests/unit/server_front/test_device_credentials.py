@@ -12,9 +12,8 @@ from structlog.testing import capture_logs
 from hatoba.v1 import artifact_pb2
 from hatoba_plugins.clock import FakeClock
 from hatoba_scheduler.auth.authority import LIFE, HostIdentity, read_request
+from hatoba_scheduler.auth.bursts import AUDIT_BURST, AUDIT_SECONDS
 from hatoba_scheduler.auth.device_credentials import (
-    AUDIT_BURST,
-    AUDIT_SECONDS,
     WRITING,
     Audit,
     DeviceCaller,

@@ -116,6 +116,26 @@ def test_an_example_that_is_not_there_is_refused(place: Path) -> None:
     assert main(["check", *model_arguments(place, "Adds")]) == 0
 
 
+def test_golden_cases_beside_the_model_are_checked(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cases = [{"input": 1, "expected": {"sum": 3}}, {"input": 2, "expected": {"sum": 4}}]
+    path = place / "model" / "golden.jsonl"
+    path.write_text("\n".join(map(json.dumps, cases)))
+    arguments = ["check", *model_arguments(place, "AddsTogether"), "--golden", "2"]
+    assert main(arguments) == 0
+    path.write_text("\n".join(map(json.dumps, [*cases[:1], {**cases[1], "expected": {"sum": 5}}])))
+    report = place / "report.json"
+    assert main([*arguments, "--report", str(report)]) == 1
+    found = json.loads(report.read_text())
+    assert (found["ok"], found["kind"]) == (False, "golden_refused")
+    assert found["reason"] == "golden case 2 is answered wrongly: $.sum is 4, expected 5"
+    assert capsys.readouterr().err == f"{found['reason']}\n"
+    path.unlink()
+    assert main(arguments) == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+
 # -- batch inference ------------------------------------------------------------------------------
 
 

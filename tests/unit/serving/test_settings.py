@@ -65,6 +65,7 @@ def test_everything_can_be_said(tmp_path: Path) -> None:
         ({"limits": {"concurrency": True}}, "concurrency is True"),
         ({"limits": [1]}, r"limits is \[1\]"),
         ({"example": "x"}, "example is 'x'"),
+        ({"golden": 65}, "golden is 65: a number from 0 to 64"),
         ({"example": {"path": "/e"}}, "media_type is missing"),
         ({"drain_seconds": float("nan")}, "drain_seconds is nan"),
     ],

@@ -226,10 +226,20 @@ async def test_one_that_refuses_its_example_says_so_and_may_think_better_of_it(
     async with living(stage):
         await stage.until(UNHEALTHY)
         assert stage.now.cause.code == common_pb2.CAUSE_CODE_PREDICTIONS_FAIL
+        assert stage.now.cause.retryable
         assert "no x in it" in stage.now.cause.message
         stage.answers["/readyz"] = WELL
         await stage.until(READY)
         assert stage.keeper.spawned == [f"{NAME}.1"]
+
+
+async def test_one_that_answers_wrongly_will_do_so_elsewhere_too(stage: Stage) -> None:
+    stage.answers["/readyz"] = Seen(503, "golden_refused", "golden case 2: $.y is 3, expected 4")
+    async with living(stage):
+        await stage.until(UNHEALTHY)
+        cause = stage.now.cause
+        assert (cause.code, cause.retryable) == (common_pb2.CAUSE_CODE_PREDICTIONS_FAIL, False)
+        assert "golden case 2: $.y is 3, expected 4" in cause.message
 
 
 async def test_what_cannot_be_brought_in_is_tried_again_ever_more_slowly(stage: Stage) -> None:
@@ -492,11 +502,12 @@ def test_how_it_stands_is_as_it_was_after_a_restart(tmp_path: Path) -> None:
 def test_settings_of_the_model_server_are_what_was_ordered() -> None:
     one = spec()
     one.serving.example.data, one.serving.example.media_type = b"{}", "application/json"
-    one.serving.max_batch, one.serving.batch_wait_ms = 8, 2.5
+    one.serving.max_batch, one.serving.batch_wait_ms, one.serving.golden = 8, 2.5, 2
     one.limits.max_queue, one.limits.max_body_bytes = 7, 9
     one.limits.timeout.FromMilliseconds(1500)
     found = config_of(one, Place(f"{NAME}.1", "/home", 1), ("10.0.0.1", 0))
     assert found["example"] == {"path": "/home/example", "media_type": "application/json"}
+    assert found["golden"] == 2
     assert found["batching"] == {"max_batch": 8, "batch_wait_ms": 2.5}
     assert found["limits"]["timeout_seconds"] == 1.5
     assert (found["host"], found["port"], found["drain_seconds"]) == ("10.0.0.1", 0, 5.0)

@@ -61,6 +61,11 @@ def test_a_model_without_example_has_none() -> None:
     assert not found.model.serving.HasField("example")
 
 
+def test_golden_cases_of_a_model_are_counted() -> None:
+    (found,) = spool.parse(line(model=model(golden=64)), 0).models
+    assert found.model.serving.golden == 64
+
+
 def test_the_three_other_kinds_of_lines() -> None:
     data = (
         line(metrics={"loss": 2, "bad": "NaN", "big": "-Infinity"}, step=3)
@@ -118,6 +123,9 @@ def test_the_three_other_kinds_of_lines() -> None:
         line(model=model(handler="serve")),
         line(model=model(example="x" * 129)),
         line(model=model(signature={"shape": 1})),
+        line(model=model(golden=65)),
+        line(model=model(golden=-1)),
+        line(model=model(golden="1")),
         line(model=model(signature={"output_type": "x" * 129})),
         line(model=model(metrics={str(n): n for n in range(257)})),
         line(model=model(labels={str(n): "" for n in range(65)})),

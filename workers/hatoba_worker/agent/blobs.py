@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 
 from hatoba_worker.agent.budget import Pay, unlimited
-from hatoba_worker.agent.disk import free_bytes, sync_directory, write_all
+from hatoba_worker.agent.disk import free_bytes, replace, sync_directory, write_all
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +32,7 @@ TIMES_WRONG = 3
 """So often a source may give other bytes than the digest says before that is its last word."""
 SPARE = 32 << 20
 """Bytes of a disk that are left alone, for the journal and for others."""
+_CLAIM = ".needs"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -190,6 +191,22 @@ class BlobStore:
 
     # -- what is kept ---------------------------------------------------------------------------
 
+    def claim(self, owner: str, digests: Iterable[str]) -> None:
+        """An owner needs these from now on: what it needed before and nobody needs any more, which
+        came whole or in part, is removed. On a full disk it is not remembered what is needed, and
+        that stays until all is here. Blocks.
+        """
+        claim = self._root / f"{hashlib.sha256(owner.encode()).hexdigest()}{_CLAIM}"
+        former, needed = _claimed(claim), set(digests)
+        if needed == former:
+            return
+        others = (_claimed(one) for one in self._root.glob(f"*{_CLAIM}") if one != claim)
+        for digest in former.difference(needed, *others):
+            for path in (self.path(digest), _partial(self.path(digest))):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            replace(claim, "\n".join(sorted(needed)).encode())
+
     def check(self, digest: str) -> bool:
         """Whether a blob is what it is called, read again from its first byte to the last; one
         that is not is removed. Blocks.
@@ -204,7 +221,9 @@ class BlobStore:
         return good
 
     def collect(self, keep: Iterable[str]) -> int:
-        """Remove what is not to be kept, and return how many bytes that gave; blocks."""
+        """Remove what is not to be kept, claimed or not, and return how many bytes that gave;
+        blocks.
+        """
         names = {self.path(digest).name for digest in keep}
         freed = 0
         for path in self._root.iterdir():
@@ -222,6 +241,15 @@ def room(path: Path) -> int:
 
 def _partial(path: Path) -> Path:
     return path.with_name(f"{path.name}.part")
+
+
+def _claimed(path: Path) -> set[str]:
+    """Digests of a claim; of one that is damaged those that can be read."""
+    try:
+        told = path.read_text(encoding="ascii", errors="replace").split()
+    except FileNotFoundError:
+        return set()
+    return {one for one in told if _DIGEST.fullmatch(one)}
 
 
 def _opened(path: Path) -> int:

@@ -7,7 +7,9 @@ takes; what can never be fetched, or is not what it is called, is told to be bad
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -16,6 +18,7 @@ import structlog
 
 from hatoba_worker.agent.blobs import Cut, Full, Gone, NoEngine, Unusable, Wrong
 from hatoba_worker.agent.journal import Journal
+from hatoba_worker.agent.pausing import until_heard
 from hatoba_worker.agent.slots import (
     STARTS_MOST,
     Health,
@@ -28,6 +31,7 @@ from hatoba_worker.agent.slots import (
     after,
     bad_entry,
     good_entry,
+    in_doubt,
     inconsistent_entry,
     next_step,
     removed_entry,
@@ -38,6 +42,7 @@ from hatoba_worker.agent.slots import (
     switched_entry,
     wanted_entry,
 )
+from hatoba_worker.agent.watchdog import Beat
 
 log = structlog.get_logger(__name__)
 
@@ -45,6 +50,8 @@ FIRST_WAIT, LONGEST_WAIT = 2.0, 300.0
 """Seconds between two tries to fetch; a link may be away for weeks."""
 LOOK_EVERY = 1.0
 DISK_AGAIN = 30.0
+STOP_AGAIN = 30.0
+"""Seconds until the end of what did not end in its time is waited for again."""
 _DOUBTFUL = ("CRASH_LOOP", "STAGING_FAILED")
 """Causes that damage on the disk may have."""
 _PASSING = "passing"
@@ -77,6 +84,10 @@ class Status:
     inconsistent: bool = False
 
 
+class StillRuns(Exception):
+    """What ran did not end in its time, and nothing may take its place yet."""
+
+
 class Content(Protocol):
     """Brings releases in. All block no loop."""
 
@@ -100,11 +111,15 @@ class Runtime(Protocol):
     """Set whenever the health of something may have changed."""
 
     async def run(self, name: str, release: Release) -> None:
-        """Have this release running under this name, and nothing else; again is the same."""
+        """Have this release running under this name, and nothing else; again is the same. Raises
+        StillRuns: what ran before does, and this one was not begun.
+        """
         ...
 
     async def stop(self, name: str) -> None:
-        """Have nothing running under this name any more."""
+        """Have nothing running under this name any more. Raises StillRuns: it is told to end, and
+        this may be asked again.
+        """
         ...
 
     def health(self, name: str) -> Health:
@@ -116,6 +131,7 @@ class Runtime(Protocol):
 class _Work:
     """What goes on about a slot."""
 
+    beat: Beat
     task: asyncio.Task[None] | None = None
     fetching: bool = False
     doubted: bool = False
@@ -125,7 +141,9 @@ class _Work:
 
 
 class Conductor:
-    """One device's. `told` hears the name of each slot whose status changed."""
+    """One device's. `told` hears the name of each slot whose status changed; `beat` gives each slot
+    its sign of life.
+    """
 
     def __init__(
         self,
@@ -135,6 +153,7 @@ class Conductor:
         boot: str,
         *,
         told: Callable[[str], None] = lambda _: None,
+        beat: Callable[[str], Beat] = lambda _: Beat(time.monotonic),
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._journal = journal
@@ -142,18 +161,22 @@ class Conductor:
         self._runtime = runtime
         self._boot = boot
         self._told = told
+        self._beat = beat
         self._sleep = sleep
         self._work: dict[str, _Work] = {}
         self._writing = asyncio.Lock()
         self._changed = asyncio.Event()
         self.slots = Slots()
-        self.lost = 0
-        """Bytes of the journal that could not be trusted at the start."""
+        self.damage = ""
+        """What of the journal could not be trusted at the start, in words; empty: nothing."""
 
     async def load(self) -> None:
         """Know what was known before. Raises OSError."""
         read = await asyncio.to_thread(self._journal.open)
-        self.slots, self.lost = replayed(read.entries), read.lost
+        self.slots, self.damage = replayed(read.entries), read.damage
+        if read.gap:
+            self.slots = in_doubt(self.slots)
+            await asyncio.to_thread(self._journal.rewrite, snapshot(self.slots))
 
     async def run(self) -> None:
         """Conduct until cancelled."""
@@ -161,11 +184,16 @@ class Conductor:
             tasks.create_task(self._pass_on_news(), name="runtime-news")
             while True:
                 for name in self.slots.names:
-                    work = self._work.setdefault(name, _Work())
+                    work = self._work_of(name)
                     if work.task is None or work.task.done():
                         work.task = tasks.create_task(self._conduct(name), name=f"slot {name}")
                 await self._changed.wait()
                 self._changed.clear()
+
+    def _work_of(self, name: str) -> _Work:
+        if name not in self._work:
+            self._work[name] = _Work(self._beat(f"slot {name}"))
+        return self._work[name]
 
     async def _pass_on_news(self) -> None:
         while True:
@@ -227,6 +255,7 @@ class Conductor:
         """Until nothing of the slot is left."""
         work = self._work[name]
         while True:
+            work.beat()
             work.news.clear()
             step, release = next_step(self.slots, name, self._runtime.health(name), self._boot)
             try:
@@ -238,6 +267,10 @@ class Conductor:
                 # A full or broken disk: what runs, runs on.
                 log.error("agent.disk", slot=name, error=str(error))
                 await self._pause(work, DISK_AGAIN)
+            except StillRuns as error:
+                # Two of them at once are more than the device may have room for.
+                log.error("agent.still_runs", slot=name, error=str(error))
+                await self._pause(work, STOP_AGAIN)
 
     async def _do(self, name: str, step: Step, release: Release | None) -> None:
         work = self._work[name]
@@ -264,7 +297,8 @@ class Conductor:
         if release == slot.trial and slot.boot != self._boot:
             await self._write(switched_entry(slot, release, self._boot))
         if health.release != release:
-            await self._runtime.run(name, release)
+            with _resting(self._work[name]):
+                await self._runtime.run(name, release)
             return
         if release == slot.good and await self._was_spoiled(name, release, health):
             return
@@ -279,11 +313,21 @@ class Conductor:
         if work.doubted or health.failed is None or health.failed["code"] not in _DOUBTFUL:
             return False
         work.doubted = True
-        if await self._content.check(name, release):
+        if await self._is_whole(name, release):
             return False
-        await self._runtime.stop(name)
+        # Written first: it is to be fetched anew also where it does not end in its time.
         await self._write(spoiled_entry(name, release))
+        await self._stop(name)
         return True
+
+    async def _stop(self, name: str) -> None:
+        with _resting(self._work[name]):
+            await self._runtime.stop(name)
+
+    async def _is_whole(self, name: str, release: Release) -> bool:
+        # All of it is read, which a card of flash memory takes its time for.
+        with _resting(self._work[name]):
+            return await self._content.check(name, release)
 
     async def _note_consistency(self, slot: Slot, health: Health) -> None:
         """Say it where the good one does not come up again after a trial that failed."""
@@ -304,13 +348,14 @@ class Conductor:
             cause = self._runtime.health(name).failed or _begun_too_often(slot)
         await self._write(bad_entry(name, release, cause))
         if self.slots.slot(name).good is None:
-            await self._runtime.stop(name)
+            await self._stop(name)
 
     async def _remove(self, name: str) -> None:
-        await self._runtime.stop(name)
+        await self._stop(name)
         await self._write(removed_entry(name))
-        self._work.pop(name, None)
+        work = self._work.pop(name)
         await self._collect()
+        work.beat.rest()
         self._told(name)
 
     # -- content --------------------------------------------------------------------------------
@@ -345,7 +390,8 @@ class Conductor:
         async with asyncio.TaskGroup() as tasks:
             fetching = tasks.create_task(_outcome(self._content.fetch(name, release)), name="fetch")
             newer = tasks.create_task(self._until_unwanted(name, release), name="newer")
-            await asyncio.wait((fetching, newer), return_when=asyncio.FIRST_COMPLETED)
+            with _resting(self._work[name]):
+                await asyncio.wait((fetching, newer), return_when=asyncio.FIRST_COMPLETED)
             newer.cancel()
             fetching.cancel()
         if fetching.cancelled():
@@ -380,12 +426,12 @@ class Conductor:
         await self._write(bad_entry(name, release, cause))
 
     async def _verify(self, name: str, release: Release) -> None:
-        if await self._content.check(name, release):
+        if await self._is_whole(name, release):
             await self._write(staged_entry(name, release, self._boot))
             return
         await self._write(spoiled_entry(name, release))
         if self.slots.slot(name).trial == release:
-            await self._runtime.stop(name)
+            await self._stop(name)
             # It is fetched anew, if it is still wanted; meanwhile what was good runs.
             await self._write(bad_entry(name, release, None))
 
@@ -409,20 +455,18 @@ class Conductor:
 
     async def _pause(self, work: _Work, seconds: float) -> None:
         """For so long, or until there is news."""
-        async with asyncio.TaskGroup() as tasks:
-            timer = tasks.create_task(_slept(self._sleep, seconds), name="pause")
-            news = tasks.create_task(_heard(work.news), name="news")
-            await asyncio.wait((timer, news), return_when=asyncio.FIRST_COMPLETED)
-            timer.cancel()
-            news.cancel()
+        with _resting(work):
+            await until_heard(work.news, seconds, self._sleep)
 
 
-async def _slept(sleep: Callable[[float], Awaitable[None]], seconds: float) -> None:
-    await sleep(seconds)
-
-
-async def _heard(news: asyncio.Event) -> None:
-    await news.wait()
+@contextlib.contextmanager
+def _resting(work: _Work) -> Iterator[None]:
+    """It waits for what may take as long as it takes, or has a bound of its own."""
+    work.beat.rest()
+    try:
+        yield
+    finally:
+        work.beat()
 
 
 async def _outcome(fetching: Awaitable[None]) -> Exception | None:

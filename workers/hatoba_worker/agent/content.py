@@ -96,7 +96,9 @@ def spec_digest(spec: worker_pb2.ReplicaSpec) -> str:
 
 
 class ModelContent:
-    """See `Content`. Below `root` are specifications, `trees` and `blobs` have the rest."""
+    """See `Content`. Below `root` are specifications, `trees` and `blobs` have the rest. `machine`
+    is what programs of processes have to be made for; empty: nobody knows.
+    """
 
     def __init__(
         self,
@@ -105,12 +107,14 @@ class ModelContent:
         blobs: BlobStore,
         library: Library,
         images: Images | None = None,
+        machine: str = "",
     ) -> None:
         self._root = root
         self._trees = trees
         self._blobs = blobs
         self._library = library
         self._images = images or NoImages()
+        self._machine = machine
         self._offered: set[str] = set()
         self._fetches = 0
 
@@ -159,12 +163,20 @@ class ModelContent:
         self._fetches += 1
         try:
             manifests = await self._missing(spec)
+            await asyncio.to_thread(self._claim, name, manifests.values())
             if image:
                 await self._images.fetch(image, await self._cost(manifests.values()))
             for digest, manifest in manifests.items():
                 await self._trees.bring(digest, manifest, self._library)
         finally:
             self._fetches -= 1
+        if self._machine and not image:
+            await self._require_ours(spec)
+
+    async def _require_ours(self, spec: worker_pb2.ReplicaSpec) -> None:
+        # What an image runs is made for the image.
+        for ref in _trees_of(spec):
+            await asyncio.to_thread(self._trees.require_for, self._machine, ref.digest)
 
     async def _missing(self, spec: worker_pb2.ReplicaSpec) -> dict[str, artifact_pb2.Manifest]:
         """What the trees hold that are not here yet. Raises Cut, Gone, Wrong."""
@@ -174,6 +186,13 @@ class ModelContent:
             for digest in digests
             if not await asyncio.to_thread(self._trees.has, digest)
         }
+
+    def _claim(self, name: str, manifests: Iterable[artifact_pb2.Manifest]) -> None:
+        """What came of a release that is not wanted any more makes room."""
+        entries = [entry for manifest in manifests for entry in manifest.entries]
+        chunks = [one.sha256.hex() for entry in entries for one in entry.chunks]
+        if chunks:
+            self._blobs.claim(name, (f"sha256:{one}" for one in chunks))
 
     async def _cost(self, manifests: Iterable[artifact_pb2.Manifest]) -> int:
         """Bytes of disk that these trees take while they come."""

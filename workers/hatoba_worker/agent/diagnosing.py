@@ -186,9 +186,9 @@ def _journal(place: Place) -> Iterator[Finding]:
         return
     many = _many(len(read.entries), "entry", "entries")
     text = f"{many}, generation {slots.generation}"
-    if read.lost:
-        text = f"{text}; its last {read.lost:,} bytes are damaged, and count for nothing"
-        yield Finding("journal", Level.BAD, text, "the server tells again what it wants")
+    if read.damage:
+        text = f"{text}; {read.damage}"
+        yield Finding("journal", Level.BAD, text, "look at the disk; the agent mends it at a start")
     else:
         yield Finding("journal", Level.GOOD, text)
 
@@ -224,9 +224,9 @@ def _slot(deployment: str, slot: Slot, wanted: Wanted | None, address: str) -> F
     if newest == slot.refused:
         why = (slot.cause or {}).get("message", "")
         text = f"{what} was given up: {why}; {before}"
-        return Finding(
-            "models", Level.BAD, text, "it is tried again when the server offers it anew"
-        )
+        again = f"unless its roll-out does by itself, `hatoba deployments retry {deployment}`"
+        again += " has it tried again, on any machine that may call the server"
+        return Finding("models", Level.BAD, text, again)
     if newest == slot.trial:
         return Finding("models", Level.ODD, f"{what} is tried, for the {_times(slot)}; it {runs}")
     return Finding("models", Level.ODD, f"{what} is being fetched; {before}")

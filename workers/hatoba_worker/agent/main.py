@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from hatoba_worker import host
+from hatoba_worker.agent import elf, failpoints
 from hatoba_worker.agent.blobs import BlobStore
 from hatoba_worker.agent.clock import FloorClock
 from hatoba_worker.agent.conductor import Conductor
@@ -76,14 +77,27 @@ class Agent:
         library = self._library(known)
         engine = DeviceEngine.of(data, known.engine, environ)
         images = self._images(engine)
-        self._content = ModelContent(data / "specs", trees, blobs, library, images)
+        machine = elf.of_file(Path(sys.executable))
+        self._content = ModelContent(data / "specs", trees, blobs, library, images, machine)
         self._servers = Servers(
-            data, environ, trees, self._content.spec_of, name=known.device, engine=engine
+            data,
+            environ,
+            trees,
+            self._content.spec_of,
+            name=known.device,
+            engine=engine,
+            pulse=watchdog.inner_beat("replicas"),
         )
-        journal = Journal(data / JOURNAL)
+        journal = Journal(data / JOURNAL, failpoints.passing(environ))
         boot = host.boot_id()
         self._conductor = Conductor(
-            journal, self._content, self._servers, boot, told=self._changed, sleep=sleep
+            journal,
+            self._content,
+            self._servers,
+            boot,
+            told=self._changed,
+            beat=watchdog.inner_beat,
+            sleep=sleep,
         )
         self._outside: Outside | None = None
 
@@ -124,7 +138,7 @@ class Agent:
             tasks.create_task(self._conductor.run(), name="conductor")
             tasks.create_task(self._watchdog.beat_of_loop(), name="event loop")
             notify("READY=1", self._environ)
-            log.info("agent.runs", slots=sorted(known), lost=self._conductor.lost)
+            log.info("agent.runs", slots=sorted(known), damage=self._conductor.damage)
             tasks.create_task(self._servers.keep_only(known), name="unknown servers")
             await self._have_to_do_with_others()
 

@@ -15,7 +15,7 @@ import structlog
 from google.protobuf import json_format
 
 from hatoba.v1 import device_pb2
-from hatoba_worker.agent import disk, facts, status
+from hatoba_worker.agent import disk, facts, figures, status
 from hatoba_worker.agent.blobs import SPARE
 from hatoba_worker.agent.budget import Budget
 from hatoba_worker.agent.clock import FloorClock
@@ -26,6 +26,7 @@ from hatoba_worker.agent.jobs import DeviceJobs
 from hatoba_worker.agent.kept import KeptPredictions
 from hatoba_worker.agent.library import Way
 from hatoba_worker.agent.link import Link
+from hatoba_worker.agent.pausing import until_heard
 from hatoba_worker.agent.records import Records, heard_log
 from hatoba_worker.agent.redial import PROTOCOL, Parts, Redialled
 from hatoba_worker.agent.renewing import Shown
@@ -37,15 +38,13 @@ from hatoba_worker.agent.telling import Sources, Telling
 from hatoba_worker.agent.tunnel import Tunnel
 from hatoba_worker.agent.wanting import Wanting
 from hatoba_worker.agent.watchdog import Watchdog
-from hatoba_worker.keeper import procfs
 from hatoba_worker.keeper.ensure import release
 
 log = structlog.get_logger(__name__)
 
 FLUSH_EVERY = 1.0
-SAVE_EVERY, MEASURE_EVERY = 30, 300
-"""Rounds of these after which it is put on the disk how far logs were followed, and after which
-figures are taken."""
+SAVE_EVERY = 30
+"""Rounds of these after which it is put on the disk how far logs were followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +119,8 @@ class Outside:
         self._records = Records(Ring(data / "ring"), clock.now, wake)
         self._logs = ServerLogs(data / "logs.json", self._records.log)
         self._kept = KeptPredictions(self._records.predicted)
+        self._figures = figures.Figures(self._records.figure, inside.servers, self._own_figures)
+        self._moved = asyncio.Event()
         self._shown = Shown(data, clock)
         self._tunnel = Tunnel(
             link_directory,
@@ -181,6 +182,7 @@ class Outside:
         try:
             async with self._tunnel.open(), asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._keep_records(), name="records")
+                tasks.create_task(self._take_figures(), name="figures")
                 tasks.create_task(self._telling.run(), name="telling")
                 tasks.create_task(self._wanting.run(), name="wanting")
                 tasks.create_task(self._jobs.run(), name="jobs")
@@ -205,16 +207,14 @@ class Outside:
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(disk.replace, path, boot.encode())
             self._records.happened("boot", f"The device was started (boot {boot}).")
-        if lost := self._inside.conductor.lost:
-            self._records.happened("journal", _lost(lost))
+        if damage := self._inside.conductor.damage:
+            self._records.happened("journal", damage)
 
     async def _keep_records(self) -> None:
         beat, rounds = self._inside.watchdog.beat("records"), 0
         with heard_log(self._records):
             while True:
                 beat()
-                if rounds % MEASURE_EVERY == 0:
-                    await asyncio.to_thread(self._measure)
                 homes = self._inside.servers.homes()
                 await asyncio.to_thread(self._look, homes)
                 await self._records.flush()
@@ -231,13 +231,24 @@ class Outside:
         if not self._records.stuck:
             self._kept.look(homes)
 
-    def _measure(self) -> None:
-        own = procfs.stat(os.getpid())
-        if own is not None:
-            self._records.figure("agent_memory_bytes", own.rss_bytes)
-        self._records.figure("free_disk_bytes", self._free())
-        self._records.figure("link_up_bytes", self._tunnel.carried.up)
-        self._records.figure("link_down_bytes", self._tunnel.carried.down)
+    async def _take_figures(self) -> None:
+        """Again and again, and soon after something has changed."""
+        beat = self._inside.watchdog.beat("figures")
+        while True:
+            beat()
+            await self._figures.look()
+            beat.rest()
+            await until_heard(self._moved, figures.EVERY, self._sleep)
+            await self._sleep(figures.SOON)
+            self._moved.clear()
+
+    def _own_figures(self) -> dict[str, float]:
+        return {
+            **figures.of_machine(),
+            "free_disk_bytes": self._free(),
+            "link_up_bytes": self._tunnel.carried.up,
+            "link_down_bytes": self._tunnel.carried.down,
+        }
 
     async def _leave(self) -> None:
         """Have on the disk what an orderly end would cost otherwise."""
@@ -289,6 +300,7 @@ class Outside:
     def _tell(self, report: device_pb2.DeviceReport) -> None:
         self._link.tell(report)
         self._status.changed()
+        self._moved.set()
 
     # -- how it is ------------------------------------------------------------------------------
 
@@ -296,11 +308,11 @@ class Outside:
         return disk.free_bytes(self._inside.data)
 
     def _problems(self) -> list[str]:
-        found = [self._wanting.problem]
+        found = [self._wanting.problem, *self._inside.servers.problems()]
         if self._budgets.content.waiting or self._budgets.down.waiting:
             found.append("what its link may carry today is used up: the rest comes tomorrow")
-        if lost := self._inside.conductor.lost:
-            found.append(_lost(lost))
+        if damage := self._inside.conductor.damage:
+            found.append(damage)
         free = self._telling.free
         if free is not None and free < SPARE:
             found.append(f"its disk is full: {free / 1e6:,.1f} MB are left")
@@ -332,10 +344,6 @@ class Outside:
             "jobs": {"running": self._jobs.running},
             "records": {"newest": self._records.newest, "stored": self._records.durable},
         }
-
-
-def _lost(size: int) -> str:
-    return f"its journal lost its end: {size:,} bytes were damaged, what was before them counts"
 
 
 def _name_of(data: Path) -> str:

@@ -83,9 +83,9 @@ class Records:
         told = device_pb2.DeviceHappening(kind=kind, message=_bounded(message, MOST_MESSAGE))
         self._say(HAPPENING, told.SerializeToString())
 
-    def figure(self, name: str, value: float) -> None:
-        """A figure of the device as it is now."""
-        told = device_pb2.DeviceFigure(name=name, value=value)
+    def figure(self, name: str, value: float, deployment: str = "") -> None:
+        """A figure as it is now, of the device or of a deployment there."""
+        told = device_pb2.DeviceFigure(name=name, value=value, deployment=deployment)
         self._say(FIGURE, told.SerializeToString())
 
     def predicted(self, age: float, told: device_pb2.DevicePrediction) -> None:

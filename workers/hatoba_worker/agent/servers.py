@@ -9,21 +9,26 @@ begins.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
 from hatoba.v1 import common_pb2, deployment_pb2, worker_pb2
+from hatoba_worker.agent import disk
+from hatoba_worker.agent.conductor import StillRuns
 from hatoba_worker.agent.containers import DeviceContainers
 from hatoba_worker.agent.engines import DeviceEngine
+from hatoba_worker.agent.figures import Serving
 from hatoba_worker.agent.names import resource_name, slot_name
+from hatoba_worker.agent.pausing import until_heard
 from hatoba_worker.agent.ports import Ports
 from hatoba_worker.agent.server_logs import Home
 from hatoba_worker.agent.slots import NOTHING_RUNS, Health, Json, Release
@@ -32,11 +37,11 @@ from hatoba_worker.environments import Environments
 from hatoba_worker.executors.both import Executors
 from hatoba_worker.executors.process import ProcessExecutor
 from hatoba_worker.host_secrets import Secrets
-from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo
+from hatoba_worker.keeper.messages import AttemptStatus, Exited, KeeperInfo, Sample
 from hatoba_worker.replicas import probe
-from hatoba_worker.replicas.fleet import DIRECTORY, Fleet
+from hatoba_worker.replicas.fleet import DIRECTORY, Fleet, Pulse
 from hatoba_worker.replicas.life import READY, UNHEALTHY, Tools
-from hatoba_worker.replicas.staging import ReplicaStager
+from hatoba_worker.replicas.staging import GRACE, ReplicaStager, drain_seconds
 from hatoba_worker.staging import link_library
 from hatoba_worker.transfers import TransferFailed
 from hatoba_worker.trees import replicate
@@ -47,6 +52,11 @@ ENDINGS = 2
 """So often a trial may not end."""
 READY_WITHIN = 300.0
 """Seconds in which a trial has to be ready once."""
+STOP_MOST = 120.0
+"""Seconds, beyond what it is given to end by itself, in which what is to end is gone."""
+ROOM = 4 << 20
+"""Bytes of disk without which nothing that runs is ended for something else: each server has a
+directory of its own."""
 ADDRESS = "127.0.0.1"
 READABLE = 12
 """Characters of a slot's name in its server's, of which there may be 63."""
@@ -77,6 +87,22 @@ class _Place:
     since: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Leaving:
+    """A server that is to end: of which slot, by which order to the fleet, since when (monotonic
+    seconds), and how long that may take."""
+
+    slot: str
+    server: str
+    order: int
+    since: float
+    most: float
+
+    def is_late(self, now: float) -> bool:
+        """Whether it should be gone."""
+        return now - self.since >= self.most
+
+
 class Servers:
     """See `Runtime`; also hears of the keeper."""
 
@@ -89,6 +115,7 @@ class Servers:
         *,
         name: str,
         engine: DeviceEngine | None = None,
+        pulse: Pulse | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -99,13 +126,17 @@ class Servers:
         self._spec_of = spec_of
         self._sleep = sleep
         self._monotonic = monotonic
-        self._fleet = Fleet(data, name, self._hear)
+        self._fleet = Fleet(data, name, self._hear, pulse)
         self._processes = ProcessExecutor(data, self, sleep)
         self._engine = engine or DeviceEngine.of(data, "", environ)
         self._containers = DeviceContainers(self._engine, self._fleet, sleep)
         self._executor = Executors(self._processes, self._containers.executor)
         self._orphans: set[str] = set()
-        self._order = 0
+        self._order = self._acted = 0
+        """Numbers of the newest order to the fleet, and of the one that it acts by."""
+        self._unheeded: float | None = None
+        """Since when (monotonic seconds) it did not act by the newest."""
+        self._leaving: list[_Leaving] = []
         self._kept: dict[str, worker_pb2.ReplicaSpec] = {}
         """By name of a slot: what the fleet was told last to keep."""
         self._places: dict[str, _Place] = {}
@@ -139,9 +170,18 @@ class Servers:
             self._containers.begin(tasks)
         self._kept = {slot_name(spec.deployment): spec for spec in self._fleet.kept.values()}
         self._order = self._fleet.newest
+        self._take_up_leaving()
         tasks.create_task(self._processes.run(), name="keeper")
         tasks.create_task(self._fleet.run(), name="replicas")
         tasks.create_task(self._fleet.bound_logs(), name="replicas' logs")
+
+    def _take_up_leaving(self) -> None:
+        """What an earlier agent told to end may run on: nothing takes its place meanwhile."""
+        leaving = self._fleet.leaving
+        if leaving:
+            self._tell_fleet()
+        for spec in leaving.values():
+            self._leave(slot_name(spec.deployment), spec)
 
     def _prepare(self) -> None:
         library = self._data / "lib"
@@ -153,11 +193,16 @@ class Servers:
     # -- the runtime ----------------------------------------------------------------------------
 
     async def run(self, name: str, release: Release) -> None:
-        """Have this release running under this name, and nothing else; again is the same."""
+        """Have this release running under this name, and nothing else; again is the same. Raises
+        StillRuns: what ran before does, and this one was not begun. Raises OSError where the disk
+        has no room to begin anything: what ran before is not touched.
+        """
         spec = await self._spec_of(name, release)
         before = self._kept[name].name if name in self._kept else ""
         spec.name, spec.deployment = own_name(name, release, before), resource_name(name)
-        if before and before != spec.name:
+        if before != spec.name:
+            if before:
+                await asyncio.to_thread(self._require_room)
             await self.stop(name)
         if spec.serving.environment.image:
             self._containers.begin(self._tasks)
@@ -165,25 +210,49 @@ class Servers:
         self._kept[name] = spec
         self._tell_fleet()
 
+    def _require_room(self) -> None:
+        """Raise OSError where what is ended could not be begun again either."""
+        if (free := disk.free_bytes(self._data)) < ROOM:
+            raise OSError(errno.ENOSPC, f"{free:,} bytes of disk are left to begin a server with")
+
     async def stop(self, name: str) -> None:
-        """Have nothing running under this name; returns when nothing is."""
+        """Have nothing running under this name; returns when nothing is. Raises StillRuns where
+        that does not come about in its time: it is told to end, and this may be asked again.
+        """
         self._places.pop(name, None)
         spec = self._kept.pop(name, None)
-        if spec is None:
-            return
-        self._tell_fleet()
-        while spec.name in self._seen:
+        if spec is not None:
+            self._tell_fleet()
+            self._leave(name, spec)
+        await self._until_gone(name)
+
+    def _leave(self, name: str, spec: worker_pb2.ReplicaSpec) -> None:
+        """By the newest order this server is not kept any more."""
+        most = drain_seconds(spec) + GRACE + STOP_MOST
+        self._leaving.append(_Leaving(name, spec.name, self._order, self._monotonic(), most))
+
+    async def _until_gone(self, name: str) -> None:
+        began = self._monotonic()
+        while leaving := [one for one in self._leaving if one.slot == name]:
+            left = began + leaving[0].most - self._monotonic()
+            if left <= 0:
+                raise StillRuns(_does_not_end(name))
             self._heard.clear()
-            await self._heard.wait()
+            await until_heard(self._heard, left, self._sleep)
 
     async def keep_only(self, names: set[str]) -> None:
         """End what belongs to none of these slots: a journal that was lost knows nothing of it."""
         for name in set(self._kept) - names:
             log.warning("agent.unknown_server", slot=name)
-            await self.stop(name)
+            try:
+                await self.stop(name)
+            except StillRuns as error:
+                log.error("agent.still_runs", slot=name, error=str(error))
 
     def _tell_fleet(self) -> None:
         self._order += 1
+        if self._unheeded is None:
+            self._unheeded = self._monotonic()
         order = worker_pb2.ReplicaOrder(order=self._order, replicas=self._kept.values())
         self._fleet.ordered(order)
 
@@ -201,6 +270,14 @@ class Servers:
             return Health(place.release, 0.0, _not_ready(seen))
         return Health(place.release)
 
+    def problems(self) -> list[str]:
+        """What does not come about, in words; each once, as long as it lasts."""
+        now = self._monotonic()
+        late = sorted({one.slot for one in self._leaving if one.is_late(now)})
+        if self._unheeded is not None and now - self._unheeded >= STOP_MOST:
+            return [_NOT_HEEDED]
+        return [_does_not_end(name) for name in late]
+
     def address(self, name: str) -> str:
         """`HOST:PORT` at which a deployment answers now; empty while it does not."""
         place = self._places.get(name)
@@ -216,6 +293,24 @@ class Servers:
         root = self._data / DIRECTORY
         return [Home(spec.deployment, root / spec.name) for spec in self._kept.values()]
 
+    def serving(self) -> list[Serving]:
+        """What runs, for its figures."""
+        kept = [(spec, self._seen.get(spec.name)) for spec in self._kept.values()]
+        return [
+            Serving(
+                spec.deployment,
+                spec.name,
+                seen.address if seen.state == READY else "",
+                seen.restarts,
+            )
+            for spec, seen in kept
+            if seen is not None
+        ]
+
+    async def samples(self) -> Sequence[Sample]:
+        """What processes and containers of servers use now; empty while who knows is away."""
+        return await self._executor.sample()
+
     # -- the fleet ------------------------------------------------------------------------------
 
     def _hear(self, item: worker_pb2.WorkerItem) -> None:
@@ -226,8 +321,19 @@ class Servers:
             there = {one.name for one in report.replicas}
             for name in set(self._seen) - there:
                 self._lose(name)
+            self._note_order(report.order)
+        self._leaving = [one for one in self._leaving if not self._is_gone(one)]
         self._heard.set()
         self.news.set()
+
+    def _note_order(self, order: int) -> None:
+        self._acted = max(self._acted, order)
+        if self._acted >= self._order:
+            self._unheeded = None
+
+    def _is_gone(self, one: _Leaving) -> bool:
+        # Before the fleet acts by the order it may begin it yet.
+        return self._acted >= one.order and one.server not in self._seen
 
     def _note(self, one: deployment_pb2.Replica) -> None:
         if one.state == _GONE:
@@ -295,6 +401,18 @@ def cause_json(cause: common_pb2.Cause) -> Json:
         "passing": cause.retryable,
         "lines": list(cause.last_log_lines),
     }
+
+
+_NOT_HEEDED = (
+    "the keeper of its models does not answer, or the disk takes nothing: none begins or ends"
+)
+
+
+def _does_not_end(name: str) -> str:
+    return (
+        f"the server of {resource_name(name)} does not end: its keeper, or the container engine, "
+        "does not answer; nothing takes its place before it is gone"
+    )
 
 
 def _is_hopeless(seen: deployment_pb2.Replica) -> bool:

@@ -249,9 +249,19 @@ def replayed(entries: Iterable[Json], slots: Slots | None = None) -> Slots:
     return found
 
 
+def in_doubt(slots: Slots) -> Slots:
+    """The same where entries are missing: what runs is not ended because nothing says any more that
+    it is wanted, until the server says it anew.
+    """
+    runs = {name: slot.running for name, slot in slots.slots.items()}
+    kept = {name: Wanted(one) for name, one in runs.items() if one is not None}
+    return replace(slots, wanted={**kept, **slots.wanted})
+
+
 def snapshot(slots: Slots) -> list[Json]:
     """The fewest entries that give these slots."""
-    entries = [wanted_entry(slots.generation, slots.wanted)] if slots.generation else []
+    is_any = slots.wanted or slots.generation
+    entries = [wanted_entry(slots.generation, slots.wanted)] if is_any else []
     for name, slot in slots.slots.items():
         if slot.good is not None:
             entries.append(good_entry(name, slot.good))
@@ -267,7 +277,8 @@ def snapshot(slots: Slots) -> list[Json]:
 
 def _want(slots: Slots, entry: Json) -> Slots:
     generation = int(entry["generation"])
-    if generation <= slots.generation:
+    # What is kept in doubt is of none.
+    if slots.generation and generation <= slots.generation:
         return slots
     wanted = {
         str(name): Wanted(_known(slots.slot(name), _release(told)), float(told["bake"]))

@@ -29,12 +29,16 @@ from hatoba.artifacts.manifest import (
 )
 from hatoba.artifacts.unpack import Piece, Unpacking
 from hatoba.v1 import artifact_pb2
-from hatoba_worker.agent.blobs import BlobStore, Full, Source, Wrong, room
+from hatoba_worker.agent import elf
+from hatoba_worker.agent.blobs import BlobStore, Full, Source, Unusable, Wrong, room
 from hatoba_worker.agent.disk import replace, sync_file_system
 
 log = structlog.get_logger(__name__)
 
 _READ_ONLY = 0o555
+_RUNS = 0o111
+PROGRAMS_MOST = 20_000
+"""A tree with more than so many is not looked at: what it is made for shows when it is tried."""
 _MANIFEST = ".manifest"
 _PARTIAL = ".partial-"
 
@@ -155,6 +159,20 @@ class DeviceTrees:
         sync_file_system(self._root)
         replace(self._manifest_path(digest), canonical_bytes(manifest))
 
+    def require_for(self, machine: str, digest: str) -> None:
+        """Raise Unusable where programs of a tree are made for machines other than this one alone;
+        their first bytes are read. Blocks. Raises OSError.
+        """
+        root = self.path(digest)
+        manifest = artifact_pb2.Manifest.FromString(self._manifest_path(digest).read_bytes())
+        names = [one.path for one in manifest.entries if one.type == FILE and is_program(one)]
+        if len(names) > PROGRAMS_MOST:
+            return
+        made = {name: elf.of_file(root / name) for name in names}
+        if (foreign := elf.first_foreign(made, machine)) is not None:
+            text = f"{foreign} of {digest} is made for {made[foreign]}, this device is {machine}"
+            raise Unusable(text)
+
     # -- what is here ---------------------------------------------------------------------------
 
     def _manifest_path(self, digest: str) -> Path:
@@ -201,6 +219,13 @@ class DeviceTrees:
         for path in list(self._root.iterdir()):
             if _PARTIAL not in path.name and path.name.removesuffix(_MANIFEST) not in names:
                 _removed(path)
+
+
+def is_program(entry: artifact_pb2.ManifestEntry) -> bool:
+    """Whether a file looks as if it were run or loaded here: by its name or its right to be. A
+    program for another machine that is mere data, such as firmware, does not.
+    """
+    return elf.is_library(entry.path) or bool(entry.mode & _RUNS)
 
 
 def _digest(sha: bytes) -> str:

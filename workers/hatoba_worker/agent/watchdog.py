@@ -23,9 +23,12 @@ EXIT_CODE = 70
 
 
 class Beat:
-    """One loop's sign of life. A loop that waits for others rests, and is not looked at."""
+    """One loop's sign of life. A loop that waits for others rests, and is not looked at. `inner`:
+    it goes on whatever becomes of the link.
+    """
 
-    def __init__(self, monotonic: Callable[[], float]) -> None:
+    def __init__(self, monotonic: Callable[[], float], *, inner: bool = False) -> None:
+        self.inner = inner
         self._monotonic = monotonic
         self._last: float | None = None
 
@@ -59,13 +62,18 @@ class Watchdog:
         self._over = threading.Event()
 
     def beat(self, name: str) -> Beat:
-        """The sign of life of a loop of this name."""
+        """The sign of life of a loop of this name that has to do with the link."""
         return self._beats.setdefault(name, Beat(self._monotonic))
 
+    def inner_beat(self, name: str) -> Beat:
+        """The same of one that goes on whatever becomes of the link."""
+        return self._beats.setdefault(name, Beat(self._monotonic, inner=True))
+
     def rest_all(self) -> None:
-        """What the loops belong to is over; those that go on say so themselves."""
+        """All that has to do with the link is over."""
         for beat in list(self._beats.values()):
-            beat.rest()
+            if not beat.inner:
+                beat.rest()
 
     def look(self) -> None:
         """Tell the supervisor that all is well, or end the process."""
@@ -90,7 +98,7 @@ class Watchdog:
 
     async def beat_of_loop(self, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """The event loop's own sign of life, until cancelled."""
-        beat = self.beat("event loop")
+        beat = self.inner_beat("event loop")
         while True:
             beat()
             await sleep(LOOK_EVERY)

@@ -11,6 +11,8 @@ from hatoba_worker.keeper.messages import Exit, SpawnFailed
 
 LOOP = 3
 """So many ends in a row, without a good minute between them, are a crash loop."""
+PREDICTIONS = ("example_refused", "golden_refused")
+"""What a model server says of itself that it never gets over, or not by itself."""
 _MOST_MESSAGE = 1024
 _USER = common_pb2.ORIGIN_USER
 _INFRA = common_pb2.ORIGIN_INFRASTRUCTURE
@@ -84,9 +86,12 @@ def hung(why: str, lines: Sequence[str]) -> common_pb2.Cause:
 
 def not_ready(kind: str, why: str, lines: Sequence[str]) -> common_pb2.Cause:
     """It lives and is not ready."""
-    if kind == "example_refused":
+    if kind in PREDICTIONS:
         text = f"It runs and its predictions fail: {why}."
-        return _cause(common_pb2.CAUSE_CODE_PREDICTIONS_FAIL, _USER, text, lines)
+        cause = _cause(common_pb2.CAUSE_CODE_PREDICTIONS_FAIL, _USER, text, lines)
+        # The same model answers the same elsewhere and later.
+        cause.retryable = kind != "golden_refused"
+        return cause
     return _cause(common_pb2.CAUSE_CODE_NOT_READY, _USER, f"It is not ready: {why}.", lines)
 
 

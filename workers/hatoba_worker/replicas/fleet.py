@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -43,14 +43,35 @@ T = TypeVar("T")
 Send = Callable[[worker_pb2.WorkerItem], None]
 
 
+class Pulse(Protocol):
+    """Hears that a loop goes on."""
+
+    def __call__(self) -> None:
+        """It goes on."""
+
+    def rest(self) -> None:
+        """It waits for something that may never come."""
+
+
+class Unheard:
+    """Nobody hears it."""
+
+    def __call__(self) -> None:
+        """See Pulse."""
+
+    def rest(self) -> None:
+        """See Pulse."""
+
+
 class Fleet:
     """Keeps to the newest order, whatever happens to server and worker."""
 
-    def __init__(self, data: Path, host: str, send: Send) -> None:
+    def __init__(self, data: Path, host: str, send: Send, pulse: Pulse | None = None) -> None:
         self._root = data / DIRECTORY
         self._file = data / "replicas.json"
         self._host = host
         self._send = send
+        self._pulse = pulse or Unheard()
         self._ordered = Ordered()
         self._newer: list[worker_pb2.ReplicaOrder] = []
         self._newest = 0
@@ -85,6 +106,11 @@ class Fleet:
         return self._ordered.kept
 
     @property
+    def leaving(self) -> Mapping[str, worker_pb2.ReplicaSpec]:
+        """What it ends, and is not gone yet, by name."""
+        return self._ordered.leaving
+
+    @property
     def has_containers(self) -> bool:
         """Whether any of its replicas is a container."""
         return any(one.contained for one in self._replicas.values())
@@ -98,7 +124,9 @@ class Fleet:
         """Take in orders until cancelled."""
         await self._inventoried.wait()
         while True:
+            self._pulse.rest()
             await self._news.wait()
+            self._pulse()
             self._news.clear()
             orders, self._newer = self._newer, []
             if orders:
@@ -112,6 +140,7 @@ class Fleet:
         async with self._changing:
             wanted = change(self._ordered)
             while not await self._saved(wanted):
+                self._pulse()
                 await self._tools.sleep(SAVE_AGAIN)
             self._ordered = wanted
 

@@ -316,7 +316,7 @@ class Replica:
 
     def _is_not_ready(self, seen: Seen, times: int) -> None:
         """It was ready and is not any more, or it says that it never will be by itself."""
-        hopeless = seen.kind == "example_refused"
+        hopeless = seen.kind in causes.PREDICTIONS
         was_ready = self.state == READY and times >= NOT_READY_MOST
         if was_ready or (hopeless and self.state == STARTING):
             why = seen.text or f"/readyz answered {seen.status}"

@@ -55,6 +55,16 @@ async def ask(address: str, path: str, secure: Secure | None = None) -> Seen:
         return Seen(0, "silent", f"{path} was not answered: {error}")
 
 
+async def body(address: str, path: str) -> bytes:
+    """What a GET without TLS brings; empty where it brings nothing that is good."""
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            head, _, found = (await _exchange(address, path, None)).partition(b"\r\n\r\n")
+    except (TimeoutError, OSError, ValueError):
+        return b""
+    return found if head.split(None, 2)[1:2] == [b"200"] else b""
+
+
 async def _exchange(address: str, path: str, secure: Secure | None) -> bytes:
     host, _, port = address.rpartition(":")
     context, name = secure or (None, None)

@@ -269,6 +269,7 @@ def config_of(
         "code_dir": f"{place.home}/{CODE}",
         "handler": serving.handler,
         "example": example,
+        "golden": serving.golden,
         "host": listens[0],
         "port": listens[1],
         "ready_file": place.ready_file,

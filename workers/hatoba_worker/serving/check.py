@@ -1,28 +1,36 @@
-"""Whether a model can be served: its handler is imported and answers its example."""
+"""Whether a model can be served: its handler is imported, answers its example, and its golden cases
+as expected."""
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hatoba import handlers
-from hatoba.handlers import HandlerError, Payload
+from hatoba import golden, handlers
+from hatoba.handlers import Handler, HandlerError, Payload
 from hatoba_worker.serving.config import Example
 from hatoba_worker.serving.files import write_atomically
 
 
-def check(
-    handler: str, code: Path, model: Path, example: Example | None, report: Path | None
-) -> int:
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a model has to answer: its example, and so many golden cases that lie beside it."""
+
+    example: Example | None = None
+    golden: int = 0
+
+
+def check(handler: str, code: Path, model: Path, asked: Asked, report: Path | None) -> int:
     """Check a model, write what was found, and return the exit code.
 
     The report is `{"ok": true, "signature", "seconds"}`, or `{"ok": false, "kind", "reason"}` whose
     reason is said on stderr too.
     """
     try:
-        found = _checked(handler, code, model, example)
+        found = _checked(handler, code, model, asked)
     except HandlerError as error:
         found = {"ok": False, "kind": error.kind, "reason": str(error)}
         sys.stderr.write(f"{error}\n")
@@ -31,8 +39,14 @@ def check(
     return 0 if found["ok"] else 1
 
 
-def _checked(handler: str, code: Path, model: Path, example: Example | None) -> dict[str, Any]:
+def _checked(handler: str, code: Path, model: Path, asked: Asked) -> dict[str, Any]:
     loaded = handlers.load(handler, code, model)
+    found = _example_of(loaded, asked.example)
+    golden.check(loaded, golden.read(model, asked.golden))
+    return found
+
+
+def _example_of(loaded: Handler, example: Example | None) -> dict[str, Any]:
     if example is None:
         return {"ok": True, "signature": {}, "seconds": 0.0}
     try:

@@ -12,6 +12,7 @@ MAX_BODY_BYTES = 16 << 20
 MAX_QUEUE = 64
 TIMEOUT_SECONDS = 60.0
 READ_SECONDS = 30.0
+MOST_GOLDEN = 64
 DRAIN_SECONDS = 30.0
 KEPT = "kept.jsonl"
 """Where predictions are kept, in the directory that a server may write to."""
@@ -79,7 +80,9 @@ class Keep:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """One server. Without a `ready_file` nobody is told where it listens."""
+    """One server. Without a `ready_file` nobody is told where it listens. `golden` is how many
+    golden cases lie beside the model.
+    """
 
     model_dir: Path
     code_dir: Path
@@ -88,6 +91,7 @@ class Config:
     deployment: str = ""
     model_version: str = ""
     example: Example | None = None
+    golden: int = 0
     host: str = "127.0.0.1"
     port: int = 0
     ready_file: Path | None = None
@@ -128,6 +132,7 @@ def _config(body: Mapping[str, Any]) -> Config:
         deployment=_text(body, "deployment"),
         model_version=_text(body, "model_version"),
         example=_example(body.get("example")),
+        golden=int(_number(body, "golden", 0, most=MOST_GOLDEN)),
         host=_text(body, "host") or "127.0.0.1",
         port=int(_number(body, "port", 0, most=65535)),
         ready_file=Path(ready) if ready else None,

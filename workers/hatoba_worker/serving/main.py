@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     _serve_options(commands.add_parser("serve", help="serve one model over HTTP"))
-    _check_options(commands.add_parser("check", help="have a model answer its example"))
+    _check_options(commands.add_parser("check", help="have a model answer what it has to"))
     _batch_options(commands.add_parser("batch", help="run a model over one shard of items"))
     options = parser.parse_args(arguments)
     try:
@@ -43,6 +43,7 @@ def _check_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser)
     parser.add_argument("--example", type=Path, help="file with an input")
     parser.add_argument("--media-type", default="application/json", help="what the example is")
+    parser.add_argument("--golden", type=int, default=0, help="golden cases beside the model")
     parser.add_argument("--report", type=Path, help="JSON file to write what was found to")
 
 
@@ -70,10 +71,11 @@ def _announce(config: Config, host: str, port: int) -> None:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from hatoba_worker.serving.check import check
+    from hatoba_worker.serving.check import Asked, check
 
     example = Example(options.example, options.media_type) if options.example else None
-    return check(options.handler, options.code, options.model, example, options.report)
+    asked = Asked(example, options.golden)
+    return check(options.handler, options.code, options.model, asked, options.report)
 
 
 def _batch(options: argparse.Namespace) -> int:

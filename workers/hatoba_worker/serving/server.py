@@ -1,4 +1,4 @@
-"""One model behind HTTP: loaded in a thread, ready once its example was answered, then drained."""
+"""One model behind HTTP: loaded in a thread, ready once it has proved itself, then drained."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from random import Random
 from typing import Literal, NamedTuple
 
-from hatoba import handlers
+from hatoba import golden, handlers
+from hatoba.golden import Case
 from hatoba.handlers import ExampleRefused, Handler, HandlerError, HandlerFailed, Payload
 from hatoba.replica_names import HEADER
 from hatoba_worker.serving.answering import Outcome, Question, answer, failure
@@ -25,6 +25,7 @@ from hatoba_worker.serving.config import Config, Example
 from hatoba_worker.serving.http import Abandon, Connection, Headers, Reply, Request, Respond
 from hatoba_worker.serving.keeping import Keeping
 from hatoba_worker.serving.metrics import MEDIA_TYPE, Metrics
+from hatoba_worker.serving.proving import Proving
 from hatoba_worker.serving.tls import Gate
 
 HANDLER_FAILED = 3
@@ -37,8 +38,6 @@ FLUSH_SECONDS = 2.0
 # Beside the requests that are answered or wait: those that are read, and clients that keep theirs.
 SPARE_CONNECTIONS = 448
 SPARE_FILES = 512
-FIRST_RETRY_SECONDS = 1.0
-LONGEST_RETRY_SECONDS = 30.0
 _GET = ("GET", "HEAD")
 TRACE_ID = "hatoba-trace-id"
 """Header by which a prediction that was kept can be explained."""
@@ -48,10 +47,11 @@ Phase = Literal["loading", "checking", "ready", "ending", "failed"]
 
 
 class Loaded(NamedTuple):
-    """A handler, and the model's example."""
+    """A handler, and the model's example and golden cases."""
 
     handler: Handler
     example: Payload | None
+    cases: tuple[Case, ...]
 
 
 class CannotListen(Exception):
@@ -65,7 +65,8 @@ class CannotListen(Exception):
 class ModelServer:
     """Serves one model until it is told to end.
 
-    It is well while a thread is free now and then, and ready once the model's example was answered.
+    It is well while a thread is free now and then, and ready once the model has answered its
+    example, and its golden cases as expected.
     """
 
     def __init__(self, config: Config) -> None:
@@ -95,6 +96,8 @@ class ModelServer:
                 "ready": lambda: self.ready,
             }
         )
+        together = min(config.batching.max_batch, limits.max_queue)
+        self._proving = Proving(self._threads, self._batcher, self._loop, together, self._proved)
         self._phase: Phase = "loading"
         self._why = failure(503, "loading", f"the handler {config.handler} is being loaded")
         self._connections: set[Connection] = set()
@@ -144,6 +147,7 @@ class ModelServer:
     def end(self) -> None:
         """Be ready no more, finish what is begun, then return; told twice, return at once."""
         self._signals += 1
+        self._proving.end()
         if self._phase != "failed":
             self._phase = "ending"
             self._why = failure(503, "ending", "the server is about to end")
@@ -211,7 +215,8 @@ class ModelServer:
         config = self._config
         try:
             handler = handlers.load(config.handler, config.code_dir, config.model_dir)
-            return Loaded(handler, _read(config.example) if config.example else None)
+            example = _read(config.example) if config.example else None
+            return Loaded(handler, example, golden.read(config.model_dir, config.golden))
         except HandlerError as error:
             return error
         except BaseException as error:  # noqa: BLE001 - a thread that ends would not be missed
@@ -227,29 +232,16 @@ class ModelServer:
             self._told.set()
             return
         self._handler = found.handler
-        if found.example is None:
-            self._phase = "ready"
-            return
         self._phase = "checking"
         self._why = failure(503, "checking", "the model's example is being answered")
-        self._try(found.example, FIRST_RETRY_SECONDS)
+        self._proving.begin(found.example, found.cases)
 
-    def _try(self, example: Payload, wait: float) -> None:
-        """Have the example answered; as long as it is not, again and again."""
-        if self._phase == "checking":
-            tried = partial(self._tried, example, wait)
-            self._batcher.ask(Asked(Question(example), tried))
-
-    def _tried(self, example: Payload, wait: float, outcome: Outcome) -> None:
-        if self._phase != "checking":
-            return
-        if outcome.status == 200:
+    def _proved(self, refused: Outcome | None) -> None:
+        if refused is None:
             self._phase = "ready"
             return
-        text = f"the model's own example was not answered: {outcome.error}"
-        self._why = failure(503, "example_refused", text)
-        _note(kind="example_refused", error=text)
-        self._loop.call_later(wait, self._try, example, min(2 * wait, LONGEST_RETRY_SECONDS))
+        self._why = refused
+        _note(kind=refused.kind, error=refused.error)
 
     def _answer(self, questions: Sequence[Question]) -> list[Outcome]:
         assert self._handler is not None

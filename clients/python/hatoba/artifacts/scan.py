@@ -5,6 +5,7 @@ Nothing is read but names and sizes, so that a warning about the size comes befo
 
 from __future__ import annotations
 
+import bisect
 import enum
 import gc
 import itertools
@@ -92,6 +93,12 @@ class Scan:
     def files(self) -> int:
         """How many regular files there are."""
         return sum(entry.type == FILE for entry in self.entries)
+
+    def add(self, file: Path) -> None:
+        """Take in a file from elsewhere, right below the root. Blocks."""
+        for found in scan_tree(file, Selection.EVERYTHING).entries:
+            bisect.insort(self.entries, found, key=_path)
+            self.total_bytes += found.size
 
     def largest(self, count: int = LARGEST_SHOWN) -> list[Large]:
         """The biggest entries right below the root, each directory with all that is in it."""

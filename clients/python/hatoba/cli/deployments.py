@@ -531,6 +531,35 @@ def promote(name: str, output: str) -> None:
     _steered(output, lambda client: client.deployments.promote(name))
 
 
+@deployments.command("retry")
+@click.argument("name")
+@click.option(
+    "--device", "devices", multiple=True, metavar="NAME", help="Only on these. [default: all]"
+)
+@click.option(
+    "--stage",
+    "stages",
+    multiple=True,
+    type=click.Choice(["failed", "rejected", "timed-out", "not-reached"]),
+    help="Only on those that stand there. [default: failed, rejected, timed-out]",
+)
+@output_option
+@server_options()
+def retry(name: str, devices: tuple[str, ...], stages: tuple[str, ...], output: str) -> None:
+    """Have the newest revision tried again on devices that do not have it.
+
+    Not once it was given up: deploy it anew then. Who is away is offered it when it comes.
+    """
+    told = with_client(lambda client: client.devices.retry(name, devices, stages))
+    emit(told, output, lambda: click.echo(_tried_again(name, told.devices)))
+
+
+def _tried_again(name: str, count: int) -> str:
+    if not count:
+        return f"nothing is to be tried again; see hatoba deployments devices {name}"
+    return f"tried again on {count:,} {'device' if count == 1 else 'devices'}"
+
+
 @deployments.command("rollback")
 @click.argument("name")
 @click.option(
@@ -571,15 +600,19 @@ def _weight(text: str) -> tuple[int, int]:
 @deployments.command("delete")
 @click.argument("name")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--allow-removal", is_flag=True, help="Devices that run it may lose it.")
 @click.option("--wait", is_flag=True, help="Wait until nothing of it is left.")
 @server_options()
-def delete(name: str, yes: bool, wait: bool) -> None:
-    """Take a deployment away: out of the routers first, then its replicas."""
+def delete(name: str, yes: bool, allow_removal: bool, wait: bool) -> None:
+    """Take a deployment away: out of the routers first, then its replicas.
+
+    One that devices run is kept unless somebody is asked, and says so, or --allow-removal is said.
+    """
     if not yes:
-        click.confirm(f"take deployment {name} away?", abort=True, err=True)
+        allow_removal = _ask_whether_to_delete(name) or allow_removal
 
     async def remove(client: AsyncClient) -> None:
-        await client.deployments.delete(name)
+        await client.deployments.delete(name, allow_removal=allow_removal)
         if wait:
             async with aclosing(client.deployments.watch(name, follow=True)) as source:
                 async for _ in source:
@@ -587,3 +620,13 @@ def delete(name: str, yes: bool, wait: bool) -> None:
 
     with_client(remove)
     click.echo(f"{'removed' if wait else 'removing'} deployment {name}", err=True)
+
+
+def _ask_whether_to_delete(name: str) -> bool:
+    """Ask, with the number of devices that run it; whether there are any. Raises Abort."""
+    from hatoba.cli.fleet import running_on
+
+    count = running_on(with_client(lambda client: client.deployments.get(name)))
+    where = "" if not count else f"it runs on {count:,} device{'' if count == 1 else 's'}; "
+    click.confirm(f"{where}take deployment {name} away?", abort=True, err=True)
+    return count > 0

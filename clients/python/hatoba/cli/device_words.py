@@ -5,6 +5,7 @@ out.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -69,7 +70,21 @@ def totals(found: Sequence[device_pb2.Device]) -> str:
     here = sum(device.connected for device in found)
     late = sum(behind(device) for device in found)
     many = "1 device" if len(found) == 1 else f"{len(found):,} devices"
-    return f"{many}: {here:,} connected, {len(found) - here:,} away; {late:,} with something to do"
+    line = f"{many}: {here:,} connected, {len(found) - here:,} away; {late:,} with something to do"
+    return line + _agents(found)
+
+
+def _agents(found: Sequence[device_pb2.Device]) -> str:
+    """`; agents 0.2.0 (37), 0.1.0 (2)`, the most first; empty while all are of one version."""
+    versions = Counter(device.agent for device in found if device.agent)
+    if len(versions) < 2:
+        return ""
+    return "; agents " + ", ".join(f"{name} ({count:,})" for name, count in versions.most_common())
+
+
+def seen(device: device_pb2.Device) -> str:
+    """When it was heard last; a dash when it never came."""
+    return moment(device.last_seen) if came(device) else "-"
 
 
 def device_rows(device: device_pb2.Device, *, wide: bool = False) -> Rows:
@@ -177,6 +192,11 @@ Word = Literal["ok", "note", "BAD"]
 def amount(told: device_pb2.DeviceFigure) -> str:
     """A figure's value, in its unit."""
     return say_bytes(int(told.value)) if told.name.endswith("_bytes") else f"{told.value:,.10g}"
+
+
+def dropped(lost: int) -> str:
+    """So many records, before a word like `dropped`."""
+    return "1 record was" if lost == 1 else f"{lost:,} records were"
 
 
 def figure_rows(records: Sequence[device_pb2.DeviceRecord]) -> list[tuple[str, ...]]:
@@ -328,8 +348,7 @@ _ROOM_HELP = "a new image needs its size, unpacked, beside what runs: make room 
 def _lost(lines: Sequence[device_pb2.DeviceLog]) -> Iterator[Finding]:
     lost = sum(line.lost for line in lines)
     if lost:
-        records = "1 record was" if lost == 1 else f"{lost:,} records were"
-        told = f"{records} dropped on the device before we had room for them"
+        told = f"{dropped(lost)} dropped on the device before we had room for them"
         yield Finding("records", "note", told, "log less there, or give its ring on disk more room")
 
 

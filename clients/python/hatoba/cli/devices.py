@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hatoba.cli.device_words import Finding, Seen
     from hatoba.v1 import device_pb2, job_pb2
 
+NO_DEVICES = "no devices; make one: `hatoba devices add`"
 LINES = 1000
 """Lines of its log in which a diagnosis looks for gaps."""
 
@@ -122,19 +123,66 @@ def show_line(made: device_pb2.DeviceToken, name: str, server: str) -> None:
 
 @devices.command("list")
 @selector_option("Only those with this label: site=tokyo, site!=tokyo, 'site in (a,b)', ssd, !ssd.")
+@click.option(
+    "--away",
+    type=DURATION,
+    is_flag=False,
+    flag_value=0.0,
+    metavar="[DURATION]",
+    help="Only those that are not connected; with a duration, of whom nothing was heard for so "
+    "long.",
+)
+@click.option("--behind", is_flag=True, help="Only those that have not done all that is wanted.")
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(["enrolled", "revoked", "leaving"]),
+    help="Only those in this state; again for others.",
+)
+@click.option(
+    "--platform", default="", metavar="ARCH", help="Only those made for it: arm64, arm, arm/v7."
+)
+@click.option(
+    "--agent",
+    default="",
+    metavar="VERSION",
+    help="Only those with this agent; none: those that never said theirs.",
+)
 @output_option
 @server_options()
-def list_devices(selector: tuple[job_pb2.LabelRequirement, ...], output: str) -> None:
-    """List devices by name, connected or not. GENERATION: done of wanted."""
+def list_devices(
+    selector: tuple[job_pb2.LabelRequirement, ...],
+    away: float | None,
+    behind: bool,
+    states: tuple[str, ...],
+    platform: str,
+    agent: str,
+    output: str,
+) -> None:
+    """List devices by name, connected or not. GENERATION: done of wanted.
+
+    \b
+    Examples:
+      hatoba devices list --away 7d --state enrolled
+      hatoba devices list --selector site=tokyo --behind -o wide
+    """
+    from hatoba.devices import ListOptions
     from hatoba.v1 import device_pb2
 
-    found = with_client(lambda client: client.devices.list(selector))
+    asked = ListOptions(behind=behind, states=states, platform=platform, agent=agent)
+    if away is not None:
+        asked["away"] = away
+    found = with_client(lambda client: client.devices.list(selector, **asked))
     connected = sum(device.connected for device in found)
     reply = device_pb2.ListDevicesResponse(devices=found, total=len(found), connected=connected)
-    emit(reply, output, lambda: show(found))
+    none = "no such devices" if selector or away is not None or any(asked.values()) else NO_DEVICES
+    emit(reply, output, lambda: show(found, wide=output == "wide", empty=none))
 
 
-def show(found: Sequence[device_pb2.Device]) -> None:
+def show(
+    found: Sequence[device_pb2.Device], *, wide: bool = False, empty: str = NO_DEVICES
+) -> None:
     """A table of devices, and below it their numbers for people."""
     from hatoba.aio import short_name
     from hatoba.cli import device_words as words
@@ -146,12 +194,14 @@ def show(found: Sequence[device_pb2.Device]) -> None:
             words.link(device),
             words.platform(device),
             words.generations(device),
+            *([device.agent or "-", device.transport or "-", words.seen(device)] if wide else []),
             words.labels(device),
         ]
         for device in found
     ]
-    heads = ["DEVICE", "STATE", "LINK", "PLATFORM", "GENERATION", "LABELS"]
-    table(heads, rows, empty="no devices; make one: `hatoba devices add`")
+    more = ["AGENT", "TRANSPORT", "SEEN"] if wide else []
+    heads = ["DEVICE", "STATE", "LINK", "PLATFORM", "GENERATION", *more, "LABELS"]
+    table(heads, rows, empty=empty)
     if found:
         click.echo(words.totals(found), err=True)
 
@@ -228,11 +278,19 @@ def _write_line(line: device_pb2.DeviceLog, output: str) -> None:
     if output in ("json", "yaml"):
         emit_line(line, output, "")
         return
-    if line.lost:
-        records = "1 record" if line.lost == 1 else f"{line.lost:,} records"
-        click.echo(f"hatoba: {records} before this were dropped on the device", err=True)
+    _tell_gap(line)
     if line.text:
         click.echo(log_line(line))
+
+
+def _tell_gap(one: device_pb2.DeviceLog | device_pb2.StoredDeviceRecord) -> None:
+    """What is missing before a record."""
+    from hatoba.cli import device_words as words
+
+    if one.trimmed:
+        click.echo("hatoba: what may have been before this is not kept any more", err=True)
+    if one.lost:
+        click.echo(f"hatoba: {words.dropped(one.lost)} dropped on the device here", err=True)
 
 
 def log_line(line: device_pb2.DeviceLog) -> str:
@@ -255,22 +313,20 @@ def log_line(line: device_pb2.DeviceLog) -> str:
 def metrics(
     ctx: click.Context, /, name: str, deployment: str, figure: str, follow: bool, output: str
 ) -> None:
-    """Show figures that a device told: memory, disk, what its link carried.
+    """Show figures that a device told: of itself, and of the deployments that run there.
 
     Of each the newest, the lowest and the highest of late. What it counted while it was away comes
-    when it is back.
+    when it is back; what was lost there is named.
     """
     each = bool(figure or follow or output in ("json", "yaml"))
 
     async def read(client: AsyncClient) -> None:
         source = client.devices.figures(name, deployment=deployment, tail=LINES, follow=follow)
         found = []
-        async with aclosing(source) as figures:
+        async with aclosing(_only(source, figure)) as figures:
             async for one in figures:
-                if figure not in ("", one.record.figure.name):
-                    continue
                 if each:
-                    emit_line(one, output, figure_line(one))
+                    _write_figure(one, output)
                 else:
                     found.append(one)
         if not each:
@@ -282,12 +338,37 @@ def metrics(
         ctx.exit(Exit.DETACHED)
 
 
+async def _only(
+    source: AsyncGenerator[device_pb2.StoredDeviceRecord, None], figure: str
+) -> AsyncGenerator[device_pb2.StoredDeviceRecord, None]:
+    """Those of one name (empty: all), and gaps; what was lost among others is told of the next."""
+    lost = 0
+    async with aclosing(source) as records:
+        async for one in records:
+            lost += one.lost
+            if one.record.HasField("figure") and figure not in ("", one.record.figure.name):
+                continue
+            one.lost, lost = lost, 0
+            yield one
+
+
+def _write_figure(one: device_pb2.StoredDeviceRecord, output: str) -> None:
+    if output in ("json", "yaml"):
+        emit_line(one, output, "")
+        return
+    _tell_gap(one)
+    if one.record.HasField("figure"):
+        click.echo(figure_line(one))
+
+
 def _show_figures(found: Sequence[device_pb2.StoredDeviceRecord]) -> None:
     from hatoba.cli import device_words as words
 
     heads = ("FIGURE", "OF", "NEWEST", "LOWEST", "HIGHEST", "TOLD")
-    rows = words.figure_rows([one.record for one in found])
+    rows = words.figure_rows([one.record for one in found if one.record.HasField("figure")])
     table(heads, rows, empty="It told no figures yet.")
+    if lost := sum(one.lost for one in found):
+        click.echo(f"hatoba: {words.dropped(lost)} dropped on the device among these", err=True)
 
 
 def figure_line(one: device_pb2.StoredDeviceRecord) -> str:
@@ -310,7 +391,8 @@ def figure_line(one: device_pb2.StoredDeviceRecord) -> str:
 def events(name: str, limit: int, output: str) -> None:
     """Show what happened to a device and, as it told, on it, oldest first.
 
-    What a device tells has the time of its clock, and comes when its link allows it.
+    What a device tells has the time of its clock, and comes when its link allows it. What was lost
+    there is named.
     """
 
     async def look(client: AsyncClient) -> list[Event]:
@@ -321,11 +403,21 @@ def events(name: str, limit: int, output: str) -> None:
         return sorted([*told, *ours], key=lambda one: one.time.ToNanoseconds())[-limit:]
 
     for one in with_client(look):
+        _write_event(one, output)
+
+
+def _write_event(one: Event, output: str) -> None:
+    from hatoba.v1 import device_pb2
+
+    machine = output in ("json", "yaml")
+    if not machine and isinstance(one.message, device_pb2.StoredDeviceRecord):
+        _tell_gap(one.message)
+    if machine or one.line:
         emit_line(one.message, output, one.line)
 
 
 class Event(NamedTuple):
-    """Something that happened, in a message and in a line."""
+    """Something that happened, in a message and in a line; the line of a gap is empty."""
 
     time: Timestamp
     message: device_pb2.DeviceEvent | device_pb2.StoredDeviceRecord
@@ -339,7 +431,9 @@ def event_line(one: device_pb2.DeviceEvent) -> str:
 
 
 def happening_line(one: device_pb2.StoredDeviceRecord) -> str:
-    """What a device told in a line."""
+    """What a device told in a line; empty for a gap."""
+    if not one.record.HasField("happening"):
+        return ""
     told = one.record.happening
     return f"{moment(one.record.time)}  {told.kind:<12}{told.message} (told by the device)"
 
@@ -385,30 +479,73 @@ def show_findings(found: Sequence[Finding]) -> None:
 # -- changing --------------------------------------------------------------------------------------
 
 
+all_option = selector_option("Instead of a name: all that have this label; counted first.")
+
+
+def _one_or_all(name: str, selector: Sequence[job_pb2.LabelRequirement]) -> None:
+    """Raise a usage error unless one of both is said."""
+    if bool(name) == bool(selector):
+        raise click.UsageError("name a device, or say which with --selector, and not both")
+
+
 @devices.command("label")
-@click.argument("name")
-@click.argument("changes", nargs=-1, required=True, metavar="K=V|K-...")
+@click.argument("words", nargs=-1, metavar="[NAME] K=V|K-...")
+@all_option
 @click.option(
     "--allow-removal", is_flag=True, help="It may lose deployments that are not for it any more."
 )
+@click.option("--yes", is_flag=True, help="Do not ask, with --selector.")
 @output_option
 @server_options()
-def label(name: str, changes: tuple[str, ...], allow_removal: bool, output: str) -> None:
+@click.pass_context
+def label(
+    ctx: click.Context,
+    /,
+    words: tuple[str, ...],
+    selector: tuple[job_pb2.LabelRequirement, ...],
+    allow_removal: bool,
+    yes: bool,
+    output: str,
+) -> None:
     """Give a device labels (K=V), or take them away (K-); deployments select it by them.
 
     One that would lose a deployment by that keeps its labels, unless --allow-removal is said.
+
+    \b
+    Examples:
+      hatoba devices label shop-17 ring=canary floor-
+      hatoba devices label --selector site=tokyo ring=canary
     """
-    found = [_change(text) for text in changes]
+    from hatoba.cli import device_words
+    from hatoba.cli.many_devices import Action, do_to_all
+
+    names_one = bool(words) and "=" not in words[0] and not words[0].endswith("-")
+    name, changes = (words[0], words[1:]) if names_one else ("", words)
+    _one_or_all(name, selector)
+    given, removed = _changes(changes)
+
+    async def act(client: AsyncClient, name: str) -> device_pb2.Device:
+        return await client.devices.label(name, given, remove=removed, allow_removal=allow_removal)
+
+    if selector:
+        many = Action(
+            lambda many: f"change labels of {many}: {' '.join(changes)}?", act, device_words.labels
+        )
+        ctx.exit(do_to_all(selector, many, output, yes=yes))
+    device = with_client(lambda client: act(client, name))
+    emit(device, output, lambda: show([device]))
+
+
+def _changes(texts: Sequence[str]) -> tuple[dict[str, str], set[str]]:
+    """Labels that are given, and those that are taken away."""
+    if not texts:
+        raise click.UsageError("say what is to change: K=V|K-")
+    found = [_change(text) for text in texts]
     given = unique([(key, value) for key, value in found if value is not None], "label")
     removed = {key for key, value in found if value is None}
     if both := removed & given.keys():
         raise click.UsageError(f"{', '.join(sorted(both))}: given and taken away at once")
-    device = with_client(
-        lambda client: client.devices.label(
-            name, given, remove=removed, allow_removal=allow_removal
-        )
-    )
-    emit(device, output, lambda: show([device]))
+    return given, removed
 
 
 def _change(text: str) -> tuple[str, str | None]:
@@ -421,17 +558,37 @@ def _change(text: str) -> tuple[str, str | None]:
 
 
 @devices.command("revoke")
-@click.argument("name")
+@click.argument("name", default="")
+@all_option
 @click.option("--reason", default="", metavar="TEXT", help="Kept in its events.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @output_option
 @server_options()
-def revoke(name: str, reason: str, yes: bool, output: str) -> None:
+@click.pass_context
+def revoke(
+    ctx: click.Context,
+    /,
+    name: str,
+    selector: tuple[job_pb2.LabelRequirement, ...],
+    reason: str,
+    yes: bool,
+    output: str,
+) -> None:
     """Refuse a device's certificates from now on, and end its stream.
 
     For a device that was lost or stolen: what it runs, it goes on with. To have it back it must be
     enrolled anew. Those of a device by AWS IoT are ended there.
     """
+    from hatoba.cli.many_devices import Action, do_to_all
+
+    _one_or_all(name, selector)
+    if selector:
+        many = Action(
+            lambda many: f"refuse {many} from now on?",
+            lambda client, name: client.devices.revoke(name, reason),
+            lambda _: "revoked",
+        )
+        ctx.exit(do_to_all(selector, many, output, yes=yes))
     if not yes:
         click.confirm(f"refuse {name} from now on?", abort=True, err=True)
     device = with_client(lambda client: client.devices.revoke(name, reason))
@@ -441,17 +598,36 @@ def revoke(name: str, reason: str, yes: bool, output: str) -> None:
 
 
 @devices.command("decommission")
-@click.argument("name")
+@click.argument("name", default="")
+@all_option
 @click.option(
     "--force", is_flag=True, help="Forget it at once, whatever it still runs: it will not come."
 )
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @server_options()
-def decommission(name: str, force: bool, yes: bool) -> None:
+@click.pass_context
+def decommission(
+    ctx: click.Context,
+    /,
+    name: str,
+    selector: tuple[job_pb2.LabelRequirement, ...],
+    force: bool,
+    yes: bool,
+) -> None:
     """Have a device end all that it runs for us, and forget it once it says that it has.
 
     Of a device by AWS IoT nothing is left there then: neither certificates, nor shadows, nor thing.
     """
+    from hatoba.cli.many_devices import Action, do_to_all
+
+    _one_or_all(name, selector)
+    if selector:
+        many = Action(
+            lambda many: f"forget {many} at once?" if force else f"have {many} end all they run?",
+            lambda client, name: client.devices.decommission(name, force=force),
+            lambda _: "forgotten" if force else "leaving",
+        )
+        ctx.exit(do_to_all(selector, many, "table", yes=yes))
     if not yes:
         click.confirm(f"have {name} end all that it runs?", abort=True, err=True)
     device = with_client(lambda client: client.devices.decommission(name, force=force))

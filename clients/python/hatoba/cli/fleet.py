@@ -211,7 +211,24 @@ def plan_lines(name: str, found: device_pb2.DevicePlan) -> list[str]:
         lines += [f"  {sign} {short_name(device)}" for device in names]
         if count > len(names):
             lines.append(f"  {sign} and {said_number(count - len(names))} more")
+    return lines + _refusal_lines(found)
+
+
+def _refusal_lines(found: device_pb2.DevicePlan) -> list[str]:
+    """Which of those that come cannot have it, and why."""
+    if not found.refused:
+        return []
+    few, all_ = said_number(found.refused), said_number(found.comes)
+    lines = [f"{few} of the {all_} that come cannot have it:"]
+    lines += [f"  ! {one.device}: {one.message}" for one in found.refusals]
+    if found.refused > len(found.refusals):
+        lines.append(f"  ! and {said_number(found.refused - len(found.refusals))} more")
     return lines
+
+
+def running_on(one: deployment_pb2.Deployment) -> int:
+    """How many devices say that they run it."""
+    return sum(status.ready for status in one.revisions) if one.spec.HasField("devices") else 0
 
 
 def courses(found: Sequence[device_pb2.RolloutDevice]) -> dict[str, list[float]]:

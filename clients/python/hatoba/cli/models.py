@@ -150,6 +150,7 @@ def show_version(found: model_pb2.ModelVersion) -> None:
             ("parent", short_name(found.parent) if found.parent else ""),
             ("handler", found.serving.handler or "none: it cannot be served"),
             ("environment", _environment(found.serving)),
+            ("golden", _golden(found.serving)),
             ("takes", found.signature.input_type),
             ("gives", found.signature.output_type),
             ("check", short_name(found.check_job) if found.check_job else ""),
@@ -167,6 +168,10 @@ def _job_of(found: model_pb2.ModelVersion) -> str:
     if not found.job:
         return ""
     return short_name(found.job) + (f", attempt {found.attempt}" if found.attempt > 1 else "")
+
+
+def _golden(serving: model_pb2.Serving) -> str:
+    return f"{serving.golden} cases in golden.jsonl" if serving.golden else ""
 
 
 def _environment(serving: model_pb2.Serving) -> str:
@@ -245,6 +250,7 @@ def _facts(one: model_pb2.ModelVersion) -> dict[str, str]:
         "job": short_name(one.job) if one.job else "",
         "size": say_bytes(one.manifest.total_bytes),
         "handler": one.serving.handler,
+        "golden": str(one.serving.golden or ""),
     }
     return {name: value for name, value in facts.items() if value}
 
@@ -454,6 +460,13 @@ def reject(move: str, comment: str, output: str) -> None:
     help="An input such as a request has, which every replica must answer.",
 )
 @click.option(
+    "--golden",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE.jsonl",
+    help="Inputs with their answers, which every replica must give: lines of "
+    '{"input", "expected", "tolerance"}.',
+)
+@click.option(
     "--requirements",
     type=click.Path(exists=True, dir_okay=False),
     metavar="FILE",
@@ -490,12 +503,13 @@ def reject(move: str, comment: str, output: str) -> None:
 def register(name: str, path: str, wait: bool, output: str, **said: Any) -> Exit:
     """Make the next version of model NAME out of the directory or file PATH.
 
-    With a handler, a job in the model's environment imports it and has it answer the example: the
-    version becomes READY, or FAILED with the reason.
+    With a handler, a job in the model's environment imports it and has it answer the example, and
+    the golden cases as expected: the version becomes READY, or FAILED with the reason.
 
     \b
     Examples:
       hatoba models register digits out/ --handler serve:Digits --code . --example one.json
+      hatoba models register digits out/ --handler serve:Digits --example one.json --golden g.jsonl
       hatoba models register words words.bin --metric f1=0.91
     """
     from hatoba.models import short_name, state_word

@@ -130,6 +130,7 @@ def _write(
         "code_dir": str(trees[1]),
         "handler": serving.handler,
         "example": example,
+        "golden": serving.golden,
         "host": place.host,
         "port": place.port,
         "ready_file": str(home / "ready.json"),

@@ -334,7 +334,7 @@ class _CauseCodeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CauseCode.V
     CAUSE_CODE_IMAGE_DENIED: _CauseCode.ValueType  # 39
     """The registry does not give its image to where it runs."""
     CAUSE_CODE_IMAGE_ARCHITECTURE: _CauseCode.ValueType  # 40
-    """Its image is for another architecture than where it runs."""
+    """Its image, or a program of its model, is for another architecture than where it runs."""
     CAUSE_CODE_IMAGE_UNREACHABLE: _CauseCode.ValueType  # 41
     """Its image could not be pulled, which may pass."""
 
@@ -422,7 +422,7 @@ CAUSE_CODE_IMAGE_MISSING: CauseCode.ValueType  # 38
 CAUSE_CODE_IMAGE_DENIED: CauseCode.ValueType  # 39
 """The registry does not give its image to where it runs."""
 CAUSE_CODE_IMAGE_ARCHITECTURE: CauseCode.ValueType  # 40
-"""Its image is for another architecture than where it runs."""
+"""Its image, or a program of its model, is for another architecture than where it runs."""
 CAUSE_CODE_IMAGE_UNREACHABLE: CauseCode.ValueType  # 41
 """Its image could not be pulled, which may pass."""
 Global___CauseCode: _TypeAlias = CauseCode  # noqa: Y015

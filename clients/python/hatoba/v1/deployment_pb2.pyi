@@ -1328,22 +1328,26 @@ class DeleteDeploymentRequest(_message.Message):
     PROJECT_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ALLOW_REMOVAL_FIELD_NUMBER: _builtins.int
     project: _builtins.str
     """Empty: `default`."""
     name: _builtins.str
     """As in GetDeploymentRequest."""
     request_id: _builtins.str
     """As in SubmitJobRequest."""
+    allow_removal: _builtins.bool
+    """Devices that run it may lose it; without, FAILED_PRECONDITION says how many do."""
     def __init__(
         self,
         *,
         project: _builtins.str = ...,
         name: _builtins.str = ...,
         request_id: _builtins.str = ...,
+        allow_removal: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "project", b"project", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_removal", b"allow_removal", "name", b"name", "project", b"project", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -204,7 +204,7 @@ class DeploymentServiceServicer(object):
 
     def DeleteDeployment(self, request, context):
         """Takes the deployment away: out of the routers first, then its replicas. Again is the same; NOT_FOUND
-        once nothing of it is left.
+        once nothing of it is left. One that devices run is kept unless `allow_removal` is set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

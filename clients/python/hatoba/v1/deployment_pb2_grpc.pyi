@@ -66,7 +66,7 @@ class DeploymentServiceStub:
     """
     DeleteDeployment: _grpc.UnaryUnaryMultiCallable[_deployment_pb2.DeleteDeploymentRequest, _deployment_pb2.Deployment]
     """Takes the deployment away: out of the routers first, then its replicas. Again is the same; NOT_FOUND
-    once nothing of it is left.
+    once nothing of it is left. One that devices run is kept unless `allow_removal` is set.
     """
     ListRevisions: _grpc.UnaryUnaryMultiCallable[_deployment_pb2.ListRevisionsRequest, _deployment_pb2.ListRevisionsResponse]
     """Lists revisions of a deployment, newest first."""
@@ -132,7 +132,7 @@ class DeploymentServiceAsyncStub(DeploymentServiceStub):
     """
     DeleteDeployment: _aio.UnaryUnaryMultiCallable[_deployment_pb2.DeleteDeploymentRequest, _deployment_pb2.Deployment]  # type: ignore[assignment]
     """Takes the deployment away: out of the routers first, then its replicas. Again is the same; NOT_FOUND
-    once nothing of it is left.
+    once nothing of it is left. One that devices run is kept unless `allow_removal` is set.
     """
     ListRevisions: _aio.UnaryUnaryMultiCallable[_deployment_pb2.ListRevisionsRequest, _deployment_pb2.ListRevisionsResponse]  # type: ignore[assignment]
     """Lists revisions of a deployment, newest first."""
@@ -255,7 +255,7 @@ class DeploymentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_deployment_pb2.Deployment, _abc.Awaitable[_deployment_pb2.Deployment]]:
         """Takes the deployment away: out of the routers first, then its replicas. Again is the same; NOT_FOUND
-        once nothing of it is left.
+        once nothing of it is left. One that devices run is kept unless `allow_removal` is set.
         """
 
     @_abc_1.abstractmethod

@@ -702,7 +702,7 @@ class DeviceReport(_message.Message):
 
     @_builtins.property
     def problems(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What is wrong with the device as a whole, in words: its disk is full, its journal lost its end."""
+        """What is wrong with the device as a whole, in words: its disk is full, its journal was damaged."""
 
     def __init__(
         self,
@@ -1387,13 +1387,32 @@ class ListDevicesRequest(_message.Message):
     SELECTOR_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AWAY_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """1 to 1,000; 0: 100."""
     page_token: _builtins.str
     """From the last reply; belongs to the same query."""
+    behind: _builtins.bool
+    """Those that have not done all that is wanted of them."""
+    platform: _builtins.str
+    """Those made for this: `arm64`; `arm` means every variant, `arm/v7` that one. Empty: all."""
+    agent: _builtins.str
+    """Those whose agent is of this version; `none`: those that never said one. Empty: all."""
     @_builtins.property
     def selector(self) -> _containers.RepeatedCompositeFieldContainer[_job_pb2.LabelRequirement]:
         """All of these must hold."""
+
+    @_builtins.property
+    def away(self) -> _duration_pb2.Duration:
+        """Those that are not connected, and of whom nothing was heard for so long, or never; unset: all."""
+
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___DeviceState.ValueType]:
+        """Those in one of these states; empty: all."""
 
     def __init__(
         self,
@@ -1401,10 +1420,15 @@ class ListDevicesRequest(_message.Message):
         selector: _abc.Iterable[_job_pb2.LabelRequirement] | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        away: _duration_pb2.Duration | None = ...,
+        behind: _builtins.bool = ...,
+        states: _abc.Iterable[Global___DeviceState.ValueType] | None = ...,
+        platform: _builtins.str = ...,
+        agent: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["away", b"away"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "selector", b"selector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "away", b"away", "behind", b"behind", "page_size", b"page_size", "page_token", b"page_token", "platform", b"platform", "selector", b"selector", "states", b"states"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1707,6 +1731,66 @@ class ListRolloutDevicesResponse(_message.Message):
 Global___ListRolloutDevicesResponse: _TypeAlias = ListRolloutDevicesResponse  # noqa: Y015
 
 @_typing.final
+class RetryRolloutDevicesRequest(_message.Message):
+    """See DeviceService.RetryRolloutDevices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROJECT_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
+    project: _builtins.str
+    """Empty: `default`."""
+    deployment: _builtins.str
+    """As in GetDeploymentRequest."""
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`devices/NAME` or NAME: those alone; empty: all."""
+
+    @_builtins.property
+    def stages(self) -> _containers.RepeatedScalarFieldContainer[Global___DeviceStage.ValueType]:
+        """FAILED, REJECTED, TIMED_OUT, NOT_REACHED: who stands there; empty: the first three."""
+
+    def __init__(
+        self,
+        *,
+        project: _builtins.str = ...,
+        deployment: _builtins.str = ...,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
+        stages: _abc.Iterable[Global___DeviceStage.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "devices", b"devices", "project", b"project", "stages", b"stages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryRolloutDevicesRequest: _TypeAlias = RetryRolloutDevicesRequest  # noqa: Y015
+
+@_typing.final
+class RetryRolloutDevicesResponse(_message.Message):
+    """See DeviceService.RetryRolloutDevices."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICES_FIELD_NUMBER: _builtins.int
+    devices: _builtins.int
+    """How many it is offered anew."""
+    def __init__(
+        self,
+        *,
+        devices: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryRolloutDevicesResponse: _TypeAlias = RetryRolloutDevicesResponse  # noqa: Y015
+
+@_typing.final
 class PlanDevicesRequest(_message.Message):
     """See DeviceService.PlanDevices."""
 
@@ -1749,12 +1833,16 @@ class DevicePlan(_message.Message):
     GOES_FIELD_NUMBER: _builtins.int
     COMING_FIELD_NUMBER: _builtins.int
     GOING_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    REFUSALS_FIELD_NUMBER: _builtins.int
     comes: _builtins.int
     """How many come."""
     stays: _builtins.int
     """How many stay."""
     goes: _builtins.int
     """How many go."""
+    refused: _builtins.int
+    """How many of those that come cannot have what the deployment brings to devices now."""
     @_builtins.property
     def coming(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of those that come the first by name, at most 100."""
@@ -1762,6 +1850,10 @@ class DevicePlan(_message.Message):
     @_builtins.property
     def going(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Of those that go the first by name, at most 100."""
+
+    @_builtins.property
+    def refusals(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceRefusal]:
+        """The first of them by name, at most 20."""
 
     def __init__(
         self,
@@ -1771,14 +1863,42 @@ class DevicePlan(_message.Message):
         goes: _builtins.int = ...,
         coming: _abc.Iterable[_builtins.str] | None = ...,
         going: _abc.Iterable[_builtins.str] | None = ...,
+        refused: _builtins.int = ...,
+        refusals: _abc.Iterable[Global___DeviceRefusal] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["comes", b"comes", "coming", b"coming", "goes", b"goes", "going", b"going", "stays", b"stays"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["comes", b"comes", "coming", b"coming", "goes", b"goes", "going", b"going", "refusals", b"refusals", "refused", b"refused", "stays", b"stays"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DevicePlan: _TypeAlias = DevicePlan  # noqa: Y015
+
+@_typing.final
+class DeviceRefusal(_message.Message):
+    """Why a device cannot have a revision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    """Its name."""
+    message: _builtins.str
+    """A sentence with figures: `it needs 410 MiB of disk, there are 220 MiB`."""
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeviceRefusal: _TypeAlias = DeviceRefusal  # noqa: Y015
 
 @_typing.final
 class ListDeviceLogsRequest(_message.Message):
@@ -1825,14 +1945,17 @@ class DeviceLog(_message.Message):
     DEPLOYMENT_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    TRIMMED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Position among the device's records; a jump is a gap, unless other records lie between."""
     deployment: _builtins.str
     """The deployment (resource name); empty: the agent itself."""
     text: _builtins.str
-    """The line; empty for a gap."""
+    """The line; empty for a gap behind the last line."""
     lost: _builtins.int
-    """So many records before this one were dropped on the device."""
+    """So many records, of whatever kind, were dropped on the device since the line before that the same was asked for."""
+    trimmed: _builtins.bool
+    """What may have been before this is not kept any more: of each kind the newest 10,000 are."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """When, by the device's clock."""
@@ -1845,10 +1968,11 @@ class DeviceLog(_message.Message):
         deployment: _builtins.str = ...,
         text: _builtins.str = ...,
         lost: _builtins.int = ...,
+        trimmed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "lost", b"lost", "position", b"position", "text", b"text", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deployment", b"deployment", "lost", b"lost", "position", b"position", "text", b"text", "time", b"time", "trimmed", b"trimmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1863,7 +1987,7 @@ class ListDeviceLogsResponse(_message.Message):
     LINES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def lines(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeviceLog]:
-        """In order."""
+        """In order; one more where something was lost behind the last line."""
 
     def __init__(
         self,
@@ -1925,13 +2049,16 @@ class StoredDeviceRecord(_message.Message):
     POSITION_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    TRIMMED_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """Position among the device's records; a jump is a gap, unless records of other kinds lie between."""
     lost: _builtins.int
-    """So many records before this one were dropped on the device."""
+    """So many records, of whatever kind, were dropped on the device since the one before that the same was asked for."""
+    trimmed: _builtins.bool
+    """What may have been before this is not kept any more: of each kind the newest 10,000 are."""
     @_builtins.property
     def record(self) -> Global___DeviceRecord:
-        """As it was sent."""
+        """As it was sent; with a time alone for a gap behind the last record."""
 
     def __init__(
         self,
@@ -1939,10 +2066,11 @@ class StoredDeviceRecord(_message.Message):
         position: _builtins.int = ...,
         record: Global___DeviceRecord | None = ...,
         lost: _builtins.int = ...,
+        trimmed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "position", b"position", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "position", b"position", "record", b"record", "trimmed", b"trimmed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1957,7 +2085,7 @@ class ListDeviceRecordsResponse(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredDeviceRecord]:
-        """In order."""
+        """In order; one more where something was lost behind the last record."""
 
     def __init__(
         self,

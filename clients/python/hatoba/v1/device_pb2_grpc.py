@@ -85,6 +85,11 @@ class DeviceServiceStub(object):
                 request_serializer=hatoba_dot_v1_dot_device__pb2.ListRolloutDevicesRequest.SerializeToString,
                 response_deserializer=hatoba_dot_v1_dot_device__pb2.ListRolloutDevicesResponse.FromString,
                 _registered_method=True)
+        self.RetryRolloutDevices = channel.unary_unary(
+                '/hatoba.v1.DeviceService/RetryRolloutDevices',
+                request_serializer=hatoba_dot_v1_dot_device__pb2.RetryRolloutDevicesRequest.SerializeToString,
+                response_deserializer=hatoba_dot_v1_dot_device__pb2.RetryRolloutDevicesResponse.FromString,
+                _registered_method=True)
         self.PlanDevices = channel.unary_unary(
                 '/hatoba.v1.DeviceService/PlanDevices',
                 request_serializer=hatoba_dot_v1_dot_device__pb2.PlanDevicesRequest.SerializeToString,
@@ -193,6 +198,16 @@ class DeviceServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RetryRolloutDevices(self, request, context):
+        """Offers a deployment's newest revision anew to devices that do not have it. Of a roll-out that is over
+        they get it as those do that come late; it is not judged again. Again is the same: who is on the way to
+        it already is left alone. FAILED_PRECONDITION once the revision was given up, and for names of devices
+        that are not among those of the roll-out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def PlanDevices(self, request, context):
         """Which devices a selector would bring to a deployment, and which it would take from it. Changes nothing.
         """
@@ -273,6 +288,11 @@ def add_DeviceServiceServicer_to_server(servicer, server):
                     servicer.ListRolloutDevices,
                     request_deserializer=hatoba_dot_v1_dot_device__pb2.ListRolloutDevicesRequest.FromString,
                     response_serializer=hatoba_dot_v1_dot_device__pb2.ListRolloutDevicesResponse.SerializeToString,
+            ),
+            'RetryRolloutDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryRolloutDevices,
+                    request_deserializer=hatoba_dot_v1_dot_device__pb2.RetryRolloutDevicesRequest.FromString,
+                    response_serializer=hatoba_dot_v1_dot_device__pb2.RetryRolloutDevicesResponse.SerializeToString,
             ),
             'PlanDevices': grpc.unary_unary_rpc_method_handler(
                     servicer.PlanDevices,
@@ -566,6 +586,33 @@ class DeviceService(object):
             '/hatoba.v1.DeviceService/ListRolloutDevices',
             hatoba_dot_v1_dot_device__pb2.ListRolloutDevicesRequest.SerializeToString,
             hatoba_dot_v1_dot_device__pb2.ListRolloutDevicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetryRolloutDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hatoba.v1.DeviceService/RetryRolloutDevices',
+            hatoba_dot_v1_dot_device__pb2.RetryRolloutDevicesRequest.SerializeToString,
+            hatoba_dot_v1_dot_device__pb2.RetryRolloutDevicesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -73,6 +73,12 @@ class DeviceServiceStub:
     """Where the devices of a deployment stand on the way to its newest revision, or stood on the way to an
     earlier one, by name.
     """
+    RetryRolloutDevices: _grpc.UnaryUnaryMultiCallable[_device_pb2.RetryRolloutDevicesRequest, _device_pb2.RetryRolloutDevicesResponse]
+    """Offers a deployment's newest revision anew to devices that do not have it. Of a roll-out that is over
+    they get it as those do that come late; it is not judged again. Again is the same: who is on the way to
+    it already is left alone. FAILED_PRECONDITION once the revision was given up, and for names of devices
+    that are not among those of the roll-out.
+    """
     PlanDevices: _grpc.UnaryUnaryMultiCallable[_device_pb2.PlanDevicesRequest, _device_pb2.DevicePlan]
     """Which devices a selector would bring to a deployment, and which it would take from it. Changes nothing."""
     ListDeviceLogs: _grpc.UnaryUnaryMultiCallable[_device_pb2.ListDeviceLogsRequest, _device_pb2.ListDeviceLogsResponse]
@@ -126,6 +132,12 @@ class DeviceServiceAsyncStub(DeviceServiceStub):
     ListRolloutDevices: _aio.UnaryUnaryMultiCallable[_device_pb2.ListRolloutDevicesRequest, _device_pb2.ListRolloutDevicesResponse]  # type: ignore[assignment]
     """Where the devices of a deployment stand on the way to its newest revision, or stood on the way to an
     earlier one, by name.
+    """
+    RetryRolloutDevices: _aio.UnaryUnaryMultiCallable[_device_pb2.RetryRolloutDevicesRequest, _device_pb2.RetryRolloutDevicesResponse]  # type: ignore[assignment]
+    """Offers a deployment's newest revision anew to devices that do not have it. Of a roll-out that is over
+    they get it as those do that come late; it is not judged again. Again is the same: who is on the way to
+    it already is left alone. FAILED_PRECONDITION once the revision was given up, and for names of devices
+    that are not among those of the roll-out.
     """
     PlanDevices: _aio.UnaryUnaryMultiCallable[_device_pb2.PlanDevicesRequest, _device_pb2.DevicePlan]  # type: ignore[assignment]
     """Which devices a selector would bring to a deployment, and which it would take from it. Changes nothing."""
@@ -237,6 +249,18 @@ class DeviceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_device_pb2.ListRolloutDevicesResponse, _abc.Awaitable[_device_pb2.ListRolloutDevicesResponse]]:
         """Where the devices of a deployment stand on the way to its newest revision, or stood on the way to an
         earlier one, by name.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryRolloutDevices(
+        self,
+        request: _device_pb2.RetryRolloutDevicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_device_pb2.RetryRolloutDevicesResponse, _abc.Awaitable[_device_pb2.RetryRolloutDevicesResponse]]:
+        """Offers a deployment's newest revision anew to devices that do not have it. Of a roll-out that is over
+        they get it as those do that come late; it is not judged again. Again is the same: who is on the way to
+        it already is left alone. FAILED_PRECONDITION once the revision was given up, and for names of devices
+        that are not among those of the roll-out.
         """
 
     @_abc_1.abstractmethod

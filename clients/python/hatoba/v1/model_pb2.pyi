@@ -122,12 +122,17 @@ class Serving(_message.Message):
     EXAMPLE_FIELD_NUMBER: _builtins.int
     MAX_BATCH_FIELD_NUMBER: _builtins.int
     BATCH_WAIT_MS_FIELD_NUMBER: _builtins.int
+    GOLDEN_FIELD_NUMBER: _builtins.int
     handler: _builtins.str
     """`MODULE:CLASS`, importable from `code`. Empty: it cannot be served."""
     max_batch: _builtins.int
     """Dynamic batching: at most so many inputs in one `predict_batch`; 0 or 1: none."""
     batch_wait_ms: _builtins.float
     """The first input of a batch waits at most so long for others, milliseconds."""
+    golden: _builtins.int
+    """How many golden cases the file `golden.jsonl` among the model's files holds: inputs that it has to
+    answer as expected, too, before it counts as ready. 0: none, whatever that file is.
+    """
     @_builtins.property
     def code(self) -> _common_pb2.ManifestRef:
         """The code's content."""
@@ -154,10 +159,11 @@ class Serving(_message.Message):
         example: Global___Payload | None = ...,
         max_batch: _builtins.int = ...,
         batch_wait_ms: _builtins.float = ...,
+        golden: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "environment", b"environment", "example", b"example", "resources", b"resources"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_wait_ms", b"batch_wait_ms", "code", b"code", "environment", b"environment", "example", b"example", "handler", b"handler", "max_batch", b"max_batch", "resources", b"resources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_wait_ms", b"batch_wait_ms", "code", b"code", "environment", b"environment", "example", b"example", "golden", b"golden", "handler", b"handler", "max_batch", b"max_batch", "resources", b"resources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

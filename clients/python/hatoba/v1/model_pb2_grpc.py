@@ -110,9 +110,9 @@ class ModelServiceServicer(object):
 
     def RegisterModel(self, request, context):
         """Makes a version from a stored tree. It is REGISTERING until a check job, in the model's environment,
-        has imported its handler and answered its example; then READY, or FAILED with the reason. Versions
-        that a job logged are made by the commit of that job, and READY at once. A tree that is not stored is
-        FAILED_PRECONDITION. With the same request_id it is one version.
+        has imported its handler and answered its example and its golden cases; then READY, or FAILED with the
+        reason. Versions that a job logged are made by the commit of that job, and READY at once. A tree that is
+        not stored is FAILED_PRECONDITION. With the same request_id it is one version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,9 +37,9 @@ class ModelServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     RegisterModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.RegisterModelRequest, _model_pb2.ModelVersion]
     """Makes a version from a stored tree. It is REGISTERING until a check job, in the model's environment,
-    has imported its handler and answered its example; then READY, or FAILED with the reason. Versions
-    that a job logged are made by the commit of that job, and READY at once. A tree that is not stored is
-    FAILED_PRECONDITION. With the same request_id it is one version.
+    has imported its handler and answered its example and its golden cases; then READY, or FAILED with the
+    reason. Versions that a job logged are made by the commit of that job, and READY at once. A tree that is
+    not stored is FAILED_PRECONDITION. With the same request_id it is one version.
     """
     GetModelVersion: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelVersionRequest, _model_pb2.ModelVersion]
     """Returns one version."""
@@ -87,9 +87,9 @@ class ModelServiceAsyncStub(ModelServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     RegisterModel: _aio.UnaryUnaryMultiCallable[_model_pb2.RegisterModelRequest, _model_pb2.ModelVersion]  # type: ignore[assignment]
     """Makes a version from a stored tree. It is REGISTERING until a check job, in the model's environment,
-    has imported its handler and answered its example; then READY, or FAILED with the reason. Versions
-    that a job logged are made by the commit of that job, and READY at once. A tree that is not stored is
-    FAILED_PRECONDITION. With the same request_id it is one version.
+    has imported its handler and answered its example and its golden cases; then READY, or FAILED with the
+    reason. Versions that a job logged are made by the commit of that job, and READY at once. A tree that is
+    not stored is FAILED_PRECONDITION. With the same request_id it is one version.
     """
     GetModelVersion: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelVersionRequest, _model_pb2.ModelVersion]  # type: ignore[assignment]
     """Returns one version."""
@@ -140,9 +140,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.ModelVersion, _abc.Awaitable[_model_pb2.ModelVersion]]:
         """Makes a version from a stored tree. It is REGISTERING until a check job, in the model's environment,
-        has imported its handler and answered its example; then READY, or FAILED with the reason. Versions
-        that a job logged are made by the commit of that job, and READY at once. A tree that is not stored is
-        FAILED_PRECONDITION. With the same request_id it is one version.
+        has imported its handler and answered its example and its golden cases; then READY, or FAILED with the
+        reason. Versions that a job logged are made by the commit of that job, and READY at once. A tree that is
+        not stored is FAILED_PRECONDITION. With the same request_id it is one version.
         """
 
     @_abc_1.abstractmethod

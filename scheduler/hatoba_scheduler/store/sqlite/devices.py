@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
 from hatoba_scheduler.domain import device_rollouts
 from hatoba_scheduler.domain.device_rollouts import Stage
@@ -21,6 +22,7 @@ from hatoba_scheduler.store.devices import (
     NotEnrolled,
     RecordKind,
     Write,
+    with_gaps,
 )
 from hatoba_scheduler.store.sqlite import rows
 from hatoba_scheduler.store.sqlite.readers import (
@@ -68,7 +70,7 @@ class SqliteDevices:
 
     async def remove(self, name: str) -> None:
         """See `DeviceStore.remove`."""
-        parts = ("device", "rows_of_device", "records", "events")
+        parts = ("device", "rows_of_device", "records", "record_kinds", "events")
 
         def work(connection: sqlite3.Connection) -> None:
             for part in parts:
@@ -150,18 +152,15 @@ class SqliteDevices:
 
     async def newest_record(self, device: str) -> int:
         """See `DeviceStore.newest_record`."""
-        found = await self._readers.run(lambda c: fetch(c, _sql("kept_records"), (device,)))
+        found = await self._readers.run(lambda c: fetch(c, _sql("newest_record"), (device,)))
         return int(found[0][0]) if found else 0
 
     async def records(
         self, device: str, kind: RecordKind, deployment: str, after: int, limit: int
     ) -> list[DeviceRecord]:
         """See `DeviceStore.records`."""
-        own = (device, kind.value, after, *([deployment] if deployment else []), limit)
-        sql = _sql("records") + (" AND deployment = ?" if deployment else "")
-        order = "ORDER BY position" if after else "ORDER BY position DESC"
-        found = await self._all(f"{sql} {order} LIMIT ?", own, _record, "device_records")
-        return found if after else found[::-1]
+        asked = _Asked(device, kind, deployment, after, limit)
+        return await self._readers.run(lambda connection: _records(connection, asked))
 
     async def events(self, device: str, below: int, limit: int) -> list[DeviceEvent]:
         """See `DeviceStore.events`."""
@@ -248,7 +247,8 @@ def _enroll(connection: sqlite3.Connection, write: Write, key: str, token: str) 
     connection.execute(_sql("use_token"), (token,))
     # A new disk counts what it sends from 1 again: nothing of it may pass for kept.
     connection.execute(_sql("drop_records"), (device.name,))
-    connection.execute(_sql("note_records"), (0, 0, device.name))
+    connection.execute(_sql("drop_record_kinds"), (device.name,))
+    connection.execute(_sql("note_newest"), (0, device.name))
 
 
 def put_rows(connection: sqlite3.Connection, rows: Sequence[device_rollouts.Row]) -> None:
@@ -264,19 +264,39 @@ def drop_rows(connection: sqlite3.Connection, deployment: str, below: int = NO_B
 def _add_records(
     connection: sqlite3.Connection, device: str, records: Sequence[DeviceRecord]
 ) -> int:
-    found = connection.execute(_sql("kept_records"), (device,)).fetchone()
+    found = connection.execute(_sql("newest_record"), (device,)).fetchone()
     if found is None:
         return 0
-    newest, kept = found
+    (newest,) = found
     new = {one.position: one for one in records if one.position > newest}
     if not new:
         return int(newest)
     execute_rows(connection, "insert_records", [_record_row(device, r) for r in new.values()], PART)
-    newest, kept = max(new), kept + len(new)
-    if kept > KEPT_RECORDS:
-        connection.execute(_sql("trim_records"), (device, device, kept - KEPT_RECORDS - 1))
-    connection.execute(_sql("note_records"), (newest, min(kept, KEPT_RECORDS), device))
+    _count_records(connection, device, Counter(one.kind.value for one in new.values()))
+    newest = max(new)
+    connection.execute(_sql("note_newest"), (newest, device))
     return newest
+
+
+def _count_records(connection: sqlite3.Connection, device: str, more: Mapping[int, int]) -> None:
+    """There are so many more, by kind: what is too many of one goes."""
+    known = _kept(connection, device)
+    rows: list[Row] = []
+    for kind, count in more.items():
+        kept, trimmed = known.get(kind, (0, 0))
+        over = kept + count - KEPT_RECORDS
+        if over > 0:
+            oldest = fetch(connection, _sql("oldest_records"), (device, kind, over - 1))
+            trimmed = oldest[0][0]
+            connection.execute(_sql("trim_records"), (device, kind, trimmed))
+        rows.append((device, kind, min(kept + count, KEPT_RECORDS), trimmed))
+    execute_rows(connection, "put_kept", rows, PART)
+
+
+def _kept(connection: sqlite3.Connection, device: str) -> dict[int, tuple[int, int]]:
+    """How many there are of each kind, and up to which position it was trimmed."""
+    found = fetch(connection, _sql("kept_records"), (device,))
+    return {kind: (kept, trimmed) for kind, kept, trimmed in found}
 
 
 def _device_row(one: Device) -> Row:
@@ -329,6 +349,55 @@ def _record_row(device: str, one: DeviceRecord) -> Row:
 
 
 # -- reading ---------------------------------------------------------------------------------------
+
+
+class _Asked(NamedTuple):
+    """What is asked for of what a device sent."""
+
+    device: str
+    kind: RecordKind
+    deployment: str
+    after: int
+    limit: int
+
+
+def _records(connection: sqlite3.Connection, asked: _Asked) -> list[DeviceRecord]:
+    # What comes between two of its statements would be told by neither, or by the wrong one.
+    connection.execute("BEGIN")
+    try:
+        found = _found(connection, asked)
+        before = asked.after
+        if not before and len(found) > asked.limit:
+            before = found.pop(0)[0]
+        full = asked.after and len(found) == asked.limit
+        gaps = _gaps(connection, asked.device, before, found[-1][0] if full else NO_BOUND)
+        kept = _kept(connection, asked.device)
+    finally:
+        connection.execute("COMMIT")
+    trimmed = max(kept.get(one.value, (0, 0))[1] for one in (asked.kind, RecordKind.GAP))
+    told = with_gaps(
+        decoded(found, _record, "device_records"),
+        decoded(gaps, _record, "device_records"),
+        trimmed=before < trimmed,
+    )
+    if not told and before < trimmed:
+        return [DeviceRecord(trimmed, 0, RecordKind.GAP, "", b"", trimmed=True)]
+    return told
+
+
+def _found(connection: sqlite3.Connection, asked: _Asked) -> list[Row]:
+    """In order; of the last ones also the one before them."""
+    device, kind, deployment, after, limit = asked
+    sql = _sql("records") + (" AND deployment = ?" if deployment else "")
+    own = (device, kind.value, after, *([deployment] if deployment else []))
+    if after:
+        return fetch(connection, f"{sql} ORDER BY position LIMIT ?", (*own, limit))
+    return fetch(connection, f"{sql} ORDER BY position DESC LIMIT ?", (*own, limit + 1))[::-1]
+
+
+def _gaps(connection: sqlite3.Connection, device: str, after: int, below: int) -> list[Row]:
+    sql = f"{_sql('records')} AND position < ? ORDER BY position"
+    return fetch(connection, sql, (device, RecordKind.GAP.value, after, below))
 
 
 def _device(row: Row) -> Device:

@@ -97,21 +97,30 @@ DELETE FROM device_rollouts WHERE deployment_uid = ? AND number < ?;
 -- name: drop_rows_of_device
 DELETE FROM device_rollouts WHERE device = ?;
 
--- name: kept_records
-SELECT newest_record, kept_records FROM devices WHERE name = ?;
+-- name: newest_record
+SELECT newest_record FROM devices WHERE name = ?;
 
--- name: note_records
-UPDATE devices SET newest_record = ?, kept_records = ? WHERE name = ?;
+-- name: note_newest
+UPDATE devices SET newest_record = ? WHERE name = ?;
+
+-- name: kept_records
+SELECT kind, kept, trimmed FROM device_record_kinds WHERE device = ?;
+
+-- name: put_kept
+INSERT INTO device_record_kinds (device, kind, kept, trimmed) VALUES /*rows 4*/
+ON CONFLICT (device, kind) DO UPDATE SET kept = excluded.kept, trimmed = excluded.trimmed;
 
 -- name: insert_records
 INSERT INTO device_records (device, position, time, kind, deployment, body, lost)
 VALUES /*rows 7*/;
 
+-- name: oldest_records
+-- The last position of so many, one more than the last parameter.
+SELECT position FROM device_records WHERE device = ? AND kind = ?
+ORDER BY position LIMIT 1 OFFSET ?;
+
 -- name: trim_records
--- The oldest ones, one more than the last parameter.
-DELETE FROM device_records WHERE device = ? AND position <= (
-    SELECT position FROM device_records WHERE device = ? ORDER BY position LIMIT 1 OFFSET ?
-);
+DELETE FROM device_records WHERE device = ? AND kind = ? AND position <= ?;
 
 -- name: records
 SELECT position, time, kind, deployment, body, lost FROM device_records
@@ -119,3 +128,6 @@ WHERE device = ? AND kind = ? AND position > ?;
 
 -- name: drop_records
 DELETE FROM device_records WHERE device = ?;
+
+-- name: drop_record_kinds
+DELETE FROM device_record_kinds WHERE device = ?;
