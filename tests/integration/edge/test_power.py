@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Set
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from edge_versions import (
     Content,
     Version,
     boot_without_link,
+    flip,
     mend_link,
     pointed_device,
     said,
@@ -24,7 +26,10 @@ from edge_versions import (
     until_stopped,
     version,
 )
-from edge_world import QUICK_LINKS, World
+from edge_world import NAME, QUICK_LINKS, World
+from waiting import until
+
+from hatoba.v1 import deployment_pb2
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 BITS = 40_000_000
@@ -78,6 +83,107 @@ async def test_after_a_power_cut_at_each_step_it_runs_what_was_good_or_is_new(
         before = newer
 
 
+async def cut_at(machine: FarMachine, point: str) -> None:
+    """Have the power fail at a point of the journal; it comes back, the network does not."""
+    await asyncio.to_thread(until_stopped, machine, point)
+    await asyncio.to_thread(stop_at, machine)
+    await fail(machine)
+
+
+@pytest.mark.parametrize("where", ["before", "between", "after"])
+async def test_cut_while_what_crashes_is_given_up_it_runs_what_was_good(
+    world: World, where: str
+) -> None:
+    shop = await pointed_device(world, "shop")
+    good, crashes = await version(world, "one"), await version(world, "two", does="crashes")
+    await world.deploy(good.model)
+    await world.until_runs(shop, 1)
+    await asyncio.to_thread(stop_at, shop, point := f"journal.bad.{where}")
+    await world.update(crashes.model)
+    await cut_at(shop, point)
+    assert await said(world, shop) == good.content
+    await world.until_slot(shop, phase="SLOT_PHASE_BAD", revision=2, running=1)
+    await mend_link(shop)
+    # The server has taken it back.
+    await world.until_runs(shop, 1)
+    assert await said(world, shop) == good.content
+
+
+@pytest.mark.parametrize("where", ["before", "between", "after"])
+async def test_cut_while_the_good_one_is_found_spoiled_it_is_fetched_anew(
+    world: World, where: str
+) -> None:
+    shop = await pointed_device(world, "shop")
+    good, crashes = await version(world, "one"), await version(world, "two", does="crashes")
+    await world.deploy(good.model)
+    await world.until_runs(shop, 1)
+    await asyncio.to_thread(stop_at, shop, "journal.bad.after")
+    await world.update(crashes.model)
+    await asyncio.to_thread(until_stopped, shop, "bad")
+    await asyncio.to_thread(shop.power_cut)
+    await asyncio.to_thread(spoil_code, shop)
+    await asyncio.to_thread(stop_at, shop, point := f"journal.spoiled.{where}")
+    await boot_without_link(shop)
+    await cut_at(shop, point)
+    assert await asyncio.to_thread(shop.model_pids) == []
+    await mend_link(shop)
+    await world.until_runs(shop, 1)
+    assert await said(world, shop) == good.content
+
+
+@pytest.mark.parametrize("where", ["before", "between", "after"])
+async def test_cut_while_nothing_comes_up_the_good_one_runs_once_it_can(
+    world: World, tmp_path: Path, where: str
+) -> None:
+    camera = tmp_path / "camera"
+    await asyncio.to_thread(camera.touch)
+    shop = await pointed_device(world, "shop")
+    good = await version(world, "one", does=f"needs {camera}")
+    crashes = await version(world, "two", does="crashes")
+    await world.deploy(good.model)
+    await world.until_runs(shop, 1)
+    await asyncio.to_thread(stop_at, shop, point := f"journal.inconsistent.{where}")
+    await asyncio.to_thread(camera.unlink)
+    await world.update(crashes.model)
+    await cut_at(shop, point)
+    await world.until_slot(shop, phase="SLOT_PHASE_BAD", revision=2, inconsistent=True)
+    await asyncio.to_thread(camera.touch)
+    assert await said(world, shop) == good.content
+    await world.until_slot(shop, revision=2, inconsistent=None, running=1)
+    await mend_link(shop)
+    await world.until_runs(shop, 1)
+
+
+@pytest.mark.parametrize("where", ["before", "between", "after"])
+async def test_cut_while_it_is_removed_nothing_of_it_comes_back(world: World, where: str) -> None:
+    shop = await pointed_device(world, "shop")
+    await world.deploy((await version(world, "one")).model)
+    await world.until_runs(shop, 1)
+    await asyncio.to_thread(stop_at, shop, point := f"journal.removed.{where}")
+    await select(world, "osaka")
+    await cut_at(shop, point)
+    await until(partial(has_nothing, shop))
+    await mend_link(shop)
+    await world.until_connected("shop")
+    await select(world, "tokyo")
+    await world.until_slot(shop, phase="SLOT_PHASE_GOOD")
+
+
+def has_nothing(machine: FarMachine) -> bool:
+    """Whether its agent of this boot runs nothing, and has nothing to run."""
+    told, boot = machine.status(), (machine.root / f"boot-{machine.boots}").read_text().strip()
+    has_slots = told.get("boot") != boot or told["report"].get("slots")
+    return not has_slots and not machine.model_pids()
+
+
+async def select(world: World, site: str) -> None:
+    """The deployment is for devices of this site from now on."""
+    request = deployment_pb2.UpdateDeploymentRequest(name=NAME, allow_removal=True)
+    request.update_mask.paths.append("devices")
+    request.spec.devices.selector.add(key="site", values=[site])
+    await world.wire.once(request, deployment_pb2.Deployment)
+
+
 async def test_what_was_spoiled_on_the_disk_is_found_out_and_fetched_anew(world: World) -> None:
     shop = await world.device("shop", environ=QUICK_LINKS)
     first, second = await version(world, "one"), await version(world, "two")
@@ -93,6 +199,13 @@ async def test_what_was_spoiled_on_the_disk_is_found_out_and_fetched_anew(world:
     await mend_link(shop)
     await world.until_runs(shop, 2)
     assert await said(world, shop) == second.content
+
+
+def spoil_code(machine: FarMachine) -> None:
+    """Turn one bit of the code by which all versions run."""
+    with machine.opened() as data:
+        (path,) = (data / "trees").glob("*/toy.py")
+        flip(path, 1)
 
 
 @pytest.mark.slow

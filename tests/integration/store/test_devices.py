@@ -131,7 +131,7 @@ PAGE = (
     f"{of('devices', 'devices')} WHERE name = ?",
 )
 RECORDS = ("newest_record", "note_newest", "kept_records", "oldest_records", "trim_records")
-ONE = ("events", "known_key", *RECORDS)
+ONE = ("events", "tokens", "known_key", *RECORDS)
 DROP = (
     *("drop_device", "drop_rows", "drop_rows_of_device", "drop_events"),
     *("drop_records", "drop_record_kinds"),
@@ -161,7 +161,7 @@ def test_no_statement_walks_through_a_table(empty: sqlite3.Connection, sql: str)
     plan = [step for *_, step in found]
     assert any("SEARCH" in step for step in plan)
     walks = [step for step in plan if step.startswith("SCAN") and "CONSTANT ROW" not in step]
-    assert not [step for step in walks if step != "SCAN v"]
+    assert not [step for step in walks if step != "SCAN v" and "json_each" not in step]
     assert not [step for step in plan if "ORDER BY" in step]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from hatoba_worker.agent import disk
+from hatoba_worker.agent.pausing import until_heard
 
 DAY = 86_400.0
 Pay = Callable[[int], Awaitable[None]]
@@ -27,7 +28,8 @@ async def unlimited(_: int) -> None:
 
 
 class Budget:
-    """Bytes of one direction. `limit` 0: as many as there are."""
+    """Bytes of one direction. `limit` 0: as many as there are. While it is held nothing is
+    carried."""
 
     def __init__(
         self,
@@ -39,6 +41,8 @@ class Budget:
     ) -> None:
         self._path = path
         self._limit = limit
+        self._held = False
+        self._allowed = asyncio.Event()
         self._monotonic = monotonic
         self._sleep = sleep
         self._period = period
@@ -57,6 +61,11 @@ class Budget:
                 self._used = self._saved = used
                 self._began = self._monotonic() - gone
 
+    def allow(self, limit: int, *, held: bool = False) -> None:
+        """So much from now on, of which what was carried in this period is a part."""
+        self._limit, self._held = limit, held
+        self._allowed.set()
+
     @property
     def left(self) -> int | None:
         """Bytes that may be carried in this period; None: as many as there are."""
@@ -73,18 +82,19 @@ class Budget:
     def affords(self, size: int) -> bool:
         """Whether so many bytes may be carried at once."""
         self._turn()
+        if self._held:
+            return False
         return not self._limit or not self._used or self._used + size <= self._limit
 
     async def pay(self, size: int) -> None:
         """Wait until so many bytes may be carried. What is larger than a whole period's budget is
         carried at its beginning: nothing would ever come otherwise.
         """
-        if not self._limit:
-            return
         while not self.affords(size):
             self.waiting = True
+            self._allowed.clear()
             left = self._began + self._period - self._monotonic()
-            await self._sleep(min(max(left, 0.0), WAKE))
+            await until_heard(self._allowed, min(max(left, 0.0), WAKE), self._sleep)
         self.waiting = False
         self._used += size
         if self._used - self._saved >= SAVE_EVERY:

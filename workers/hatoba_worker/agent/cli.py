@@ -298,6 +298,57 @@ def registry(
         raise click.ClickException(str(error)) from None
 
 
+def _budget(_context: click.Context, _option: click.Parameter, given: str | None) -> int | None:
+    return 0 if given == "none" else _amount(_context, _option, given) if given else None
+
+
+@agent.command()
+@click.option(
+    "--up-per-day",
+    callback=_budget,
+    metavar="SIZE|none",
+    help="What it may carry up in a day, e.g. 20MB; half of it is for logs and the like.",
+)
+@click.option(
+    "--down-per-day",
+    callback=_budget,
+    metavar="SIZE|none",
+    help="What it may carry down in a day, e.g. 200MB; four fifths of it are for content.",
+)
+@click.option(
+    "--metered",
+    type=click.Choice(["on", "off"]),
+    help="While it is on, content (models, code, images) and all that is kept on the device (logs, "
+    "figures, events, predictions and their inputs) wait; reports, and what is wanted, still go.",
+)
+@data_option
+def link(up_per_day: int | None, down_per_day: int | None, metered: str | None, data: Path) -> None:
+    """Say what this device's link may carry, and show it; holds at once, also for an agent that
+    runs. What is over waits for the next day.
+    """
+    from dataclasses import replace
+
+    from hatoba.units import say_bytes
+    from hatoba_worker.agent.settings import BadSettings, Settings
+
+    wished = {"up_per_day": up_per_day, "down_per_day": down_per_day}
+    changed: dict[str, Any] = {name: value for name, value in wished.items() if value is not None}
+    if metered is not None:
+        changed["metered"] = metered == "on"
+    try:
+        settings = Settings.load(data)
+        if settings is None:
+            raise click.ClickException(f"{data} is no device yet: `hatoba agent enroll`")
+        if changed:
+            settings = replace(settings, **changed)
+            settings.save(data)
+    except (BadSettings, OSError) as error:
+        raise click.ClickException(str(error)) from None
+    for name, limit in (("up", settings.up_per_day), ("down", settings.down_per_day)):
+        click.echo(f"{name} per day: {say_bytes(limit) if limit else 'none'}")
+    click.echo(f"metered: {'on' if settings.metered else 'off'}")
+
+
 def _absolute(file: str) -> str:
     return str(Path(file).expanduser().resolve()) if file else ""
 

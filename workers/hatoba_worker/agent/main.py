@@ -66,7 +66,7 @@ class Agent:
         self._sleep = sleep
         # What runs on the device runs without any, too.
         known = settings or Settings(device="device", address="", server_name="")
-        self._budgets = Budgets.of(data, known.up_per_day, known.down_per_day)
+        self._budgets = Budgets.of(data, known)
         self._jobs_idle = known.jobs_idle
         self._clock = clock_of(data)
         budgets = self._budgets

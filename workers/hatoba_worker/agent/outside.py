@@ -8,7 +8,7 @@ import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import structlog
@@ -33,7 +33,7 @@ from hatoba_worker.agent.renewing import Shown
 from hatoba_worker.agent.ring import Ring
 from hatoba_worker.agent.server_logs import Home, ServerLogs
 from hatoba_worker.agent.servers import Servers
-from hatoba_worker.agent.settings import BadSettings, Settings
+from hatoba_worker.agent.settings import BadSettings, Followed, Settings
 from hatoba_worker.agent.telling import Sources, Telling
 from hatoba_worker.agent.tunnel import Tunnel
 from hatoba_worker.agent.wanting import Wanting
@@ -71,15 +71,23 @@ class Budgets:
     content: Budget
 
     @classmethod
-    def of(cls, data: Path, up: int, down: int) -> Budgets:
-        """What a server has to hear, and to say, is left a part by what is large."""
-        parts = {"up": up, "down": down, "records": up // 2, "content": down * 4 // 5}
-        return cls(
-            **{
-                name: Budget(data / f"budget-{name}.json", limit, time.monotonic)
-                for name, limit in parts.items()
-            }
-        )
+    def of(cls, data: Path, settings: Settings) -> Budgets:
+        """As the settings of a device have them."""
+        names = (each.name for each in fields(cls))
+        files = {name: data / f"budget-{name}.json" for name in names}
+        made = cls(**{name: Budget(file, 0, time.monotonic) for name, file in files.items()})
+        made.take_up(settings)
+        return made
+
+    def take_up(self, settings: Settings) -> None:
+        """From now on they are these. What a server has to hear, and to say, is left a part by what
+        is large, and goes over a metered link as well.
+        """
+        up, down, metered = settings.up_per_day, settings.down_per_day, settings.metered
+        self.up.allow(up)
+        self.down.allow(down)
+        self.records.allow(up // 2, held=metered)
+        self.content.allow(down * 4 // 5, held=metered)
 
     @property
     def all(self) -> tuple[Budget, ...]:
@@ -115,7 +123,9 @@ class Outside:
         self._sleep = sleep
         self._incarnation = uuid.uuid4().hex
         data, clock, beat = inside.data, inside.clock, inside.watchdog.beat
-        wake = asyncio.Event()
+        wake = self._wake = asyncio.Event()
+        self._settings = Followed(data)
+        self._metered = False
         self._records = Records(Ring(data / "ring"), clock.now, wake)
         self._logs = ServerLogs(data / "logs.json", self._records.log)
         self._kept = KeptPredictions(self._records.predicted)
@@ -215,6 +225,7 @@ class Outside:
         with heard_log(self._records):
             while True:
                 beat()
+                await self._take_up_settings()
                 homes = self._inside.servers.homes()
                 await asyncio.to_thread(self._look, homes)
                 await self._records.flush()
@@ -224,6 +235,16 @@ class Outside:
                 if rounds % SAVE_EVERY == 0:
                     await asyncio.to_thread(self._logs.save)
                 await self._sleep(FLUSH_EVERY)
+
+    async def _take_up_settings(self) -> None:
+        """Whoever changes what the link may carry need not start the agent again."""
+        known = await asyncio.to_thread(self._settings.newer)
+        if known is None:
+            return
+        self._metered = known.metered
+        self._budgets.take_up(known)
+        self._telling.look()
+        self._wake.set()
 
     def _look(self, homes: list[Home]) -> None:
         """Hear what model servers wrote; predictions wait where they are for a full disk."""
@@ -309,7 +330,9 @@ class Outside:
 
     def _problems(self) -> list[str]:
         found = [self._wanting.problem, *self._inside.servers.problems()]
-        if self._budgets.content.waiting or self._budgets.down.waiting:
+        if self._metered:
+            found.append(_METERED)
+        elif self._budgets.content.waiting or self._budgets.down.waiting:
             found.append("what its link may carry today is used up: the rest comes tomorrow")
         if damage := self._inside.conductor.damage:
             found.append(damage)
@@ -344,6 +367,12 @@ class Outside:
             "jobs": {"running": self._jobs.running},
             "records": {"newest": self._records.newest, "stored": self._records.durable},
         }
+
+
+_METERED = (
+    "its link is metered: content and all that is kept (logs, figures, events, predictions) wait for "
+    "`hatoba agent link --metered off`"
+)
 
 
 def _name_of(data: Path) -> str:

@@ -114,7 +114,8 @@ class AwsIot:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One device's. Bytes a day that its link may carry; 0: as many as there are.
+    """One device's. Bytes a day that its link may carry; 0: as many as there are. `metered`: what
+    may wait does, until it is not any more.
 
     `address` is the `HOST:PORT` that it dials, `server_name` what the server's certificate there
     says; `token` is the id of the token by which it was enrolled at the port `server`. `engine` is
@@ -131,6 +132,7 @@ class Settings:
     server: str = ""
     up_per_day: int = 0
     down_per_day: int = 0
+    metered: bool = False
     engine: str = ""
     jobs_idle: int = 60
     registries: Mapping[str, RegistryAccess] = field(default_factory=dict)
@@ -169,12 +171,40 @@ class Settings:
         return int(self.address.rpartition(":")[2])
 
 
+class Followed:
+    """The settings of a directory, whoever writes them."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._seen: tuple[int, int] | None = None
+
+    def newer(self) -> Settings | None:
+        """What they are, where the file is another one than at the last call; None: it is the same,
+        or cannot be used.
+        """
+        try:
+            found = (self._data / FILE).stat()
+            seen = found.st_ino, found.st_mtime_ns
+            if seen == self._seen:
+                return None
+            self._seen = seen
+            return Settings.load(self._data)
+        except (OSError, BadSettings):
+            return None
+
+
+def _type_of(name: str) -> type:
+    if name == "metered":
+        return bool
+    return int if name.endswith(("_per_day", "_idle")) else str
+
+
 def _checked(told: Mapping[str, Any]) -> dict[str, Any]:
     """What a file says, without what another version of the agent knows more. Raises ValueError."""
     known = {each.name: told[each.name] for each in fields(Settings) if each.name in told}
     registries, aws_iot = known.pop("registries", {}), known.pop("aws_iot", None)
     for name, value in known.items():
-        if not isinstance(value, int if name.endswith(("_per_day", "_idle")) else str):
+        if not isinstance(value, _type_of(name)):
             raise ValueError(f"{name} is {value!r}")
     int(str(known["address"]).rpartition(":")[2])
     accesses = {host: RegistryAccess.of(one) for host, one in registries.items()}

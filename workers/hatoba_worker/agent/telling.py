@@ -104,6 +104,10 @@ class Telling:
         if gone or self._now(name) != self._seen.get(name):
             self._changed.set()
 
+    def look(self) -> None:
+        """Something else than a slot may be another way now."""
+        self._changed.set()
+
     def _now(self, name: str) -> _Seen:
         return _Seen(self._sources.conductor.status(name), self._sources.address(name))
 
