@@ -154,6 +154,22 @@ async def test_what_is_wanted_no_more_ends_and_that_is_told(house: AgentHouse) -
     assert await asyncio.to_thread(os.listdir, house.data / "trees") == []
 
 
+async def test_what_its_link_may_carry_is_taken_up_while_it_runs(house: AgentHouse) -> None:
+    await running(house)
+    assert (await house.command("link", "--metered", "on")).code == 0
+    await house.site.news.until(lambda: "metered" in " ".join(house.site.report.problems), PATIENCE)
+    # What is wanted is heard, and told about; what it is made of does not come.
+    generation = house.site.want(await made(house, 2, 50))
+    fetching = device_pb2.SLOT_PHASE_FETCHING
+    await house.site.news.until(lambda: house.site.report.slots[0].phase == fetching, PATIENCE)
+    assert (house.site.report.generation, house.site.report.settled) == (generation, False)
+    assert not any(kind == "bad" for kind in house.site.happenings)
+    assert (await house.command("link", "--metered", "off")).code == 0
+    report = await house.settled(generation)
+    assert report.slots[0].running == 2
+    await house.site.news.until(lambda: not house.site.report.problems, PATIENCE)
+
+
 async def test_it_is_ended_alone_or_with_all_that_it_runs(house: AgentHouse) -> None:
     pid = await running(house)
     assert (await house.command("stop")).code == 0

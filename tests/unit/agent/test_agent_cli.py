@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,22 @@ def test_how_a_registry_is_reached_is_said_and_taken_back(tmp_path: Path) -> Non
     assert Settings.load(tmp_path) == made.reaching("r.example", access)
     assert typed("registry", "r.example", "--forget", *where).exit_code == 0
     assert Settings.load(tmp_path) == made
+
+
+def test_what_its_link_may_carry_is_said_and_shown(tmp_path: Path) -> None:
+    where = ("--data", str(tmp_path))
+    assert "hatoba agent enroll" in typed("link", *where).output
+    made = Settings("cam-1", "control.example:7443", "control.example", up_per_day=1 << 20)
+    made.save(tmp_path)
+    assert typed("link", *where).output == "up per day: 1 MiB\ndown per day: none\nmetered: off\n"
+    flags = ("--up-per-day", "none", "--down-per-day", "200MB", "--metered", "on")
+    done = typed("link", *flags, *where)
+    assert done.output == "up per day: none\ndown per day: 191 MiB\nmetered: on\n"
+    wanted = replace(made, up_per_day=0, down_per_day=200_000_000, metered=True)
+    assert Settings.load(tmp_path) == wanted
+    assert typed("link", "--metered", "off", *where).exit_code == 0
+    assert Settings.load(tmp_path) == replace(wanted, metered=False)
+    assert typed("link", "--up-per-day", "much", *where).exit_code == 2
 
 
 def test_a_token_may_be_in_a_file(tmp_path: Path, wishes: list[tuple[Path, Wish]]) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from waiting import turns
 
 from hatoba_plugins.clock import FakeClock
 from hatoba_worker.agent.budget import DAY, Budget
@@ -162,6 +163,34 @@ async def test_who_can_wait_asks_whether_it_may_go_now(tmp_path: Path) -> None:
     assert one.affords(101)
     free = await asyncio.to_thread(budget, tmp_path / "free", 0, clock)
     assert free.affords(10**12)
+
+
+async def test_what_is_allowed_may_change_while_somebody_waits(tmp_path: Path) -> None:
+    clock = FakeClock()
+    one = await asyncio.to_thread(budget, tmp_path / "down", 1_000, clock)
+    await one.pay(900)
+    async with asyncio.TaskGroup() as tasks:
+        paying = tasks.create_task(one.pay(500))
+        await turns()
+        assert one.waiting
+        one.allow(2_000)
+        await turns()
+        assert paying.done()
+    assert one.left == 600
+
+
+async def test_while_it_is_held_nothing_goes_whatever_is_left(tmp_path: Path) -> None:
+    clock = FakeClock()
+    one = await asyncio.to_thread(budget, tmp_path / "down", 0, clock)
+    one.allow(0, held=True)
+    assert not one.affords(1)
+    async with asyncio.TaskGroup() as tasks:
+        paying = tasks.create_task(one.pay(1))
+        await clock.advance(3 * DAY)
+        assert not paying.done()
+        one.allow(0)
+        await turns()
+        assert paying.done()
 
 
 async def test_a_restart_opens_nothing(tmp_path: Path) -> None:

@@ -167,6 +167,8 @@ class BlobStore:
         """What comes, up to `size`, each piece paid for and none waited for for ever."""
         if offset >= size:
             return
+        # Where nothing may come now, none is asked for.
+        await self._pay(0)
         reader = source.read(digest, offset)
         try:
             while offset < size:

@@ -62,7 +62,7 @@ class Budget:
                 self._began = self._monotonic() - gone
 
     def allow(self, limit: int, *, held: bool = False) -> None:
-        """So much from now on, of which what was carried in this period is a part."""
+        """So much from now on; what was counted in this period is a part of it."""
         self._limit, self._held = limit, held
         self._allowed.set()
 
@@ -96,6 +96,8 @@ class Budget:
             left = self._began + self._period - self._monotonic()
             await until_heard(self._allowed, min(max(left, 0.0), WAKE), self._sleep)
         self.waiting = False
+        if not self._limit:
+            return
         self._used += size
         if self._used - self._saved >= SAVE_EVERY:
             await asyncio.to_thread(self.save)

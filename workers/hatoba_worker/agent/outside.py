@@ -370,8 +370,8 @@ class Outside:
 
 
 _METERED = (
-    "its link is metered: content and all that is kept (logs, figures, events, predictions) wait for "
-    "`hatoba agent link --metered off`"
+    "its link is metered: content and all that is kept (logs, figures, events, predictions) wait "
+    "for `hatoba agent link --metered off`"
 )
 
 
