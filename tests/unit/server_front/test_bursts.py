@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from structlog.testing import capture_logs
+import pytest
+from structlog.testing import CapturingLogger
 
 from hatoba_plugins.clock import FakeClock
 from hatoba_scheduler.auth import Role
 from hatoba_scheduler.auth.bursts import AUDIT_BURST, AUDIT_SECONDS, CALLERS, Bursts
 from hatoba_scheduler.domain.records import TokenRecord
 from hatoba_scheduler.errors import HatobaError, InvalidArgument, PermissionDenied, Unauthenticated
+from hatoba_scheduler.interceptors import denials
 from hatoba_scheduler.interceptors.context import CallContext
-from hatoba_scheduler.interceptors.denials import Denials
 from hatoba_scheduler.telemetry.tracing import Tracer
 
 REFUSALS: list[HatobaError] = [
@@ -40,21 +41,28 @@ async def test_of_many_callers_who_is_not_quiet_is_remembered() -> None:
     assert not bursts.hears("loud")
 
 
-def test_of_who_may_become_a_device_all_that_is_refused_is_told() -> None:
-    assert told(None) == told(Role.USER) == ["who?", "no"]
-    assert told(Role.ENROLL) == ["who?", "no", "?"]
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
+    """Of the log."""
+    made = CapturingLogger()
+    monkeypatch.setattr(denials, "log", made)
+    return made
 
 
-def told(role: Role | None) -> list[str]:
-    """What is told of calls of such a token's that fail like this."""
-    denials, token = Denials(FakeClock().monotonic), None
+@pytest.mark.parametrize(
+    ("role", "told"),
+    [(None, ["who?", "no"]), (Role.USER, ["who?", "no"]), (Role.ENROLL, ["who?", "no", "?"])],
+)
+def test_of_who_may_become_a_device_all_that_is_refused_is_told(
+    lines: CapturingLogger, role: Role | None, told: list[str]
+) -> None:
+    made, token = denials.Denials(FakeClock().monotonic), None
     if role is not None:
         token = TokenRecord(id="t", sha256="", principal="p", role=role, create_time=0)
     call = CallContext("hatoba.v1.JobService/GetJob", "", Tracer().root(sampled=False), token)
-    with capture_logs() as logged:
-        for error in REFUSALS:
-            denials.refused(error, call, "ipv4:127.0.0.1:1")
-    assert {(one["event"], one["method"], one["peer"]) for one in logged} == {
+    for error in REFUSALS:
+        made.refused(error, call, "ipv4:127.0.0.1:1")
+    assert {(one.args[0], one.kwargs["method"], one.kwargs["peer"]) for one in lines.calls} == {
         ("call.denied", call.method, "ipv4:127.0.0.1:1")
     }
-    return [one["why"] for one in logged]
+    assert [one.kwargs["why"] for one in lines.calls] == told
