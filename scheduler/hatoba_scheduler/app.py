@@ -98,7 +98,7 @@ from hatoba_scheduler.control.draining import Drainer, Drains, host_place, queue
 from hatoba_scheduler.control.events import EventLog
 from hatoba_scheduler.control.exits import Exits
 from hatoba_scheduler.control.figures import Figures
-from hatoba_scheduler.control.fleet import FleetLoop
+from hatoba_scheduler.control.fleet_loop import FleetLoop
 from hatoba_scheduler.control.followers import Followers
 from hatoba_scheduler.control.gang_clock import GangClock
 from hatoba_scheduler.control.garbage import Garbage

@@ -36,7 +36,7 @@ from hatoba_plugins.values import (
 )
 from hatoba_scheduler.control.deployments import DeploymentBook, Live
 from hatoba_scheduler.control.devices import DeviceBook, Enrolment
-from hatoba_scheduler.control.fleet import FleetLoop
+from hatoba_scheduler.control.fleet_loop import FleetLoop
 from hatoba_scheduler.control.routes import RouteFeed
 from hatoba_scheduler.convert_deployments import settings_of, with_defaults
 from hatoba_scheduler.domain.device_rollouts import Row

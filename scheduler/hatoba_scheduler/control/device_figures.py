@@ -10,7 +10,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from hatoba_plugins.backend import Clock
 from hatoba_scheduler.control.devices import DeviceBook
-from hatoba_scheduler.control.fleet import Fleet, FleetLoop
+from hatoba_scheduler.control.fleet import Fleet
+from hatoba_scheduler.control.fleet_loop import FleetLoop
 from hatoba_scheduler.domain.devices import Device, DeviceState
 
 DEPLOYMENTS = 100

@@ -19,7 +19,8 @@ from hatoba_scheduler.control.deployments import DeploymentBook, Live, precondit
 from hatoba_scheduler.control.device_hub import DeviceHub, DeviceSession
 from hatoba_scheduler.control.device_records import DeviceRecordDesk
 from hatoba_scheduler.control.devices import DeviceBook, Happening, put_into, relabelled, showed
-from hatoba_scheduler.control.fleet import KEPT_ROLLOUTS, Fleet, FleetLoop, unfit
+from hatoba_scheduler.control.fleet import Fleet, unfit
+from hatoba_scheduler.control.fleet_loop import KEPT_ROLLOUTS, FleetLoop
 from hatoba_scheduler.convert import requirements_of, set_time
 from hatoba_scheduler.convert_deployments import is_for_devices
 from hatoba_scheduler.convert_devices import (
