@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -38,7 +39,7 @@ async def test_devices_are_found_by_how_they_are(yard: DeviceYard) -> None:
     await yard.wire.once(device_pb2.RevokeDeviceRequest(name=gone.name), device_pb2.Device)
     await yard.deploy(await yard.model())
     async with here.connected() as stream:
-        assert await listed(yard, away=Duration()) == ["gone", "idle"]
+        await eventually(partial(_are_away, yard, "gone", "idle"))
         assert await listed(yard, away=Duration(seconds=3600)) == ["gone", "idle"]
         await stream.report(await stream.wanted(1))
         await yard.until_state(deployment_pb2.DEPLOYMENT_STATE_PROGRESSING)
@@ -54,12 +55,12 @@ async def test_devices_are_found_by_how_they_are(yard: DeviceYard) -> None:
         assert await listed(yard, agent=version) == ["here"]
     async with here.connected():
         pass
-
-    async def away() -> bool:
-        return await listed(yard, away=Duration()) == ["gone", "here", "idle"]
-
-    await eventually(away)
+    await eventually(partial(_are_away, yard, "gone", "here", "idle"))
     assert await listed(yard, away=Duration(seconds=3600)) == ["gone", "idle"]
+
+
+async def _are_away(yard: DeviceYard, *names: str) -> bool:
+    return await listed(yard, away=Duration()) == list(names)
 
 
 async def test_a_plan_says_who_cannot_have_it_and_why(yard: DeviceYard) -> None:

@@ -17,7 +17,6 @@ from edge_versions import (
     Content,
     Version,
     boot_without_link,
-    flip,
     mend_link,
     pointed_device,
     said,
@@ -110,51 +109,6 @@ async def test_cut_while_what_crashes_is_given_up_it_runs_what_was_good(
 
 
 @pytest.mark.parametrize("where", ["before", "between", "after"])
-async def test_cut_while_the_good_one_is_found_spoiled_it_is_fetched_anew(
-    world: World, where: str
-) -> None:
-    shop = await pointed_device(world, "shop")
-    good, crashes = await version(world, "one"), await version(world, "two", does="crashes")
-    await world.deploy(good.model)
-    await world.until_runs(shop, 1)
-    await asyncio.to_thread(stop_at, shop, "journal.bad.after")
-    await world.update(crashes.model)
-    await asyncio.to_thread(until_stopped, shop, "bad")
-    await asyncio.to_thread(shop.power_cut)
-    await asyncio.to_thread(spoil_code, shop)
-    await asyncio.to_thread(stop_at, shop, point := f"journal.spoiled.{where}")
-    await boot_without_link(shop)
-    await cut_at(shop, point)
-    assert await asyncio.to_thread(shop.model_pids) == []
-    await mend_link(shop)
-    await world.until_runs(shop, 1)
-    assert await said(world, shop) == good.content
-
-
-@pytest.mark.parametrize("where", ["before", "between", "after"])
-async def test_cut_while_nothing_comes_up_the_good_one_runs_once_it_can(
-    world: World, tmp_path: Path, where: str
-) -> None:
-    camera = tmp_path / "camera"
-    await asyncio.to_thread(camera.touch)
-    shop = await pointed_device(world, "shop")
-    good = await version(world, "one", does=f"needs {camera}")
-    crashes = await version(world, "two", does="crashes")
-    await world.deploy(good.model)
-    await world.until_runs(shop, 1)
-    await asyncio.to_thread(stop_at, shop, point := f"journal.inconsistent.{where}")
-    await asyncio.to_thread(camera.unlink)
-    await world.update(crashes.model)
-    await cut_at(shop, point)
-    await world.until_slot(shop, phase="SLOT_PHASE_BAD", revision=2, inconsistent=True)
-    await asyncio.to_thread(camera.touch)
-    assert await said(world, shop) == good.content
-    await world.until_slot(shop, revision=2, inconsistent=None, running=1)
-    await mend_link(shop)
-    await world.until_runs(shop, 1)
-
-
-@pytest.mark.parametrize("where", ["before", "between", "after"])
 async def test_cut_while_it_is_removed_nothing_of_it_comes_back(world: World, where: str) -> None:
     shop = await pointed_device(world, "shop")
     await world.deploy((await version(world, "one")).model)
@@ -199,13 +153,6 @@ async def test_what_was_spoiled_on_the_disk_is_found_out_and_fetched_anew(world:
     await mend_link(shop)
     await world.until_runs(shop, 2)
     assert await said(world, shop) == second.content
-
-
-def spoil_code(machine: FarMachine) -> None:
-    """Turn one bit of the code by which all versions run."""
-    with machine.opened() as data:
-        (path,) = (data / "trees").glob("*/toy.py")
-        flip(path, 1)
 
 
 @pytest.mark.slow
