@@ -170,7 +170,8 @@ async def test_when_a_members_pod_is_deleted_all_begin_anew(place: Place) -> Non
 
 
 async def test_a_cancel_ends_all(place: Place) -> None:
-    job = await place.submit(gang_policy="restart", retries=1)
+    # On a busy machine a runner needs more than two seconds to have the last of the log away.
+    job = await place.submit(gang_policy="restart", retries=1, stop_grace=15.0)
     members = await place.met()
     await job.cancel()
     await job.wait(PATIENCE)
