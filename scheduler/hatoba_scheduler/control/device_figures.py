@@ -39,7 +39,7 @@ class DeviceFigures:
         yield _one(
             "hatoba_devices_behind",
             "Enrolled devices, connected or not, that have not done all that is wanted of them.",
-            sum(one.reported < one.generation for one in ours),
+            sum(one.behind for one in ours),
         )
         yield _one(
             "hatoba_device_certificates_ending",

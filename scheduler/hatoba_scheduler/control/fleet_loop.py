@@ -542,7 +542,7 @@ class FleetLoop:
         backend forget whoever is forgotten, after that: nobody comes in between.
         """
         for device in self._devices.all():
-            done = device.reported >= device.generation and not device.wants
+            done = not device.behind and not device.wants
             if device.state is DeviceState.LEAVING and done:
                 await self._devices.remove(device.name)
         noted = set(self._gone)

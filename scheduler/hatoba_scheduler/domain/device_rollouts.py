@@ -586,7 +586,7 @@ def _going_back(fleet: FleetView, rollout: Rollout, now: Now) -> FleetChange | N
         return None
     back = [one for one in fleet.devices.values() if _took_up(fleet.rows.get(one.name))]
     late = now.time - rollout.since >= fleet.policy.apply_deadline
-    left = [one.name for one in back if one.reported < one.generation]
+    left = [one.name for one in back if one.behind]
     if left and not late:
         return None
     draft = Draft(fleet.view, now)

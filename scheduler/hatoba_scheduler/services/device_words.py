@@ -84,7 +84,7 @@ def _on_the_way(
     if device.state is DeviceState.REVOKED or not device.generation:
         return
     number = f"generation {device.generation}"
-    if device.reported >= device.generation:
+    if not device.behind:
         yield f"has done all of {number}"
     elif device.acked < device.generation:
         when = "now" if connected else "when it comes"
